@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+BUNDLE := build/demo-btp
+SAMPLE := secateur/demo/samples
+
+.PHONY: demo test check test-all table clean
+
+demo: $(INSTALLED)  ## calibrate, export, then ask the bundle a question
+	$(BIN)/python export.py --method btp --out $(BUNDLE) --force
+	$(BIN)/secateur run $(BUNDLE) --repeat 5 --image $(SAMPLE)/scene_1.png --prompt "what color is the five ?"
+
+test: check  ## lint, types and the default tests
+	$(BIN)/pytest
+
+check: $(INSTALLED)  ## lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test-all: check  ## the slow tests too
+	$(BIN)/pytest -m ""
+
+table: $(INSTALLED)  ## write the README's table of methods, families and backends anew
+	$(BIN)/python -m tests.table
+
+clean:
+	rm -rf .venv build dist *.egg-info
+
+$(INSTALLED): setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt "torch==2.13.0"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[export,dev]"
+	touch $@

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every error Secateur raises on purpose.
+
+    SecateurError                 exit code 1: a check failed
+    ├── ExportMismatch            an exported graph does not equal its module
+    ├── BackendMissing            (2) the library behind a backend is not installed
+    └── InputError (ValueError)   (2) wrong use or bad input
+        ├── UnknownName           no method, model, backend or schedule of that name
+        ├── BadSchedule           a schedule that cannot be, or of another model
+        ├── BadModel              a checkpoint that cannot be loaded or exported
+        ├── BadBundle             a bundle that is damaged, foreign or unsafe
+        ├── BadImage              a file that is no image
+        ├── BadPrompt             a prompt that does not fit
+        └── BadOutput             an output that exists, or cannot be written
+
+A message is one line: what is wrong, the value, the bound, the mend.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class SecateurError(Exception):
+    """Base of all; `exit_code` is what the command line returns."""
+
+    exit_code = 1
+
+
+class ExportMismatch(SecateurError):
+    pass
+
+
+class BackendMissing(SecateurError):
+    exit_code = 2
+
+
+class InputError(SecateurError, ValueError):
+    exit_code = 2
+
+
+class UnknownName(InputError):
+    """No plug-in or schedule has this name; the message suggests the nearest ones."""
+
+    def __init__(self, kind: str, name: str, available: Iterable[str], mend: str = "") -> None:
+        names = sorted(available)
+        close = difflib.get_close_matches(name, names, n=1)
+        hint = f" Did you mean '{close[0]}'?" if close else ""
+        listed = ", ".join(names) if names else "none"
+        super().__init__(f"unknown {kind} '{name}'.{hint} Available: {listed}.{' ' + mend if mend else ''}")
+
+
+class BadSchedule(InputError):
+    pass
+
+
+class BadModel(InputError):
+    pass
+
+
+class BadBundle(InputError):
+    pass
+
+
+class BadImage(InputError):
+    pass
+
+
+class BadPrompt(InputError):
+    pass
+
+
+class BadOutput(InputError):
+    pass
