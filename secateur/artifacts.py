@@ -1,0 +1,302 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the stages hand to each other: frozen dataclasses, stored as JSON.
+
+    schedule.json   Schedule   which layers prune, how many tokens stay, how they are chosen
+    manifest.json   Manifest   the graphs of a bundle, their tensors, the files and their hashes
+
+Every dataclass checks itself when it is made, so a value that exists is a valid one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
+
+from secateur.errors import BadBundle, BadSchedule, InputError
+
+T = TypeVar("T")
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Reduce the vision tokens *entering* decoder layer `layer` (0-based) to `keep`.
+
+    `selector` holds the parameters of the method for this gate, and nothing else does.
+    """
+
+    layer: int
+    keep: int
+    kind: str = "prune"
+    selector: Json = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.kind != "prune":
+            raise BadSchedule(f"gate kind '{self.kind}' is not known; use 'prune'")
+        if self.layer < 0:
+            raise BadSchedule(f"gate layer {self.layer} is below 0; layers count from 0")
+        if self.keep < 0:
+            raise BadSchedule(f"gate at layer {self.layer} keeps {self.keep} tokens; keep must be at least 0")
+
+
+@dataclass(frozen=True)
+class ModelIdentity:
+    """The model a schedule was made for. `fingerprint` is a hash of its weights and shape."""
+
+    family: str
+    layers: int
+    vision_tokens: int
+    fingerprint: str
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a schedule costs, in every unit the field uses.
+
+    average_tokens       vision tokens alive in a decoder layer, averaged over the layers
+    compression          1 - average_tokens / vision tokens
+    prefill_tflops       vision tokens only: sum over layers of 4nd^2 + 2n^2d + 3ndm (BTP, section 5)
+    prefill_flops_ratio  the same over the unpruned value
+    kv_bytes             cached vision keys and values of each layer, two bytes an element, batch 1
+    """
+
+    average_tokens: float
+    compression: float
+    prefill_tflops: float
+    prefill_flops_ratio: float
+    kv_bytes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Gates of one pruning method on one model (schedule.json)."""
+
+    name: str
+    method: str
+    model: ModelIdentity
+    gates: tuple[Gate, ...]
+    budget: Budget
+    positions: str = "original"
+    calibration: Json = field(default_factory=dict)
+    schema: int = 1
+
+    def __post_init__(self) -> None:
+        if self.schema != 1:
+            raise BadSchedule(f"schedule schema {self.schema} is not known; this version reads schema 1")
+        if self.positions != "original":
+            raise BadSchedule(f"positions '{self.positions}' is not known; use 'original'")
+        if not self.name or not all(c.isalnum() or c in "._-" for c in self.name) or self.name[0] in ".-":
+            raise BadSchedule(f"schedule name '{self.name}' must be letters, digits, '.', '_' and '-'")
+        check_gates(self.gates, self.model.layers, self.model.vision_tokens)
+
+
+def check_gates(gates: tuple[Gate, ...], layers: int, vision_tokens: int) -> None:
+    """Layers increase within the model, kept counts never grow.
+
+    Raises:
+        BadSchedule: with the gate, the value and the bound.
+    """
+    layer, alive = -1, vision_tokens
+    for gate in gates:
+        if gate.layer <= layer:
+            raise BadSchedule(f"gate layers must increase: layer {gate.layer} follows layer {layer}")
+        if gate.layer >= layers:
+            raise BadSchedule(f"gate layer {gate.layer} is outside the model; its layers are 0 to {layers - 1}")
+        if gate.keep > alive:
+            raise BadSchedule(
+                f"gate at layer {gate.layer} keeps {gate.keep} tokens of {alive}; kept counts must not grow"
+            )
+        layer, alive = gate.layer, gate.keep
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One graph input or output. A dimension is a number, or a sum of symbols such as "P+S" or "S-72".
+
+    ONNX forbids an output to bear the name of an input, so what a graph passes on comes out as "hidden_states.out":
+    `flows_to` is the name under which the next graph takes it.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+    @property
+    def flows_to(self) -> str:
+        return self.name.removesuffix(".out")
+
+
+@dataclass(frozen=True)
+class GraphSpec:
+    """One ONNX graph of a bundle: `kind` is vision, projector, embed, segment or gate.
+
+    `layers` is the half-open range of decoder layers of a segment; for a gate it is (layer, layer).
+    """
+
+    name: str
+    kind: str
+    file: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    layers: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the image stands in the prompt: rows [image_start, image_start + vision_tokens), raster order."""
+
+    image_start: int
+    vision_tokens: int
+    grid: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Dimensions:
+    """Sizes of the decoder; `context` is the largest position it was made for."""
+
+    layers: int
+    width: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    mlp_width: int
+    vocabulary: int
+    context: int
+    vision_width: int
+
+
+@dataclass(frozen=True)
+class GateRef:
+    """A gate of a schedule as it stands in a bundle: `graph` runs before decoder layer `layer`."""
+
+    layer: int
+    graph: str
+    keep: int
+
+
+@dataclass(frozen=True)
+class ScheduleRef:
+    """A schedule of a bundle: its file, and its gate graphs in order."""
+
+    file: str
+    gates: tuple[GateRef, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Contents of a bundle (manifest.json). `files` maps each file to its sha256; `source` is what --model was."""
+
+    model: ModelIdentity
+    source: str
+    target: str
+    dtype: str
+    opset: int
+    dimensions: Dimensions
+    layout: Layout
+    graphs: tuple[GraphSpec, ...]
+    schedules: dict[str, ScheduleRef]
+    files: dict[str, str]
+    versions: dict[str, str]
+    schema: int = 1
+
+    def __post_init__(self) -> None:
+        if self.schema != 1:
+            raise BadBundle(f"manifest schema {self.schema} is not known; this version reads schema 1")
+        for path in (*self.files, *(g.file for g in self.graphs), *(s.file for s in self.schedules.values())):
+            parts = PurePosixPath(path).parts
+            if not parts or path.startswith("/") or ".." in parts or "\\" in path or ":" in path:
+                raise BadBundle(f"manifest names '{path}', which leaves the bundle; export it again")
+        graphs = {g.name for g in self.graphs}
+        if len(graphs) != len(self.graphs):
+            raise BadBundle("manifest names a graph twice; export the bundle again")
+        for name, schedule in self.schedules.items():
+            for gate in schedule.gates:
+                if gate.graph not in graphs:
+                    raise BadBundle(f"schedule '{name}' needs graph '{gate.graph}', which the manifest lacks")
+
+    def graph(self, name: str) -> GraphSpec:
+        """The graph called `name`; KeyError if there is none."""
+        return next(g for g in self.graphs if g.name == name)
+
+    @property
+    def segments(self) -> tuple[GraphSpec, ...]:
+        """Decoder segments in order."""
+        return tuple(g for g in self.graphs if g.kind == "segment")
+
+
+def to_json(value: object) -> str:
+    """JSON text of a dataclass, stable to the byte: keys in field order, two-space indent."""
+    return json.dumps(dataclasses.asdict(value), indent=2) + "\n"  # type: ignore[call-overload]
+
+
+def read_json(cls: type[T], path: Path, error: type[InputError]) -> T:
+    """Read a dataclass from a file.
+
+    Raises:
+        error: the file is missing, is no JSON, or does not describe a `cls`; the message names file and field.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise error(f"{path} does not exist") from None
+    except (OSError, ValueError) as problem:
+        raise error(f"{path} cannot be read as JSON: {problem}") from None
+    try:
+        value: T = _decode(cls, data, cls.__name__.lower())
+    except (TypeError, ValueError) as problem:
+        raise error(f"{path}: {problem}") from None
+    return value
+
+
+def _decode(hint: Any, data: Any, where: str) -> Any:
+    """`data` as the type `hint`, strictly: no missing, unknown or wrongly typed field."""
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return _decode_dataclass(hint, data, where)
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        if data is None and type(None) in arguments:
+            return None
+        for option in arguments:
+            try:
+                return _decode(option, data, where)
+            except (TypeError, ValueError):
+                continue
+        raise ValueError(f"{where} is {data!r}, not a {hint}")
+    if origin is tuple:
+        items = data if isinstance(data, list) else _wrong(where, data, "list")
+        if arguments[-1] is Ellipsis:
+            return tuple(_decode(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(items))
+        if len(items) != len(arguments):
+            raise ValueError(f"{where} has {len(items)} items, not {len(arguments)}")
+        pairs = zip(arguments, items, strict=True)
+        return tuple(_decode(a, item, f"{where}[{i}]") for i, (a, item) in enumerate(pairs))
+    if origin is dict:
+        entries = data if isinstance(data, dict) else _wrong(where, data, "object")
+        return {key: _decode(arguments[1], item, f"{where}.{key}") for key, item in entries.items()}
+    if hint is Any:
+        return data
+    if hint is float and type(data) is int:
+        return float(data)
+    return data if type(data) is hint else _wrong(where, data, hint.__name__)
+
+
+def _decode_dataclass(cls: type, data: Any, where: str) -> Any:
+    entries = data if isinstance(data, dict) else _wrong(where, data, "object")
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    for name in entries:
+        if name not in fields:
+            raise ValueError(f"{where} has an unknown field '{name}'")
+    for name, spec in fields.items():
+        if name not in entries and spec.default is spec.default_factory is dataclasses.MISSING:
+            raise ValueError(f"{where} lacks the field '{name}'")
+    return cls(**{name: _decode(hints[name], item, f"{where}.{name}") for name, item in entries.items()})
+
+
+def _wrong(where: str, data: Any, wanted: str) -> Any:
+    raise ValueError(f"{where} is {data!r}, not a {wanted}")
