@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The same graphs, run eagerly by torch from the checkpoint: the oracle of the other backends.
+
+The one backend file that may import torch. It needs the `export` extra and the checkpoint the bundle was made from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from secateur.artifacts import GraphSpec
+from secateur.errors import BackendMissing, BadBundle
+from secateur.runtime.backends import base
+from secateur.runtime.bundle import Bundle
+
+try:
+    import torch
+
+    from secateur.export.graphs import build
+    from secateur.export.targets import target
+    from secateur.models.base import Family, load
+except ImportError as problem:
+    raise BackendMissing(f"backend 'torch' needs {problem.name}; pip install 'secateur[export]'") from None
+
+
+class TensorBuffer:
+    """A torch tensor on the host as a Buffer."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.tensor.shape)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return np.dtype(str(self.tensor.dtype).removeprefix("torch."))
+
+    def view(self, *index: slice) -> TensorBuffer:
+        return TensorBuffer(self.tensor[index])
+
+    def write(self, source: base.Buffer | base.Array) -> None:
+        array = source if isinstance(source, np.ndarray) else source.numpy()
+        if array.shape != self.shape:
+            raise ValueError(f"cannot write shape {array.shape} into shape {self.shape}")
+        self.tensor.copy_(torch.from_numpy(np.ascontiguousarray(array)))
+
+    def numpy(self) -> base.Array:
+        array: base.Array = self.tensor.numpy()
+        return array
+
+
+class Backend(base.Backend):
+    """Modules of the loaded checkpoint, by graph name.
+
+    Raises:
+        BadModel: the checkpoint that the manifest names cannot be loaded.
+        BadBundle: it is not the model that the bundle was made from.
+    """
+
+    def __init__(self, bundle: Bundle, threads: int | None = None, family: Family | None = None) -> None:
+        manifest = bundle.manifest
+        kind = target(manifest.target, manifest.dtype)
+        if threads is not None:
+            torch.set_num_threads(threads)
+        family = family or load(manifest.source, kind.torch_dtype)
+        if family.identity != manifest.model:
+            raise BadBundle(f"model '{family.source}' is not the one this bundle was exported from; export it again")
+        schedules = [bundle.schedule(name) for name in manifest.schedules if name != "full"]
+        self._graphs = {graph.spec.name: graph for graph in build(family, schedules, kind)[0]}
+
+    def load(self, graph: GraphSpec) -> None:
+        if graph.name not in self._graphs or self._graphs[graph.name].spec != graph:
+            raise BadBundle(
+                f"graph '{graph.name}' differs from what this version would export; export the bundle again"
+            )
+
+    def allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any] | type | str) -> TensorBuffer:
+        return TensorBuffer(torch.zeros(shape, dtype=getattr(torch, np.dtype(dtype).name)))
+
+    def run(self, graph: str, inputs: Mapping[str, base.Buffer], outputs: Mapping[str, base.Buffer]) -> None:
+        known = self._graphs[graph]
+        with torch.inference_mode():
+            results = known.module(*(_tensor(inputs[x.name]) for x in known.spec.inputs))
+            results = results if isinstance(results, tuple) else (results,)
+            for spec, result in zip(known.spec.outputs, results, strict=True):
+                tensor = _tensor(outputs[spec.name])
+                if tensor.shape != result.shape:
+                    raise ValueError(
+                        f"graph '{graph}' gives {spec.name} {tuple(result.shape)}, not {tuple(tensor.shape)}"
+                    )
+                tensor.copy_(result)
+
+    def close(self) -> None:
+        self._graphs = {}
+
+
+def _tensor(buffer: base.Buffer) -> torch.Tensor:
+    if not isinstance(buffer, TensorBuffer):
+        raise TypeError(f"the torch backend runs on its own buffers, not on {type(buffer).__name__}")
+    return buffer.tensor

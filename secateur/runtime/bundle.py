@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A bundle on disk: every file is there, is the one that was exported, and stays inside the folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from secateur.artifacts import Manifest, Schedule, read_json
+from secateur.errors import BadBundle, BadSchedule, UnknownName
+from secateur.runtime.contract import check_graphs
+from secateur.runtime.preprocess import Preprocess
+from secateur.runtime.prompt import Prompt
+
+MANIFEST = "manifest.json"
+REQUIRED = ("prompt.json", "preprocess.json", "tokenizer.json")
+MEND = "export the bundle again"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A checked bundle; `root` is its absolute folder."""
+
+    root: Path
+    manifest: Manifest
+    prompt: Prompt
+    preprocess: Preprocess
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], verify: bool = True) -> Bundle:
+        """Read and check the bundle in the folder `path`; `verify=False` leaves out the hashes.
+
+        Raises:
+            BadBundle: it is no bundle, is damaged or unsafe; the message names the file.
+        """
+        root = Path(path).resolve()
+        manifest = _manifest(root, Path(path))
+        needed = [*REQUIRED, *(g.file for g in manifest.graphs), *(s.file for s in manifest.schedules.values())]
+        for name in needed:
+            if name not in manifest.files:
+                raise BadBundle(f"{root / MANIFEST} does not list '{name}', which a bundle needs; {MEND}")
+        for data in (f"{graph.file}.data" for graph in manifest.graphs):
+            if data not in manifest.files and (root / data).exists():
+                raise BadBundle(f"{root / data} is not in the manifest, so nothing vouches for it; {MEND}")
+        for name, digest in manifest.files.items():
+            _check_file(root, name, digest if verify else None)
+        try:
+            check_graphs(manifest)
+        except BadBundle as problem:
+            raise BadBundle(f"{root / MANIFEST}: {problem}; {MEND}") from None
+        _check_schedules(root, manifest)
+        prompt = read_json(Prompt, root / "prompt.json", BadBundle)
+        if len(prompt.head) != manifest.layout.image_start:
+            raise BadBundle(
+                f"{root / 'prompt.json'} has {len(prompt.head)} rows before the image, the graphs were made for "
+                f"{manifest.layout.image_start}; {MEND}"
+            )
+        preprocess = read_json(Preprocess, root / "preprocess.json", BadBundle)
+        made, taken = preprocess.size, manifest.graph("vision").inputs[0].shape[2:]
+        if made is not None and any(isinstance(d, int) and d != size for d, size in zip(taken, made, strict=False)):
+            raise BadBundle(f"{root / 'preprocess.json'} makes images of {made}, vision takes {taken}; {MEND}")
+        return cls(root, manifest, prompt, preprocess)
+
+    def path(self, name: str) -> Path:
+        """Where the file `name` of the manifest lies.
+
+        Raises:
+            BadBundle: the manifest has no such file.
+        """
+        if name not in self.manifest.files:
+            raise BadBundle(f"{self.root} has no file '{name}' in its manifest; {MEND}")
+        return self.root / name
+
+    def schedule(self, name: str) -> Schedule:
+        """The schedule called `name`.
+
+        Raises:
+            UnknownName: the bundle has no such schedule.
+        """
+        if name not in self.manifest.schedules:
+            raise UnknownName("schedule", name, self.manifest.schedules)
+        return read_json(Schedule, self.path(self.manifest.schedules[name].file), BadBundle)
+
+
+def _manifest(root: Path, given: Path) -> Manifest:
+    if not root.exists():
+        raise BadBundle(f"{given} does not exist; name the folder that `secateur export` wrote")
+    if not (root / MANIFEST).is_file():
+        raise BadBundle(f"{given} is no bundle, it has no {MANIFEST}; name the folder that `secateur export` wrote")
+    try:
+        schema = json.loads((root / MANIFEST).read_text(encoding="utf-8")).get("schema", 1)
+    except (OSError, ValueError, AttributeError, RecursionError):
+        raise BadBundle(f"{root / MANIFEST} is no JSON object, it may be truncated; {MEND}") from None
+    if schema != 1:
+        raise BadBundle(f"{root / MANIFEST} has schema {schema}, this version reads schema 1; {MEND}")
+    return read_json(Manifest, root / MANIFEST, BadBundle)
+
+
+def _check_file(root: Path, name: str, digest: str | None) -> None:
+    """One file: there, plain, inside the bundle and, unless `digest` is None, with this sha256."""
+    path = root / name
+    try:
+        inside = path.resolve().is_relative_to(root)
+        if not inside:
+            raise BadBundle(f"'{name}' leads out of the bundle {root}; {MEND}")
+        if not path.exists():
+            raise BadBundle(f"{path} is missing; {MEND}")
+        if not path.is_file():
+            raise BadBundle(f"{path} is no plain file; {MEND}")
+        found = None if digest is None else sha256(path)
+    except (OSError, RuntimeError, ValueError) as problem:
+        if isinstance(problem, BadBundle):
+            raise
+        raise BadBundle(f"{path} cannot be read ({problem}); {MEND}") from None
+    if digest is not None and found != digest.removeprefix("sha256:"):
+        raise BadBundle(f"{path} is damaged or was changed: its sha256 is not that of the manifest; {MEND}")
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _check_schedules(root: Path, manifest: Manifest) -> None:
+    for name, ref in manifest.schedules.items():
+        try:
+            schedule = read_json(Schedule, root / ref.file, BadSchedule)
+        except BadSchedule as problem:
+            raise BadBundle(f"{problem}; {MEND}") from None
+        if schedule.name != name or [(g.layer, g.keep) for g in schedule.gates] != [
+            (g.layer, g.keep) for g in ref.gates
+        ]:
+            raise BadBundle(f"{root / ref.file} is not the schedule '{name}' of the manifest; {MEND}")
+        if schedule.model != manifest.model:
+            raise BadBundle(f"{root / ref.file} was made for another model; {MEND}")

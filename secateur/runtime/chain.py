@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The walk through the graphs: vision, projector, embed, then gate and segment in turn, up to the logits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from secateur.artifacts import GateRef, GraphSpec, Manifest
+from secateur.errors import BadBundle, InputError
+from secateur.runtime.backends.base import Array, Backend, Buffer
+from secateur.runtime.cache import KVCache
+from secateur.runtime.contract import plain
+from secateur.runtime.dimensions import bind, resolve_shapes
+from secateur.runtime.receipt import GateReceipt, Stopwatch
+from secateur.runtime.rows import Ints, Rows
+
+Buffers = dict[str, Buffer]
+
+
+@dataclass(frozen=True)
+class Walk:
+    """What one walk through the decoder gave.
+
+    logits        [B,V] float32 of each sample's last row
+    segment_rows  rows that each segment read
+    gates, kept   a receipt and the original vision-token indices [B,k] of each gate that was run
+    """
+
+    logits: NDArray[np.float32]
+    segment_rows: tuple[int, ...]
+    gates: tuple[GateReceipt, ...]
+    kept: tuple[Ints, ...]
+
+
+class Chain:
+    """Runs the graphs of one manifest on one backend. Buffers between graphs are kept and used again."""
+
+    def __init__(self, manifest: Manifest, backend: Backend) -> None:
+        self.manifest = manifest
+        self.backend = backend
+        self._graphs = {graph.name: graph for graph in manifest.graphs}
+        self._scratch: dict[tuple[str, str], Buffer] = {}
+        for graph in manifest.graphs:
+            backend.load(graph)
+
+    def see(self, pixels: Array, watch: Stopwatch) -> Buffer:
+        """Vision tokens [B,N,D] of pixel values [B,3,H,W], in a buffer of their own."""
+        dtype = np.dtype(self._graphs["vision"].inputs[0].dtype)
+        seen = self._run("vision", {"pixel_values": self._upload(pixels.astype(dtype))}, watch)
+        tokens = self._run("projector", seen, watch)["vision_tokens"]
+        kept = self.backend.allocate(tokens.shape, tokens.dtype)
+        kept.write(tokens)
+        return kept
+
+    def cache(self, batch: int, capacity: int, schedule: str) -> KVCache:
+        """An empty cache for `capacity` prompt rows and answers; segments behind a gate get fewer."""
+        dropped, rows = 0, []
+        alive = self.manifest.layout.vision_tokens
+        gates = self._gates(schedule)
+        for segment in self.manifest.segments:
+            if gate := gates.get(_start(segment)):
+                dropped, alive = dropped + alive - gate.keep, gate.keep
+            rows.append(capacity - dropped)
+        return KVCache(self.backend, self.manifest.segments, rows, batch)
+
+    def prefill(self, rows: Rows, vision: Buffer, schedule: str, cache: KVCache, watch: Stopwatch) -> Walk:
+        """First rows of a conversation: the image's rows become `vision` [B or 1,N,D], and the gates are run."""
+        layout = self.manifest.layout
+        hidden = self._embed(rows, watch)
+        image = slice(layout.image_start, layout.image_start + layout.vision_tokens)
+        for b in range(cache.batch):
+            sample = slice(b, b + 1)
+            hidden.view(sample, image).write(vision.view(sample if vision.shape[0] > 1 else slice(0, 1)))
+        return self._decode(hidden, rows, self._gates(schedule), cache, watch)
+
+    def extend(self, rows: Rows, cache: KVCache, watch: Stopwatch) -> Walk:
+        """Further rows: one generated token each, or a follow-up question. Every segment reads all its cached rows."""
+        return self._decode(self._embed(rows, watch), rows, {}, cache, watch)
+
+    def _embed(self, rows: Rows, watch: Stopwatch) -> Buffer:
+        return self._run("embed", {"input_ids": self._upload(rows.input_ids)}, watch)["hidden_states"]
+
+    def _decode(
+        self, hidden: Buffer, rows: Rows, gates: Mapping[int, GateRef], cache: KVCache, watch: Stopwatch
+    ) -> Walk:
+        vision_index = np.arange(self.manifest.layout.vision_tokens, dtype=np.int64)
+        named: Buffers = {
+            "hidden_states": hidden,
+            "position_ids": self._upload(rows.position_ids),
+            "attention_mask": self._upload(rows.attention_mask),
+            "last_index": self._upload(rows.last_index),
+            "vision_index": self._upload(np.repeat(vision_index[None], cache.batch, axis=0)),
+        }
+        mask, last_index = rows.attention_mask, rows.last_index
+        given: Buffers = {}
+        masks: list[Ints] = []
+        receipts: list[GateReceipt] = []
+        kept: list[Ints] = []
+        for i, segment in enumerate(self.manifest.segments):
+            if gate := gates.get(_start(segment)):
+                before = named["vision_index"].numpy().copy()
+                named |= self._run(gate.graph, named | given, watch)
+                kept.append(named["vision_index"].numpy().copy())
+                receipts.append(_receipt(gate, before, kept[-1]))
+                mask = named["attention_mask"].numpy().copy()
+                last_index = last_index - (before.shape[1] - gate.keep)
+                named["last_index"] = self._upload(last_index)
+            past, slots = self._cached(segment, cache, mask.shape[1])
+            whole_mask = self._upload(np.concatenate([cache.mask(i), mask], axis=1))
+            given = self._run(segment.name, named | past | {"attention_mask": whole_mask}, watch, slots)
+            named["hidden_states"] = given.get("hidden_states", named["hidden_states"])
+            masks.append(mask)
+        cache.advance(masks, rows.lengths)
+        logits = given["logits"].numpy().astype(np.float32, copy=True)
+        return Walk(logits, tuple(m.shape[1] for m in masks), tuple(receipts), tuple(kept))
+
+    def _cached(self, segment: GraphSpec, cache: KVCache, rows: int) -> tuple[Buffers, Buffers]:
+        """The segment's past, and the places of its new keys and values, by tensor name."""
+        past, slots = {}, {}
+        for layer in range(*(segment.layers or (0, 0))):
+            past[f"past_key.{layer}"], past[f"past_value.{layer}"] = cache.past(layer)
+            slots[f"new_key.{layer}"], slots[f"new_value.{layer}"] = cache.slot(layer, rows)
+        return past, slots
+
+    def _run(self, name: str, named: Mapping[str, Buffer], watch: Stopwatch, places: Buffers | None = None) -> Buffers:
+        """Run one graph on the buffers that its inputs name; outputs go to `places`, or to scratch buffers."""
+        graph = self._graphs[name]
+        inputs = {spec.name: named[spec.name] for spec in graph.inputs}
+        try:
+            symbols = bind(graph.inputs, {spec.name: inputs[spec.name].shape for spec in graph.inputs})
+            shapes = resolve_shapes(graph.outputs, symbols)
+        except ValueError as problem:
+            raise InputError(f"graph '{name}' was not exported for this: {problem}") from None
+        outputs: Buffers = {}
+        for spec in graph.outputs:
+            if places is not None and spec.name in places:
+                outputs[spec.name] = places[spec.name]
+            else:
+                outputs[spec.name] = self._reuse(name, spec.name, shapes[spec.name], spec.dtype)
+        with watch(name):
+            self.backend.run(name, inputs, outputs)
+        return {plain(output): buffer for output, buffer in outputs.items()}
+
+    def _reuse(self, graph: str, tensor: str, shape: tuple[int, ...], dtype: str) -> Buffer:
+        buffer = self._scratch.get((graph, tensor))
+        if buffer is None or buffer.shape != shape or buffer.dtype != np.dtype(dtype):
+            self._scratch.pop((graph, tensor), None)
+            buffer = self._scratch[graph, tensor] = self.backend.allocate(shape, dtype)
+        return buffer
+
+    def _upload(self, array: Array) -> Buffer:
+        buffer = self.backend.allocate(array.shape, array.dtype)
+        buffer.write(array)
+        return buffer
+
+    def _gates(self, schedule: str) -> dict[int, GateRef]:
+        return {gate.layer: gate for gate in self.manifest.schedules[schedule].gates}
+
+
+def _start(segment: GraphSpec) -> int:
+    return segment.layers[0] if segment.layers else -1
+
+
+def _receipt(gate: GateRef, before: Ints, after: Ints) -> GateReceipt:
+    """Count what the gate kept in fact: different tokens, in order, each one of those before.
+
+    Raises:
+        BadBundle: it is not what the schedule asks for.
+    """
+    applied = min(
+        int(np.isin(np.unique(new), old).sum()) if (np.diff(new) > 0).all() else 0
+        for old, new in zip(before, after, strict=True)
+    )
+    if applied != gate.keep or after.shape[1] != gate.keep:
+        raise BadBundle(
+            f"gate '{gate.graph}' at layer {gate.layer} kept {applied} of {before.shape[1]} vision tokens, "
+            f"the schedule asks for {gate.keep}; export the bundle again"
+        )
+    return GateReceipt(gate.layer, before.shape[1], gate.keep, applied)

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The chain that the runtime expects, checked against the graphs of a manifest.
+
+graph      inputs -> outputs (an output may be called `x.out` where an input is called `x`)
+vision     pixel_values -> features
+projector  features -> vision_tokens
+embed      input_ids -> hidden_states
+segment    hidden_states, position_ids, attention_mask, last_index, past_key.l, past_value.l
+           -> hidden_states (the last one: logits), new_key.l, new_value.l, and what gates ask for
+gate       hidden_states, position_ids, attention_mask, vision_index, and outputs of the segment before
+           -> hidden_states, position_ids, attention_mask, vision_index
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from secateur.artifacts import GateRef, GraphSpec, Manifest, TensorSpec
+from secateur.errors import BadBundle
+from secateur.runtime.dimensions import terms
+
+KINDS = ("vision", "projector", "embed", "segment", "gate")
+FRONT = {
+    "vision": ({"pixel_values"}, {"features"}),
+    "projector": ({"features"}, {"vision_tokens"}),
+    "embed": ({"input_ids"}, {"hidden_states"}),
+}
+ROWS = {"hidden_states", "position_ids", "attention_mask"}
+
+
+def plain(name: str) -> str:
+    """`x` for `x.out`: ONNX wants other names for outputs than for inputs."""
+    return name.removesuffix(".out")
+
+
+def check_graphs(manifest: Manifest) -> None:
+    """Kinds, names, layers and tensors of all graphs fit together.
+
+    Raises:
+        BadBundle: with the graph and what is wrong.
+    """
+    for graph in manifest.graphs:
+        if graph.kind not in KINDS:
+            raise BadBundle(f"graph '{graph.name}' has the unknown kind '{graph.kind}'")
+        _check_tensors(graph)
+    for kind, (inputs, outputs) in FRONT.items():
+        found = [g for g in manifest.graphs if g.kind == kind]
+        if [g.name for g in found] != [kind]:
+            raise BadBundle(f"it needs exactly one {kind} graph, called '{kind}'")
+        _check_names(found[0], inputs, inputs, outputs)
+    _check_segments(manifest)
+    if manifest.schedules.get("full") is None or manifest.schedules["full"].gates:
+        raise BadBundle("it lacks the schedule 'full', the one without gates")
+    for name, schedule in manifest.schedules.items():
+        alive = manifest.layout.vision_tokens
+        for gate in schedule.gates:
+            _check_gate(manifest, name, gate, alive)
+            alive = gate.keep
+
+
+def _check_tensors(graph: GraphSpec) -> None:
+    if any(not t.shape for t in (*graph.inputs, *graph.outputs)):
+        raise BadBundle(f"graph '{graph.name}' has a tensor without dimensions")
+    names = [t.name for t in (*graph.inputs, *graph.outputs)]
+    if len(set(names)) != len(names):
+        raise BadBundle(f"graph '{graph.name}' names a tensor twice")
+    for tensor in (*graph.inputs, *graph.outputs):
+        for dimension in tensor.shape:
+            try:
+                if isinstance(dimension, str):
+                    terms(dimension)
+                elif dimension < 0:
+                    raise ValueError(f"dimension {dimension} is below 0")
+            except ValueError as problem:
+                raise BadBundle(f"graph '{graph.name}', tensor '{tensor.name}': {problem}") from None
+
+
+def _check_segments(manifest: Manifest) -> None:
+    start, layers = 0, manifest.dimensions.layers
+    for segment in manifest.segments:
+        if segment.layers is None or segment.layers[0] != start or segment.layers[1] <= start:
+            raise BadBundle(f"graph '{segment.name}' has the layers {segment.layers}, not from {start} on")
+        first, start = segment.layers
+        past = {f"past_{part}.{layer}" for part in ("key", "value") for layer in range(first, start)}
+        new = {name.replace("past", "new") for name in past}
+        known = ROWS | {"last_index"} | past
+        result = "logits" if start == layers else "hidden_states"
+        _check_names(segment, {"hidden_states", "attention_mask"} | past, known, {result} | new)
+    if start != layers:
+        raise BadBundle(f"its segments end at layer {start}, the model has {layers}")
+
+
+def _check_gate(manifest: Manifest, schedule: str, gate: GateRef, alive: int) -> None:
+    graph = manifest.graph(gate.graph)
+    where = f"gate '{graph.name}' of schedule '{schedule}'"
+    if graph.kind != "gate":
+        raise BadBundle(f"{where} is a {graph.kind} graph")
+    layers = [s.layers for s in manifest.segments if s.layers]
+    if gate.layer not in [first for first, _ in layers]:
+        raise BadBundle(f"{where} stands before layer {gate.layer}, where no segment starts")
+    before = next((s for s in manifest.segments if s.layers and s.layers[1] == gate.layer), None)
+    offered = {plain(t.name) for t in before.outputs} if before else set()
+    needed = ROWS | {"vision_index"}
+    _check_names(graph, {"hidden_states", "vision_index"}, needed | {"last_index"} | offered, needed)
+    counts = (_vision_tokens(graph.inputs), _vision_tokens(graph.outputs))
+    if counts != (alive, gate.keep):
+        raise BadBundle(f"{where} keeps {counts[1]} of {counts[0]} tokens, not {gate.keep} of {alive}")
+
+
+def _vision_tokens(tensors: Iterable[TensorSpec]) -> int | str:
+    """N of vision_index [B,N]."""
+    return next(t.shape[-1] for t in tensors if plain(t.name) == "vision_index")
+
+
+def _check_names(graph: GraphSpec, needed: set[str], known: set[str], given: set[str]) -> None:
+    inputs, outputs = {t.name for t in graph.inputs}, {plain(t.name) for t in graph.outputs}
+    for names, text in (
+        (needed - inputs, "lacks the input"),
+        (inputs - known, "wants the input"),
+        (given - outputs, "lacks the output"),
+    ):
+        if names:
+            tail = ", which nothing gives" if text.startswith("wants") else ""
+            raise BadBundle(f"graph '{graph.name}' {text} '{min(names)}'{tail}")

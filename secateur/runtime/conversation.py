@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Questions and answers on a batch of images that share one cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from secateur.errors import BadPrompt, InputError
+from secateur.runtime.backends.base import Buffer
+from secateur.runtime.cache import KVCache, no_room
+from secateur.runtime.chain import Chain, Walk
+from secateur.runtime.prompt import TextStream, Tokenizer
+from secateur.runtime.receipt import Answer, GateReceipt, Receipt, Stopwatch
+from secateur.runtime.rows import Ints, Rows
+from secateur.runtime.sampling import Sampler, Sampling
+
+
+class Conversation:
+    """One turn after the other; every turn has a question per sample.
+
+    vision    [B,N,D], or [1,N,D] for one image shared by all samples
+    capacity  cache rows of the whole conversation, before any gate; None takes what the first turn needs
+    watch     has the time already spent on the images
+    """
+
+    def __init__(
+        self,
+        chain: Chain,
+        tokenizer: Tokenizer,
+        vision: Buffer,
+        batch: int,
+        schedule: str,
+        capacity: int | None,
+        watch: Stopwatch,
+    ) -> None:
+        self.chain, self.tokenizer, self.schedule, self.capacity = chain, tokenizer, schedule, capacity
+        self.turn: Turn | None = None
+        self.gates: tuple[GateReceipt, ...] = ()
+        self.kept: tuple[Ints, ...] = ()
+        self._vision, self._batch, self._watch = vision, batch, watch
+        self._cache: KVCache | None = None
+
+    @property
+    def room(self) -> int:
+        """Cache rows that are free for questions and answers."""
+        if self._cache is not None:
+            return self._cache.room()
+        layout = self.chain.manifest.layout
+        return max(0, (self.capacity or 0) - layout.image_start - layout.vision_tokens)
+
+    def ask(self, questions: Sequence[str], options: Sampling) -> Turn:
+        """Read the questions; iterate over the result to get the answers.
+
+        A question that does not fit leaves the conversation as it was.
+
+        Raises:
+            BadPrompt: a question is empty, the cache has no room, or the model's context is too short.
+        """
+        cache, turn, watch = self._cache, self.turn, Stopwatch()
+        if cache is None or turn is None:
+            watch = Stopwatch(self._watch.milliseconds)
+            layout, prompt = self.chain.manifest.layout, self.tokenizer.prompt
+            start = [*prompt.head, *[prompt.pad] * layout.vision_tokens]
+            rows = self._rows([[*start, *self.tokenizer.first(q)] for q in questions], None)
+            needed = rows.input_ids.shape[1] + options.max_new_tokens
+            capacity = needed if self.capacity is None else self.capacity
+            self._check(rows, options, capacity)
+            cache = self.chain.cache(self._batch, capacity, self.schedule)
+            with watch("prefill"):
+                walk = self.chain.prefill(rows, self._vision, self.schedule, cache, watch)
+            self._cache, self.gates, self.kept = cache, walk.gates, walk.kept
+        else:
+            unread = turn.unread(cache.position)
+            tails = [[*u, *self.tokenizer.next(q)] for u, q in zip(unread, questions, strict=True)]
+            rows = self._rows(tails, cache.position)
+            self._check(rows, options, cache.room())
+            with watch("prefill"):
+                walk = self.chain.extend(rows, cache, watch)
+        self.turn = Turn(self, cache, rows, walk, options, watch)
+        return self.turn
+
+    def _rows(self, sequences: list[list[int]], start: Ints | None) -> Rows:
+        return Rows.pad(sequences, self.tokenizer.prompt.pad, start)
+
+    def _check(self, rows: Rows, options: Sampling, room: int) -> None:
+        new, context = options.max_new_tokens, self.chain.manifest.dimensions.context
+        last = int(rows.position_ids[:, -1].max()) + 1 + new
+        if last > context:
+            raise BadPrompt(
+                f"the prompt and {new} new tokens need {last} positions, the model has {context}; "
+                "shorten the prompt or lower max_new_tokens"
+            )
+        if rows.input_ids.shape[1] + new > room:
+            raise no_room(rows.input_ids.shape[1], room, new)
+
+
+class Turn:
+    """One question per sample on its way to an answer. Iterating generates."""
+
+    def __init__(
+        self, talk: Conversation, cache: KVCache, rows: Rows, walk: Walk, options: Sampling, watch: Stopwatch
+    ) -> None:
+        self.tokens: list[list[int]] = [[] for _ in rows.lengths]
+        self._talk, self._cache, self._rows, self._walk, self._watch = talk, cache, rows, walk, watch
+        self._options = options
+        self._start = cache.position
+        self._steps = 0
+
+    def __iter__(self) -> Iterator[list[int | None]]:
+        """The next token of each sample, None for a sample that has ended."""
+        prompt = self._talk.tokenizer.prompt
+        samplers = [Sampler(self._options) for _ in self.tokens]
+        live = [True] * len(samplers)
+        logits = self._walk.logits
+        for step in range(self._options.max_new_tokens):
+            if step:
+                if self._talk.turn is not self:
+                    raise InputError("this answer was left for a new question; it cannot go on")
+                fed = [tokens[-1:] if alive else [] for tokens, alive in zip(self.tokens, live, strict=True)]
+                rows = Rows.pad(fed, prompt.pad, self._cache.position)
+                with self._watch("decode"):
+                    logits = self._talk.chain.extend(rows, self._cache, Stopwatch()).logits
+                self._steps += 1
+            new = [s.pick(row) if alive else None for s, row, alive in zip(samplers, logits, live, strict=True)]
+            for b, token in enumerate(new):
+                if token is not None:
+                    self.tokens[b].append(token)
+                    live[b] = token not in prompt.stop
+            yield new
+            if not any(live):
+                return
+
+    def text(self) -> Iterator[str]:
+        """Generate the answer of the only sample, piece by piece."""
+        stream = TextStream(self._talk.tokenizer)
+        for (token,) in self:
+            if token is not None and token not in self._talk.tokenizer.prompt.stop and (piece := stream.push(token)):
+                yield piece
+        if piece := stream.finish():
+            yield piece
+
+    def answers(self) -> list[Answer]:
+        """Generate to the end; an answer per sample."""
+        for _ in self:
+            pass
+        return [self._answer(b) for b in range(len(self.tokens))]
+
+    def unread(self, position: Ints) -> list[list[int]]:
+        """Generated tokens of each sample that are not in the cache, which stands at `position`; no stop token."""
+        stop = self._talk.tokenizer.prompt.stop
+        done = position - self._start
+        return [[t for t in tokens[n:] if t not in stop] for tokens, n in zip(self.tokens, done, strict=True)]
+
+    def _answer(self, b: int) -> Answer:
+        talk, tokens = self._talk, self.tokens[b]
+        spoken = [t for t in tokens if t not in talk.tokenizer.prompt.stop]
+        receipt = Receipt(
+            schedule=talk.schedule,
+            gates=talk.gates,
+            segment_rows=self._walk.segment_rows,
+            cache_bytes=self._cache.bytes,
+            prompt_rows=int(self._rows.lengths[b]),
+            generated_tokens=len(tokens),
+            milliseconds=self._milliseconds(),
+        )
+        kept = tuple(tuple(int(i) for i in indices[b]) for indices in talk.kept)
+        return Answer(talk.tokenizer.decode(spoken), tuple(tokens), kept, receipt, self._walk.logits[b])
+
+    def _milliseconds(self) -> dict[str, float]:
+        spent = dict(self._watch.milliseconds)
+        decode = spent.pop("decode", 0.0)
+        first = sum(spent.get(stage, 0.0) for stage in ("preprocess", "vision", "projector", "prefill"))
+        per_token = decode / self._steps if self._steps else 0.0
+        return spent | {
+            "first_token": first, "decode": decode, "decode_per_token": per_token, "total": first + decode
+        }  # fmt: skip

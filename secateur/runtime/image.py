@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Anything that is an image, as an upright RGB image."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from secateur.errors import BadImage
+
+ImageLike: TypeAlias = "str | os.PathLike[str] | Image.Image | NDArray[Any]"
+
+
+def load_image(source: ImageLike) -> Image.Image:
+    """RGB image of a file, a PIL image or a uint8 array [H,W,3], [H,W,4] or [H,W].
+
+    A rotation in the EXIF data is applied; transparency is laid on white, as transformers does.
+
+    Raises:
+        BadImage: missing, a folder, damaged, not an image, or too large to be one; the message says which.
+    """
+    if isinstance(source, np.ndarray):
+        return _upright(_from_array(source), "the image")
+    if isinstance(source, Image.Image):
+        return _upright(source, "the image")
+    if not isinstance(source, str | os.PathLike):
+        raise BadImage(f"an image is a path, a PIL image or a numpy array, not a {type(source).__name__}")
+    path = os.fspath(source)
+    if not os.path.exists(path):
+        raise BadImage(f"image {path} does not exist; give the path of an image file")
+    if not os.path.isfile(path):
+        raise BadImage(f"image {path} is no file; give the path of an image file")
+    if os.path.getsize(path) == 0:
+        raise BadImage(f"image {path} is empty (0 bytes); give an image file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(path)
+    except Exception as problem:
+        raise _bad(f"image {path}", problem) from None
+    with image:
+        return _upright(image, f"image {path}")
+
+
+def _from_array(array: NDArray[Any]) -> Image.Image:
+    if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))):
+        raise BadImage(f"an image array is uint8 [H,W,3], not {array.dtype} {list(array.shape)}")
+    if array.size == 0:
+        raise BadImage(f"the image array {list(array.shape)} has no pixels")
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+def _upright(image: Image.Image, name: str) -> Image.Image:
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and image.width * image.height > limit:
+        raise _bad(name, Image.DecompressionBombError(f"{image.width} x {image.height} pixels, the limit is {limit}"))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            rgb = _to_rgb(ImageOps.exif_transpose(image))
+    except Exception as problem:
+        raise _bad(name, problem) from None
+    if 0 in rgb.size:
+        raise BadImage(f"{name} has no pixels ({rgb.width} x {rgb.height})")
+    return rgb
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if "A" in image.getbands() or image.info.get("transparency") is not None:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def _bad(name: str, problem: Exception) -> BadImage:
+    """Pillow's decoders raise almost anything on damaged data; the user needs one line."""
+    if isinstance(problem, Image.DecompressionBombError | Image.DecompressionBombWarning):
+        return BadImage(f"{name} is too large to be decoded safely: {_line(problem)}; scale it down")
+    if isinstance(problem, UnidentifiedImageError):
+        return BadImage(f"{name} is no image that Pillow knows; give a PNG, JPEG, WebP, ... file")
+    return BadImage(f"{name} cannot be decoded, it may be damaged: {_line(problem)}")
+
+
+def _line(problem: Exception) -> str:
+    text = str(problem).strip()
+    return text.splitlines()[0] if text else type(problem).__name__

@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From an image and a question to an answer, with the graphs of a bundle."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any, overload
+
+import numpy as np
+
+from secateur import plugins
+from secateur.errors import InputError, UnknownName
+from secateur.runtime import backends
+from secateur.runtime.backends.base import Backend
+from secateur.runtime.bundle import Bundle
+from secateur.runtime.chain import Chain
+from secateur.runtime.chat import Chat
+from secateur.runtime.conversation import Conversation
+from secateur.runtime.image import ImageLike, load_image
+from secateur.runtime.preprocess import pixel_values
+from secateur.runtime.prompt import Tokenizer
+from secateur.runtime.receipt import Answer, Stopwatch
+from secateur.runtime.sampling import Sampling
+
+CHAT_ROWS = 1024
+
+
+class Pipeline:
+    """A loaded bundle on a backend. Use it from one thread at a time, and close it when done (or use `with`)."""
+
+    def __init__(self, bundle: Bundle, backend: Backend) -> None:
+        self.bundle = bundle
+        self._backend = backend
+        self._tokenizer = Tokenizer.read(bundle.prompt, bundle.path("tokenizer.json"))
+        self._chain = Chain(bundle.manifest, backend)
+
+    @classmethod
+    def load(
+        cls, path: str | os.PathLike[str], backend: str = "ort", threads: int | None = None, verify: bool = True
+    ) -> Pipeline:
+        """Open the bundle in the folder `path`.
+
+        backend   name of a file in secateur/runtime/backends
+        threads   CPU threads, None lets the backend decide
+        verify    compare the sha256 of every file with the manifest
+
+        Raises:
+            BadBundle: damaged, unsafe or no bundle.
+            UnknownName: no such backend.
+            BackendMissing: the library behind the backend is not installed.
+        """
+        if threads is not None and (not isinstance(threads, int) or threads < 1):
+            raise InputError(f"threads must be a whole number of at least 1, got {threads!r}")
+        module = plugins.load(backends, backend, "backend")
+        bundle = Bundle.load(path, verify)
+        return cls(bundle, module.Backend(bundle, threads=threads))
+
+    @property
+    def schedules(self) -> tuple[str, ...]:
+        """Names of the schedules in the bundle."""
+        return tuple(self.bundle.manifest.schedules)
+
+    @overload
+    def ask(
+        self,
+        image: ImageLike,
+        prompt: str,
+        schedule: str | None = None,
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> Answer: ...
+
+    @overload
+    def ask(
+        self,
+        image: list[Any],
+        prompt: str | list[str],
+        schedule: str | None = None,
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> list[Answer]: ...
+
+    @overload
+    def ask(
+        self,
+        image: ImageLike,
+        prompt: list[str],
+        schedule: str | None = None,
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> list[Answer]: ...
+
+    def ask(
+        self,
+        image: ImageLike | list[Any],
+        prompt: str | list[str],
+        schedule: str | None = None,
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> Answer | list[Answer]:
+        """The answer to `prompt` about `image` (a path, a PIL image, or a uint8 array [H,W,3]).
+
+        Lists give a list of answers, run as one batch; one image or one prompt is used for all the others.
+
+        schedule        name of a schedule in the bundle; None takes the only one besides "full"
+        max_new_tokens  tokens generated at most
+        temperature     0 is greedy; above 0 tokens are drawn, with `top_p` and `seed`
+
+        Raises:
+            BadImage: not an image.
+            BadPrompt: empty, or too long for the model.
+            UnknownName: no such schedule.
+            InputError: lists of different lengths, an option out of bounds, or several schedules and none named.
+        """
+        options = Sampling(max_new_tokens, temperature, top_p, seed)
+        images = image if isinstance(image, list) else [image]
+        prompts = prompt if isinstance(prompt, list) else [prompt]
+        batch = max(len(images), len(prompts))
+        if not images or not prompts or {len(images), len(prompts)} - {1, batch}:
+            raise InputError(f"{len(images)} images and {len(prompts)} prompts do not pair; give as many of each")
+        prompts = prompts if len(prompts) == batch else prompts * batch
+        answers = self._converse(images, batch, schedule, None).ask(prompts, options).answers()
+        return answers if isinstance(image, list) or isinstance(prompt, list) else answers[0]
+
+    def stream(
+        self,
+        image: ImageLike,
+        prompt: str,
+        schedule: str | None = None,
+        max_new_tokens: int = 64,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> Iterator[str]:
+        """Pieces of the answer as they are generated; options and errors as for `ask`."""
+        options = Sampling(max_new_tokens, temperature, top_p, seed)
+        return self._converse([image], 1, schedule, None).ask([prompt], options).text()
+
+    def open(self, image: ImageLike, schedule: str | None = None, capacity: int | None = None) -> Chat:
+        """A chat about `image`.
+
+        capacity  cache rows for image, questions and answers together; None leaves 1024 behind the image,
+                  or what the model's context has
+
+        Raises:
+            BadImage, UnknownName, InputError: as for `ask`.
+        """
+        layout, context = self.bundle.manifest.layout, self.bundle.manifest.dimensions.context
+        image_rows = layout.image_start + layout.vision_tokens
+        if capacity is None:
+            capacity = min(context, image_rows + CHAT_ROWS)
+        if not isinstance(capacity, int) or not image_rows < capacity <= context:
+            raise InputError(
+                f"capacity must be above {image_rows} (the image's rows) and at most {context} (the model's context), "
+                f"got {capacity!r}"
+            )
+        return Chat(self._converse([image], 1, schedule, capacity))
+
+    def close(self) -> None:
+        """Free the graphs; the pipeline and its chats cannot be used afterwards."""
+        self._backend.close()
+
+    def __enter__(self) -> Pipeline:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _converse(self, images: list[Any], batch: int, schedule: str | None, capacity: int | None) -> Conversation:
+        name = self._schedule(schedule)
+        watch = Stopwatch()
+        with watch("preprocess"):
+            pixels = np.concatenate([pixel_values(load_image(i), self.bundle.preprocess) for i in images])
+        vision = self._chain.see(pixels, watch)
+        return Conversation(self._chain, self._tokenizer, vision, batch, name, capacity, watch)
+
+    def _schedule(self, name: str | None) -> str:
+        names = self.schedules
+        if name is not None:
+            if name not in names:
+                raise UnknownName("schedule", str(name), names, "`secateur export --schedule FILE` adds one.")
+            return name
+        pruned = [n for n in names if n != "full"]
+        if len(pruned) > 1:
+            raise InputError(f"the bundle has several schedules; name one of {', '.join(sorted(names))}")
+        return pruned[0] if pruned else "full"

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an answer carries: its text, and a receipt of what was really run."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class GateReceipt:
+    """Vision tokens before the gate, kept as the schedule asks, and kept in fact, at decoder layer `layer`."""
+
+    layer: int
+    before: int
+    requested: int
+    applied: int
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What one answer cost.
+
+    schedule          name of the schedule that was run
+    gates             each gate of the conversation, in order
+    segment_rows      rows each segment read before the first token (of the longest sample, if a batch)
+    cache_bytes       keys and values, of the whole batch
+    prompt_rows       rows of this turn's prompt before any gate, image included in the first turn
+    generated_tokens  a stop token included
+    milliseconds      of the whole batch: preprocess, vision, projector (in the first turn), embed, every segment and
+                      gate by name (before the first token), prefill (embed to logits), first_token (all of these),
+                      decode, decode_per_token, total
+    """
+
+    schedule: str
+    gates: tuple[GateReceipt, ...]
+    segment_rows: tuple[int, ...]
+    cache_bytes: int
+    prompt_rows: int
+    generated_tokens: int
+    milliseconds: dict[str, float]
+
+    def as_dict(self) -> dict[str, Any]:
+        """The receipt as plain values for JSON."""
+        return dataclasses.asdict(self)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One answer.
+
+    text          what was said, without special tokens
+    tokens        generated ids; the last one is a stop token unless max_new_tokens cut the answer
+    kept          original vision-token indices (raster order, ascending) that stay after each gate
+    timings       milliseconds per stage, see Receipt
+    first_logits  [V] float32, from which the first token was taken
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    kept: tuple[tuple[int, ...], ...]
+    receipt: Receipt
+    first_logits: NDArray[np.float32] = field(repr=False, compare=False)
+
+    @property
+    def timings(self) -> dict[str, float]:
+        return self.receipt.milliseconds
+
+
+class Stopwatch:
+    """Adds up milliseconds per stage."""
+
+    def __init__(self, already: Mapping[str, float] | None = None) -> None:
+        self.milliseconds: dict[str, float] = dict(already or {})
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Add the time spent inside to `stage`."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            spent = (time.perf_counter() - start) * 1000
+            self.milliseconds[stage] = self.milliseconds.get(stage, 0.0) + spent

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Damaged, foreign and unsafe bundles are refused with one line that names the file."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from secateur.errors import BadBundle, UnknownName
+from secateur.runtime import Bundle, Pipeline
+
+Rewrite = Callable[..., None]
+FILES = [
+    "onnx/segment_1.onnx",
+    "onnx/gates/prune.1.onnx",
+    "schedules/prune.json",
+    "tokenizer.json",
+    "prompt.json",
+    "preprocess.json",
+]
+
+
+@pytest.fixture
+def copy(bundle_path: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(bundle_path, tmp_path / "copy"))
+
+
+def refused(path: Path, *words: str) -> None:
+    with pytest.raises(BadBundle) as caught:
+        Bundle.load(path)
+    message = str(caught.value)
+    assert "\n" not in message and all(word in message for word in words), message
+
+
+def manifest(root: Path) -> dict[str, Any]:
+    data: dict[str, Any] = json.loads((root / "manifest.json").read_text())
+    return data
+
+
+def test_a_good_bundle(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(bundle_path.parent)
+    for bundle in (Bundle.load(bundle_path), Bundle.load(bundle_path.name), Bundle.load(bundle_path, verify=False)):
+        assert bundle.root == bundle_path.resolve()
+        assert bundle.path("prompt.json").is_file()
+        assert [g.layer for g in bundle.schedule("prune").gates] == [1, 3]
+    with pytest.raises(UnknownName, match="Did you mean 'prune'"):
+        bundle.schedule("prun")
+    with pytest.raises(BadBundle, match="no file '../secret'"):
+        bundle.path("../secret")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_damaged_files(copy: Path, name: str) -> None:
+    path = copy / name
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 4
+    for content in (whole[:-1], b"", whole + b" ", bytes(flipped)):
+        path.write_bytes(content)
+        refused(copy, name, "sha256", "export the bundle again")
+    path.rename(path.with_suffix(".renamed"))
+    refused(copy, name, "is missing", "export the bundle again")
+    path.mkdir()
+    refused(copy, name, "no plain file")
+
+
+def test_links(copy: Path, tmp_path: Path) -> None:
+    path, outside, inside = copy / "tokenizer.json", tmp_path / "outside.json", copy / "other.json"
+    shutil.copy(path, inside)
+    path.rename(outside)
+    path.symlink_to(outside)
+    refused(copy, "tokenizer.json", "leads out of the bundle")
+    path.unlink()
+    path.symlink_to(inside)
+    Bundle.load(copy)
+    path.unlink()
+    path.symlink_to(path)
+    refused(copy, "tokenizer.json")
+
+
+def test_folders_that_are_no_bundle(tmp_path: Path, bundle_path: Path) -> None:
+    refused(tmp_path / "none", "does not exist", "secateur export")
+    refused(tmp_path, "is no bundle", "manifest.json")
+    refused(bundle_path / "manifest.json", "is no bundle")
+    for content in ("", "[", "[]", "7", '{"schema": 1}', '{"a":' * 100_000, "\0"):
+        (tmp_path / "manifest.json").write_text(content)
+        refused(tmp_path, "manifest.json")
+    (tmp_path / "manifest.json").write_bytes(b"\xff\xfe\x00")
+    refused(tmp_path, "manifest.json")
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a/../../b", "..\\b", "C:/b", ""])
+def test_paths_that_leave_the_bundle(copy: Path, rewrite: Rewrite, name: str) -> None:
+    rewrite(copy, "manifest.json", files=manifest(copy)["files"] | {name: "0" * 64})
+    refused(copy, "leaves the bundle")
+
+
+def test_another_schema(copy: Path, rewrite: Rewrite) -> None:
+    rewrite(copy, "manifest.json", schema=2, novelty=1)
+    refused(copy, "schema 2", "reads schema 1")
+
+
+def test_a_file_that_is_not_listed(copy: Path, rewrite: Rewrite) -> None:
+    for name in FILES:
+        files = manifest(copy)["files"]
+        del files[name]
+        shutil.copytree(copy, copy.parent / "unlisted", dirs_exist_ok=True)
+        rewrite(copy.parent / "unlisted", "manifest.json", files=files)
+        refused(copy.parent / "unlisted", f"does not list '{name}'")
+
+
+def test_weights_that_are_not_listed(copy: Path) -> None:
+    (copy / "onnx/embed.onnx.data").write_bytes(b"weights")
+    refused(copy, "embed.onnx.data is not in the manifest")
+
+
+def graph(data: dict[str, Any], name: str) -> dict[str, Any]:
+    return next(g for g in data["graphs"] if g["name"] == name)
+
+
+def tensor(data: dict[str, Any], name: str, tensor: str) -> dict[str, Any]:
+    whole = graph(data, name)
+    return next(t for t in [*whole["inputs"], *whole["outputs"]] if t["name"] == tensor)
+
+
+CHANGES: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
+    ("kind", lambda m: graph(m, "embed").update(kind="magic"), "unknown kind 'magic'"),
+    ("no vision", lambda m: m["graphs"].remove(graph(m, "vision")), "exactly one vision"),
+    ("no segment", lambda m: m["graphs"].remove(graph(m, "segment_1")), "'segment_2' has the layers (3, 4)"),
+    ("too short", lambda m: m["graphs"].remove(graph(m, "segment_2")), "end at layer 3, the model has 4"),
+    ("layers", lambda m: graph(m, "segment_1").update(layers=None), "'segment_1' has the layers None"),
+    ("order", lambda m: m["graphs"].sort(key=lambda g: g["name"], reverse=True), "not from 0 on"),
+    ("input", lambda m: tensor(m, "segment_1", "past_key.1").update(name="past_key.9"), "'past_key.1'"),
+    ("output", lambda m: tensor(m, "segment_0", "new_key.0").update(name="new_key"), "lacks the output 'new_key.0'"),
+    ("logits", lambda m: tensor(m, "segment_2", "logits").update(name="hidden_states.out"), "'logits'"),
+    ("query", lambda m: tensor(m, "prune.0", "query").update(name="queries"), "wants the input 'queries'"),
+    ("twice", lambda m: tensor(m, "segment_0", "query").update(name="new_key.0"), "names a tensor twice"),
+    ("shape", lambda m: tensor(m, "vision", "features").update(shape=["B", "9x", 8]), "'9x'"),
+    ("size", lambda m: tensor(m, "vision", "features").update(shape=["B", -9, 8]), "-9"),
+    ("scalar", lambda m: tensor(m, "prune.0", "vision_index").update(shape=[]), "without dimensions"),
+    ("no full", lambda m: m["schedules"].pop("full"), "lacks the schedule 'full'"),
+    ("full", lambda m: m["schedules"]["full"].update(m["schedules"]["prune"]), "lacks the schedule 'full'"),
+    ("cut", lambda m: m["schedules"]["prune"]["gates"][0].update(layer=2), "no segment starts"),
+    ("keep", lambda m: m["schedules"]["prune"]["gates"][0].update(keep=4), "keeps 5 of 9 tokens, not 4 of 9"),
+    ("chain", lambda m: m["schedules"]["prune"]["gates"].pop(0), "keeps 2 of 5 tokens, not 2 of 9"),
+    ("gate", lambda m: m["schedules"]["prune"]["gates"][0].update(graph="embed"), "is a embed graph"),
+    ("lost", lambda m: m["schedules"]["prune"]["gates"][0].update(graph="gone"), "'gone'"),
+    ("swap", lambda m: m["schedules"]["all"].update(file="schedules/prune.json"), "not the schedule 'all'"),
+    ("model", lambda m: m["model"].update(fingerprint="sha256:x"), "another model"),
+    ("head", lambda m: m["layout"].update(image_start=3), "2 rows before the image"),
+    ("missing", lambda m: m.pop("layout"), "lacks the field 'layout'"),
+    ("type", lambda m: m.update(opset="20"), "manifest.opset"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), [c[1:] for c in CHANGES], ids=[c[0] for c in CHANGES])
+def test_manifests_that_do_not_fit(copy: Path, change: Callable[[dict[str, Any]], Any], message: str) -> None:
+    data = manifest(copy)
+    change(data)
+    (copy / "manifest.json").write_text(json.dumps(data))
+    refused(copy, ".json", message)
+
+
+def test_images_of_another_size(copy: Path, rewrite: Rewrite) -> None:
+    rewrite(copy, "preprocess.json", crop=[10, 12])
+    refused(copy, "preprocess.json", "(10, 12)", "(12, 12)")
+
+
+def test_a_broken_graph_without_verification(copy: Path) -> None:
+    (copy / "onnx/embed.onnx").write_bytes(b"not a graph")
+    with pytest.raises(BadBundle, match=r"embed\.onnx cannot be opened"):
+        Pipeline.load(copy, verify=False)
+    shutil.copy(copy / "onnx/projector.onnx", copy / "onnx/embed.onnx")
+    with pytest.raises(BadBundle, match=r"embed\.onnx and the manifest differ in the tensor 'features'"):
+        Pipeline.load(copy, verify=False)
+
+
+def test_a_graph_with_other_sizes_or_types(copy: Path) -> None:
+    for change in ({"shape": ["B", 9, 7]}, {"shape": ["B", 9]}, {"dtype": "float16"}):
+        data = manifest(copy)
+        tensor(data, "vision", "features").update(change)
+        (copy / "manifest.json").write_text(json.dumps(data))
+        with pytest.raises(BadBundle, match=r"vision\.onnx: 'features' is tensor\(float\)"):
+            Pipeline.load(copy)

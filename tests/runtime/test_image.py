@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whatever a user calls an image: upright RGB, or one clear line."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from secateur.errors import BadImage
+from secateur.runtime.image import load_image
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (9, 14, 3), dtype=np.uint8)
+
+
+def encoded(form: str = "PNG", image: Image.Image | None = None, **options: Any) -> bytes:
+    file = io.BytesIO()
+    (image or Image.fromarray(PIXELS)).save(file, form, **options)
+    return file.getvalue()
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A PNG header that announces an absurd size."""
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b"")]
+    body = b"".join(struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks)
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def test_path_image_and_array_agree(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(encoded())
+    for source in (path, str(path), Image.open(path), PIXELS, PIXELS[:, ::-1][:, ::-1]):
+        image = load_image(source)
+        assert image.mode == "RGB" and np.array_equal(np.asarray(image), PIXELS)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_rotation(tmp_path: Path, orientation: int) -> None:
+    path = tmp_path / "a.png"
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path.write_bytes(encoded(exif=exif))
+    turns = [
+        PIXELS,
+        PIXELS[:, ::-1],
+        PIXELS[::-1, ::-1],
+        PIXELS[::-1],
+        PIXELS.transpose(1, 0, 2),
+        PIXELS.transpose(1, 0, 2)[:, ::-1],
+        PIXELS[::-1, ::-1].transpose(1, 0, 2),
+        PIXELS.transpose(1, 0, 2)[::-1],
+    ]
+    assert np.array_equal(np.asarray(load_image(path)), turns[orientation - 1])
+
+
+def test_transparency_is_laid_on_white() -> None:
+    clear = np.dstack([PIXELS, np.zeros(PIXELS.shape[:2], np.uint8)])
+    assert np.asarray(load_image(clear)).min() == 255
+    palette = Image.fromarray(PIXELS).convert("P")
+    palette.info["transparency"] = bytes(256)
+    assert np.asarray(load_image(palette)).min() == 255
+
+
+def test_grey_arrays() -> None:
+    assert np.array_equal(np.asarray(load_image(PIXELS[..., 0])), PIXELS[..., :1].repeat(3, axis=2))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"a text, not an image\n" * 9, "no image that Pillow knows"),
+        (encoded()[:60], "damaged"),
+        (encoded()[:-100], "damaged"),
+        (encoded("JPEG")[:200], "(damaged|no image)"),
+        (bomb(60_000, 60_000), "too large"),
+        (bomb(10_000, 12_000), "too large"),
+        (bomb(50, 50), "damaged"),
+    ],
+    ids=["empty", "text", "start of a PNG", "truncated PNG", "truncated JPEG", "bomb", "large", "no pixels"],
+)
+def test_files_that_are_no_image(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(content)
+    with pytest.raises(BadImage, match=message) as caught:
+        load_image(path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_flipped_bytes_never_raise_anything_else(tmp_path: Path) -> None:
+    path, rng = tmp_path / "a", np.random.default_rng(1)
+    for form in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "TGA"):
+        whole = encoded(form)
+        for _ in range(25):
+            data = np.frombuffer(whole, np.uint8).copy()
+            data[rng.integers(0, len(data), 3)] = rng.integers(0, 256, 3)
+            path.write_bytes(data.tobytes()[: rng.integers(1, len(data) + 1)])
+            try:
+                assert load_image(path).mode == "RGB"
+            except BadImage as problem:
+                assert "\n" not in str(problem)
+
+
+def test_sources_that_are_no_image(tmp_path: Path) -> None:
+    for source, message in (
+        (tmp_path / "none.png", "does not exist"),
+        (tmp_path, "is no file"),
+        (None, "not a NoneType"),
+        (b"png", "not a bytes"),
+        (np.zeros((4, 4, 3)), r"uint8 \[H,W,3\], not float64"),
+        (np.zeros((4, 4, 2), np.uint8), "not uint8"),
+        (np.zeros((0, 4, 3), np.uint8), "no pixels"),
+        (Image.new("RGB", (0, 5)), "no pixels"),
+    ):
+        with pytest.raises(BadImage, match=message):
+            load_image(source)  # type: ignore[arg-type]
