@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run decoder layers of transformers with our mask, our cache and a look at the queries, without patching a model.
+
+transformers lets a caller register an attention function (`AttentionInterface`) and passes unknown keyword arguments
+of a layer through to it. So a `Tap` travels as an argument, and nothing global remembers a run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedConfig
+
+NAME = "secateur"
+
+
+@dataclass
+class Tap:
+    """What one run of some layers leaves behind, and how their attention is computed.
+
+    past        per layer index: keys and values [P, B, Hkv, dh] cached earlier, sequence first
+    rows        per layer index: this run's keys and values [S, B, Hkv, dh]
+    query       [B, H, S, dh] post-RoPE queries of the layer that ran last
+    decomposed  spell attention out as MatMul and Softmax, for targets without a fused operator
+    """
+
+    past: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    decomposed: bool = False
+    rows: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    query: Tensor | None = None
+
+    def update(self, key: Tensor, value: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
+        """transformers' cache protocol: take the new rows [B, Hkv, S, dh], return all rows [B, Hkv, P + S, dh]."""
+        self.rows[layer] = (key.permute(2, 0, 1, 3), value.permute(2, 0, 1, 3))
+        if layer not in self.past:
+            return key, value
+        past_key, past_value = (rows.permute(1, 2, 0, 3) for rows in self.past[layer])
+        return torch.cat([past_key, key], dim=2), torch.cat([past_value, value], dim=2)
+
+
+def attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    tap: Tap | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Grouped-query attention with an additive mask [B, 1, S, P + S]. Returns [B, S, H, dh]."""
+    if tap is not None:
+        tap.query = query
+    if tap is not None and tap.decomposed:
+        out = _decomposed(query, key, value, attention_mask, scaling)
+    else:
+        out = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=attention_mask, scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
+        )
+    return out.transpose(1, 2).contiguous(), None
+
+
+def _decomposed(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
+    """The same in plain MatMul and Softmax; the scale goes on the query first, TensorRT's fusion wants it there."""
+    groups = query.shape[1] // key.shape[1]
+    if groups > 1:
+        key, value = (_repeat(x, groups) for x in (key, value))
+    scores = torch.matmul(query * scaling, key.transpose(2, 3))
+    if mask is not None:
+        scores = scores + mask
+    return torch.matmul(torch.softmax(scores, dim=-1), value)
+
+
+def _repeat(x: Tensor, groups: int) -> Tensor:
+    batch, heads, rows, width = x.shape
+    return x[:, :, None].expand(batch, heads, groups, rows, width).reshape(batch, heads * groups, rows, width)
+
+
+@contextmanager
+def active(config: PreTrainedConfig) -> Iterator[None]:
+    """Within the block the decoder of this config calls `attention`; no other model and no registered name changes."""
+    AttentionInterface.register(NAME, attention)
+    before = config._attn_implementation
+    config._attn_implementation = NAME
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+def causal_mask(attention_mask: Tensor, rows: int, past: int, dtype: torch.dtype) -> Tensor:
+    """Additive mask [B, 1, rows, past + rows]: row r sees columns up to r + past that `attention_mask` calls valid.
+
+    The masked value is finite, so that a row without any valid column gives no NaN and fp16 does not overflow.
+    """
+    column = torch.arange(past + rows, device=attention_mask.device)
+    row = torch.arange(rows, device=attention_mask.device) + past
+    visible = (column[None, :] <= row[:, None])[None, None] & (attention_mask[:, None, None, :] != 0)
+    blocked = torch.full((), torch.finfo(dtype).min / 2, dtype=dtype, device=attention_mask.device)
+    return torch.where(visible, torch.zeros((), dtype=dtype, device=attention_mask.device), blocked)
