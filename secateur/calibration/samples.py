@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Calibration samples: an image and a question each; answers are not needed."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from secateur.errors import InputError
+from secateur.models.base import DEMO
+from secateur.runtime.image import load_image
+
+QUESTION = "Describe the image."
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+
+@dataclass(frozen=True)
+class Sample:
+    image: Image.Image
+    question: str
+
+
+def samples(source: str, path: Path | None, count: int, seed: int) -> list[Sample]:
+    """`count` samples, chosen by `seed`, for the model `source`.
+
+    path is a JSON-lines file with "image" (relative to the file) and "text" or "question" on each line, or a folder
+    of images, each asked to be described. None is the demo model's own generator.
+
+    Raises:
+        InputError: no samples, too few of them, or an unreadable line or image.
+    """
+    if count < 1:
+        raise InputError(f"the number of calibration samples is {count}; it must be at least 1")
+    if path is None:
+        if source != DEMO:
+            raise InputError(f"model '{source}' needs --samples: a folder of images, or a .jsonl of image and text")
+        from secateur.demo.scenes import samples as generate
+
+        return [Sample(s.image, s.question) for s in generate("calibration", count, seed)]
+    pairs = list(_pairs(path))
+    if len(pairs) < count:
+        raise InputError(f"{path} holds {len(pairs)} samples, fewer than {count}; lower --sample-count or add some")
+    return [Sample(load_image(image), question) for image, question in random.Random(seed).sample(pairs, count)]
+
+
+def _pairs(path: Path) -> Iterator[tuple[Path, str]]:
+    if path.is_dir():
+        yield from ((p, QUESTION) for p in sorted(path.iterdir()) if p.suffix.lower() in SUFFIXES)
+        return
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as problem:
+        raise InputError(f"samples {path} cannot be read: {problem}") from None
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+            yield path.parent / entry["image"], str(entry["text"] if "text" in entry else entry["question"])
+        except (ValueError, KeyError, TypeError):
+            raise InputError(f'{path} line {number} is not {{"image": ..., "text": ...}}') from None
