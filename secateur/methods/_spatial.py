@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Spatial initialisation: points spread evenly over the token grid, the same for every image, so a constant.
+
+arXiv 2505.22038, equation 11.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+PATTERNS = ("manhattan", "euclidean", "lattice")
+
+
+def spatial_points(pattern: str, grid: tuple[int, int], count: int) -> tuple[int, ...]:
+    """`count` raster indices in the order they are chosen."""
+    start = lattice(grid, count) if pattern == "lattice" else ()
+    return farthest_points(grid, count, pattern, start)
+
+
+def farthest_points(grid: tuple[int, int], count: int, pattern: str, start: Sequence[int] = ()) -> tuple[int, ...]:
+    """`start`, or index 0, and then greedily the farthest points on an h x w grid, ties to the lower index."""
+    y, x = np.divmod(np.arange(grid[0] * grid[1]), grid[1])
+    nearest: NDArray[np.int64] = np.full(y.shape, np.iinfo(np.int64).max)
+    points: list[int] = []
+    while len(points) < min(count, y.size):
+        pick = start[len(points)] if len(points) < len(start) else int(nearest.argmax())
+        points.append(pick)
+        dy, dx = np.abs(y - y[pick]), np.abs(x - x[pick])
+        # Squared Euclidean distances order as the distances do, and stay exact.
+        nearest = np.minimum(nearest, dy * dy + dx * dx if pattern == "euclidean" else dy + dx)
+    return tuple(points)
+
+
+def lattice(grid: tuple[int, int], count: int) -> tuple[int, ...]:
+    """An even lattice of at most `count` points; 144 points of 24 x 24 are every second row and column."""
+    height, width = grid
+    rows = min(max(round((count * height / width) ** 0.5), 1), height, count)
+    columns = min(count // rows, width) if rows else 0
+    return tuple(i * height // rows * width + j * width // columns for i in range(rows) for j in range(columns))

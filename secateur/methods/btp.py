@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Balanced Token Pruning (BTP), arXiv 2505.22038, NeurIPS 2025.
+
+Prunes in three steps inside the decoder. Each keeps a mix of tokens that the last prompt row attends to ("local")
+and tokens that are far apart in feature space ("global"); the share of attention grows with depth. A calibration
+run finds the layers.
+
+Two presets. "released" follows the constants of the authors' LLaVA-1.5 code, with its duplicates merged; "paper"
+gives every gate disjoint quotas, so that lambda is a real knob.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import ClassVar, Literal
+
+from secateur.artifacts import Gate, Json, Schedule
+from secateur.calibration.budget import Plan, budget, plan, schedule_name, spread
+from secateur.calibration.statistics import Statistics
+from secateur.errors import BadSchedule
+from secateur.methods import base
+from secateur.methods._balanced import BalancedSelector
+from secateur.methods._quotas import Quotas, disjoint_quotas, first_points, union_quotas
+from secateur.methods._stages import LLAVA_SHARES, TAU, Stages, changed, scaled_drop, scaled_layers, stages, tuned_tau
+
+RELEASED_ATTENTION = (0.3, 0.9, 1.0)
+PAPER_LAMBDAS = (0.6, 0.8, 1.0)
+Numbers = tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Method(base.Method):
+    """Options of BTP. A list holds one value per gate; for another number of gates it is interpolated."""
+
+    statistics: ClassVar[frozenset[str]] = frozenset({"similarity", "attention"})
+
+    preset: Literal["released", "paper"] = field(
+        default="released", metadata={"help": "quotas of the released code, or the paper's disjoint lambda quotas"}
+    )
+    tau: float | None = field(
+        default=None,
+        metadata={"help": "a token below this similarity has changed (default 0.93, re-tuned where it says little)"},
+    )
+    epsilon: float = field(default=0.05, metadata={"help": "share of changed tokens that counts as no change"})
+    score: Literal["logits", "softmax"] = field(
+        default="logits", metadata={"help": "importance: mean over heads of q.k, or of its softmax"}
+    )
+    attention: Numbers | None = field(
+        default=None, metadata={"help": "preset released: share of kept tokens by attention (default 0.3,0.9,1.0)"}
+    )
+    lambdas: Numbers | None = field(
+        default=None, metadata={"help": "preset paper: weight of attention at each gate (default 0.6,0.8,1.0)"}
+    )
+    over: Numbers = field(
+        default=(3.7, 1.5, 1.2), metadata={"help": "candidates of the rebalancing, as a multiple of the quota"}
+    )
+    spatial: Literal["manhattan", "euclidean", "lattice", "off"] | None = field(
+        default=None, metadata={"help": "spatial points at the first gate (default: manhattan if released, else off)"}
+    )
+    fills: int = field(default=64, metadata={"help": "preset released: greedy picks reserved for overlapping sets"})
+    features: Literal["hidden", "key"] = field(
+        default="hidden", metadata={"help": "distance on hidden states, or on cached keys (cheaper; a deviation)"}
+    )
+    query: Literal["last", "text"] = field(
+        default="last", metadata={"help": "importance to the last prompt row, or to the mean of the question's rows"}
+    )
+    final_drop: bool = field(
+        default=False, metadata={"help": "remove every vision token where nothing changes any more (LLaVA-1.5 parity)"}
+    )
+
+    def __post_init__(self) -> None:
+        if self.tau is not None and not 0 < self.tau < 1:
+            raise BadSchedule(f"tau {self.tau:g} must be above 0 and below 1")
+        if not 0 <= self.epsilon < 1:
+            raise BadSchedule(f"epsilon {self.epsilon:g} must be at least 0 and below 1")
+        for name, values in (("attention", self.attention), ("lambdas", self.lambdas)):
+            if values is not None and (not values or not all(0 <= value <= 1 for value in values)):
+                raise BadSchedule(f"{name} {values} must be shares from 0 to 1, one for each gate")
+        if not self.over or not all(1 <= value < 1e6 for value in self.over):
+            raise BadSchedule(f"over {self.over} must be at least 1 for each gate")
+        if self.fills < 0:
+            raise BadSchedule(f"fills {self.fills} must be at least 0")
+        if self.preset == "paper" and self.attention is not None:
+            raise BadSchedule("attention belongs to the preset 'released'; use lambdas with 'paper'")
+        if self.preset == "released" and self.lambdas is not None:
+            raise BadSchedule("lambdas belong to the preset 'paper'; use attention with 'released'")
+        if self.query == "text" and self.score == "softmax":
+            raise BadSchedule(
+                "query 'text' is the mean of many queries, which is exact for logits only; use --score logits"
+            )
+
+    def calibrate(self, statistics: Statistics, request: base.BudgetRequest) -> Schedule:
+        """Layers from the stage rule, counts from the request, quotas from the preset; see `base.Method`."""
+        model, dimensions = statistics.model, statistics.dimensions
+        tokens, depth = model.vision_tokens, dimensions.layers
+        scaled = scaled_layers(depth)
+        report, found = self._measure(statistics)
+        layers = found.layers if found is not None and found.layers else scaled
+        drop = self._drop(found, layers, request, depth)
+        placed = plan(request, depth, tokens, layers, LLAVA_SHARES, drop)
+
+        gates = self._gates(placed, tokens, statistics.layout.grid)
+        if drop is not None:
+            gates = (*gates, Gate(drop, 0))
+        cost = budget(dimensions, tokens, gates)
+        source = "request" if request.layers is not None else "calibration" if layers is not scaled else "depth"
+        report |= {
+            "layers": list(placed.layers),
+            "layers_from": source,
+            "layers_scaled": [*scaled, scaled_drop(depth, scaled[-1])],
+            "moved": list(placed.moved) if placed.moved else None,
+        }
+        return Schedule(schedule_name("btp", cost), "btp", model, gates, cost, calibration=report)
+
+    def _measure(self, statistics: Statistics) -> tuple[Json, Stages | None]:
+        """The calibration block so far, and what the rule found, if anything was measured."""
+        report: Json = {"samples": statistics.samples, "seed": statistics.seed}
+        similarity, attention = statistics.similarity, statistics.attention
+        if similarity.size == 0:
+            return report | {"note": "nothing was measured"}, None
+        tau = TAU if self.tau is None else self.tau
+        if self.tau is None and not 0.3 <= max(changed(similarity, tau)[:-1]) <= 0.7:
+            tau = tuned_tau(similarity)
+        change = changed(similarity, tau)
+        found = stages(change, self.epsilon)
+        return report | {
+            "tau": tau,
+            "epsilon": self.epsilon,
+            "similarity_below_tau": [round(share, 4) for share in change],
+            "attention_to_vision": [round(float(a), 4) for a in attention.mean(1)] if attention.size else [],
+            "onset": found.onset,
+            "peak": found.peak,
+            "layers_calibrated": [*found.layers, found.drop] if found.layers else None,
+            "note": found.problem,
+        }, found
+
+    def _drop(self, found: Stages | None, layers: Sequence[int], request: base.BudgetRequest, depth: int) -> int | None:
+        """Layer from which no vision token is left, if that is asked for."""
+        if not self.final_drop:
+            return None
+        last = (request.layers or layers)[-1]
+        drop = found.drop if found is not None and found.drop is not None else scaled_drop(depth, last)
+        if drop is None:
+            raise BadSchedule(f"no layer is left for a final drop behind layer {last} of {depth}; use --no-final-drop")
+        return drop
+
+    def _gates(self, placed: Plan, tokens: int, grid: tuple[int, int]) -> tuple[Gate, ...]:
+        """The gates with their constants; a gate that keeps all or nothing has none."""
+        number = len(placed.layers)
+        over = spread(self.over, number)
+        weights = spread(
+            (self.attention or RELEASED_ATTENTION) if self.preset == "released" else (self.lambdas or PAPER_LAMBDAS),
+            number,
+        )
+        pattern = self.spatial or ("manhattan" if self.preset == "released" else "off")
+        gates = []
+        for i, gate in enumerate(placed.gates()):
+            if 0 < gate.keep < tokens:
+                points = first_points(pattern, grid, tokens, gate.keep) if i == 0 else ()
+                # The released boundary is k, which is half of the tokens until the last gate.
+                early = gate.keep if self.preset == "released" and 0 < i == number - 1 else (tokens + 1) // 2
+                quotas = (
+                    union_quotas(tokens, gate.keep, weights[i], over[i], self.fills, points, early)
+                    if self.preset == "released"
+                    else disjoint_quotas(tokens, gate.keep, weights[i], over[i], points, early)
+                )
+                quotas = replace(
+                    quotas,
+                    pattern=pattern if quotas.spatial else "off",
+                    score=self.score,
+                    query=self.query,
+                    features=self.features,
+                )
+                gate = replace(gate, selector=asdict(quotas))
+            gates.append(gate)
+            tokens = gate.keep
+        return tuple(gates)
+
+    @classmethod
+    def selector(cls, site: base.GateSite) -> base.Selector:
+        keep, tokens = site.gate.keep, site.vision_tokens
+        if keep in (0, tokens):
+            return base.Fixed(range(keep))
+        return BalancedSelector(Quotas.read(site.gate.selector, tokens, keep), site)

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Random choice: the control of every experiment. Seeded, and the same slots for every image, so a constant."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from secateur.artifacts import Schedule
+from secateur.calibration.budget import budget, plan, schedule_name
+from secateur.calibration.statistics import Statistics
+from secateur.errors import BadSchedule
+from secateur.methods import base
+from secateur.methods._stages import LLAVA_SHARES, scaled_layers
+
+
+@dataclass(frozen=True)
+class Method(base.Method):
+    """Every gate keeps a uniformly random subset of the tokens that are alive."""
+
+    seed: int = field(default=0, metadata={"help": "another seed makes another choice"})
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**32:
+            raise BadSchedule(f"seed {self.seed} must be within 0 and 4294967295")
+
+    def calibrate(self, statistics: Statistics, request: base.BudgetRequest) -> Schedule:
+        """Layers and counts from the request, by default the released ones of BTP, scaled."""
+        model, dimensions = statistics.model, statistics.dimensions
+        layers = scaled_layers(dimensions.layers)
+        placed = plan(request, dimensions.layers, model.vision_tokens, layers, LLAVA_SHARES)
+        gates = tuple(replace(gate, selector={"seed": self.seed}) for gate in placed.gates())
+        cost = budget(dimensions, model.vision_tokens, gates)
+        return Schedule(schedule_name("random", cost), "random", model, gates, cost)
+
+    def like(self, schedule: Schedule) -> Schedule:
+        """The control of `schedule`: the same layers and counts, chosen at random."""
+        gates = tuple(replace(gate, selector={"seed": self.seed}) for gate in schedule.gates)
+        name = f"{schedule.name}-random" + (f"-{self.seed}" if self.seed else "")
+        return replace(schedule, name=name, method="random", gates=gates, calibration={})
+
+    @classmethod
+    def selector(cls, site: base.GateSite) -> base.Selector:
+        seed = site.gate.selector.get("seed", 0)
+        if not isinstance(seed, int) or not 0 <= seed < 2**32:
+            raise BadSchedule(f"seed {seed!r} of a random gate must be within 0 and 4294967295")
+        # RandomState, because numpy freezes its stream: a schedule means the same tokens with every version.
+        order = np.random.RandomState([seed, site.gate.layer]).permutation(site.vision_tokens)
+        return base.Fixed(int(slot) for slot in order[: site.gate.keep])

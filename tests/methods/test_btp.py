@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From statistics and a request to a BTP schedule."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+from secateur.artifacts import to_json
+from secateur.errors import BadSchedule
+from secateur.methods.base import BudgetRequest, Fixed
+from secateur.methods.btp import Method
+
+CHANGE = [0, 0, 0, 0, 0.1, 0.4, 0.6, 0.3, 0.2, 0.25, 0.1, 0.02, 0, 0, 0, 0.9]
+SIXTEEN = (12, 12)
+
+
+def test_calibrated_schedule_and_its_report(measured: Any) -> None:
+    schedule = Method().calibrate(measured(16, SIXTEEN, CHANGE), BudgetRequest())
+    assert [(gate.layer, gate.keep) for gate in schedule.gates] == [(2, 72), (4, 36), (9, 12)]
+    report = schedule.calibration
+    assert report["layers"] == [2, 4, 9] and report["layers_from"] == "calibration"
+    assert report["layers_calibrated"] == [2, 4, 9, 11] and report["layers_scaled"] == [2, 3, 7, 11]
+    assert (report["tau"], report["epsilon"], report["onset"], report["peak"]) == (0.93, 0.05, 4, 6)
+    assert report["similarity_below_tau"] == pytest.approx(CHANGE, abs=1e-3)
+    assert report["attention_to_vision"] == [0.25] * 16
+    assert report["samples"] == 8 and report["moved"] is None and report["note"] == ""
+    assert json.loads(to_json(schedule))["calibration"] == report
+
+
+def test_tau_is_retuned_unless_given(measured: Any) -> None:
+    quiet = measured(16, SIXTEEN, [share / 6 for share in CHANGE])
+    report = Method().calibrate(quiet, BudgetRequest()).calibration
+    assert report["tau"] != 0.93
+    fixed = Method(tau=0.93).calibrate(quiet, BudgetRequest()).calibration
+    assert fixed["tau"] == 0.93 and max(fixed["similarity_below_tau"][:-1]) == pytest.approx(0.1, abs=1e-3)
+
+
+def test_without_samples_layers_are_scaled(measured: Any) -> None:
+    schedule = Method().calibrate(measured(32, (24, 24)), BudgetRequest())
+    assert [(gate.layer, gate.keep) for gate in schedule.gates] == [(3, 288), (6, 144), (14, 48)]
+    assert schedule.name == "btp-25"
+    assert schedule.calibration["layers_from"] == "depth"
+    assert "nothing was measured" in schedule.calibration["note"]
+    parity = Method(final_drop=True).calibrate(measured(32, (24, 24)), BudgetRequest())
+    assert parity.gates[-1].layer == 22 and parity.gates[-1].keep == 0
+    assert parity.name == "btp-22" and parity.budget.average_tokens == 129.0
+
+
+@pytest.mark.parametrize("depth", [3, 4, 8])
+def test_shallow_models(depth: int, measured: Any) -> None:
+    schedule = Method().calibrate(measured(depth, (3, 3), [0.5] * depth), BudgetRequest())
+    layers = [gate.layer for gate in schedule.gates]
+    assert layers == sorted(set(layers)) and 1 <= layers[0] and layers[-1] < depth
+    assert schedule.calibration["layers_from"] == "depth" and schedule.calibration["note"]
+
+
+def test_released_constants(measured: Any) -> None:
+    gates = Method().calibrate(measured(32, (24, 24)), BudgetRequest()).gates
+    names = ("merge", "attention", "over", "early", "spatial", "pattern", "diversity", "fills")
+    assert [tuple(gate.selector[name] for name in names) for gate in gates] == [
+        ("union", 86, 318, 288, 144, "manhattan", 86, 64),
+        ("union", 129, 193, 144, 0, "off", 14, 15),
+        ("union", 48, 57, 48, 0, "off", 0, 0),
+    ]
+
+
+def test_paper_constants_and_lambda(measured: Any) -> None:
+    gates = Method(preset="paper").calibrate(measured(32, (24, 24)), BudgetRequest()).gates
+    names = ("merge", "attention", "over", "early", "spatial", "diversity")
+    assert [tuple(gate.selector[name] for name in names) for gate in gates] == [
+        ("disjoint", 173, 576, 288, 0, 115),
+        ("disjoint", 115, 172, 144, 0, 29),
+        ("disjoint", 48, 57, 72, 0, 0),
+    ]
+    qwen = Method(preset="paper", lambdas=(0.12, 0.4, 1.0), over=(1.0, 1.0, 1.2), score="softmax")
+    first = qwen.calibrate(measured(28, (32, 32)), BudgetRequest(keep=(0.5, 0.25, 0.125))).gates[0]
+    assert (first.keep, first.selector["attention"], first.selector["over"]) == (512, 61, 61)
+
+
+def test_gates_that_choose_nothing_need_no_constants(measured: Any, site: Any) -> None:
+    schedule = Method().calibrate(measured(16, (4, 5)), BudgetRequest(keep=(1.0, 0.5, 0.0)))
+    assert [bool(gate.selector) for gate in schedule.gates] == [False, True, False]
+    for gate, tokens in zip(schedule.gates[::2], (20, 10), strict=True):
+        selector = Method.selector(site(gate, tokens, (4, 5)))
+        assert isinstance(selector, Fixed) and not selector.key and not selector.query
+
+
+def test_compression_moves_the_first_gate_and_records_it(measured: Any) -> None:
+    statistics = measured(16, SIXTEEN, CHANGE)
+    schedule = Method().calibrate(statistics, BudgetRequest(compression=0.89))
+    assert [gate.layer for gate in schedule.gates] == [1, 4, 9]
+    assert schedule.calibration["moved"] == [2, 1]
+    assert schedule.name == "btp-11" and schedule.budget.compression == pytest.approx(0.89, abs=0.005)
+    with pytest.raises(BadSchedule, match="needs a first gate at layer 1 or earlier"):
+        Method().calibrate(statistics, BudgetRequest(compression=0.89, layers=(2, 4, 9)))
+
+
+def test_final_drop_that_does_not_fit(measured: Any) -> None:
+    with pytest.raises(BadSchedule, match="must come after the last gate at layer 12"):
+        Method(final_drop=True).calibrate(measured(16, SIXTEEN, CHANGE), BudgetRequest(layers=(2, 12)))
+    with pytest.raises(BadSchedule, match="no layer is left for a final drop behind layer 3 of 4"):
+        Method(final_drop=True).calibrate(measured(4, (3, 3)), BudgetRequest())
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"tau": 1.5}, "tau 1.5 must be above 0 and below 1"),
+        ({"epsilon": -0.1}, "epsilon -0.1"),
+        ({"attention": (0.3, 1.2)}, "attention"),
+        ({"attention": (0.3,), "preset": "paper"}, "use lambdas"),
+        ({"lambdas": (0.3,)}, "use attention"),
+        ({"over": (0.5,)}, "over"),
+        ({"fills": -1}, "fills -1"),
+        ({"query": "text", "score": "softmax"}, "exact for logits only"),
+    ],
+)
+def test_bad_options(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(BadSchedule, match=says):
+        Method(**options)

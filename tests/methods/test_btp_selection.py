@@ -1,0 +1,331 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The selection of BTP against plain python: lists, sets and loops."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from secateur.artifacts import Dimensions, Gate
+from secateur.errors import BadSchedule
+from secateur.methods import _diversity, _importance
+from secateur.methods._balanced import BalancedSelector
+from secateur.methods._quotas import Quotas, disjoint_quotas, first_points, union_quotas
+from secateur.methods._spatial import lattice, spatial_points
+from secateur.methods.base import BudgetRequest, GateInputs, GateSite
+from secateur.methods.btp import Method
+
+Matrix = NDArray[np.float32]
+FUZZ = settings(max_examples=150, deadline=None)
+
+
+def best(score: Sequence[float], count: int) -> list[int]:
+    return sorted(range(len(score)), key=lambda i: (-score[i], i))[:count]
+
+
+def rebalance(score: Sequence[float], quota: int, over: int, early: int) -> list[int]:
+    candidates = best(score, over)
+    return ([r for r in candidates if r < early] + [r for r in candidates if r >= early])[:quota]
+
+
+def farthest(distance: Matrix, count: int, start: Iterable[int] = ()) -> list[int]:
+    """Greedy max-min picks; ties to the lower index."""
+    tokens, chosen = range(len(distance)), list(start)
+    picks: list[int] = []
+    for _ in range(count):
+        free = [j for j in tokens if j not in chosen]
+        if chosen:
+            reach = {j: min(distance[j, i] for i in chosen) for j in free}
+        else:
+            reach = {j: min([distance[j, i] for i in tokens if i != j], default=9) for j in free}
+        pick = max(free, key=lambda j: (reach[j], -j))
+        picks.append(pick)
+        chosen.append(pick)
+    return picks
+
+
+def union(distance: Matrix, score: Sequence[float], q: Quotas, points: Sequence[int], keep: int) -> list[int]:
+    by_attention = set(rebalance(score, q.attention, q.over, q.early))
+    cold = set(farthest(distance, q.diversity))
+    chosen: list[int] = []
+    for members in (by_attention, cold, set(points)):
+        chosen += [slot for slot in sorted(members) if slot not in chosen]
+    chosen = chosen[:keep]
+    picks = farthest(distance, min(q.fills, keep - len(chosen)), chosen)
+    chosen += picks
+    reach = [min(distance[j, i] for i in chosen) for j in range(len(distance))]
+    rest = [j for j in best(reach, len(reach)) if j not in chosen]
+    return sorted(chosen + rest[: keep - len(chosen)])
+
+
+def disjoint(distance: Matrix, score: Sequence[float], q: Quotas, order: Sequence[int]) -> list[int]:
+    chosen = rebalance(score, q.attention, q.over, q.early)
+    chosen += [slot for slot in order if slot not in chosen][: q.spatial]
+    return sorted(chosen + farthest(distance, q.diversity, chosen))
+
+
+def site_of(quotas: Quotas, keep: int, grid: tuple[int, int], tokens: int | None = None) -> GateSite:
+    gate = Gate(3, keep, selector=vars(quotas))
+    return GateSite(gate, tokens or grid[0] * grid[1], 1, grid, Dimensions(8, 8, 2, 1, 4, 16, 10, 64, 8))
+
+
+def rows_of(rng: np.random.Generator, tokens: int, batch: int, coarse: bool) -> GateInputs:
+    """Rows with integer scores, so that they tie; `coarse` gives features with many equal distances too."""
+    shape = (batch, tokens, 4)
+    vision = rng.integers(-1, 2, shape) if coarse else rng.normal(size=shape)
+    return GateInputs(
+        vision=torch.tensor(vision, dtype=torch.float32),
+        vision_index=torch.arange(tokens).repeat(batch, 1),
+        attention_mask=torch.ones(batch, tokens + 2, dtype=torch.int64),
+        query=torch.tensor(rng.integers(-2, 3, (batch, 2, 4)), dtype=torch.float32),
+        key=torch.tensor(rng.integers(-2, 3, (tokens + 2, batch, 1, 4)), dtype=torch.float32),
+    )
+
+
+def compare(selector: BalancedSelector, rows: GateInputs, oracle: Callable[[Matrix, list[float]], list[int]]) -> None:
+    distance = _diversity.cosine_distance(rows.vision, rows.vision_index)
+    tokens = rows.vision.shape[1]
+    assert rows.query is not None and rows.key is not None
+    score = _importance.attention_logits(rows.query, rows.key[1 : 1 + tokens])
+    expected = [oracle(distance[b].numpy(), score[b].tolist()) for b in range(len(distance))]
+    assert selector(rows).tolist() == expected
+
+
+@FUZZ
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=20), st.data())
+def test_rebalance(score: list[int], data: st.DataObject) -> None:
+    over = data.draw(st.integers(1, len(score)))
+    quota = data.draw(st.integers(1, over))
+    early = data.draw(st.integers(0, len(score)))
+    got = _importance.rebalance(torch.tensor([score, score[::-1]], dtype=torch.float32), quota, over, early)
+    assert set(got[0].tolist()) == set(rebalance(score, quota, over, early))
+    assert set(got[1].tolist()) == set(rebalance(score[::-1], quota, over, early))
+    if quota < over:
+        assert got[0].tolist() == rebalance(score, quota, over, early)
+
+
+@FUZZ
+@given(st.integers(1, 12), st.integers(1, 3), st.integers(0, 2**32 - 1), st.data())
+def test_farthest(tokens: int, batch: int, seed: int, data: st.DataObject) -> None:
+    distance = np.random.default_rng(seed).integers(0, 4, (batch, tokens, tokens)).astype(np.float32)
+    distance += distance.transpose(0, 2, 1)
+    distance[:, range(tokens), range(tokens)] = _diversity.SELF
+    distance = distance.clip(max=2)
+    start = data.draw(st.lists(st.integers(0, tokens - 1), max_size=tokens))  # repeats are harmless
+    free = tokens - len(set(start))
+    if free == 0:
+        return
+    count = data.draw(st.integers(1, free))
+    tensor = torch.tensor(distance)
+    begun = _diversity.nearest(tensor, torch.tensor([start] * batch)) if start else None
+    picks, reach = _diversity.farthest(tensor, count, begun)
+    for b in range(batch):
+        assert picks[b].tolist() == farthest(distance[b], count, start)
+        chosen = {*start, *picks[b].tolist()}
+        assert [j for j in range(tokens) if reach[b, j] < 0] == sorted(chosen)
+
+
+@FUZZ
+@given(st.tuples(st.integers(1, 5), st.integers(1, 5)), st.integers(0, 2**32 - 1), st.booleans(), st.data())
+def test_union(grid: tuple[int, int], seed: int, coarse: bool, data: st.DataObject) -> None:
+    tokens = grid[0] * grid[1]
+    if tokens < 2:
+        return
+    keep = data.draw(st.integers(1, tokens - 1))
+    pattern = data.draw(st.sampled_from(["off", "manhattan", "euclidean", "lattice"]))
+    points = first_points(pattern, grid, tokens, keep)
+    share, over = data.draw(st.sampled_from([0.0, 0.3, 0.9, 1.0])), data.draw(st.sampled_from([1.0, 1.2, 3.7]))
+    early = data.draw(st.sampled_from([keep, (tokens + 1) // 2]))
+    quotas = union_quotas(tokens, keep, share, over, data.draw(st.sampled_from([0, 2, 64])), points, early)
+    quotas = Quotas(**vars(quotas) | {"pattern": pattern if points else "off"})
+    selector = BalancedSelector(Quotas.read(vars(quotas), tokens, keep), site_of(quotas, keep, grid))
+    rows = rows_of(np.random.default_rng(seed), tokens, data.draw(st.integers(1, 3)), coarse)
+    compare(selector, rows, lambda d, a: union(d, a, quotas, points, keep))
+
+
+@FUZZ
+@given(st.tuples(st.integers(1, 5), st.integers(1, 5)), st.integers(0, 2**32 - 1), st.booleans(), st.data())
+def test_disjoint(grid: tuple[int, int], seed: int, coarse: bool, data: st.DataObject) -> None:
+    tokens = grid[0] * grid[1]
+    if tokens < 2:
+        return
+    keep = data.draw(st.integers(1, tokens - 1))
+    pattern = data.draw(st.sampled_from(["off", "manhattan", "euclidean"]))
+    points = first_points(pattern, grid, tokens, keep)
+    weight, over = data.draw(st.sampled_from([0.0, 0.2, 0.6, 1.0])), data.draw(st.sampled_from([1.0, 1.5]))
+    quotas = disjoint_quotas(tokens, keep, weight, over, points, (tokens + 1) // 2)
+    quotas = Quotas(**vars(quotas) | {"pattern": pattern if quotas.spatial else "off"})
+    order = spatial_points(pattern, grid, tokens) if quotas.spatial else ()
+    selector = BalancedSelector(Quotas.read(vars(quotas), tokens, keep), site_of(quotas, keep, grid))
+    rows = rows_of(np.random.default_rng(seed), tokens, data.draw(st.integers(1, 3)), coarse)
+    compare(selector, rows, lambda d, a: disjoint(d, a, quotas, order))
+
+
+def test_released_gates_at_full_size() -> None:
+    """The three gates of LLaVA-1.5 against true sets, at their real sizes."""
+    rng = np.random.default_rng(0)
+    points = spatial_points("manhattan", (24, 24), 144)
+    gates = [
+        (576, 288, union_quotas(576, 288, 0.3, 3.7, 64, points, 288)),
+        (288, 144, union_quotas(288, 144, 0.9, 1.5, 64, (), 144)),
+        (144, 48, union_quotas(144, 48, 1.0, 1.2, 64, (), 48)),
+    ]
+    numbers = [(q.attention, q.over, q.early, q.spatial, q.diversity, q.fills) for _, _, q in gates]
+    assert numbers == [(86, 318, 288, 144, 86, 64), (129, 193, 144, 0, 14, 15), (48, 57, 48, 0, 0, 0)]
+    for tokens, keep, quotas in gates:
+        quotas = Quotas(**vars(quotas) | {"pattern": "manhattan" if quotas.spatial else "off"})
+        selector = BalancedSelector(quotas, site_of(quotas, keep, (24, 24), tokens))
+        rows = rows_of(rng, tokens, 1, coarse=False)._replace(vision=torch.randn(1, tokens, 64))
+        used = points if quotas.spatial else ()
+        compare(selector, rows, lambda d, a, q=quotas, p=used, k=keep: union_fast(d, a, q, p, k))  # type: ignore[misc]
+
+
+def union_fast(distance: Matrix, score: Sequence[float], q: Quotas, points: Sequence[int], keep: int) -> list[int]:
+    """`union` without its slow greedy loop, and with no limit on the fills."""
+
+    def greedy(count: int, chosen: list[int]) -> list[int]:
+        apart = np.where(np.eye(len(distance), dtype=bool), 9, distance)
+        chosen = list(chosen)
+        for _ in range(count):
+            reach = apart[:, chosen].min(1) if chosen else apart.min(1)
+            reach[chosen] = -1
+            chosen.append(int(reach.argmax()))
+        return chosen
+
+    members = {*rebalance(score, q.attention, q.over, q.early), *greedy(q.diversity, []), *points}
+    return sorted(greedy(keep - len(members), sorted(members)))
+
+
+def test_spatial_constants() -> None:
+    """Points of the released code, from the authors' rule on a 24 x 24 grid."""
+    manhattan = spatial_points("manhattan", (24, 24), 144)
+    assert manhattan[:12] == (0, 575, 23, 299, 552, 36, 186, 149, 288, 425, 438, 564)
+    assert digest(manhattan) == "c9ebef2b95c669fd8dca15200fcdf6c9a8990bda97987da03046d2cad14692a4"
+    euclidean = spatial_points("euclidean", (24, 24), 144)
+    assert euclidean[:6] == (0, 575, 23, 552, 275, 310)
+    assert digest(euclidean) == "bbddd3314ee90c7196a5289e6e713fdbe146abe01993bdb1532b1b3c1a6042e4"
+    assert lattice((24, 24), 144) == tuple(24 * y + x for y in range(0, 24, 2) for x in range(0, 24, 2))
+
+
+def digest(points: Sequence[int]) -> str:
+    return hashlib.sha256(np.sort(np.array(points)).astype("<i4").tobytes()).hexdigest()
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.data())
+def test_spatial_points_are_distinct(height: int, width: int, data: st.DataObject) -> None:
+    count = data.draw(st.integers(0, height * width))
+    for pattern in ("manhattan", "euclidean", "lattice"):
+        points = spatial_points(pattern, (height, width), count)
+        assert len(set(points)) == count and all(0 <= p < height * width for p in points)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_importance_against_numpy(kv_heads: int) -> None:
+    rng = np.random.default_rng(0)
+    batch, rows, heads, width, start, tokens = 2, 9, 4, 8, 2, 5
+    query, key = rng.normal(size=(batch, heads, width)), rng.normal(size=(rows, batch, kv_heads, width))
+    mask = np.ones((batch, rows), np.int64)
+    mask[1, 7:] = 0
+    every = np.repeat(key, heads // kv_heads, axis=2)
+    dots = np.einsum("bhd,sbhd->bhs", query, every) / np.sqrt(width)
+    q, k = torch.tensor(query, dtype=torch.float32), torch.tensor(key, dtype=torch.float32)
+
+    logits = _importance.attention_logits(q, k[start : start + tokens])
+    np.testing.assert_allclose(logits, dots.mean(1)[:, start : start + tokens], atol=1e-5)
+
+    powers = np.exp(dots) * mask[:, None, :]
+    shares = (powers / powers.sum(-1, keepdims=True)).mean(1)[:, start : start + tokens]
+    got = _importance.attention_softmax(q, k, torch.tensor(mask), start, tokens)
+    np.testing.assert_allclose(got, shares, atol=1e-6)
+
+
+def test_distance_against_numpy() -> None:
+    features = np.random.default_rng(0).normal(size=(2, 7, 5))
+    features[0, 3] = features[0, 1]
+    features[1, 2] = 0
+    index = torch.arange(7).repeat(2, 1)
+    got = _diversity.cosine_distance(torch.tensor(features).half(), index)
+    assert got.dtype == torch.float32 and bool(torch.isfinite(got).all())
+    rows = features / np.maximum(np.linalg.norm(features, axis=-1, keepdims=True), 1e-12)
+    expected = (1 - rows @ rows.transpose(0, 2, 1)).clip(0)
+    expected[:, range(7), range(7)] = _diversity.SELF
+    np.testing.assert_allclose(got, expected, atol=2e-3)
+    assert 0 <= got[0, 1, 3] < 1e-6
+
+
+class Picks(nn.Module):
+    """Greedy picks on a given distance, cold and from a start set, and a rebalanced choice: all with many ties."""
+
+    def forward(self, distance: Tensor, start: Tensor, score: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        cold = _diversity.farthest(distance, 5)[0]
+        warm = _diversity.farthest(distance, 4, _diversity.nearest(distance, start))[0]
+        return cold, warm, _importance.rebalance(score, 4, 9, 6)
+
+
+@pytest.mark.parametrize("opset", [20, 23])
+def test_onnx_breaks_ties_the_same(opset: int, exported: Any) -> None:
+    rng, batch = np.random.default_rng(1), 7
+    distance = torch.tensor(rng.integers(0, 3, (batch, 12, 12)), dtype=torch.float32)
+    distance[:, range(12), range(12)] = _diversity.SELF
+    start, score = torch.tensor(rng.integers(0, 12, (batch, 3))), torch.tensor(rng.integers(0, 4, (batch, 12))).float()
+    named = {"distance": distance, "start": start, "score": score}
+    got = exported(Picks(), named, (5, 4, 4), opset)
+    for slots, expected in zip(got.outputs, Picks()(distance, start, score), strict=True):
+        np.testing.assert_array_equal(slots, expected.numpy())
+
+
+@pytest.mark.parametrize("opset", [20, 23])
+def test_onnx_of_every_option(opset: int, measured: Any, site: Any, random_rows: Any, exported_slots: Any) -> None:
+    methods = [
+        Method(preset="paper"),
+        Method(preset="paper", spatial="lattice", lambdas=(0.0,), score="softmax"),
+        Method(score="softmax", features="key", spatial="euclidean", fills=3),
+        Method(query="text", attention=(0.0, 0.5)),
+    ]
+    gates = [method.calibrate(measured(16, (4, 5)), BudgetRequest(keep=(6, 3))).gates[0] for method in methods]
+    selectors = [Method.selector(site(gate, 20, (4, 5))) for gate in gates]
+    fed = [random_rows(20, seed=7, whole=False) for _ in gates]
+    got = exported_slots(selectors, fed, [6] * len(gates), opset)
+    for selector, rows, slots in zip(selectors, fed, got.outputs, strict=True):
+        np.testing.assert_array_equal(slots, selector(rows).numpy())
+
+
+def test_padding_gets_no_share() -> None:
+    """Softmax over the valid rows only: what stands in padded rows does not matter."""
+    quotas = Quotas("disjoint", 2, 2, 3, diversity=0, score="softmax")
+    selector = BalancedSelector(quotas, site_of(quotas, 2, (2, 3)))
+    rows = rows_of(np.random.default_rng(3), 6, 2, coarse=False)
+    mask = rows.attention_mask.clone()
+    mask[0, -1] = 0
+    assert rows.key is not None
+    loud = rows.key.clone()
+    loud[-1, 0] = 1e4
+    rows = rows._replace(attention_mask=mask)
+    assert selector(rows).tolist() == selector(rows._replace(key=loud)).tolist()
+
+
+@pytest.mark.parametrize(
+    ("selector", "says"),
+    [
+        ({}, "missing"),
+        ({"merge": "union", "attention": 2, "over": 2, "early": 2, "depth": 1}, "depth"),
+        ({"merge": "sum", "attention": 2, "over": 2, "early": 2}, "not one of union, disjoint"),
+        ({"merge": "disjoint", "attention": 2, "over": 2, "early": 2}, "add up to 2, not to 3"),
+        ({"merge": "union", "attention": 2, "over": 1, "early": 2}, "over 1 of a btp gate must be within 2 and 6"),
+        ({"merge": "union", "attention": 4, "over": 4, "early": 2}, "within 0 and 3"),
+        ({"merge": "union", "attention": 0, "over": 4, "early": 2}, "all 0"),
+        ({"merge": "union", "attention": 1, "over": 4, "early": 2, "fills": 9}, "fills 9"),
+    ],
+)
+def test_bad_selector_block(selector: dict[str, Any], says: str) -> None:
+    with pytest.raises(BadSchedule, match=says):
+        Quotas.read(selector, tokens=6, keep=3)

@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every method file is tested here without an edit: its schedules, its slots, and its selectors in ONNX Runtime."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import secateur.methods
+from secateur import plugins
+from secateur.artifacts import Schedule, to_json
+from secateur.calibration.budget import budget
+from secateur.methods.base import BudgetRequest, Method, Selector
+
+NAMES = plugins.names(secateur.methods)
+GRID, LAYERS = (4, 5), 16
+CHANGE = [0, 0, 0, 0.02, 0.1, 0.4, 0.5, 0.3, 0.2, 0.25, 0.1, 0.02, 0, 0, 0, 0.6]
+
+
+@pytest.fixture(params=NAMES)
+def method(request: pytest.FixtureRequest) -> Method:
+    made = plugins.load(secateur.methods, request.param, "method").Method()
+    assert isinstance(made, Method)
+    return made
+
+
+def selectors(method: Method, schedule: Schedule, site: Callable[..., Any]) -> list[tuple[Selector, int, int]]:
+    """Selector, N and k of each gate."""
+    out, tokens = [], schedule.model.vision_tokens
+    for gate in schedule.gates:
+        out.append((type(method).selector(site(gate, tokens, GRID)), tokens, gate.keep))
+        tokens = gate.keep
+    return out
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        BudgetRequest(),
+        BudgetRequest(compression=0.8),
+        BudgetRequest(keep=(1.0, 0.5, 3, 2)),
+        BudgetRequest(keep=(0.3,), layers=(5,)),
+        BudgetRequest(keep=(0.5, 0.0), layers=(2, 9)),
+    ],
+    ids=["default", "compression", "keep", "one", "none"],
+)
+@pytest.mark.parametrize("known", [True, False], ids=["measured", "unmeasured"])
+def test_schedule_and_slots(
+    method: Method, asked: BudgetRequest, known: bool, measured: Any, site: Any, random_rows: Any
+) -> None:
+    statistics = measured(LAYERS, GRID, CHANGE if known else None)
+    schedule = method.calibrate(statistics, asked)
+    again = method.calibrate(statistics, asked)
+    assert to_json(schedule) == to_json(again)
+    assert json.loads(to_json(schedule))["gates"]
+    assert schedule.budget == budget(statistics.dimensions, statistics.model.vision_tokens, schedule.gates)
+    if asked.layers is not None:
+        assert tuple(gate.layer for gate in schedule.gates) == asked.layers
+    if asked.compression is not None:
+        assert abs(schedule.budget.compression - asked.compression) < 0.05
+    for batch in (1, 3):
+        for selector, tokens, keep in selectors(method, schedule, site):
+            assert selector.query in ("", "last", "text")
+            slots = selector(random_rows(tokens, batch=batch))
+            assert slots.dtype == torch.int64 and slots.shape == (batch, keep)
+            assert bool((slots.diff(dim=1) > 0).all())
+            assert bool(((slots >= 0) & (slots < tokens)).all())
+
+
+@pytest.mark.parametrize("opset", [20, 23])
+def test_onnx_chooses_the_same(
+    method: Method, opset: int, measured: Any, site: Any, random_rows: Any, exported_slots: Any
+) -> None:
+    asked = BudgetRequest(keep=(1.0, 0.4, 3, 0.0))
+    gates = selectors(method, method.calibrate(measured(LAYERS, GRID, CHANGE), asked), site)
+    fed = [random_rows(tokens) for _, tokens, _ in gates]
+    got = exported_slots([selector for selector, _, _ in gates], fed, [keep for _, _, keep in gates], opset)
+    for (selector, _, _), rows, slots in zip(gates, fed, got.outputs, strict=True):
+        np.testing.assert_array_equal(slots, selector(rows).numpy())
