@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Make a folder appear at once or not at all: write beside it, then rename."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from secateur.errors import BadOutput
+
+AT_FDCWD = -100
+RENAME_EXCHANGE = 2
+
+
+@contextmanager
+def atomic_folder(target: Path, force: bool) -> Iterator[Path]:
+    """A fresh folder beside `target` that takes its place when the block ends well, and is removed when it does not.
+
+    An existing `target` is kept to the last moment and, with `force`, exchanged in one step. What killed runs left
+    behind is cleared away.
+
+    Raises:
+        BadOutput: `target` exists and `force` is not set, or the disk is full, or it cannot be written there.
+    """
+    if target.is_symlink() or (target.exists() and not target.is_dir()):
+        raise BadOutput(f"output {target} is no folder; choose another --out")
+    if target.exists() and not force:
+        raise BadOutput(f"output {target} exists; add --force to replace it, or choose another --out")
+    partial = target.parent / f".{target.name}.partial-{os.getpid()}"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _clear_leftovers(target)
+        partial.mkdir()
+        yield partial
+        _sync(partial)
+        if target.exists():
+            _exchange(partial, target)
+        else:
+            partial.rename(target)
+        _sync_folder(target.parent)
+    except OSError as problem:
+        raise BadOutput(
+            f"output {target} cannot be written: {problem.strerror or problem}; nothing was changed"
+        ) from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _clear_leftovers(target: Path) -> None:
+    for path in target.parent.glob(f".{target.name}.partial-*"):
+        process = re.fullmatch(r".*\.partial-(\d+)", path.name)
+        if process and not _is_alive(int(process[1])):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _exchange(new: Path, old: Path) -> None:
+    """Swap two folders; in one step where the system can (Linux), else with a moment in which `old` stands aside."""
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is not None:
+        if renameat2(AT_FDCWD, os.fsencode(new), AT_FDCWD, os.fsencode(old), RENAME_EXCHANGE) == 0:
+            return
+    aside = old.with_name(f".{old.name}.partial-{os.getpid()}.old")
+    old.rename(aside)
+    new.rename(old)
+    aside.rename(new)
+
+
+def _sync(folder: Path) -> None:
+    """Have every file on the disk before the rename makes it visible."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""After an export: every graph, and the whole chain, against the same modules run by torch.
+
+Graphs are opened one at a time, so the check needs the memory of the model and one graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from secateur.artifacts import GraphSpec, Manifest
+from secateur.models.base import Family
+from secateur.runtime.backends import base, ort
+from secateur.runtime.backends import torch as eager
+from secateur.runtime.bundle import Bundle
+from secateur.runtime.chain import Chain, Walk
+from secateur.runtime.receipt import Stopwatch
+from secateur.runtime.rows import Rows
+
+TOLERANCE = {"fp32": 1e-4, "fp16": 3e-2}
+QUESTION_ROWS = 6
+DECODE_STEPS = 2
+
+
+@dataclass(frozen=True)
+class Parity:
+    """One comparison.
+
+    error  largest difference over the largest magnitude of torch's value; inf where integers differ
+    """
+
+    name: str
+    error: float
+    tolerance: float
+    passed: bool
+
+
+class Paired(base.Backend):
+    """Runs each graph on two backends with the same inputs and notes the worst error; the reference's outputs go on."""
+
+    def __init__(self, reference: base.Backend, candidate: base.Backend) -> None:
+        self.reference = reference
+        self.candidate = candidate
+        self.worst: dict[str, float] = {}
+
+    def load(self, graph: GraphSpec) -> None:
+        self.reference.load(graph)
+        self.candidate.load(graph)
+
+    def allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any] | type | str) -> base.Buffer:
+        return self.reference.allocate(shape, dtype)
+
+    def run(self, graph: str, inputs: Mapping[str, base.Buffer], outputs: Mapping[str, base.Buffer]) -> None:
+        copies = {name: self._copy(buffer) for name, buffer in inputs.items()}
+        results = {name: self.candidate.allocate(buffer.shape, buffer.dtype) for name, buffer in outputs.items()}
+        self.reference.run(graph, inputs, outputs)
+        self.candidate.run(graph, copies, results)
+        for name, result in results.items():
+            self.worst[graph] = max(self.worst.get(graph, 0.0), error(result.numpy(), outputs[name].numpy()))
+
+    def close(self) -> None:
+        self.reference.close()
+        self.candidate.close()
+
+    def _copy(self, buffer: base.Buffer) -> base.Buffer:
+        copy = self.candidate.allocate(buffer.shape, buffer.dtype)
+        copy.write(buffer.numpy())
+        return copy
+
+
+def error(found: base.Array, expected: base.Array) -> float:
+    """Largest difference over the largest magnitude of `expected`; integers must be equal (0 or inf)."""
+    if not np.issubdtype(expected.dtype, np.floating):
+        return 0.0 if np.array_equal(found, expected) else float("inf")
+    if expected.size == 0:
+        return 0.0
+    difference = np.abs(found.astype(np.float64) - expected.astype(np.float64)).max()
+    worst = float(difference / max(np.abs(expected.astype(np.float64)).max(), 1e-12))
+    return worst if np.isfinite(worst) else float("inf")
+
+
+def check(
+    bundle: Bundle,
+    family: Family,
+    progress: Callable[[str, str, int, int], None] = lambda stage, note, done, total: None,
+) -> tuple[Parity, ...]:
+    """Compare a bundle on ONNX Runtime with `family` on torch: prefill and two decode steps of every schedule."""
+    manifest = bundle.manifest
+    tolerance = TOLERANCE[manifest.dtype]
+    paired = Paired(eager.Backend(bundle, family=family), ort.Backend(bundle, resident=False))
+    reference, candidate = Chain(manifest, paired), Chain(manifest, ort.Backend(bundle, resident=False))
+    chains = []
+    for done, name in enumerate(manifest.schedules):
+        progress("check", name, done, len(manifest.schedules))
+        expected = _walks(reference, bundle, name)
+        found = _walks(candidate, bundle, name, [int(walk.logits.argmax()) for walk in expected])
+        chains.append((f"chain, {name}", _chain_error(found, expected)))
+    progress("check", "", len(manifest.schedules), len(manifest.schedules))
+    errors = [*((g.name, paired.worst.get(g.name, float("inf"))) for g in manifest.graphs), *chains]
+    return tuple(sorted((Parity(n, e, tolerance, e <= tolerance) for n, e in errors), key=lambda p: -p.error))
+
+
+def _chain_error(found: list[Walk], expected: list[Walk]) -> float:
+    """Worst error of the logits; inf where a gate kept other tokens."""
+    kept = (
+        np.array_equal(a, b) for x, y in zip(found, expected, strict=True) for a, b in zip(x.kept, y.kept, strict=True)
+    )
+    if not all(kept):
+        return float("inf")
+    return max(error(x.logits, y.logits) for x, y in zip(found, expected, strict=True))
+
+
+def _walks(chain: Chain, bundle: Bundle, schedule: str, tokens: list[int] | None = None) -> list[Walk]:
+    """Prefill and decode steps on a fixed image and question; `tokens` are fed, or each step's likeliest."""
+    manifest, prompt = bundle.manifest, bundle.prompt
+    rng = np.random.default_rng(0)
+    watch = Stopwatch()
+    vision = chain.see(_image(manifest, rng), watch)
+    tail = rng.integers(0, manifest.dimensions.vocabulary, QUESTION_ROWS).tolist()
+    image = [prompt.pad] * manifest.layout.vision_tokens
+    rows = Rows.pad([[*prompt.head, *image, *tail]], prompt.pad)
+    cache = chain.cache(1, rows.input_ids.shape[1] + DECODE_STEPS, schedule)
+    walks = [chain.prefill(rows, vision, schedule, cache, watch)]
+    for step in range(DECODE_STEPS):
+        token = int(walks[-1].logits.argmax()) if tokens is None else tokens[step]
+        walks.append(chain.extend(Rows.pad([[token]], prompt.pad, cache.position), cache, watch))
+    return walks
+
+
+def _image(manifest: Manifest, rng: np.random.Generator) -> base.Array:
+    """Smooth noise, so that neighbouring patches are neither equal nor unrelated."""
+    _, channels, height, width = (d if isinstance(d, int) else 1 for d in manifest.graph("vision").inputs[0].shape)
+    noise = rng.normal(size=(1, channels, height // 4 + 1, width // 4 + 1)).repeat(4, axis=2).repeat(4, axis=3)
+    return (noise[:, :, :height, :width] + 0.3 * rng.normal(size=(1, channels, height, width))).astype(np.float32)

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one place that calls torch.onnx.export."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import onnx_ir
+import torch
+from torch.export import Dim
+
+from secateur.artifacts import TensorSpec
+from secateur.errors import BadModel
+from secateur.export.graphs import Graph
+
+FORBIDDEN = frozenset({"NonZero", "Compress", "Unique", "Loop", "If"})
+EXTERNAL_BYTES = 1 << 16
+
+
+def to_onnx(graph: Graph, path: Path, opset: int) -> list[str]:
+    """Write one graph; weights go to `<path>.data` beside it when there are enough to matter.
+
+    Returns the names of the files written. The bytes depend on the graph alone.
+
+    Raises:
+        BadModel: the graph cannot be traced, or needs an operator with a data-dependent shape.
+    """
+    spec = graph.spec
+    names = [x.name for x in spec.inputs]
+    with _quiet(), torch.no_grad():
+        try:
+            program = torch.onnx.export(
+                graph.module.eval(),
+                graph.example(),
+                input_names=names,
+                output_names=[x.name for x in spec.outputs],
+                dynamic_shapes=_dynamic_shapes(graph),
+                opset_version=opset,
+                dynamo=True,
+                verbose=False,
+            )
+        except torch.onnx.errors.OnnxExporterError as problem:
+            reason = problem.__cause__ or problem
+            raise BadModel(f"graph '{spec.name}' cannot be traced: {str(reason).splitlines()[0]}") from problem
+    assert program is not None
+    model = program.model
+    _tidy(model, spec.inputs, spec.outputs)
+    found = {node.op_type for node in model.graph.all_nodes()} & FORBIDDEN
+    if found:
+        raise BadModel(f"graph '{spec.name}' needs {', '.join(sorted(found))}, whose shape depends on data")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    weights = sum(x.const_value.nbytes for x in model.graph.initializers.values() if x.const_value is not None)
+    external = f"{path.name}.data" if weights > EXTERNAL_BYTES else None
+    onnx_ir.save(model, path, external_data=external)
+    return [path.name] + ([external] if external else [])
+
+
+def _dynamic_shapes(graph: Graph) -> tuple[object, ...]:
+    """torch.export's nesting: one entry an input, the inputs behind *args as one tuple."""
+    dims = [{i: Dim.DYNAMIC for i, d in enumerate(x.shape) if isinstance(d, str)} for x in graph.spec.inputs]
+    code = graph.module.forward.__func__.__code__  # type: ignore[attr-defined]
+    named = code.co_argcount - 1
+    return (*dims[:named], tuple(dims[named:])) if len(dims) > named else tuple(dims)
+
+
+def _tidy(model: onnx_ir.Model, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
+    """Name the dimensions as the manifest does and drop the tracer's notes, which hold paths of this machine."""
+    for values, specs in ((model.graph.inputs, inputs), (model.graph.outputs, outputs)):
+        for value, spec in zip(values, specs, strict=True):
+            assert value.name == spec.name, f"{value.name} is not {spec.name}"
+            value.shape = onnx_ir.Shape(spec.shape)
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()
+        node.doc_string = None
+        for output in node.outputs:
+            output.metadata_props.clear()
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    model.producer_name, model.producer_version = "secateur", None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporter's progress and deprecation chatter off the user's screen."""
+    loggers = [
+        logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch._export", "onnxscript", "onnx_ir")
+    ]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+
+from secateur.artifacts import Schedule, read_json, to_json
+from secateur.errors import BadOutput, BadSchedule, ExportMismatch, InputError, UnknownName
+from secateur.export import bundle as module
+from secateur.export.bundle import Exported, export, full
+from secateur.export.parity import Parity
+from secateur.export.targets import TARGETS, target
+from secateur.export.to_onnx import FORBIDDEN
+from secateur.models.base import Family
+from secateur.runtime import Bundle, Pipeline
+
+FUSED = {"Attention", "RMSNormalization", "RotaryEmbedding"}
+
+
+def test_a_bundle_is_checked_and_loads(tiny_bundle: tuple[Path, Exported]) -> None:
+    folder, exported = tiny_bundle
+    assert all(p.passed and p.error <= 1e-4 for p in exported.parity)
+    names = {p.name for p in exported.parity}
+    assert names >= {g.name for g in exported.manifest.graphs}
+    assert names >= {f"chain, {name}" for name in exported.manifest.schedules}
+    assert Bundle.load(folder).manifest == exported.manifest
+
+
+def test_no_file_knows_where_it_was_made(tiny_bundle: tuple[Path, Exported]) -> None:
+    folder, _ = tiny_bundle
+    for path in folder.rglob("*"):
+        if path.is_file():
+            content = path.read_bytes()
+            assert b"site-packages" not in content and str(folder.parent).encode() not in content, path
+
+
+def test_graphs_hold_static_gates_and_no_forbidden_operator(tiny_bundle: tuple[Path, Exported]) -> None:
+    folder, exported = tiny_bundle
+    for spec in exported.manifest.graphs:
+        graph = onnx.load(folder / spec.file, load_external_data=False)
+        assert not {node.op_type for node in graph.graph.node} & FORBIDDEN, spec.name
+        if spec.kind != "gate":
+            continue
+        constants = {x.name for x in graph.graph.initializer}
+        constants |= {node.output[0] for node in graph.graph.node if node.op_type == "Constant"}
+        for node in graph.graph.node:
+            if node.op_type == "TopK":
+                assert node.input[1] in constants, f"{spec.name}: TopK with a K that is no constant"
+                assert all(a.i == 1 for a in node.attribute if a.name == "sorted")
+        assert all(isinstance(x.shape[1], int) for x in (*spec.inputs, *spec.outputs) if "vision_index" in x.name)
+
+
+def test_weights_are_stored_once(tiny_bundle: tuple[Path, Exported], tiny: Family) -> None:
+    folder, exported = tiny_bundle
+    stored = sum((folder / name).stat().st_size for name in exported.manifest.files if name.startswith("onnx/segment"))
+    decoder = sum(p.numel() * 4 for layer in tiny.decoder.layers for p in layer.parameters())
+    head = sum(p.numel() * 4 for p in tiny.decoder.head.parameters())
+    assert stored < 1.6 * (decoder + head)  # graphs of this size weigh something themselves
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("tensorrt", "fp32"), ("tensorrt", None)])
+def test_the_decomposed_target(tiny: Family, tmp_path: Path, name: str, dtype: str | None) -> None:
+    kind = target(name, dtype)
+    family = type(tiny).tiny()
+    family.to(kind.torch_dtype)
+    exported = export(family, [], kind, tmp_path / "out")
+    assert exported.manifest.opset == 20
+    for spec in exported.manifest.graphs:
+        graph = onnx.load(tmp_path / "out" / spec.file, load_external_data=False)
+        assert [o.version for o in graph.opset_import if not o.domain] == [20]
+        assert not {node.op_type for node in graph.graph.node} & FUSED, spec.name
+    with Pipeline.load(tmp_path / "out") as vlm:
+        assert vlm.ask(torch.zeros(24, 24, 3, dtype=torch.uint8).numpy(), "w1 w2", max_new_tokens=2).tokens
+
+
+def test_targets() -> None:
+    assert {t.opset for t in TARGETS.values()} == {20, 23}
+    with pytest.raises(UnknownName, match="Did you mean 'tensorrt'"):
+        target("tensorr")
+    with pytest.raises(InputError, match="fp32, fp16"):
+        target("cpu", "int3")
+
+
+def test_a_mismatch_fails_and_leaves_nothing(tiny: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bad = Parity("segment_0", 0.5, 1e-4, False)
+    monkeypatch.setattr(module, "to_onnx", lambda graph, path, opset: _touch(path))
+    monkeypatch.setattr(module, "check", lambda *_: (bad,))
+    with pytest.raises(ExportMismatch, match="segment_0, error 5.00e-01"):
+        export(tiny, [], target("cpu"), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def _touch(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"")
+
+
+def test_a_wrong_weight_is_noticed(tiny: Family, tiny_bundle: tuple[Path, Exported], tmp_path: Path) -> None:
+    """The check compares numbers: a bundle that lies about its model fails."""
+    from secateur.export.parity import check
+
+    folder, _ = tiny_bundle
+    other = type(tiny).tiny()
+    with torch.no_grad():
+        next(other.decoder.layers[2].parameters())[0] += 0.5
+    other.identity = tiny.identity
+    found = {p.name: p for p in check(Bundle.load(folder), other)}
+    assert not found["chain, full"].passed
+    assert found["projector"].passed
+
+
+def test_schedules_of_other_models_and_repeated_names_are_refused(tiny: Family, tmp_path: Path) -> None:
+    own = full(tiny)
+    foreign = dataclasses.replace(own, name="x", model=dataclasses.replace(own.model, fingerprint="sha256:0"))
+    with pytest.raises(BadSchedule, match="made for another model"):
+        export(tiny, [foreign], target("cpu"), tmp_path / "out")
+    twice = dataclasses.replace(own, name="x")
+    with pytest.raises(BadSchedule, match="two schedules are called 'x'"):
+        export(tiny, [twice, twice], target("cpu"), tmp_path / "out")
+    with pytest.raises(BadSchedule, match="two schedules are called 'full'"):
+        export(tiny, [own], target("cpu"), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_output_that_exists_is_refused_before_any_work(
+    tiny: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "to_onnx", lambda *_: pytest.fail("worked"))
+    (tmp_path / "out").mkdir()
+    with pytest.raises(BadOutput, match="add --force"):
+        export(tiny, [], target("cpu"), tmp_path / "out")
+
+
+def test_schedules_survive_the_file(tiny_bundle: tuple[Path, Exported], tmp_path: Path) -> None:
+    folder, exported = tiny_bundle
+    for ref in exported.manifest.schedules.values():
+        schedule = read_json(Schedule, folder / ref.file, BadSchedule)
+        assert (folder / ref.file).read_text() == to_json(schedule)

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import pytest
+import torch
+
+from secateur.artifacts import Gate
+from secateur.export.gates import Prune
+from secateur.export.graphs import build
+from secateur.export.segments import Segment
+from secateur.export.targets import Target, target
+from secateur.methods.base import GateInputs, GateSite, Selector
+from secateur.models import _attention
+from secateur.models.base import Family
+
+
+@pytest.fixture
+def decomposed() -> Target:
+    return target("tensorrt", "fp32")
+
+
+def inputs(family: Family, batch: int, rows: int, past: int, layers: int) -> list[torch.Tensor]:
+    d = family.dimensions
+    made = [
+        torch.randn(batch, rows, d.width),
+        torch.arange(past, past + rows).repeat(batch, 1),
+        torch.ones(batch, past + rows, dtype=torch.int64),
+        torch.full((batch,), rows - 1),
+    ]
+    return made + [torch.randn(past, batch, d.kv_heads, d.head_dim) for _ in range(2 * layers)]
+
+
+@pytest.mark.parametrize(("batch", "rows", "past"), [(1, 7, 0), (2, 5, 3), (3, 1, 4), (1, 1, 0)])
+def test_decomposed_attention_equals_the_fused_one(tiny: Family, batch: int, rows: int, past: int) -> None:
+    given = inputs(tiny, batch, rows, past, 2)
+    fused = Segment(tiny.decoder, 0, 2, ("query", "text_query"))(*given)
+    spelled = Segment(tiny.decoder, 0, 2, ("query", "text_query"), decomposed=True)(*given)
+    for a, b in zip(fused, spelled, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_cutting_changes_nothing(tiny: Family) -> None:
+    given = inputs(tiny, 2, 6, 0, 4)
+    whole = Segment(tiny.decoder, 0, 4)(*given)
+    rows, cached = given[0], []
+    for first, end in ((0, 1), (1, 3), (3, 4)):
+        out = Segment(tiny.decoder, first, end)(rows, *given[1:4], *given[4 + 2 * first : 4 + 2 * end])
+        rows = out[0]
+        cached += out[1:]
+    for a, b in zip(whole, [rows, *cached], strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_text_query_is_the_mean_over_the_question(tiny: Family) -> None:
+    given = inputs(tiny, 2, 9, 0, 1)
+    given[2][1, 7:] = 0  # padding of the second sample
+    tap = _attention.Tap()
+    segment = Segment(tiny.decoder, 0, 1, ("text_query",), tail_start=4)
+    found = segment(*given)[-1]
+    mask = _attention.causal_mask(given[2], 9, 0, torch.float32)
+    decoder = tiny.decoder
+    with _attention.active(decoder.config):
+        position_embeddings = decoder.rotary(given[0], given[1])
+        decoder.layers[0](
+            given[0], attention_mask=mask, position_embeddings=position_embeddings, past_key_values=tap, tap=tap
+        )
+    assert tap.query is not None
+    torch.testing.assert_close(found[0], tap.query[0, :, 4:9].mean(dim=1))
+    torch.testing.assert_close(found[1], tap.query[1, :, 4:7].mean(dim=1))
+
+
+def test_the_attention_setting_is_put_back(tiny: Family) -> None:
+    config = tiny.decoder.config
+    before = config._attn_implementation
+    with pytest.raises(RuntimeError), _attention.active(config):
+        assert config._attn_implementation == _attention.NAME
+        raise RuntimeError
+    assert config._attn_implementation == before
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_masks_stay_finite(dtype: torch.dtype) -> None:
+    mask = _attention.causal_mask(torch.zeros(1, 5, dtype=torch.int64), 3, 2, dtype)
+    assert torch.isfinite(mask).all()
+    assert torch.isfinite(torch.softmax(mask, dim=-1)).all()
+
+
+class Fixed(Selector):
+    """Keeps given slots."""
+
+    def __init__(self, slots: list[list[int]]) -> None:
+        super().__init__()
+        self.slots = torch.tensor(slots)
+
+    def forward(self, rows: GateInputs) -> torch.Tensor:
+        return self.slots
+
+
+def test_gates_gather_rows_positions_masks_and_indices(tiny: Family) -> None:
+    site = GateSite(Gate(1, 2), 4, 3, (2, 2), tiny.dimensions)
+    rows = torch.arange(2 * 9 * 2, dtype=torch.float32).reshape(2, 9, 2)
+    positions, mask = torch.arange(9).repeat(2, 1), torch.ones(2, 9, dtype=torch.int64)
+    mask[1, 8] = 0
+    index = torch.tensor([[10, 20, 30, 40], [11, 21, 31, 41]])
+    hidden, where, valid, kept = Prune(Fixed([[0, 3], [1, 2]]), site)(rows, positions, mask, index)
+    chosen = [[0, 1, 2, 3, 6, 7, 8], [0, 1, 2, 4, 5, 7, 8]]
+    for b in range(2):
+        assert torch.equal(hidden[b], rows[b, chosen[b]])
+        assert torch.equal(where[b], positions[b, chosen[b]])
+        assert torch.equal(valid[b], mask[b, chosen[b]])
+    assert kept.tolist() == [[10, 40], [21, 31]]
+
+
+def test_the_tables_say_what_the_modules_take(tiny: Family, decomposed: Target) -> None:
+    for graph in build(tiny, [], decomposed)[0]:
+        outputs = graph.module(*graph.example())
+        outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+        for spec, tensor in zip(graph.spec.outputs, outputs, strict=True):
+            assert str(tensor.dtype) == f"torch.{spec.dtype}", spec.name
+            sizes = {"B": 2, "S": graph.rows, "T": 5}
+            assert tuple(tensor.shape) == tuple(d if isinstance(d, int) else sizes[d] for d in spec.shape), spec.name
