@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`secateur COMMAND ...`: parse, call, print.
+
+stdout carries the result (with --json one JSON document and nothing else), stderr progress and errors.
+Exit code 0 done, 1 a check failed, 2 wrong use or bad input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from secateur import __version__, commands, plugins
+from secateur.errors import SecateurError
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        arguments = _parser(argv).parse_args(argv)
+        command = plugins.load(commands, arguments.command, "command")
+        result = command.run(arguments)
+        if arguments.json:
+            print(json.dumps(result, indent=2))
+        else:
+            command.show(result, Console(highlight=False))
+        sys.stdout.flush()
+    except SecateurError as problem:
+        print(f"secateur: error: {problem}", file=sys.stderr)
+        return problem.exit_code
+    except ModuleNotFoundError as problem:
+        if problem.name is None or problem.name.partition(".")[0] == "secateur":
+            raise
+        print(f"secateur: error: {problem.name} is not installed; pip install 'secateur[export]'", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("secateur: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output has gone, as in `secateur ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    return 0
+
+
+def _parser(argv: list[str]) -> argparse.ArgumentParser:
+    """The parser; only the command that is asked for is imported."""
+    available = plugins.names(commands)
+    name = next((word for word in argv if not word.startswith("-")), None)
+    if name is not None and name not in available:
+        plugins.load(commands, name, "command")
+    parser = argparse.ArgumentParser(prog="secateur", description=__doc__, allow_abbrev=False)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--version", action="version", version=f"secateur {__version__}")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="{" + ",".join(available) + "}")
+    for command in [name] if name else available:
+        module = plugins.load(commands, command, "command")
+        subparser = subparsers.add_parser(
+            command,
+            help=module.HELP,
+            description=module.__doc__,
+            allow_abbrev=False,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        subparser.add_argument("--json", action="store_true", help="print one JSON document on stdout")
+        module.add_arguments(subparser, argv)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options that calibrate and export share: the model, the method with its own flags, the budget, the samples."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import types
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from secateur.errors import InputError
+
+if TYPE_CHECKING:
+    from secateur.artifacts import Schedule
+    from secateur.methods.base import BudgetRequest, Method
+    from secateur.models.base import Family
+
+SAMPLES = 64
+
+
+def add_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> None:
+    """Add the shared options, and the fields of the method that `argv` names as flags of their own."""
+    parser.add_argument("--model", default="demo", help="demo, a checkpoint directory or a hub id (default: demo)")
+    parser.add_argument("--method", default=None, help="pruning method (default: btp)")
+    budget = parser.add_argument_group("budget")
+    budget.add_argument(
+        "--keep", type=numbers, help="tokens kept by each gate: shares of all, or counts: 0.5,0.25,0.125"
+    )
+    budget.add_argument("--compression", type=numbers, help="average share pruned; several make several schedules")
+    budget.add_argument("--layers", type=integers, help="decoder layers whose entry gets a gate (default: calibrated)")
+    budget.add_argument("--name", help="name of the schedule (default: METHOD-PERCENT KEPT)")
+    budget.add_argument(
+        "--control",
+        type=int,
+        nargs="?",
+        const=1,
+        default=0,
+        metavar="N",
+        help="add N random choices (default: 1) with the same layers and counts",
+    )
+    data = parser.add_argument_group("calibration")
+    data.add_argument("--samples", type=Path, help="folder of images, or .jsonl of image and text (default: generated)")
+    data.add_argument("--sample-count", type=int, default=SAMPLES, help=f"samples to use (default: {SAMPLES})")
+    data.add_argument("--seed", type=int, default=0, help="of every random choice (default: 0)")
+
+    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    peek.add_argument("--method", default="btp")
+    method = method_class(peek.parse_known_args(argv)[0].method)
+    group = parser.add_argument_group(f"options of {method.__module__.rpartition('.')[2]}")
+    hints = typing.get_type_hints(method)
+    for field in dataclasses.fields(method):
+        if field.name != "seed":  # one --seed for the samples and for the method
+            _add_field(group, field, hints[field.name])
+
+
+def method_class(name: str) -> type[Method]:
+    from secateur import methods, plugins
+
+    found: type[Method] = plugins.load(methods, name, "method").Method
+    return found
+
+
+def _add_field(group: Any, field: dataclasses.Field[Any], hint: Any) -> None:
+    """One dataclass field as a flag; unset flags stay out of the namespace, so the dataclass keeps its default."""
+    flag = "--" + field.name.replace("_", "-")
+    note = field.metadata.get("help", "")
+    if field.default is not None:
+        note = f"{note} (default: {field.default})".strip()
+    kinds = [k for k in typing.get_args(hint) if k is not type(None)] if _is_optional(hint) else [hint]
+    kind = kinds[0]
+    if kind is bool:
+        group.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=note)
+    elif typing.get_origin(kind) is typing.Literal:
+        group.add_argument(flag, choices=typing.get_args(kind), default=argparse.SUPPRESS, help=note)
+    else:
+        convert: Callable[[str], Any] = kind
+        if typing.get_origin(kind) is tuple:
+            convert = integers if typing.get_args(kind)[0] is int else numbers
+        group.add_argument(flag, type=convert, default=argparse.SUPPRESS, help=note)
+
+
+def _is_optional(hint: Any) -> bool:
+    return typing.get_origin(hint) in (typing.Union, types.UnionType)
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """ "0.5,0.25" -> (0.5, 0.25)"""
+    return tuple(float(part) for part in text.split(","))
+
+
+def integers(text: str) -> tuple[int, ...]:
+    """ "3,6,14" -> (3, 6, 14)"""
+    return tuple(int(part) for part in text.split(","))
+
+
+def requests(arguments: argparse.Namespace) -> list[BudgetRequest]:
+    """One request per schedule that the budget options ask for."""
+    from secateur.methods.base import BudgetRequest
+
+    if arguments.keep is not None and arguments.compression is not None:
+        raise InputError("--keep and --compression both set the budget; give one of them")
+    compressions = arguments.compression or (None,)
+    if arguments.name and len(compressions) > 1:
+        raise InputError(
+            f"--name '{arguments.name}' names one schedule, but --compression asks for {len(compressions)}"
+        )
+    return [BudgetRequest(arguments.keep, compression, arguments.layers) for compression in compressions]
+
+
+def make_schedules(
+    arguments: argparse.Namespace, family: Family, progress: Callable[[int, int], None]
+) -> list[Schedule]:
+    """Measure the model once and let the method make one schedule per request, with its control if asked."""
+    from secateur.calibration.capture import capture
+    from secateur.calibration.samples import samples
+    from secateur.methods.random import Method as Random
+
+    cls = method_class(arguments.method or "btp")
+    method = cls(**{f.name: getattr(arguments, f.name) for f in dataclasses.fields(cls) if hasattr(arguments, f.name)})
+    chosen = (
+        samples(arguments.model, arguments.samples, arguments.sample_count, arguments.seed) if method.statistics else []
+    )
+    statistics = capture(family, chosen, method.statistics, arguments.seed, progress)
+    made = [method.calibrate(statistics, request) for request in requests(arguments)]
+    if arguments.name:
+        made = [dataclasses.replace(made[0], name=arguments.name)]
+    return made + [Random(seed).like(schedule) for schedule in made for seed in range(arguments.control)]
+
+
+def summary(schedule: Schedule) -> dict[str, Any]:
+    """What a user wants to see of a schedule."""
+    return {
+        "method": schedule.method,
+        "gates": [{"layer": g.layer, "keep": g.keep} for g in schedule.gates],
+        "budget": dataclasses.asdict(schedule.budget),
+    }

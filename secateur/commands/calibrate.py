@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measure a model on a few samples and write a pruning schedule.
+
+secateur calibrate --method btp --compression 0.78 --out schedule.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from secateur.commands import _options, _report
+from secateur.commands._progress import bars
+
+HELP = "measure a model, write a schedule"
+
+
+def add_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> None:
+    _options.add_arguments(parser, argv)
+    parser.add_argument("--out", type=Path, help="schedule file (default: NAME.json); a folder for several schedules")
+    parser.add_argument("--force", action="store_true", help="replace existing schedule files")
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    from secateur.artifacts import to_json
+    from secateur.models.base import load
+
+    family = load(arguments.model)
+    with bars() as show:
+        schedules = _options.make_schedules(arguments, family, lambda done, total: show("calibrate", "", done, total))
+    files = {}
+    for schedule in schedules:
+        path = arguments.out or Path(f"{schedule.name}.json")
+        if len(schedules) > 1 and arguments.out:
+            path = arguments.out / f"{schedule.name}.json"
+        files[schedule.name] = path
+    _write({files[s.name]: to_json(s) for s in schedules}, arguments.force)
+    return {
+        "schedules": {
+            s.name: _options.summary(s) | {"file": str(files[s.name]), "calibration": s.calibration} for s in schedules
+        }
+    }
+
+
+def _write(texts: dict[Path, str], force: bool) -> None:
+    from secateur.errors import BadOutput
+
+    for path in texts:
+        if path.exists() and not force:
+            raise BadOutput(f"output {path} exists; add --force to replace it, or choose another --out")
+    for path, text in texts.items():
+        partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_text(text)
+            partial.replace(path)
+        except OSError as problem:
+            partial.unlink(missing_ok=True)
+            raise BadOutput(f"output {path} cannot be written: {problem.strerror}") from None
+
+
+def show(result: dict[str, Any], console: Console) -> None:
+    for name, schedule in result["schedules"].items():
+        console.print(_report.schedules({name: schedule}))
+        console.print(_report.calibration(schedule["calibration"]))
+        console.print(f"wrote {schedule['file']}")

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Calibrate, export segments and gates to ONNX, check them against torch, and write a bundle.
+
+secateur export --method btp
+secateur export --method btp --compression 0.78,0.89 --control --out build/demo-btp
+secateur export --schedule a.json b.json --target tensorrt
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from secateur.commands import _options, _report
+from secateur.commands._progress import bars
+
+HELP = "write a bundle of ONNX segments and gates"
+
+
+def add_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> None:
+    _options.add_arguments(parser, argv)
+    parser.add_argument(
+        "--schedule", type=Path, nargs="+", default=[], help="bundle these; calibrates only with --method"
+    )
+    parser.add_argument("--target", default="cpu", help="cpu, cuda, tensorrt or tensorrt-10.15 (default: cpu)")
+    parser.add_argument("--dtype", help="fp32 or fp16 (default: the target's)")
+    parser.add_argument("--out", type=Path, help="bundle folder (default: build/MODEL-METHOD)")
+    parser.add_argument("--force", action="store_true", help="replace an existing bundle")
+    parser.add_argument("--no-check", action="store_true", help="skip the comparison with torch")
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    from secateur.artifacts import Schedule, read_json
+    from secateur.errors import BadSchedule
+    from secateur.export.bundle import export
+    from secateur.export.targets import target
+    from secateur.models.base import load
+
+    start = time.perf_counter()
+    kind = target(arguments.target, arguments.dtype)
+    schedules = [read_json(Schedule, path, BadSchedule) for path in arguments.schedule]
+    family = load(arguments.model, kind.torch_dtype)
+    with bars() as show:
+        if arguments.method or not schedules:
+            schedules += _options.make_schedules(
+                arguments, family, lambda done, total: show("calibrate", "", done, total)
+            )
+        out = arguments.out or Path("build") / f"{Path(arguments.model).name}-{schedules[0].method}"
+        exported = export(
+            family,
+            schedules,
+            kind,
+            out,
+            force=arguments.force,
+            verify=not arguments.no_check,
+            progress=show,
+        )
+    return {
+        "bundle": str(out),
+        "target": kind.name,
+        "dtype": kind.dtype,
+        "opset": kind.opset,
+        "graphs": [graph.name for graph in exported.manifest.graphs],
+        "schedules": {s.name: _options.summary(s) for s in schedules},
+        "parity": [dataclasses.asdict(p) for p in exported.parity],
+        "worst_error": max((p.error for p in exported.parity), default=None),
+        "bytes": sum(path.stat().st_size for path in out.rglob("*") if path.is_file()),
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+
+
+def show(result: dict[str, Any], console: Console) -> None:
+    console.print(_report.schedules(result["schedules"]))
+    if result["parity"]:
+        console.print(_report.parity(result["parity"]))
+    else:
+        console.print("not checked against torch (--no-check)")
+    console.print(
+        f"wrote {result['bundle']}: {len(result['graphs'])} graphs, {result['bytes'] / 1e6:.1f} MB, "
+        f"{result['seconds']} s (target {result['target']}, {result['dtype']}, opset {result['opset']})"
+    )

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ask a bundle a question about an image.
+
+secateur run build/demo-btp --image scene.png --prompt "what color is the seven ?"
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from secateur.commands import _report
+
+HELP = "ask a bundle a question about an image"
+
+
+def add_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> None:
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--image", required=True, help="image file")
+    parser.add_argument("--prompt", required=True, help="the question")
+    parser.add_argument("--schedule", help="schedule of the bundle (default: its only one besides 'full')")
+    parser.add_argument("--backend", default="ort", help="ort or torch (default: ort)")
+    parser.add_argument("--max-new-tokens", type=int, default=64, help="longest answer (default: 64)")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token (default)")
+    parser.add_argument("--top-p", type=float, default=1.0, help="sample from this share of probability (default: 1)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the sampling (default: 0)")
+    parser.add_argument("--threads", type=int, help="threads of the backend (default: all cores)")
+    parser.add_argument("--repeat", type=int, default=1, help="ask so many times and time the last (default: 1)")
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    from secateur.errors import InputError
+    from secateur.runtime import Pipeline
+
+    if arguments.repeat < 1:
+        raise InputError(f"--repeat is {arguments.repeat}; it must be at least 1")
+    with Pipeline.load(arguments.bundle, backend=arguments.backend, threads=arguments.threads) as vlm:
+        for _ in range(arguments.repeat):
+            answer = vlm.ask(
+                arguments.image,
+                arguments.prompt,
+                schedule=arguments.schedule,
+                max_new_tokens=arguments.max_new_tokens,
+                temperature=arguments.temperature,
+                top_p=arguments.top_p,
+                seed=arguments.seed,
+            )
+    return {
+        "question": arguments.prompt,
+        "answer": answer.text,
+        "tokens": list(answer.tokens),
+        "kept": [list(indices) for indices in answer.kept],
+        "receipt": answer.receipt.as_dict(),
+    }
+
+
+def show(result: dict[str, Any], console: Console) -> None:
+    receipt = result["receipt"]
+    console.print(f"question  {result['question']}", markup=False)
+    console.print(f"answer    {result['answer']}", markup=False, style="bold")
+    gates = "; ".join(f"layer {g['layer']}: {g['before']} -> {g['applied']} vision tokens" for g in receipt["gates"])
+    console.print(f"schedule  {receipt['schedule']} ({gates or 'nothing pruned'})", markup=False)
+    rows = " -> ".join(str(rows) for rows in receipt["segment_rows"])
+    console.print(f"rows      {rows} through {len(receipt['segment_rows'])} segments; ", end="")
+    console.print(f"cache {receipt['cache_bytes'] / 1024:.0f} KiB; {receipt['generated_tokens']} tokens generated")
+    stages = _report.table("Time", "stage", "ms")
+    for stage, milliseconds in receipt["milliseconds"].items():
+        stages.add_row(stage, f"{milliseconds:.2f}")
+    console.print(stages)

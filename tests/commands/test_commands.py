@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from secateur import commands, plugins
+from secateur.artifacts import Schedule, read_json
+from secateur.cli import main
+from secateur.demo import sample_directory
+from secateur.errors import BadSchedule
+
+Bundle = tuple[Path, dict[str, Any]]
+FAST = ["--sample-count", "2"]
+
+
+def call(capsys: pytest.CaptureFixture[str], *argv: object) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of one command."""
+    try:
+        code = main([str(word) for word in argv])
+    except SystemExit as stop:  # argparse
+        code = int(stop.code or 0)
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def refused(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
+    """The one line that a wrong use gets."""
+    code, out, err = call(capsys, *argv)
+    assert code == 2 and out == "", (code, out, err)
+    assert "Traceback" not in err
+    line = err.strip().splitlines()[-1]
+    assert "error: " in line
+    return line
+
+
+def test_export_reports_what_it_did(demo_bundle: Bundle) -> None:
+    folder, printed = demo_bundle
+    assert printed["worst_error"] <= 1e-4
+    assert all(p["passed"] for p in printed["parity"])
+    (schedule,) = printed["schedules"].values()
+    keeps = [gate["keep"] for gate in schedule["gates"]]
+    assert keeps == [72, 36, 12]
+    assert set(printed["graphs"]) >= {"vision", "projector", "embed", "segment_0"}
+    assert printed["bytes"] == sum(p.stat().st_size for p in folder.rglob("*") if p.is_file())
+
+
+def test_run_answers_and_shows_its_receipt(demo_bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, printed = demo_bundle
+    image, questions = next(iter(json.loads((sample_directory() / "samples.json").read_text()).items()))
+    image, question = sample_directory() / image, questions[0]["question"]
+    code, out, _ = call(capsys, "run", folder, "--image", image, "--prompt", question, "--json")
+    assert code == 0
+    result = json.loads(out)
+    (name,) = printed["schedules"]
+    assert result["receipt"]["schedule"] == name
+    assert [g["applied"] for g in result["receipt"]["gates"]] == [72, 36, 12]
+    assert [len(kept) for kept in result["kept"]] == [72, 36, 12]
+    code, out, _ = call(capsys, "run", folder, "--image", image, "--prompt", question, "--backend", "torch")
+    assert code == 0 and f"answer    {result['answer']}" in out and "144 -> 72 vision tokens" in out
+
+
+def test_inspect(demo_bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, printed = demo_bundle
+    code, out, _ = call(capsys, "inspect", folder, "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert [g["name"] for g in found["graphs"]] == printed["graphs"]
+    assert set(found["schedules"]) == {"full", *printed["schedules"]}
+    code, out, _ = call(capsys, "inspect", folder)
+    assert code == 0 and "all hashes right" in out
+    part = folder / "onnx" / "segment_1.onnx.data"
+    content = part.read_bytes()
+    try:
+        part.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        assert "segment_1.onnx.data" in refused(capsys, "inspect", folder)
+    finally:
+        part.write_bytes(content)
+
+
+def test_calibrate_writes_a_schedule_that_export_reads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "s.json"
+    code, printed, _ = call(capsys, "calibrate", *FAST, "--compression", "0.78", "--out", out, "--json")
+    assert code == 0
+    (schedule,) = json.loads(printed)["schedules"].values()
+    assert abs(schedule["budget"]["compression"] - 0.78) < 0.01
+    assert read_json(Schedule, out, BadSchedule).budget.compression == schedule["budget"]["compression"]
+    assert "exists; add --force" in refused(capsys, "calibrate", *FAST, "--compression", "0.78", "--out", out)
+    code, text, _ = call(
+        capsys, "calibrate", *FAST, "--compression", "0.5,0.78", "--control", "--out", tmp_path / "many"
+    )
+    assert code == 0 and "similarity below tau" in text
+    assert len(list((tmp_path / "many").glob("*.json"))) == 4
+    same = json.loads(next((tmp_path / "many").glob("*-random.json")).read_text())
+    assert same["method"] == "random"
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["exprot"], "unknown command 'exprot'. Did you mean 'export'?"),
+        (["export", "--method", "btb"], "unknown method 'btb'. Did you mean 'btp'?"),
+        (["export", "--model", "nowhere"], "model 'nowhere' is neither"),
+        (["export", "--target", "tensort"], "unknown target 'tensort'. Did you mean 'tensorrt'?"),
+        (["export", "--dtype", "fp8"], "dtype 'fp8' is not known"),
+        (["export", "--method", "random", "--tau", "0.9"], "unrecognized arguments: --tau 0.9"),
+        (["export", "--schedule", "none.json"], "none.json does not exist"),
+        (["calibrate", *FAST, "--keep", "0.5", "--compression", "0.5"], "give one of them"),
+        (["calibrate", *FAST, "--keep", "0.5,x"], "argument --keep: invalid"),
+        (["calibrate", *FAST, "--keep", "0.25,0.5", "--layers", "2,4"], "must not grow"),
+        (["calibrate", *FAST, "--keep", "145", "--layers", "2"], "145 tokens of 144"),
+        (["calibrate", *FAST, "--layers", "4,2"], "gate layers must increase"),
+        (["calibrate", *FAST, "--layers", "4,99"], "layer 99 is outside the model; its layers are 0 to 15"),
+        (["calibrate", *FAST, "--layers", "8", "--compression", "0.9"], "compression 0.9 needs a first gate at layer"),
+        (["calibrate", *FAST, "--compression", "1.5"], "compression 1.5"),
+        (["calibrate", *FAST, "--name", "../x"], "schedule name '../x'"),
+        (["calibrate", *FAST, "--name", "x", "--compression", "0.5,0.6"], "names one schedule"),
+        (["calibrate", "--sample-count", "0"], "must be at least 1"),
+        (["calibrate", "--samples", "nowhere"], "samples nowhere cannot be read"),
+        (["run", "nowhere", "--image", "x.png", "--prompt", "x"], "nowhere"),
+        (["inspect", "tests"], "tests"),
+    ],
+)
+def test_wrong_use_is_one_line(capsys: pytest.CaptureFixture[str], argv: list[str], message: str) -> None:
+    assert message in refused(capsys, *argv)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--schedule", "btp-72"], "unknown schedule 'btp-72'"),
+        (["--backend", "otr"], "unknown backend 'otr'. Did you mean 'ort'?"),
+        (["--prompt", " "], "the prompt is empty"),
+        (["--prompt", "red " * 2000], "positions"),
+        (["--image", "no.png"], "no.png does not exist"),
+        (["--image", "README.md"], "README.md"),
+        (["--repeat", "0"], "--repeat is 0"),
+        (["--top-p", "0"], "top_p"),
+        (["--max-new-tokens", "0"], "max_new_tokens"),
+        (["--threads", "0"], "threads"),
+    ],
+)
+def test_wrong_questions_are_one_line(
+    demo_bundle: Bundle, capsys: pytest.CaptureFixture[str], argv: list[str], message: str
+) -> None:
+    image = sample_directory() / "scene_1.png"
+    assert message in refused(capsys, "run", demo_bundle[0], "--image", image, "--prompt", "what ?", *argv)
+
+
+def test_help_lists_commands_and_the_options_of_the_method(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(capsys, "-h")
+    assert code == 0 and all(name in out for name in plugins.names(commands))
+    code, out, _ = call(capsys, "export", "--method", "btp", "-h")
+    assert code == 0 and "options of btp" in out and "--epsilon" in out
+    code, out, _ = call(capsys, "export", "--method", "random", "-h")
+    assert code == 0 and "options of random" in out and "--epsilon" not in out
