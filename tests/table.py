@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Write the README's table of plug-ins anew: python -m tests.table"""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+from types import ModuleType
+
+from secateur import methods, models, plugins
+from secateur.runtime import backends
+
+README = Path(__file__).parent.parent / "README.md"
+BEGIN, END = "<!-- table: make table -->\n", "<!-- end of table -->\n"
+KINDS: tuple[tuple[str, ModuleType], ...] = (("--method", methods), ("--model", models), ("--backend", backends))
+
+
+def table() -> str:
+    """A row a plug-in: the first sentence of its file, read without importing it."""
+    rows = ["| option | name | what it is |", "|---|---|---|"]
+    for option, package in KINDS:
+        for name in plugins.names(package):
+            source = Path(package.__path__[0], f"{name}.py").read_text(encoding="utf-8")
+            text = " ".join((ast.get_docstring(ast.parse(source)) or "").partition("\n\n")[0].split())
+            rows.append(f"| `{option}` | `{name}` | {text} |")
+    return "\n".join(rows) + "\n"
+
+
+def replaced(readme: str) -> str:
+    """The README with a fresh table."""
+    before, _, rest = readme.partition(BEGIN)
+    return before + BEGIN + table() + END + rest.partition(END)[2]
+
+
+if __name__ == "__main__":
+    README.write_text(replaced(README.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import subprocess
+import sys
+from types import ModuleType
+
+import pytest
+
+from secateur import commands, methods, models, plugins
+from secateur.errors import UnknownName
+from secateur.methods.base import Method
+from secateur.models.base import Family
+from secateur.runtime import backends
+from secateur.runtime.backends.base import Backend
+
+KINDS = [(methods, "Method", Method), (models, "Family", Family), (backends, "Backend", Backend)]
+
+
+@pytest.mark.parametrize(("package", "name", "base"), KINDS, ids=["methods", "models", "backends"])
+def test_every_file_is_a_plug_in(package: ModuleType, name: str, base: type) -> None:
+    found = plugins.names(package)
+    assert found and "base" not in found and not any(n.startswith("_") for n in found)
+    for plugin in found:
+        assert issubclass(getattr(plugins.load(package, plugin, "plug-in"), name), base)
+
+
+def test_every_command_is_one() -> None:
+    for name in plugins.names(commands):
+        module = plugins.load(commands, name, "command")
+        assert module.HELP and module.__doc__ and all(hasattr(module, x) for x in ("add_arguments", "run", "show"))
+
+
+def test_unknown_names_get_a_hint() -> None:
+    with pytest.raises(UnknownName) as problem:
+        plugins.load(methods, "btb", "method")
+    text = str(problem.value)
+    assert "unknown method 'btb'. Did you mean 'btp'? Available:" in text
+    assert "create secateur/methods/btb.py" in text and "\n" not in text
+
+
+def test_importing_changes_nothing() -> None:
+    code = (
+        "import sys; from transformers import AttentionInterface as A\n"
+        "before = dict(A._global_mapping), list(sys.path), dict(__import__('warnings').__dict__['onceregistry'])\n"
+        "import secateur, secateur.cli, secateur.export.bundle, secateur.calibration.capture, secateur.models.llava\n"
+        "assert before[:2] == (dict(A._global_mapping), list(sys.path))\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
