@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Generated scenes and questions for the demo model: all of it follows from a split and a seed.
+
+A scene is a 96x96 image with 2 to 5 small handwritten digits (14 to 20 pixels), each in its own colour and with its
+centre in its own cell of a 3x3 grid, so that every question has exactly one answer:
+
+    kind      question                           answer
+    color     what color is the seven ?          red
+    digit     what digit is red ?                seven
+    count     how many digits are there ?        three
+    position  where is the red digit ?           top-left
+    digit_at  what digit is at top-left ?        seven
+    presence  is there a seven ?                 yes / no, as often one as the other
+"""
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from secateur.demo import _render
+from secateur.demo._render import COLORS, SIZE
+from secateur.demo.digits import digit_images
+from secateur.errors import InputError
+
+__all__ = ["COLOR_WORDS", "DIGIT_WORDS", "KINDS", "POSITION_WORDS", "Object", "Question", "Sample", "Scene"]
+__all__ += ["questions", "samples", "scene"]
+
+DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+COLOR_WORDS = tuple(COLORS)
+POSITION_WORDS = ("top-left", "top", "top-right", "left", "center", "right", "bottom-left", "bottom", "bottom-right")
+KINDS = ("color", "digit", "count", "position", "digit_at", "presence")
+
+CELL = SIZE // 3
+SMALLEST, LARGEST = 14, 20  # pixels, side of a digit's box
+MARGIN = 3  # pixels between a digit's centre and the border of its cell: positions are never a matter of taste
+GAP = 2  # pixels between two boxes
+
+
+@dataclass(frozen=True)
+class Object:
+    """One digit of a scene. Its box is side x side pixels, from (left, top)."""
+
+    digit: str
+    color: str
+    position: str
+    left: int
+    top: int
+    side: int
+    source: int  # row of the digit's image in its split
+
+    def overlaps(self, other: "Object", gap: int = 0) -> bool:
+        """Whether the two boxes come closer than gap pixels."""
+        apart = (
+            self.left + self.side + gap <= other.left
+            or other.left + other.side + gap <= self.left
+            or self.top + self.side + gap <= other.top
+            or other.top + other.side + gap <= self.top
+        )
+        return not apart
+
+
+@dataclass(frozen=True)
+class Scene:
+    """An RGB image, 96x96, and the digits in it."""
+
+    image: Image.Image
+    objects: tuple[Object, ...]
+
+
+@dataclass(frozen=True)
+class Question:
+    text: str
+    answer: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image with one question."""
+
+    image: Image.Image
+    question: str
+    answer: str
+    kind: str
+
+
+def scene(
+    seed: int,
+    split: str = "train",
+    counts: tuple[int, int] = (2, 5),
+    repeats: bool = False,
+    deformation: float = 1.0,
+) -> Scene:
+    """The scene of one seed in "train", "calibration" (the same writers), "validation" or "test" (others each).
+
+    counts is the range of the number of digits. Training may ask for denser scenes in which digits and colours repeat,
+    and for stronger deformation; questions need the defaults.
+    """
+    if not 1 <= counts[0] <= counts[1] <= len(POSITION_WORDS):
+        raise InputError(f"counts must lie in 1 .. {len(POSITION_WORDS)}, lower bound first, got {counts}")
+    rng = _generator("scene", split, seed)
+    images, labels = digit_images(split)
+    objects = _place(rng, int(rng.integers(counts[0], counts[1] + 1)), repeats, labels)
+
+    canvas = _render.background(rng)
+    for _ in range(int(rng.integers(2, 6))):
+        mask, x, y = _render.blob(rng)
+        color = COLOR_WORDS[rng.integers(len(COLOR_WORDS))]
+        if all(_clear(x, y, each) for each in objects):
+            _render.paint(canvas, mask, color, 0, 0, rng)
+    for each in objects:
+        mask = _render.glyph(images[each.source], each.side, rng, deformation)
+        _render.paint(canvas, mask, each.color, each.left, each.top, rng)
+    canvas += rng.normal(0, rng.uniform(3, 8), canvas.shape).astype(np.float32)
+    return Scene(Image.fromarray(np.clip(canvas, 0, 255).astype(np.uint8)), objects)
+
+
+def questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
+    """Every question that scene can answer, once each; as many presence questions with "no" as with "yes"."""
+    asked = [Question("how many digits are there ?", DIGIT_WORDS[len(scene.objects)], "count")]
+    for each in scene.objects:
+        asked += [
+            Question(f"what color is the {each.digit} ?", each.color, "color"),
+            Question(f"what digit is {each.color} ?", each.digit, "digit"),
+            Question(f"where is the {each.color} digit ?", each.position, "position"),
+            Question(f"what digit is at {each.position} ?", each.digit, "digit_at"),
+            Question(f"is there a {each.digit} ?", "yes", "presence"),
+        ]
+    absent = sorted(set(DIGIT_WORDS) - {each.digit for each in scene.objects})
+    for word in rng.permutation(absent)[: len(scene.objects)]:
+        asked.append(Question(f"is there a {word} ?", "no", "presence"))
+    return asked
+
+
+def samples(split: str, count: int, seed: int = 0) -> Iterator[Sample]:
+    """count samples, each on a scene of its own; kinds take turns, and answers of presence questions do too."""
+    for index in range(count):
+        rng = _generator("samples", split, seed, index)
+        shown = scene(int(rng.integers(2**62)), split)
+        kind = KINDS[index % len(KINDS)]
+        fitting = [each for each in questions(shown, rng) if each.kind == kind]
+        if kind == "presence":
+            wanted = ("yes", "no")[index // len(KINDS) % 2]
+            fitting = [each for each in fitting if each.answer == wanted]
+        chosen = fitting[rng.integers(len(fitting))]
+        yield Sample(shown.image, chosen.text, chosen.answer, chosen.kind)
+
+
+def _generator(*key: str | int) -> np.random.Generator:
+    """A generator of its own for every key: splits never share a stream. crc32, since hash() of a string is salted."""
+    words = [zlib.crc32(part.encode()) if isinstance(part, str) else part for part in key]
+    return np.random.default_rng(words)
+
+
+def _place(rng: np.random.Generator, count: int, repeats: bool, labels: npt.NDArray[np.uint8]) -> tuple[Object, ...]:
+    """count digits, one per cell, without overlap. Starts over in the rare case that a cell has no room left."""
+    while True:
+        cells = rng.permutation(len(POSITION_WORDS))[:count]
+        digits = rng.integers(10, size=count) if repeats else rng.permutation(10)[:count]
+        colors = rng.integers(len(COLORS), size=count) if repeats else rng.permutation(len(COLORS))[:count]
+        placed: list[Object] = []
+        for cell, digit, color in zip(cells, digits, colors, strict=True):
+            source = int(rng.choice(np.flatnonzero(labels == digit)))
+            for _ in range(20):
+                new = _object(rng, int(cell), DIGIT_WORDS[digit], COLOR_WORDS[color], source)
+                if not any(new.overlaps(other, GAP) for other in placed):
+                    placed.append(new)
+                    break
+        if len(placed) == count:
+            return tuple(placed)
+
+
+def _object(rng: np.random.Generator, cell: int, digit: str, color: str, source: int) -> Object:
+    side = int(rng.integers(SMALLEST, LARGEST + 1))
+    row, column = divmod(cell, 3)
+    corner: list[int] = []
+    for place in (column, row):
+        centre = rng.uniform(place * CELL + MARGIN, (place + 1) * CELL - MARGIN)
+        corner.append(int(np.clip(round(centre - side / 2), 0, SIZE - side)))
+    return Object(digit, color, POSITION_WORDS[cell], corner[0], corner[1], side, source)
+
+
+def _clear(x: float, y: float, each: Object) -> bool:
+    """Whether a blob around (x, y) leaves the digit's box free."""
+    reach = each.side / 2 + 8
+    return abs(x - each.left - each.side / 2) > reach or abs(y - each.top - each.side / 2) > reach

@@ -1,0 +1,154 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The recipe of the demo model: everything follows from the seed and the numbers of steps.
+
+    python -m secateur.demo.train --out build/demo-model            about an hour on 2 CPU cores, less on a GPU
+    python -m secateur.demo.train --out build/demo-model --resume   go on after a kill
+    python -m secateur.demo.train --evaluate                        held-out accuracy of the model in the package
+
+Stage 1 teaches the tower to read, patch by patch (_dense.py); stage 2 teaches the decoder to answer (_language.py). The
+model is written as fp16 safetensors, in one rename, when both are done and it is measured. If other programs share the
+cores, OMP_NUM_THREADS=1 is faster than threads that wait for each other.
+"""
+
+import argparse
+import json
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from rich.console import Console
+from rich.table import Table
+from transformers import LlavaForConditionalGeneration
+
+from secateur.demo import model_directory
+from secateur.demo._dense import DenseStage
+from secateur.demo._language import LanguageStage
+from secateur.demo._loop import Stage, train
+from secateur.demo.build import build_model, build_processor
+from secateur.demo.evaluate import accuracy
+from secateur.errors import BadModel, BadOutput, InputError
+from secateur.export.folder import atomic_folder
+
+__all__ = ["main", "make", "measure", "save", "train_model"]
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Parse, train or evaluate, print the accuracies."""
+    options = _parser().parse_args(argv)
+    console = Console(stderr=True)
+    try:
+        _check(options)
+        console.print(_table(measure(options) if options.evaluate else make(options, console)))
+    except InputError as mistake:
+        console.print(str(mistake), highlight=False)
+        return mistake.exit_code
+    return 0
+
+
+def measure(options: argparse.Namespace) -> dict[str, float]:
+    """Held-out accuracy of the model in --out."""
+    return accuracy(options.out, options.questions)
+
+
+def make(options: argparse.Namespace, console: Console) -> dict[str, float]:
+    """Train, write, measure, and only then put the new model in its place."""
+    model, report = train_model(options, console)
+    with atomic_folder(options.out, options.force) as fresh:
+        save(model, fresh)
+        shares = accuracy(fresh, options.questions)
+        (fresh / "training.json").write_text(json.dumps({**report, "accuracy": shares}, indent=2) + "\n")
+    return shares
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Refuse what would fail later, or lose something."""
+    if options.evaluate:
+        if not (options.out / "config.json").exists():
+            raise BadModel(f"{options.out} holds no model; give --out the folder of one")
+        return
+    if options.out.exists() and not options.force:
+        raise BadOutput(f"{options.out} exists; give another --out, or --force to replace it")
+    if any(options.work.glob("*.pt")) and not options.resume:
+        raise BadOutput(f"{options.work} holds checkpoints; --resume goes on with them, another --work starts afresh")
+
+
+def train_model(options: argparse.Namespace, console: Console) -> tuple[LlavaForConditionalGeneration, dict[str, Any]]:
+    """Both stages, and a report of what was done."""
+    options.work.mkdir(parents=True, exist_ok=True)
+    model = build_model(options.seed)
+    model.train()
+    # nn.Module's own method: transformers' wrapper of it is typed for another self.
+    torch.nn.Module.to(model, "cuda" if torch.cuda.is_available() else "cpu")
+    if model.device.type == "cpu":
+        # For sequences this short, plain matrix products beat the fused kernel, whose backward is slow on CPU.
+        model.set_attn_implementation("eager")
+    if options.compile:
+        for layer in model.model.language_model.layers:
+            layer.compile()
+    workers = options.workers
+    dense = DenseStage(model, options.dense_steps, options.seed, options.dense_batch)
+    language = LanguageStage(model, options.language_steps, options.seed, options.language_batch)
+    seconds = {}
+    stages: tuple[Stage, ...] = (dense, language)
+    for stage in stages:
+        seconds[stage.name] = round(train(stage, options.work, console, resume=options.resume, workers=workers))
+        if stage is dense:
+            patches = dense.accuracy("validation")
+            console.print("patches of unseen writers:", {name: round(share, 3) for name, share in patches.items()})
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    report = {
+        "seed": options.seed,
+        "dense": {"steps": dense.steps, "batch": dense.batch, "seconds": seconds["dense"], "validation": patches},
+        "language": {"steps": language.steps, "batch": language.batch, "seconds": seconds["language"]},
+        "versions": {**versions, "transformers": transformers.__version__},
+        "device": model.device.type,
+    }
+    return model, report
+
+
+def save(model: LlavaForConditionalGeneration, folder: Path) -> None:
+    """Write fp16 weights, tokenizer, processor and chat template into folder."""
+    halved = LlavaForConditionalGeneration(model.config)
+    halved.load_state_dict(model.state_dict())
+    torch.nn.Module.half(halved)
+    halved.save_pretrained(folder)
+    build_processor().save_pretrained(folder)
+    for each in folder.iterdir():
+        each.chmod(0o644)  # the weights come readable by their owner alone, which would go into a package as it is
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m secateur.demo.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, default=model_directory(), help="model directory to write or to evaluate")
+    parser.add_argument("--work", type=Path, default=Path("build/demo-training"), help="folder of the checkpoints")
+    parser.add_argument("--resume", action="store_true", help="go on from the checkpoints in --work")
+    parser.add_argument("--force", action="store_true", help="replace --out if it exists")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--dense-steps", type=int, default=6000, help="steps of stage 1")
+    parser.add_argument("--dense-batch", type=int, default=32, help="scenes per step of stage 1")
+    parser.add_argument("--language-steps", type=int, default=2600, help="steps of stage 2")
+    parser.add_argument("--language-batch", type=int, default=16, help="scenes per step of stage 2")
+    spare = min(8, max(1, (os.cpu_count() or 1) - 1))
+    parser.add_argument("--workers", type=int, default=spare, help="processes that draw scenes; 0: draw in between")
+    parser.add_argument("--compile", action="store_true", help="compile the decoder: 1.5 times faster, needs g++")
+    parser.add_argument("--evaluate", action="store_true", help="only measure the model in --out")
+    parser.add_argument("--questions", type=int, default=1000, help="held-out questions to measure it on")
+    return parser
+
+
+def _table(shares: Mapping[str, float]) -> Table:
+    table = Table("questions", "accuracy", title="unseen writers")
+    for kind, share in shares.items():
+        table.add_row(kind, f"{share:.1%}")
+    return table
+
+
+if __name__ == "__main__":
+    sys.exit(main())
