@@ -17,8 +17,8 @@ def table(title: str, *columns: str) -> Table:
 
 
 def schedules(found: dict[str, Any]) -> Table:
-    """Gates and budget of each schedule, from `_options.summary`."""
-    made = table("Schedules", "schedule", "gates (layer: tokens kept)", "average tokens", "compression", "FLOPs ratio")
+    """Gates and budget of each schedule, from `_options.summary`: average tokens and FLOPs ratio of vision rows."""
+    made = table("Schedules", "schedule", "gates (layer: kept)", "tokens", "pruned", "FLOPs")
     for name, schedule in found.items():
         gates = ", ".join(f"{g['layer']}: {g['keep']}" for g in schedule["gates"]) or "none"
         cost = schedule["budget"]
@@ -34,7 +34,7 @@ def schedules(found: dict[str, Any]) -> Table:
 
 def parity(checks: list[dict[str, Any]]) -> Table:
     """Worst error of each graph and of the whole chain."""
-    made = table("Difference from torch", "checked", "worst relative error", "allowed", "")
+    made = table("Difference from torch", "checked", "worst relative", "allowed", "")
     for check in checks:
         made.add_row(
             check["name"], f"{check['error']:.1e}", f"{check['tolerance']:.0e}", "ok" if check["passed"] else "FAILED"
