@@ -120,11 +120,12 @@ def make_schedules(
 
     cls = method_class(arguments.method or "btp")
     method = cls(**{f.name: getattr(arguments, f.name) for f in dataclasses.fields(cls) if hasattr(arguments, f.name)})
+    wanted = requests(arguments)
     chosen = (
         samples(arguments.model, arguments.samples, arguments.sample_count, arguments.seed) if method.statistics else []
     )
     statistics = capture(family, chosen, method.statistics, arguments.seed, progress)
-    made = [method.calibrate(statistics, request) for request in requests(arguments)]
+    made = [method.calibrate(statistics, request) for request in wanted]
     if arguments.name:
         made = [dataclasses.replace(made[0], name=arguments.name)]
     return made + [Random(seed).like(schedule) for schedule in made for seed in range(arguments.control)]

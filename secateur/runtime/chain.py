@@ -13,7 +13,6 @@ from secateur.artifacts import GateRef, GraphSpec, Manifest
 from secateur.errors import BadBundle, InputError
 from secateur.runtime.backends.base import Array, Backend, Buffer
 from secateur.runtime.cache import KVCache
-from secateur.runtime.contract import plain
 from secateur.runtime.dimensions import bind, resolve_shapes
 from secateur.runtime.receipt import GateReceipt, Stopwatch
 from secateur.runtime.rows import Ints, Rows
@@ -143,7 +142,7 @@ class Chain:
                 outputs[spec.name] = self._reuse(name, spec.name, shapes[spec.name], spec.dtype)
         with watch(name):
             self.backend.run(name, inputs, outputs)
-        return {plain(output): buffer for output, buffer in outputs.items()}
+        return {spec.flows_to: outputs[spec.name] for spec in graph.outputs}
 
     def _reuse(self, graph: str, tensor: str, shape: tuple[int, ...], dtype: str) -> Buffer:
         buffer = self._scratch.get((graph, tensor))

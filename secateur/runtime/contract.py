@@ -28,11 +28,6 @@ FRONT = {
 ROWS = {"hidden_states", "position_ids", "attention_mask"}
 
 
-def plain(name: str) -> str:
-    """`x` for `x.out`: ONNX wants other names for outputs than for inputs."""
-    return name.removesuffix(".out")
-
-
 def check_graphs(manifest: Manifest) -> None:
     """Kinds, names, layers and tensors of all graphs fit together.
 
@@ -99,7 +94,7 @@ def _check_gate(manifest: Manifest, schedule: str, gate: GateRef, alive: int) ->
     if gate.layer not in [first for first, _ in layers]:
         raise BadBundle(f"{where} stands before layer {gate.layer}, where no segment starts")
     before = next((s for s in manifest.segments if s.layers and s.layers[1] == gate.layer), None)
-    offered = {plain(t.name) for t in before.outputs} if before else set()
+    offered = {t.flows_to for t in before.outputs} if before else set()
     needed = ROWS | {"vision_index"}
     _check_names(graph, {"hidden_states", "vision_index"}, needed | {"last_index"} | offered, needed)
     counts = (_vision_tokens(graph.inputs), _vision_tokens(graph.outputs))
@@ -109,11 +104,11 @@ def _check_gate(manifest: Manifest, schedule: str, gate: GateRef, alive: int) ->
 
 def _vision_tokens(tensors: Iterable[TensorSpec]) -> int | str:
     """N of vision_index [B,N]."""
-    return next(t.shape[-1] for t in tensors if plain(t.name) == "vision_index")
+    return next(t.shape[-1] for t in tensors if t.flows_to == "vision_index")
 
 
 def _check_names(graph: GraphSpec, needed: set[str], known: set[str], given: set[str]) -> None:
-    inputs, outputs = {t.name for t in graph.inputs}, {plain(t.name) for t in graph.outputs}
+    inputs, outputs = {t.name for t in graph.inputs}, {t.flows_to for t in graph.outputs}
     for names, text in (
         (needed - inputs, "lacks the input"),
         (inputs - known, "wants the input"),
