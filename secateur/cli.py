@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser(argv: list[str]) -> argparse.ArgumentParser:
-    """The parser; only the command that is asked for is imported."""
+    """The parser; only the command that is asked for adds its options, which may need the export packages."""
     available = plugins.names(commands)
     name = next((word for word in argv if not word.startswith("-")), None)
     if name is not None and name not in available:
@@ -58,7 +58,7 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--version", action="version", version=f"secateur {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="{" + ",".join(available) + "}")
-    for command in [name] if name else available:
+    for command in available:
         module = plugins.load(commands, command, "command")
         subparser = subparsers.add_parser(
             command,
@@ -68,7 +68,8 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         subparser.add_argument("--json", action="store_true", help="print one JSON document on stdout")
-        module.add_arguments(subparser, argv)
+        if command == name:
+            module.add_arguments(subparser, argv)
     return parser
 
 

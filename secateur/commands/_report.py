@@ -37,7 +37,7 @@ def parity(checks: list[dict[str, Any]]) -> Table:
     made = table("Difference from torch", "checked", "worst relative", "allowed", "")
     for check in checks:
         made.add_row(
-            check["name"], f"{check['error']:.1e}", f"{check['tolerance']:.0e}", "ok" if check["passed"] else "FAILED"
+            check["name"], f"{check['error']:.2g}", f"{check['tolerance']:.2g}", "ok" if check["passed"] else "FAILED"
         )
     return made
 

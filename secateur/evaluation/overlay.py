@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A picture of what each gate kept: the image, then one panel a gate with the dropped patches dimmed.
 
-    python -m secateur.evaluation.overlay build/demo-btp --image scene.png --prompt "..." --out kept.png
+python -m secateur.evaluation.overlay build/demo-btp --image scene.png --prompt "..." --out kept.png
 """
 
 from __future__ import annotations

@@ -39,7 +39,8 @@ def retention(right: Sequence[bool], reference: Sequence[bool], seed: int = 0) -
         raise ValueError("the reference has no right answer; retention is undefined")
     picks = np.random.default_rng(seed).integers(0, ours.size, (RESAMPLES, ours.size))
     accuracies = ours[picks].mean(axis=1)
-    ratios = accuracies / np.maximum(theirs[picks].mean(axis=1), 1 / ours.size)
+    references = theirs[picks].mean(axis=1)
+    ratios = accuracies[references > 0] / references[references > 0]
     return Retention(
         questions=ours.size,
         accuracy=float(ours.mean()),

@@ -49,7 +49,9 @@ def test_draws_follow_the_probabilities() -> None:
 )
 def test_probabilities_are_some(logits: list[float], temperature: float, top_p: float) -> None:
     got = Sampler(Sampling(temperature=temperature, top_p=top_p)).probabilities(np.array(logits, np.float32))
-    assert np.isclose(got.sum(), 1) and (got >= 0).all() and got[int(np.argmax(logits))] > 0
+    # Logits closer than a rounding error are equally likely, so not the first but some of the largest must be there.
+    likeliest = np.isclose(logits, max(logits), atol=1e-3 * temperature)
+    assert np.isclose(got.sum(), 1) and (got >= 0).all() and got[likeliest].max() > 0
 
 
 def test_nan() -> None:
