@@ -8,29 +8,35 @@ Exit code 0 done, 1 a check failed, 2 wrong use or bad input.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from rich.console import Console
 
 from secateur import __version__, commands, plugins
-from secateur.errors import SecateurError
+from secateur.errors import InputError, SecateurError
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code."""
-    argv = list(sys.argv[1:] if argv is None else argv)
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, as every other error."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (see {self.prog} -h)")
+
+
+def one_line(command: Callable[[], object]) -> int:
+    """Run a command and return its exit code; errors raised on purpose become one line on stderr."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # an answer is not lost for want of a letter
     try:
-        arguments = _parser(argv).parse_args(argv)
-        command = plugins.load(commands, arguments.command, "command")
-        result = command.run(arguments)
-        if arguments.json:
-            print(json.dumps(result, indent=2))
-        else:
-            command.show(result, Console(highlight=False))
-        sys.stdout.flush()
+        command()
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except SecateurError as problem:
         print(f"secateur: error: {problem}", file=sys.stderr)
         return problem.exit_code
@@ -45,7 +51,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone, as in `secateur ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except OSError as problem:
+        print(f"secateur: error: {problem}", file=sys.stderr)
+        return 2
     return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    return one_line(lambda: _run(words))
+
+
+def _run(argv: list[str]) -> None:
+    arguments = _parser(argv).parse_args(argv)
+    command = plugins.load(commands, arguments.command, "command")
+    result = command.run(arguments)
+    if arguments.json:
+        print(json.dumps(result, indent=2))
+    else:
+        command.show(result, Console(highlight=False))
 
 
 def _parser(argv: list[str]) -> argparse.ArgumentParser:
@@ -54,7 +79,7 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
     name = next((word for word in argv if not word.startswith("-")), None)
     if name is not None and name not in available:
         plugins.load(commands, name, "command")
-    parser = argparse.ArgumentParser(prog="secateur", description=__doc__, allow_abbrev=False)
+    parser = Parser(prog="secateur", description=__doc__, allow_abbrev=False)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--version", action="version", version=f"secateur {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="{" + ",".join(available) + "}")

@@ -16,11 +16,12 @@ from secateur.artifacts import read_json
 from secateur.errors import BadSchedule
 from secateur.export.bundle import Exported, export
 from secateur.export.targets import target
+from secateur.methods.base import GateInputs, GateSite
 from secateur.models.base import Family
 from secateur.runtime import Pipeline
 from secateur.runtime.preprocess import pixel_values
 from secateur.runtime.prompt import Tokenizer
-from tests.reference import masked_logits
+from tests.reference import masked_logits, masked_run
 
 METHODS = plugins.names(methods)
 QUESTION = "w1 w5 w9 w3"
@@ -105,6 +106,35 @@ def test_pruned_equals_masked(ort: Pipeline, tiny: Family, method: str, seed: in
     assert close(answer.first_logits, reference[start])
     greedy = reference[start : start + len(answer.tokens)].argmax(axis=-1)
     assert list(answer.tokens) == greedy.tolist()
+
+
+@pytest.mark.parametrize("method", [*METHODS, "btp-text"])
+def test_gates_read_what_they_should(ort: Pipeline, tiny: Family, method: str) -> None:
+    """Selectors run again on what transformers computes: rows entering the layer, keys and query of the one before."""
+    questions = [QUESTION, LONGER, "w2"]
+    answers = ort.ask([picture(i) for i in range(3)], questions, schedule=method, max_new_tokens=1)
+    schedule = ort.bundle.schedule(method)
+    selector_class = plugins.load(methods, schedule.method, "method").Method
+    start = tiny.layout.image_start
+    for i, (question, answer) in enumerate(zip(questions, answers, strict=True)):
+        kept = kept_by_layer(ort, method, answer.kept)
+        rows = tail(tiny, question)
+        seen = masked_run(tiny, pixel_values(picture(i), tiny.preprocess), rows, kept)
+        alive = np.arange(tiny.layout.vision_tokens)
+        for gate, found in zip(schedule.gates, answer.kept, strict=True):
+            text = list(range(start + tiny.layout.vision_tokens, start + tiny.layout.vision_tokens + len(rows)))
+            stay = [*range(start), *(start + alive), *text]
+            query, key = seen.query[gate.layer - 1][0], seen.key[gate.layer - 1][0]
+            selector = selector_class.selector(GateSite(gate, len(alive), start, tiny.layout.grid, tiny.dimensions))
+            given = GateInputs(
+                vision=seen.before[gate.layer][:, start + alive],
+                vision_index=torch.from_numpy(alive)[None],
+                attention_mask=torch.ones(1, len(stay), dtype=torch.int64),
+                query=query[:, text].mean(dim=1)[None] if selector.query == "text" else query[:, -1][None],
+                key=key[:, stay].transpose(0, 1)[:, None],
+            )
+            alive = alive[selector(given)[0].numpy()]
+            assert tuple(alive.tolist()) == found, (method, gate.layer)
 
 
 @pytest.mark.parametrize("method", [*METHODS, "btp-text", "full"])

@@ -178,6 +178,26 @@ def _latest(compression: float, first: int, earliest: int, layers: int, tokens: 
     return next(fits, None)
 
 
+def _fed(
+    compression: float,
+    placed: Sequence[int],
+    shape: Sequence[float],
+    earliest: int,
+    layers: int,
+    tokens: int,
+    drop: int | None,
+) -> int | None:
+    """The latest first gate that reaches `compression` and keeps at least half its share; else the earliest that fits.
+
+    A later gate would have to starve all that follow it, so that asking for a little more pruning could keep more.
+    """
+    fits = [p for p in range(placed[0], earliest - 1, -1) if compression <= reachable(p, layers, tokens, drop)]
+    for first in fits:
+        if counts_for(compression, (first, *placed[1:]), shape, layers, tokens, drop)[0] >= shape[0] * tokens / 2:
+            return first
+    return fits[-1] if fits else None
+
+
 def _too_late(compression: float, first: int, bound: float, layers: int, tokens: int, drop: int | None) -> str:
     allows = f"layer {first} of {layers} allows at most {math.floor(100 * bound) / 100:.2f}"
     latest = _latest(compression, first, 0, layers, tokens, drop)
@@ -204,8 +224,8 @@ def plan(
         drop: layer from which the method removes every token, or None.
         earliest: first layer whose entry the method can prune; 1 when it reads the layer before.
 
-    Layers the user gave are never moved. The method's own first gate moves earlier, just enough, when the
-    compression cannot be reached otherwise.
+    Layers the user gave are never moved. The method's own first gate moves earlier when the compression cannot be
+    reached otherwise, or only by keeping less than half of the method's share there.
 
     Raises:
         BadSchedule: the request contradicts itself or cannot be met.
@@ -233,7 +253,7 @@ def plan(
         return Plan(placed, counts(shape, vision_tokens))
     moved = None
     if request.layers is None:
-        first = _latest(request.compression, placed[0], earliest, model_layers, vision_tokens, drop)
+        first = _fed(request.compression, placed, shape, earliest, model_layers, vision_tokens, drop)
         if first is not None and first != placed[0]:
             moved, placed = (placed[0], first), (first, *placed[1:])
     return Plan(placed, counts_for(request.compression, placed, shape, model_layers, vision_tokens, drop), moved)

@@ -69,14 +69,7 @@ def _layers(family: Family, hidden_states: Tensor) -> list[tuple[int, Tensor, Te
         for number, layer in enumerate(decoder.layers):
             tap = _attention.Tap()
             before = hidden_states
-            hidden_states = layer(
-                before,
-                attention_mask=mask,
-                position_ids=position_ids,
-                position_embeddings=position_embeddings,
-                past_key_values=tap,
-                tap=tap,
-            )
+            hidden_states = _attention.run_layer(layer, before, mask, position_ids, position_embeddings, tap)
             share = _attention_to(image, tap, number)
             measured.append((number, before[0, image], hidden_states[0, image], share))
     return measured

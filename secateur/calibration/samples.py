@@ -49,6 +49,8 @@ def samples(source: str, path: Path | None, count: int, seed: int) -> list[Sampl
 
 
 def _pairs(path: Path) -> Iterator[tuple[Path, str]]:
+    if not path.exists():
+        raise InputError(f"samples {path} does not exist; give a folder of images or a .jsonl file")
     if path.is_dir():
         yield from ((p, QUESTION) for p in sorted(path.iterdir()) if p.suffix.lower() in SUFFIXES)
         return

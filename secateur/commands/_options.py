@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from secateur.errors import InputError
+from secateur.errors import BadSchedule, InputError
 
 if TYPE_CHECKING:
     from secateur.artifacts import Schedule
@@ -100,9 +100,15 @@ def requests(arguments: argparse.Namespace) -> list[BudgetRequest]:
     """One request per schedule that the budget options ask for."""
     from secateur.methods.base import BudgetRequest
 
+    if arguments.control < 0:
+        raise InputError(f"--control is {arguments.control}; it must be at least 0")
+    if not 0 <= arguments.seed < 2**32:
+        raise InputError(f"--seed is {arguments.seed}; it must be within 0 and {2**32 - 1}")
     if arguments.keep is not None and arguments.compression is not None:
         raise InputError("--keep and --compression both set the budget; give one of them")
     compressions = arguments.compression or (None,)
+    if arguments.name in ("", "full"):
+        raise InputError(f"--name '{arguments.name}' cannot be used; 'full' is the schedule without gates")
     if arguments.name and len(compressions) > 1:
         raise InputError(
             f"--name '{arguments.name}' names one schedule, but --compression asks for {len(compressions)}"
@@ -128,7 +134,19 @@ def make_schedules(
     made = [method.calibrate(statistics, request) for request in wanted]
     if arguments.name:
         made = [dataclasses.replace(made[0], name=arguments.name)]
-    return made + [Random(seed).like(schedule) for schedule in made for seed in range(arguments.control)]
+    made += [Random(seed).like(schedule) for schedule in made for seed in range(arguments.control)]
+    names = [schedule.name for schedule in made]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise BadSchedule(f"two schedules would be called '{twice}'; ask for compressions further apart")
+    return made
+
+
+def given(arguments: argparse.Namespace) -> list[str]:
+    """Flags in `arguments` that only matter when a schedule is made."""
+    own = {f.name for f in dataclasses.fields(method_class(arguments.method or "btp")) if f.name != "seed"}
+    shared = ("keep", "compression", "layers", "name", "control", "samples")
+    set_flags = [name for name in shared if getattr(arguments, name)] + [n for n in own if hasattr(arguments, n)]
+    return sorted("--" + name.replace("_", "-") for name in set_flags)
 
 
 def summary(schedule: Schedule) -> dict[str, Any]:

@@ -43,10 +43,9 @@ def parity(checks: list[dict[str, Any]]) -> Table:
 
 
 def calibration(measured: dict[str, Any]) -> Table:
-    """What calibration found: a row for each layer where there are layers, single values as the caption."""
-    lists = {k: v for k, v in measured.items() if isinstance(v, list) and v and not isinstance(v[0], dict | list)}
-    longest = max((len(v) for v in lists.values()), default=0)
-    per_layer = {k: v for k, v in lists.items() if len(v) == longest}
+    """What calibration found: a row for each layer where something was measured, the rest as the caption."""
+    per_layer = {k: measured[k] for k in ("similarity_below_tau", "attention_to_vision") if measured.get(k)}
+    longest = max((len(v) for v in per_layer.values()), default=0)
     made = table("Calibration", "layer", *(k.replace("_", " ") for k in per_layer))
     for layer in range(longest):
         made.add_row(str(layer), *(f"{v[layer]:.3f}" for v in per_layer.values()))

@@ -27,12 +27,17 @@ def add_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from secateur.artifacts import to_json
+    from secateur.errors import BadOutput
     from secateur.models.base import load
 
+    if arguments.out and arguments.out.is_file() and not arguments.force:
+        raise BadOutput(f"output {arguments.out} exists; add --force to replace it, or choose another --out")
     family = load(arguments.model)
     with bars() as show:
         schedules = _options.make_schedules(arguments, family, lambda done, total: show("calibrate", "", done, total))
     files = {}
+    if len(schedules) > 1 and arguments.out and arguments.out.is_file():
+        raise BadOutput(f"output {arguments.out} is a file, but {len(schedules)} schedules need a folder; change --out")
     for schedule in schedules:
         path = arguments.out or Path(f"{schedule.name}.json")
         if len(schedules) > 1 and arguments.out:

@@ -36,21 +36,32 @@ def add_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from secateur.artifacts import Schedule, read_json
-    from secateur.errors import BadSchedule
+    from secateur.errors import BadSchedule, InputError
     from secateur.export.bundle import export
+    from secateur.export.folder import check_free
     from secateur.export.targets import target
     from secateur.models.base import load
+    from secateur.runtime.bundle import MANIFEST
 
     start = time.perf_counter()
     kind = target(arguments.target, arguments.dtype)
     schedules = [read_json(Schedule, path, BadSchedule) for path in arguments.schedule]
-    family = load(arguments.model, kind.torch_dtype)
+    calibrate = bool(arguments.method or not schedules)
+    if not calibrate and (ignored := _options.given(arguments)):
+        raise InputError(
+            f"{', '.join(ignored)} would be ignored: --schedule bundles as they are; add --method to calibrate"
+        )
+    _options.requests(arguments)
+    method = arguments.method or (schedules[0].method if schedules else "btp")
+    out = arguments.out or Path("build") / f"{Path(arguments.model).name}-{method}"
+    check_free(out, arguments.force, MANIFEST)
+    family = load(arguments.model)
     with bars() as show:
-        if arguments.method or not schedules:
+        if calibrate:  # in fp32 whatever the target, so that a schedule does not depend on it
             schedules += _options.make_schedules(
                 arguments, family, lambda done, total: show("calibrate", "", done, total)
             )
-        out = arguments.out or Path("build") / f"{Path(arguments.model).name}-{schedules[0].method}"
+        family.to(kind.torch_dtype)
         exported = export(
             family,
             schedules,

@@ -32,7 +32,7 @@ from secateur.demo._loop import Stage, train
 from secateur.demo.build import build_model, build_processor
 from secateur.demo.evaluate import accuracy
 from secateur.errors import BadModel, BadOutput, InputError
-from secateur.export.folder import atomic_folder
+from secateur.export.folder import atomic_folder, check_free
 
 __all__ = ["main", "make", "measure", "save", "train_model"]
 
@@ -45,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
         _check(options)
         console.print(_table(measure(options) if options.evaluate else make(options, console)))
     except InputError as mistake:
-        console.print(str(mistake), highlight=False)
+        console.print(f"secateur: error: {mistake}", highlight=False, soft_wrap=True)
         return mistake.exit_code
     return 0
 
@@ -58,7 +58,7 @@ def measure(options: argparse.Namespace) -> dict[str, float]:
 def make(options: argparse.Namespace, console: Console) -> dict[str, float]:
     """Train, write, measure, and only then put the new model in its place."""
     model, report = train_model(options, console)
-    with atomic_folder(options.out, options.force) as fresh:
+    with atomic_folder(options.out, options.force, "config.json") as fresh:
         save(model, fresh)
         shares = accuracy(fresh, options.questions)
         (fresh / "training.json").write_text(json.dumps({**report, "accuracy": shares}, indent=2) + "\n")
@@ -71,8 +71,14 @@ def _check(options: argparse.Namespace) -> None:
         if not (options.out / "config.json").exists():
             raise BadModel(f"{options.out} holds no model; give --out the folder of one")
         return
-    if options.out.exists() and not options.force:
-        raise BadOutput(f"{options.out} exists; give another --out, or --force to replace it")
+    for name in ("questions", "dense_steps", "language_steps", "dense_batch", "language_batch"):
+        if getattr(options, name) < 1:
+            raise InputError(f"--{name.replace('_', '-')} is {getattr(options, name)}; it must be at least 1")
+    if options.workers < 0 or not 0 <= options.seed < 2**32:
+        raise InputError("--workers must be at least 0, and --seed within 0 and 4294967295")
+    check_free(options.out, options.force, "config.json")
+    if options.resume and not any(options.work.glob("*.pt")):
+        raise InputError(f"{options.work} holds no checkpoint to go on from; leave --resume out")
     if any(options.work.glob("*.pt")) and not options.resume:
         raise BadOutput(f"{options.work} holds checkpoints; --resume goes on with them, another --work starts afresh")
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import sys
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
+from secateur.cli import one_line
 from secateur.commands import _report
 from secateur.demo.scenes import samples
+from secateur.errors import InputError
 from secateur.evaluation.retention import retention
 from secateur.runtime import Pipeline
 
@@ -71,6 +74,8 @@ def main() -> None:
     parser.add_argument("--backend", default="ort")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
+    if arguments.questions < 1 or not 0 <= arguments.seed < 2**32:
+        raise InputError("--questions must be at least 1, and --seed within 0 and 4294967295")
     with Pipeline.load(arguments.bundle, arguments.backend) as vlm:
         found = evaluate(vlm, arguments.questions, arguments.seed)
     if arguments.json:
@@ -80,4 +85,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(one_line(main))

@@ -7,12 +7,14 @@ python -m secateur.evaluation.overlay build/demo-btp --image scene.png --prompt 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from secateur.cli import one_line
 from secateur.runtime import Pipeline
 from secateur.runtime.image import load_image
 
@@ -59,4 +61,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(one_line(main))

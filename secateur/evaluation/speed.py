@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,9 @@ from transformers import CLIPVisionConfig, LlamaConfig
 
 from secateur.artifacts import Dimensions, Schedule
 from secateur.calibration.capture import capture
+from secateur.cli import one_line
 from secateur.commands import _report
+from secateur.errors import InputError
 from secateur.export.bundle import export
 from secateur.export.targets import target
 from secateur.methods.base import BudgetRequest
@@ -121,6 +124,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
+    if (
+        arguments.width < 64
+        or arguments.width % 64
+        or min(arguments.grid, arguments.rounds, arguments.threads or 1) < 1
+    ):
+        raise InputError("--width must be a multiple of 64; --grid, --rounds and --threads must be at least 1")
     family = model(arguments.width, arguments.decoder_layers, arguments.grid)
     schedule = Method().calibrate(capture(family, [], frozenset()), BudgetRequest())
     found = measure(family, schedule, arguments.rounds, arguments.threads)
@@ -142,4 +151,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(one_line(main))

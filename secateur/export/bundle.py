@@ -18,7 +18,7 @@ from secateur.export.parity import Parity, check
 from secateur.export.targets import Target
 from secateur.export.to_onnx import to_onnx
 from secateur.models.base import Family
-from secateur.runtime.bundle import Bundle, sha256
+from secateur.runtime.bundle import MANIFEST, Bundle, sha256
 
 PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime")
 FULL = "full"
@@ -53,7 +53,7 @@ def export(
     """
     _check_schedules(family, schedules)
     graphs, gates = build(family, schedules, target)
-    with atomic_folder(out, force) as folder:
+    with atomic_folder(out, force, MANIFEST) as folder:
         for done, graph in enumerate(graphs):
             progress("export", graph.spec.name, done, len(graphs))
             to_onnx(graph, folder / graph.spec.file, target.opset)
@@ -77,7 +77,7 @@ def export(
             files=_hashes(folder),
             versions={"secateur": __version__} | {name: importlib.metadata.version(name) for name in PACKAGES},
         )
-        (folder / "manifest.json").write_text(to_json(manifest))
+        (folder / MANIFEST).write_text(to_json(manifest))
         parity = check(Bundle.load(folder), family, progress) if verify else ()
         failed = [p for p in parity if not p.passed]
         if failed:

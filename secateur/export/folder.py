@@ -18,19 +18,17 @@ RENAME_EXCHANGE = 2
 
 
 @contextmanager
-def atomic_folder(target: Path, force: bool) -> Iterator[Path]:
+def atomic_folder(target: Path, force: bool, marker: str) -> Iterator[Path]:
     """A fresh folder beside `target` that takes its place when the block ends well, and is removed when it does not.
 
     An existing `target` is kept to the last moment and, with `force`, exchanged in one step. What killed runs left
     behind is cleared away.
 
     Raises:
-        BadOutput: `target` exists and `force` is not set, or the disk is full, or it cannot be written there.
+        BadOutput: see `check_free`; or the disk is full, or it cannot be written there.
     """
-    if target.is_symlink() or (target.exists() and not target.is_dir()):
-        raise BadOutput(f"output {target} is no folder; choose another --out")
-    if target.exists() and not force:
-        raise BadOutput(f"output {target} exists; add --force to replace it, or choose another --out")
+    check_free(target, force, marker)
+    target = target.resolve()
     partial = target.parent / f".{target.name}.partial-{os.getpid()}"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -49,6 +47,27 @@ def atomic_folder(target: Path, force: bool) -> Iterator[Path]:
         ) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def check_free(target: Path, force: bool, marker: str) -> None:
+    """To be called before long work: `target` can be written.
+
+    `force` replaces only what this program made: an empty folder, or one that holds the file `marker`.
+
+    Raises:
+        BadOutput: it exists and `force` is not set, or it is something that `force` must not replace.
+    """
+    try:
+        if target.is_symlink() or (target.exists() and not target.is_dir()):
+            raise BadOutput(f"output {target} is no folder; choose another --out")
+        if not target.exists():
+            return
+        if not force:
+            raise BadOutput(f"output {target} exists; add --force to replace it, or choose another --out")
+        if any(target.iterdir()) and not (target / marker).is_file():
+            raise BadOutput(f"output {target} has no {marker}, so --force does not replace it; choose another --out")
+    except OSError as problem:
+        raise BadOutput(f"output {target} cannot be used: {problem.strerror}; choose another --out") from None
 
 
 def _clear_leftovers(target: Path) -> None:

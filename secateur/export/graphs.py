@@ -3,16 +3,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from secateur import methods, plugins
 from secateur.artifacts import GateRef, GraphSpec, Schedule, TensorSpec
+from secateur.errors import BadSchedule
 from secateur.export.gates import Prune
-from secateur.export.segments import Embed, Segment
+from secateur.export.segments import Segment
 from secateur.export.targets import Target
 from secateur.methods.base import GateSite, Selector
 from secateur.models.base import Family
@@ -22,11 +25,16 @@ QUERY_NAMES = {"last": "query", "text": "text_query"}
 
 @dataclass(frozen=True)
 class Graph:
-    """A module whose positional inputs and outputs are those of `spec`, in order; `rows` is S of an example."""
+    """A module whose positional inputs and outputs are those of `spec`, in order.
+
+    rows   S of an example
+    notes  what the file's metadata says
+    """
 
     spec: GraphSpec
     module: nn.Module
     rows: int = 7
+    notes: dict[str, str] = field(default_factory=dict)
 
     def example(self) -> tuple[Tensor, ...]:
         """Inputs of the right shapes and dtypes; the values mean nothing."""
@@ -47,6 +55,7 @@ def build(
 
     Raises:
         UnknownName: a schedule names a method that does not exist.
+        BadSchedule: a gate's constants do not fit its method or place.
     """
     float_type = str(target.torch_dtype).removeprefix("torch.")
     gates: list[Graph] = []
@@ -59,7 +68,12 @@ def build(
         for j, gate in enumerate(schedule.gates):
             site = GateSite(gate, alive, family.layout.image_start, family.layout.grid, family.dimensions)
             selector: Selector = method.selector(site)
-            graph = _gate(f"{schedule.name}.{j}", selector, site, float_type)
+            if gate.layer == 0 and (selector.query or selector.key):
+                raise BadSchedule(
+                    f"schedule '{schedule.name}': method '{schedule.method}' scores by the layer before, "
+                    "so its first gate must be at layer 1 or later, not 0"
+                )
+            graph = _gate(f"{schedule.name}.{j}", selector, site, float_type, schedule)
             gates.append(graph)
             refs[schedule.name].append(GateRef(gate.layer, graph.spec.name, gate.keep))
             if selector.query:
@@ -87,7 +101,7 @@ def _front(family: Family, float_type: str) -> list[Graph]:
             GraphSpec("projector", "projector", "onnx/projector.onnx", (features,), (vision_tokens,)),
             family.projector(),
         ),
-        Graph(GraphSpec("embed", "embed", "onnx/embed.onnx", (input_ids,), (hidden_states,)), Embed(family.decoder)),
+        Graph(GraphSpec("embed", "embed", "onnx/embed.onnx", (input_ids,), (hidden_states,)), family.decoder.embed),
     ]
 
 
@@ -115,7 +129,7 @@ def _segment(
     return Graph(spec, Segment(family.decoder, first, end, queries, tail, target.decomposed))
 
 
-def _gate(name: str, selector: Selector, site: GateSite, float_type: str) -> Graph:
+def _gate(name: str, selector: Selector, site: GateSite, float_type: str, schedule: Schedule) -> Graph:
     d, before, keep, layer = site.dimensions, site.vision_tokens, site.gate.keep, site.gate.layer
     dropped = before - keep
     inputs = _rows("S", before, d.width, float_type)
@@ -125,7 +139,10 @@ def _gate(name: str, selector: Selector, site: GateSite, float_type: str) -> Gra
         inputs.append(TensorSpec(f"new_key.{layer - 1}", float_type, ("S", "B", d.kv_heads, d.head_dim)))
     outputs = _rows(f"S-{dropped}" if dropped else "S", keep, d.width, float_type, ".out")
     spec = GraphSpec(name, "gate", f"onnx/gates/{name}.onnx", tuple(inputs), tuple(outputs), (layer, layer))
-    return Graph(spec, Prune(selector, site), rows=site.image_start + before + 5)
+    constants = {"method": schedule.method, "layer": layer, "before": before, "keep": keep, **site.gate.selector}
+    calibration = hashlib.sha256(json.dumps(schedule.calibration, sort_keys=True).encode()).hexdigest()
+    notes = {"secateur.gate": json.dumps(constants), "secateur.calibration": f"sha256:{calibration}"}
+    return Graph(spec, Prune(selector, site), rows=site.image_start + before + 5, notes=notes)
 
 
 def _rows(count: str, vision: int, width: int, float_type: str, suffix: str = "") -> list[TensorSpec]:

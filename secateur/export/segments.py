@@ -59,14 +59,7 @@ class Segment(nn.Module):
         position_embeddings = self.rotary(hidden_states, position_ids)
         with _attention.active(self.config):
             for layer in self.layers:
-                hidden_states = layer(
-                    hidden_states,
-                    attention_mask=mask,
-                    position_ids=position_ids,
-                    position_embeddings=position_embeddings,
-                    past_key_values=tap,
-                    tap=tap,
-                )
+                hidden_states = _attention.run_layer(layer, hidden_states, mask, position_ids, position_embeddings, tap)
         rows = [x for layer in indices for x in tap.rows[layer]]
         first = self._logits(hidden_states, last_index) if self.is_last else hidden_states
         return (first, *rows, *self._queries(tap.query, position_ids, attention_mask, last_index))
@@ -85,9 +78,9 @@ class Segment(nn.Module):
             out.append(_row(rows, last_index))
         if "text_query" in self.queries:
             current = attention_mask[:, attention_mask.shape[1] - rows.shape[1] :]
-            question = ((position_ids >= self.tail_start) & (current != 0)).to(rows.dtype)
+            question = ((position_ids >= self.tail_start) & (current != 0)).to(torch.float32)
             share = question / question.sum(dim=1, keepdim=True).clamp(min=1)
-            out.append((rows * share[:, :, None, None]).sum(dim=1))
+            out.append((rows.to(torch.float32) * share[:, :, None, None]).sum(dim=1).to(rows.dtype))
         return out
 
 
@@ -95,15 +88,3 @@ def _row(rows: Tensor, index: Tensor) -> Tensor:
     """rows [B, S, ...], index [B] -> [B, ...]: one row of each sample."""
     flat = rows.reshape(-1, *rows.shape[2:])
     return flat.index_select(0, index + torch.arange(rows.shape[0], device=rows.device) * rows.shape[1])
-
-
-class Embed(nn.Module):
-    """input_ids [B, T] -> hidden_states [B, T, D]."""
-
-    def __init__(self, decoder: Decoder) -> None:
-        super().__init__()
-        self.embed = decoder.embed
-
-    def forward(self, input_ids: Tensor) -> Tensor:
-        hidden_states: Tensor = self.embed(input_ids)
-        return hidden_states

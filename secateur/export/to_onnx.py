@@ -21,10 +21,10 @@ FORBIDDEN = frozenset({"NonZero", "Compress", "Unique", "Loop", "If"})
 EXTERNAL_BYTES = 1 << 16
 
 
-def to_onnx(graph: Graph, path: Path, opset: int) -> list[str]:
+def to_onnx(graph: Graph, path: Path, opset: int) -> None:
     """Write one graph; weights go to `<path>.data` beside it when there are enough to matter.
 
-    Returns the names of the files written. The bytes depend on the graph alone.
+    The bytes depend on the graph alone.
 
     Raises:
         BadModel: the graph cannot be traced, or needs an operator with a data-dependent shape.
@@ -49,6 +49,7 @@ def to_onnx(graph: Graph, path: Path, opset: int) -> list[str]:
     assert program is not None
     model = program.model
     _tidy(model, spec.inputs, spec.outputs)
+    model.metadata_props.update(graph.notes)
     found = {node.op_type for node in model.graph.all_nodes()} & FORBIDDEN
     if found:
         raise BadModel(f"graph '{spec.name}' needs {', '.join(sorted(found))}, whose shape depends on data")
@@ -56,7 +57,6 @@ def to_onnx(graph: Graph, path: Path, opset: int) -> list[str]:
     weights = sum(x.const_value.nbytes for x in model.graph.initializers.values() if x.const_value is not None)
     external = f"{path.name}.data" if weights > EXTERNAL_BYTES else None
     onnx_ir.save(model, path, external_data=external)
-    return [path.name] + ([external] if external else [])
 
 
 def _dynamic_shapes(graph: Graph) -> tuple[object, ...]:

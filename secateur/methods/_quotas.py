@@ -10,6 +10,7 @@ from typing import Any
 
 from secateur.errors import BadSchedule
 from secateur.methods._spatial import PATTERNS, spatial_points
+from secateur.strict import decode
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,9 @@ class Quotas:
             BadSchedule: a constant is missing, unknown, or does not fit N = `tokens` and k = `keep`.
         """
         try:
-            quotas = cls(**selector)
-        except TypeError as problem:
-            raise BadSchedule(f"selector of a btp gate: {str(problem).split('() ')[-1]}") from None
+            quotas = decode(cls, dict(selector))
+        except (TypeError, ValueError) as problem:
+            raise BadSchedule(f"selector of a btp gate: {problem}") from None
         quotas._check(tokens, keep)
         return quotas
 
@@ -69,6 +70,8 @@ class Quotas:
         for name in ("attention", "spatial", "diversity"):
             if not 0 <= getattr(self, name) <= keep:
                 raise BadSchedule(f"{name} {getattr(self, name)} of a btp gate must be within 0 and {keep}, its keep")
+        if not 0 <= self.early <= tokens:
+            raise BadSchedule(f"early {self.early} of a btp gate must be within 0 and {tokens}")
         if not self.attention <= self.over <= tokens:
             raise BadSchedule(f"over {self.over} of a btp gate must be within {self.attention} and {tokens}")
         total = self.attention + self.spatial + self.diversity

@@ -29,7 +29,7 @@ class Method(base.Method):
         """Layers and counts from the request, by default the released ones of BTP, scaled."""
         model, dimensions = statistics.model, statistics.dimensions
         layers = scaled_layers(dimensions.layers)
-        placed = plan(request, dimensions.layers, model.vision_tokens, layers, LLAVA_SHARES)
+        placed = plan(request, dimensions.layers, model.vision_tokens, layers, LLAVA_SHARES, earliest=0)
         gates = tuple(replace(gate, selector={"seed": self.seed}) for gate in placed.gates())
         cost = budget(dimensions, model.vision_tokens, gates)
         return Schedule(schedule_name("random", cost), "random", model, gates, cost)

@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedConfig
 
+from secateur.errors import BadModel
+
 NAME = "secateur"
 
 
@@ -53,9 +55,16 @@ def attention(
     scaling: float,
     dropout: float = 0.0,
     tap: Tap | None = None,
-    **_: Any,
+    **extra: Any,
 ) -> tuple[Tensor, None]:
-    """Grouped-query attention with an additive mask [B, 1, S, P + S]. Returns [B, S, H, dh]."""
+    """Grouped-query attention with an additive mask [B, 1, S, P + S]. Returns [B, S, H, dh].
+
+    Raises:
+        BadModel: the layer wants something of its attention that is not done here.
+    """
+    for name in ("softcap", "s_aux"):
+        if extra.get(name) is not None:
+            raise BadModel(f"the decoder's attention uses '{name}', which is not supported; choose another model")
     if tap is not None:
         tap.query = query
     if tap is not None and tap.decomposed:
@@ -81,6 +90,21 @@ def _decomposed(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, 
 def _repeat(x: Tensor, groups: int) -> Tensor:
     batch, heads, rows, width = x.shape
     return x[:, :, None].expand(batch, heads, groups, rows, width).reshape(batch, heads * groups, rows, width)
+
+
+def run_layer(
+    layer: nn.Module, rows: Tensor, mask: Tensor, position_ids: Tensor, position_embeddings: object, tap: Tap
+) -> Tensor:
+    """One decoder layer within `active`: rows [B, S, D] in and out, the rest as `Tap` and `causal_mask` describe."""
+    out: Tensor = layer(
+        rows,
+        attention_mask=mask,
+        position_ids=position_ids,
+        position_embeddings=position_embeddings,
+        past_key_values=tap,
+        tap=tap,
+    )
+    return out
 
 
 @contextmanager

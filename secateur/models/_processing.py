@@ -59,10 +59,21 @@ def _around(text: str, middle: str) -> tuple[str, str]:
 
 
 def preprocess(processor: Any) -> Preprocess:
-    """The steps of a transformers PIL image processor."""
+    """The steps of a transformers PIL image processor.
+
+    Raises:
+        BadModel: it has a step that is not known here.
+    """
     size = processor.size
     resize: tuple[int, ...] | None = None
+    if getattr(processor, "do_pad", None):
+        raise BadModel("the image processor pads (do_pad), which is not supported; set do_pad to false")
     if processor.do_resize:
+        known = bool(size["shortest_edge"]) != bool(size["height"] and size["width"])
+        if not known or size["longest_edge"]:
+            raise BadModel(
+                f"the image processor resizes to {dict(size)}; supported: shortest_edge, or height and width"
+            )
         resize = (size["shortest_edge"],) if size["shortest_edge"] else (size["height"], size["width"])
     crop = processor.crop_size if getattr(processor, "do_center_crop", False) else None
     return Preprocess(

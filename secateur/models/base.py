@@ -7,13 +7,17 @@ A family knows transformers modules, not methods. Its file is named after the ch
 from __future__ import annotations
 
 import hashlib
+import json
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
@@ -26,6 +30,7 @@ from secateur.runtime.preprocess import Preprocess
 from secateur.runtime.prompt import Prompt
 
 DEMO = "demo"
+PASSING = ("dtype", "torch_dtype", "transformers_version", "architectures", "use_cache", "output_attentions")
 Model = TypeVar("Model", bound=PreTrainedModel)
 
 
@@ -99,6 +104,17 @@ class Family(ABC):
         """The family's name: its file's name."""
         return type(self).__module__.rpartition(".")[2]
 
+    @torch.inference_mode()
+    def logits(self, input_ids: Sequence[int], pixel_values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits [V] fp32 of the last row, by the model's own forward pass: what segments must equal.
+
+        input_ids holds head, one image token a vision row, tail.
+        """
+        pixels = torch.from_numpy(pixel_values).to(self.dtype)
+        out = self.model(input_ids=torch.tensor([list(input_ids)]), pixel_values=pixels)
+        last: NDArray[np.float32] = out.logits[0, -1].float().numpy()
+        return last
+
     @property
     def dtype(self) -> torch.dtype:
         dtype: torch.dtype = next(self.model.parameters()).dtype
@@ -118,9 +134,12 @@ class Family(ABC):
         return ModelIdentity(self.name, self.dimensions.layers, self.layout.vision_tokens, fingerprint(self.model))
 
 
-def fingerprint(model: nn.Module) -> str:
-    """Hash of names, shapes and values of all weights, read as fp32: sharding and storage type do not count."""
-    digest = hashlib.sha256()
+def fingerprint(model: PreTrainedModel) -> str:
+    """Hash of the configuration and of names, shapes and values of all weights.
+
+    Read as fp32; sharding, storage type and the place it came from do not count.
+    """
+    digest = hashlib.sha256(json.dumps(_lasting(model.config.to_dict()), sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)} ".encode())
         digest.update(tensor.detach().to(torch.float32).contiguous().numpy().tobytes())
@@ -160,6 +179,13 @@ def load(source: str = DEMO, dtype: torch.dtype = torch.float32) -> Family:
         raise BadModel(f"model '{source}' cannot be loaded: {_first_line(problem)}") from None
     loaded.to(dtype)
     return loaded
+
+
+def _lasting(config: Any) -> Any:
+    """A configuration without what does not change the model's function."""
+    if not isinstance(config, dict):
+        return config
+    return {k: _lasting(v) for k, v in config.items() if k not in PASSING and str(k)[:1] != "_"}
 
 
 def load_weights(cls: type[Model], path: str) -> Model:

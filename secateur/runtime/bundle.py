@@ -36,8 +36,15 @@ class Bundle:
         Raises:
             BadBundle: it is no bundle, is damaged or unsafe; the message names the file.
         """
-        root = Path(path).resolve()
-        manifest = _manifest(root, Path(path))
+        try:
+            return cls._load(Path(path), verify)
+        except OSError as problem:
+            raise BadBundle(f"{path} cannot be read: {problem.strerror}; name a bundle's folder you may read") from None
+
+    @classmethod
+    def _load(cls, path: Path, verify: bool) -> Bundle:
+        root = path.resolve()
+        manifest = _manifest(root, path)
         needed = [*REQUIRED, *(g.file for g in manifest.graphs), *(s.file for s in manifest.schedules.values())]
         for name in needed:
             if name not in manifest.files:

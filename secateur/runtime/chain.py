@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -43,16 +44,18 @@ class Chain:
         self.backend = backend
         self._graphs = {graph.name: graph for graph in manifest.graphs}
         self._scratch: dict[tuple[str, str], Buffer] = {}
+        self._lock = threading.Lock()  # walks share the scratch buffers
         for graph in manifest.graphs:
             backend.load(graph)
 
     def see(self, pixels: Array, watch: Stopwatch) -> Buffer:
         """Vision tokens [B,N,D] of pixel values [B,3,H,W], in a buffer of their own."""
         dtype = np.dtype(self._graphs["vision"].inputs[0].dtype)
-        seen = self._run("vision", {"pixel_values": self._upload(pixels.astype(dtype))}, watch)
-        tokens = self._run("projector", seen, watch)["vision_tokens"]
-        kept = self.backend.allocate(tokens.shape, tokens.dtype)
-        kept.write(tokens)
+        with self._lock:
+            seen = self._run("vision", {"pixel_values": self._upload(pixels.astype(dtype))}, watch)
+            tokens = self._run("projector", seen, watch)["vision_tokens"]
+            kept = self.backend.allocate(tokens.shape, tokens.dtype)
+            kept.write(tokens)
         return kept
 
     def cache(self, batch: int, capacity: int, schedule: str) -> KVCache:
@@ -69,16 +72,18 @@ class Chain:
     def prefill(self, rows: Rows, vision: Buffer, schedule: str, cache: KVCache, watch: Stopwatch) -> Walk:
         """First rows of a conversation: the image's rows become `vision` [B or 1,N,D], and the gates are run."""
         layout = self.manifest.layout
-        hidden = self._embed(rows, watch)
         image = slice(layout.image_start, layout.image_start + layout.vision_tokens)
-        for b in range(cache.batch):
-            sample = slice(b, b + 1)
-            hidden.view(sample, image).write(vision.view(sample if vision.shape[0] > 1 else slice(0, 1)))
-        return self._decode(hidden, rows, self._gates(schedule), cache, watch)
+        with self._lock:
+            hidden = self._embed(rows, watch)
+            for b in range(cache.batch):
+                sample = slice(b, b + 1)
+                hidden.view(sample, image).write(vision.view(sample if vision.shape[0] > 1 else slice(0, 1)))
+            return self._decode(hidden, rows, self._gates(schedule), cache, watch)
 
     def extend(self, rows: Rows, cache: KVCache, watch: Stopwatch) -> Walk:
         """Further rows: one generated token each, or a follow-up question. Every segment reads all its cached rows."""
-        return self._decode(self._embed(rows, watch), rows, {}, cache, watch)
+        with self._lock:
+            return self._decode(self._embed(rows, watch), rows, {}, cache, watch)
 
     def _embed(self, rows: Rows, watch: Stopwatch) -> Buffer:
         return self._run("embed", {"input_ids": self._upload(rows.input_ids)}, watch)["hidden_states"]

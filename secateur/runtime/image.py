@@ -19,7 +19,8 @@ ImageLike: TypeAlias = "str | os.PathLike[str] | Image.Image | NDArray[Any]"
 def load_image(source: ImageLike) -> Image.Image:
     """RGB image of a file, a PIL image or a uint8 array [H,W,3], [H,W,4] or [H,W].
 
-    A rotation in the EXIF data is applied; transparency is laid on white, as transformers does.
+    A rotation in the EXIF data is applied; transparency is laid on white, as transformers does; 16 bits a pixel are
+    scaled to 8 (transformers clips them).
 
     Raises:
         BadImage: missing, a folder, damaged, not an image, or too large to be one; the message says which.
@@ -64,6 +65,8 @@ def _upright(image: Image.Image, name: str) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             rgb = _to_rgb(ImageOps.exif_transpose(image))
+    except BadImage as problem:
+        raise BadImage(f"{name}: {problem}") from None
     except Exception as problem:
         raise _bad(name, problem) from None
     if 0 in rgb.size:
@@ -72,6 +75,10 @@ def _upright(image: Image.Image, name: str) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):  # Pillow would clip all above 255 to white
+        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise BadImage("it has 32 bits a pixel and no known range; convert it to 8 or 16 bits")
     if "A" in image.getbands() or image.info.get("transparency") is not None:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))

@@ -25,10 +25,11 @@ from secateur.runtime.receipt import Answer, Stopwatch
 from secateur.runtime.sampling import Sampling
 
 CHAT_ROWS = 1024
+MAX_THREADS = 1024
 
 
 class Pipeline:
-    """A loaded bundle on a backend. Use it from one thread at a time, and close it when done (or use `with`)."""
+    """A loaded bundle on a backend. Threads may share it, they take turns. Close it when done (or use `with`)."""
 
     def __init__(self, bundle: Bundle, backend: Backend) -> None:
         self.bundle = bundle
@@ -51,8 +52,8 @@ class Pipeline:
             UnknownName: no such backend.
             BackendMissing: the library behind the backend is not installed.
         """
-        if threads is not None and (not isinstance(threads, int) or threads < 1):
-            raise InputError(f"threads must be a whole number of at least 1, got {threads!r}")
+        if threads is not None and (not isinstance(threads, int) or not 1 <= threads <= MAX_THREADS):
+            raise InputError(f"threads must be a whole number from 1 to {MAX_THREADS}, got {threads!r}")
         module = plugins.load(backends, backend, "backend")
         bundle = Bundle.load(path, verify)
         return cls(bundle, module.Backend(bundle, threads=threads))

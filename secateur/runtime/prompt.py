@@ -81,6 +81,10 @@ class Tokenizer:
     def _encode(self, question: str, around: tuple[str, str]) -> list[int]:
         if not isinstance(question, str):
             raise BadPrompt(f"a prompt is text, not a {type(question).__name__}")
+        try:
+            question.encode("utf-8")
+        except UnicodeEncodeError:
+            raise BadPrompt("the prompt is not valid UTF-8; send it as UTF-8 text") from None
         if not question.strip():
             raise BadPrompt("the prompt is empty; ask something")
         before, after = self._template(around[0]), self._template(around[1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -134,12 +135,20 @@ def test_plan_moves_its_own_first_gate_only() -> None:
     own = plan(BudgetRequest(compression=0.89), 16, 576, (3, 6, 9), SHAPE)
     assert own.layers == (1, 6, 9) and own.moved == (3, 1)
     assert abs(budget_of(own.layers, own.counts, 16) - 0.89) < 0.002
-    near = plan(BudgetRequest(compression=0.8), 16, 576, (3, 6, 9), SHAPE)
+    near = plan(BudgetRequest(compression=0.7), 16, 576, (3, 6, 9), SHAPE)
     assert near.layers == (3, 6, 9) and near.moved is None
     with pytest.raises(BadSchedule, match="needs a first gate at layer 1 or earlier"):
         plan(BudgetRequest(compression=0.89, layers=(3, 6, 9)), 16, 576, (3, 6, 9), SHAPE)
     with pytest.raises(BadSchedule, match="needs a first gate at layer 0 or earlier"):
         plan(BudgetRequest(compression=0.98), 16, 576, (3, 6, 9), SHAPE)
+
+
+def test_asking_for_more_never_starves_the_first_gate() -> None:
+    """The first gate keeps half of the method's share or more wherever it can still move earlier."""
+    for compression in np.arange(0.3, 0.93, 0.01):
+        found = plan(BudgetRequest(compression=float(compression)), 16, 576, (3, 6, 9), SHAPE)
+        assert found.layers[0] == 1 or found.counts[0] >= SHAPE[0] * 576 / 2
+        assert abs(budget_of(found.layers, found.counts, 16) - compression) < 0.002
 
 
 def budget_of(layers: tuple[int, ...], kept_tokens: tuple[int, ...], depth: int) -> float:

@@ -106,7 +106,7 @@ def test_bad_sample_requests(tmp_path: Path) -> None:
         samples("some/model", None, 1, 0)
     with pytest.raises(InputError, match="must be at least 1"):
         samples("demo", None, 0, 0)
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="does not exist"):
         samples("m", tmp_path / "none.jsonl", 1, 0)
     (tmp_path / "q.jsonl").write_text('{"image": "none.png", "text": "x"}')
     with pytest.raises(BadImage):

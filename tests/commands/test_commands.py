@@ -32,8 +32,8 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
     code, out, err = call(capsys, *argv)
     assert code == 2 and out == "", (code, out, err)
     assert "Traceback" not in err
-    line = err.strip().splitlines()[-1]
-    assert "error: " in line
+    (line,) = err.strip().splitlines()
+    assert line.startswith("secateur: error: ")
     return line
 
 
@@ -119,7 +119,7 @@ def test_calibrate_writes_a_schedule_that_export_reads(tmp_path: Path, capsys: p
         (["calibrate", *FAST, "--name", "../x"], "schedule name '../x'"),
         (["calibrate", *FAST, "--name", "x", "--compression", "0.5,0.6"], "names one schedule"),
         (["calibrate", "--sample-count", "0"], "must be at least 1"),
-        (["calibrate", "--samples", "nowhere"], "samples nowhere cannot be read"),
+        (["calibrate", "--samples", "nowhere"], "samples nowhere does not exist"),
         (["run", "nowhere", "--image", "x.png", "--prompt", "x"], "nowhere"),
         (["inspect", "tests"], "tests"),
     ],

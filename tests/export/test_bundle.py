@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
@@ -63,18 +65,60 @@ def test_weights_are_stored_once(tiny_bundle: tuple[Path, Exported], tiny: Famil
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("tensorrt", "fp32"), ("tensorrt", None)])
-def test_the_decomposed_target(tiny: Family, tmp_path: Path, name: str, dtype: str | None) -> None:
+def test_the_decomposed_target(
+    tiny: Family, tiny_bundle: tuple[Path, Exported], tmp_path: Path, name: str, dtype: str | None
+) -> None:
     kind = target(name, dtype)
     family = type(tiny).tiny()
+    folder, full_exported = tiny_bundle
+    schedules = [
+        read_json(Schedule, folder / full_exported.manifest.schedules[name].file, BadSchedule)
+        for name in ("btp", "btp-text")
+    ]
     family.to(kind.torch_dtype)
-    exported = export(family, [], kind, tmp_path / "out")
+    exported = export(family, schedules, kind, tmp_path / "out")
     assert exported.manifest.opset == 20
     for spec in exported.manifest.graphs:
         graph = onnx.load(tmp_path / "out" / spec.file, load_external_data=False)
         assert [o.version for o in graph.opset_import if not o.domain] == [20]
         assert not {node.op_type for node in graph.graph.node} & FUSED, spec.name
     with Pipeline.load(tmp_path / "out") as vlm:
-        assert vlm.ask(torch.zeros(24, 24, 3, dtype=torch.uint8).numpy(), "w1 w2", max_new_tokens=2).tokens
+        for schedule in ("full", "btp", "btp-text"):
+            blank = torch.zeros(24, 24, 3, dtype=torch.uint8).numpy()
+            assert vlm.ask(blank, "w1 w2", schedule=schedule, max_new_tokens=2).tokens
+
+
+def test_gates_say_what_they_are(tiny_bundle: tuple[Path, Exported]) -> None:
+    folder, _ = tiny_bundle
+    notes = {p.key: p.value for p in onnx.load(folder / "onnx" / "gates" / "btp.0.onnx").metadata_props}
+    constants = json.loads(notes["secateur.gate"])
+    assert (constants["method"], constants["layer"], constants["before"], constants["keep"]) == ("btp", 1, 36, 18)
+    assert {"attention", "over", "early", "score"} <= set(constants)
+    assert notes["secateur.calibration"].startswith("sha256:")
+
+
+def test_a_scoring_gate_at_layer_0_is_refused(tiny: Family, tiny_bundle: tuple[Path, Exported], tmp_path: Path) -> None:
+    folder, exported = tiny_bundle
+    made = read_json(Schedule, folder / exported.manifest.schedules["btp"].file, BadSchedule)
+    early = dataclasses.replace(made, gates=(dataclasses.replace(made.gates[0], layer=0),))
+    with pytest.raises(BadSchedule, match="scores by the layer before"):
+        export(tiny, [early], target("cpu"), tmp_path / "out")
+
+
+def test_a_decoder_that_does_more_than_its_layers_is_noticed(tiny: Family, tiny_bundle: tuple[Path, Exported]) -> None:
+    """As Granite or Gemma do: something beside the layers scales what they see."""
+    from secateur.export.parity import check
+
+    def scaled(module: object, args: tuple[object, ...], given: dict[str, Any]) -> tuple[object, dict[str, Any]]:
+        return args, given | {"inputs_embeds": given["inputs_embeds"] * 3}
+
+    hook = tiny.model.model.language_model.register_forward_pre_hook(scaled, with_kwargs=True)
+    try:
+        found = {p.name: p for p in check(Bundle.load(tiny_bundle[0]), tiny)}
+    finally:
+        hook.remove()
+    assert not found["segments against the model"].passed
+    assert found["chain, full"].passed
 
 
 def test_targets() -> None:

@@ -16,7 +16,7 @@ from secateur.export.folder import atomic_folder
 
 
 def write(target: Path, text: str, force: bool = False) -> None:
-    with atomic_folder(target, force) as folder:
+    with atomic_folder(target, force, "file") as folder:
         (folder / "file").write_text(text)
 
 
@@ -45,7 +45,7 @@ def test_force_replaces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchang
 
 def test_a_failure_leaves_the_old_one(tmp_path: Path) -> None:
     write(tmp_path / "out", "one")
-    with pytest.raises(RuntimeError), atomic_folder(tmp_path / "out", force=True) as folder:
+    with pytest.raises(RuntimeError), atomic_folder(tmp_path / "out", force=True, marker="file") as folder:
         (folder / "file").write_text("half")
         raise RuntimeError
     assert (tmp_path / "out" / "file").read_text() == "one"
@@ -55,9 +55,24 @@ def test_a_failure_leaves_the_old_one(tmp_path: Path) -> None:
 def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
     write(tmp_path / "out", "one")
     with pytest.raises(BadOutput, match="No space left on device; nothing was changed"):
-        with atomic_folder(tmp_path / "out", force=True):
+        with atomic_folder(tmp_path / "out", force=True, marker="file"):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     assert (tmp_path / "out" / "file").read_text() == "one"
+
+
+def test_force_replaces_only_its_own_kind(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "precious").write_text("one")
+    with pytest.raises(BadOutput, match="has no file, so --force does not replace it"):
+        write(tmp_path / "photos", "two", force=True)
+    assert (tmp_path / "photos" / "precious").read_text() == "one"
+    (tmp_path / "empty").mkdir()
+    write(tmp_path / "empty", "two", force=True)
+
+
+def test_names_that_cannot_be(tmp_path: Path) -> None:
+    with pytest.raises(BadOutput, match="name too long|File name too long"):
+        write(tmp_path / ("a" * 300), "two")
 
 
 @pytest.mark.parametrize("kind", ["file", "link"])
@@ -74,7 +89,7 @@ def test_a_kill_leaves_the_old_one_and_the_next_run_clears_up(tmp_path: Path) ->
     write(tmp_path / "out", "one")
     code = (
         "import sys, time; from pathlib import Path; from secateur.export.folder import atomic_folder\n"
-        "with atomic_folder(Path(sys.argv[1]), True) as folder:\n"
+        "with atomic_folder(Path(sys.argv[1]), True, 'file') as folder:\n"
         "    (folder / 'file').write_text('half'); print('writing', flush=True); time.sleep(60)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "out")], stdout=subprocess.PIPE)

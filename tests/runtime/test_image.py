@@ -121,3 +121,16 @@ def test_sources_that_are_no_image(tmp_path: Path) -> None:
     ):
         with pytest.raises(BadImage, match=message):
             load_image(source)  # type: ignore[arg-type]
+
+
+def test_sixteen_bits_are_scaled_not_clipped() -> None:
+    """Depth and infrared cameras write these; Pillow alone would make nearly all of it white."""
+    ramp = np.linspace(0, 65535, 256).round().astype(np.uint16).reshape(16, 16)
+    found = np.asarray(load_image(Image.fromarray(ramp)))
+    assert (found == np.arange(256).reshape(16, 16, 1)).all()
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_pixels_without_a_range_are_refused(mode: str) -> None:
+    with pytest.raises(BadImage, match="no known range; convert it to 8 or 16 bits"):
+        load_image(Image.new(mode, (4, 4)))

@@ -17,7 +17,7 @@ from secateur.runtime.preprocess import Preprocess, center_crop, pixel_values
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 SIZES = [(1, 1), (1, 400), (400, 1), (33, 97), (97, 33), (2, 3), (48, 48), (47, 49), (640, 480), (301, 1200)]
-MODES = ["RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "YCbCr", "I;16", "I", "F", "PA", "HSV", "RGBX"]
+MODES = ["RGB", "RGBA", "L", "LA", "P", "1", "CMYK", "YCbCr", "PA", "HSV", "RGBX"]
 RESIZES: list[tuple[int, ...] | None] = [(48,), (47,), (40, 56), None]
 CROPS = [(48, 48), (31, 64), (65, 64), None]
 
@@ -26,13 +26,11 @@ def random_image(mode: str, size: tuple[int, int], seed: int = 0) -> Image.Image
     width, height = size
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 4), dtype=np.uint8)
     image = Image.fromarray(pixels)
-    if mode == "I;16":
-        return Image.fromarray(pixels[..., 0].astype(np.uint16) * 257)
     if mode == "PA":
         return image.convert("LA").convert(mode)
     if mode in ("RGBA", "LA"):
         return image.convert(mode)
-    return image.convert("RGB").convert("L" if mode in ("I", "F") else mode).convert(mode)
+    return image.convert("RGB").convert("L" if mode in ("F") else mode).convert(mode)
 
 
 def theirs(image: Image.Image, steps: Preprocess) -> Any:

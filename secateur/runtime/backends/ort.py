@@ -107,7 +107,7 @@ class Backend(base.Backend):
     def options(self, threads: int | None) -> Any:
         """Session options."""
         options = self._ort.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # errors come as exceptions
         options.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_ENABLE_ALL
         if threads is not None:
             options.intra_op_num_threads = threads
