@@ -2,7 +2,8 @@
 """LLaVA-1.5 and its kin: a ViT, a two-layer projector, and a decoder of the Llama kind (Vicuna, Mistral, Qwen2).
 
 The decoder must go through transformers' AttentionInterface and do nothing beside its layers; the check after an
-export compares it with the model's own forward pass. Liu et al., "Improved Baselines with Visual Instruction Tuning", arXiv 2310.03744.
+export compares it with the model's own forward pass. Liu et al., "Improved Baselines with Visual Instruction
+Tuning", arXiv 2310.03744.
 """
 
 from __future__ import annotations

@@ -316,7 +316,7 @@ def test_padding_gets_no_share() -> None:
 @pytest.mark.parametrize(
     ("selector", "says"),
     [
-        ({}, "missing"),
+        ({}, "lacks the field"),
         ({"merge": "union", "attention": 2, "over": 2, "early": 2, "depth": 1}, "depth"),
         ({"merge": "sum", "attention": 2, "over": 2, "early": 2}, "not one of union, disjoint"),
         ({"merge": "disjoint", "attention": 2, "over": 2, "early": 2}, "add up to 2, not to 3"),
