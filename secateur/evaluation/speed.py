@@ -28,6 +28,7 @@ from secateur.export.bundle import export
 from secateur.export.targets import target
 from secateur.methods.base import BudgetRequest
 from secateur.methods.btp import Method
+from secateur.methods.random import Method as Random
 from secateur.models.llava import Family
 from secateur.runtime import Answer, Pipeline
 
@@ -77,17 +78,26 @@ def decoder_milliseconds(answer: Answer, vlm: Pipeline) -> tuple[float, float]:
 
 
 def measure(family: Family, schedule: Schedule, rounds: int, threads: int | None) -> dict[str, Any]:
-    """Alternate the three variants `rounds` times after a warm-up; medians and quartiles in ms."""
+    """Alternate the variants `rounds` times after a warm-up; medians and quartiles in ms.
+
+    The random control prunes as much without scoring: what it loses is the chain's, the rest is the method's.
+    """
+    control = Random().like(schedule)
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (*family.image_size, 3), np.uint8)
     with tempfile.TemporaryDirectory() as folder:
         export(family, [], target("cpu"), Path(folder) / "one", verify=False)
-        export(family, [schedule], target("cpu"), Path(folder) / "chain", verify=False)
+        export(family, [schedule, control], target("cpu"), Path(folder) / "chain", verify=False)
         with (
             Pipeline.load(Path(folder) / "one", threads=threads) as one,
             Pipeline.load(Path(folder) / "chain", threads=threads) as chain,
         ):
-            runs = {"one graph": (one, "full"), "chain, full": (chain, "full"), "chain, pruned": (chain, schedule.name)}
+            runs = {
+                "one graph": (one, "full"),
+                "chain, full": (chain, "full"),
+                "chain, pruned": (chain, schedule.name),
+                "chain, random": (chain, control.name),
+            }
             times: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
             flops = {}
             for turn in range(rounds + 3):
@@ -99,12 +109,14 @@ def measure(family: Family, schedule: Schedule, rounds: int, threads: int | None
     total = {name: np.array([t for t, _ in pairs]) for name, pairs in times.items()}
     gates = np.array([g / t for t, g in times["chain, pruned"]])
     speed_up = total["chain, full"] / total["chain, pruned"]
+    unscored = total["chain, full"] / total["chain, random"]
     flops_ratio = flops["chain, full"] / flops["chain, pruned"]
     return {
         "milliseconds": {name: _quartiles(values) for name, values in total.items()},
         "speed_up": _quartiles(speed_up),
         "flops_ratio": flops_ratio,
         "speed_up_over_flops_ratio": float(np.median(speed_up)) / flops_ratio,
+        "random_over_flops_ratio": float(np.median(unscored)) / flops_ratio,
         "gates_share": _quartiles(gates),
         "chain_over_one_graph": _quartiles(total["chain, full"] / total["one graph"]),
     }
@@ -144,7 +156,8 @@ def main() -> None:
     console.print(shown)
     console.print(
         f"speed-up {found['speed_up']['median']:.2f}, FLOPs ratio {found['flops_ratio']:.2f}, "
-        f"speed-up over FLOPs ratio {found['speed_up_over_flops_ratio']:.2f}\n"
+        f"speed-up over FLOPs ratio {found['speed_up_over_flops_ratio']:.2f} "
+        f"(random choice: {found['random_over_flops_ratio']:.2f})\n"
         f"gates' share of the pruned prefill {found['gates_share']['median']:.1%}, "
         f"chain over one graph {found['chain_over_one_graph']['median']:.3f}"
     )

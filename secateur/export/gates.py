@@ -32,19 +32,22 @@ class Prune(nn.Module):
         given = list(scored)
         query = given.pop(0) if self.selector.query else None
         key = given.pop(0) if self.selector.key else None
-        vision = hidden_states[:, self.start : self.start + self.before]
+        vision = self._vision(hidden_states)
         slots = self.selector(GateInputs(vision, vision_index, attention_mask, query, key))
         return (
-            self._rows(hidden_states, slots),
-            self._rows(position_ids, slots),
-            self._rows(attention_mask, slots),
+            self._without(hidden_states, _gather(vision, slots)),
+            self._without(position_ids, _gather(self._vision(position_ids), slots)),
+            self._without(attention_mask, _gather(self._vision(attention_mask), slots)),
             _gather(vision_index, slots),
         )
 
-    def _rows(self, rows: Tensor, slots: Tensor) -> Tensor:
-        """Drop all vision rows of [B, S, ...] but those at `slots` [B, k]."""
-        end = self.start + self.before
-        return torch.cat([rows[:, : self.start], _gather(rows[:, self.start : end], slots), rows[:, end:]], dim=1)
+    def _vision(self, rows: Tensor) -> Tensor:
+        """The vision rows [B, N, ...] of [B, S, ...]."""
+        return rows[:, self.start : self.start + self.before]
+
+    def _without(self, rows: Tensor, kept: Tensor) -> Tensor:
+        """[B, S, ...] with the kept rows [B, k, ...] in the place of all vision rows."""
+        return torch.cat([rows[:, : self.start], kept, rows[:, self.start + self.before :]], dim=1)
 
 
 def _gather(rows: Tensor, slots: Tensor) -> Tensor:

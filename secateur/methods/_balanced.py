@@ -81,12 +81,12 @@ class BalancedSelector(base.Selector):
         reach = reaches[0]
         for other in reaches[1:]:
             reach = torch.minimum(reach, other)
-        key = reach / 4  # a distance is at most 2: what is left stays below every pick
+        key = reach  # at most 0.5: what is left stays below every pick
         if quotas.fills:
             picks, reach = diversity.farthest(distance, quotas.fills, reach)
             order = torch.arange(quotas.fills, 0, -1, dtype=torch.float32, device=distance.device).unsqueeze(1)
             matches = (picks.unsqueeze(2) == self.slots).float() * order
-            key = torch.maximum(matches.amax(1), reach / 4)
+            key = torch.maximum(matches.amax(1), reach)
         for i, members in enumerate(reaches):
             key = torch.where(members < 0, float(quotas.fills + 1 + i), key)
         return base.top(key, self.keep)

@@ -10,20 +10,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Below every distance, so that a picked token marks itself; and beyond every distance once its sign is dropped.
-SELF = -4.0
+# Distances are quarters of 1 - cosine, so at most 0.5. A token is at -1 from itself (a row of zeros at -0.75): below
+# every distance, so that a picked token marks itself, and beyond every distance once its sign is dropped. Subtracting the 0 and 1 of a comparison
+# costs half of a Where on N x N, and a power of two changes no order.
+SELF = -1.0
 
 
 def cosine_distance(features: Tensor, identity: Tensor) -> Tensor:
-    """1 - cosine of the rows, at least 0 between two tokens, `SELF` between a token and itself: [B, N, N] fp32.
+    """(1 - cosine) / 4 of the rows, at least 0 between two tokens, `SELF` between a token and itself: [B, N, N] fp32.
 
     `identity` [B, N] names each row uniquely. Comparing it inside the graph costs nothing there, while an N x N
     constant would be the largest part of a gate's file.
     """
     rows = features.float()
-    rows = rows / torch.linalg.vector_norm(rows, dim=-1, keepdim=True).clamp_min(1e-12)
-    apart = (1 - rows @ rows.transpose(1, 2)).clamp_min(0)
-    return torch.where(identity.unsqueeze(2) == identity.unsqueeze(1), SELF, apart)
+    rows = rows / (2 * torch.linalg.vector_norm(rows, dim=-1, keepdim=True)).clamp_min(1e-12)
+    apart = torch.relu(0.25 - rows @ rows.transpose(1, 2))
+    return apart - (identity.unsqueeze(2) == identity.unsqueeze(1)).float()
 
 
 def nearest(distance: Tensor, slots: Tensor) -> Tensor:
