@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 # Distances are quarters of 1 - cosine, so at most 0.5. A token is at -1 from itself (a row of zeros at -0.75): below
-# every distance, so that a picked token marks itself, and beyond every distance once its sign is dropped. Subtracting the 0 and 1 of a comparison
-# costs half of a Where on N x N, and a power of two changes no order.
+# every distance, so that a picked token marks itself, and beyond every distance once its sign is dropped.
+# Subtracting the 0 and 1 of a comparison costs half of a Where on N x N, and a power of two changes no order.
 SELF = -1.0
 
 

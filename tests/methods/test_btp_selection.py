@@ -117,7 +117,7 @@ def test_rebalance(score: list[int], data: st.DataObject) -> None:
 @given(st.integers(1, 12), st.integers(1, 3), st.integers(0, 2**32 - 1), st.data())
 def test_farthest(tokens: int, batch: int, seed: int, data: st.DataObject) -> None:
     distance = np.random.default_rng(seed).integers(0, 4, (batch, tokens, tokens)).astype(np.float32)
-    distance = (distance + distance.transpose(0, 2, 1)).clip(max=2) / 4
+    distance = ((distance + distance.transpose(0, 2, 1)).clip(max=2) / 4).astype(np.float32)
     distance[:, range(tokens), range(tokens)] = _diversity.SELF
     start = data.draw(st.lists(st.integers(0, tokens - 1), max_size=tokens))  # repeats are harmless
     free = tokens - len(set(start))
