@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The untrained model, its words and its prompt."""
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,15 +12,6 @@ from secateur.demo._dense import DenseScenes
 from secateur.demo._turns import HEAD, Turns
 from secateur.demo.build import VOCABULARY, build_model, build_processor
 from secateur.demo.scenes import questions, scene
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Steps this small gain nothing from threads, and threads that spin lose minutes on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

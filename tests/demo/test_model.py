@@ -2,7 +2,6 @@
 """The model that the package carries, and its sample pictures."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +15,6 @@ from secateur.demo import model_directory, sample_directory
 from secateur.demo._pictures import write_pictures
 from secateur.demo.evaluate import answers
 from secateur.demo.scenes import KINDS, Sample, samples
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Steps this small gain nothing from threads, and threads that spin lose minutes on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

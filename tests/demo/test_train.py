@@ -2,7 +2,6 @@
 """The recipe on a few tiny steps: it runs through, and a run that was killed ends like one that was not."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +18,6 @@ from secateur.demo.train import main
 
 QUIET = Console(quiet=True)
 TINY = ["--dense-steps", "2", "--dense-batch", "2", "--language-steps", "2", "--language-batch", "2"]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Steps this small gain nothing from threads, and threads that spin lose minutes on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 class Killed(Exception):

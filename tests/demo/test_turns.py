@@ -2,7 +2,6 @@
 """Batches of stage 2: their sorts, and that a conversation reads as the chat template writes it."""
 
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,15 +13,6 @@ from secateur.demo.build import VOCABULARY, build_processor
 from secateur.demo.scenes import COLOR_WORDS, DIGIT_WORDS, POSITION_WORDS
 
 STEPS = 60
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Steps this small gain nothing from threads, and threads that spin lose minutes on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
