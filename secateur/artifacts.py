@@ -11,22 +11,32 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
+
+from numpy.typing import NDArray
 
 from secateur.errors import BadBundle, BadSchedule, InputError, UnknownName
 from secateur.strict import decode
 
 T = TypeVar("T")
 Json = dict[str, Any]
+Array = NDArray[Any]
+KINDS = ("prune", "route", "vision", "downsample")
 
 
 @dataclass(frozen=True)
 class Gate:
     """Reduce the vision tokens *entering* decoder layer `layer` (0-based) to `keep`.
 
-    `selector` holds the parameters of the method for this gate, and nothing else does.
+    `selector` holds the parameters of the method for this gate, and nothing else does. The kinds:
+
+    prune       between two segments; what is dropped is gone from `layer` on
+    route       every such gate chooses anew among all tokens; the others skip the layers up to the next gate
+    vision      between the vision encoder and the projector (layer 0)
+    downsample  the encoder sees a smaller image (layer 0)
     """
 
     layer: int
@@ -35,12 +45,21 @@ class Gate:
     selector: Json = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.kind != "prune":
-            raise BadSchedule(f"gate kind '{self.kind}' is not known; use 'prune'")
+        if self.kind not in KINDS:
+            raise BadSchedule(f"gate kind '{self.kind}' is not known; use one of {', '.join(KINDS)}")
+        if self.kind in ("vision", "downsample") and self.layer != 0:
+            raise BadSchedule(f"a gate of kind '{self.kind}' stands before layer 0, not {self.layer}")
         if self.layer < 0:
             raise BadSchedule(f"gate layer {self.layer} is below 0; layers count from 0")
         if self.keep < 0:
             raise BadSchedule(f"gate at layer {self.layer} keeps {self.keep} tokens; keep must be at least 0")
+        grid: Any = self.selector.get("grid")
+        if self.kind == "downsample" and (not _is_grid(grid) or grid[0] * grid[1] != self.keep):
+            raise BadSchedule(f"a downsample gate needs a grid [rows, columns] of its {self.keep} tokens, not {grid}")
+
+
+def _is_grid(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) == 2 and all(type(v) is int and v > 0 for v in value)
 
 
 @dataclass(frozen=True)
@@ -73,7 +92,12 @@ class Budget:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Gates of one pruning method on one model (schedule.json)."""
+    """Gates of one pruning method on one model (schedule.json).
+
+    positions  "original": kept tokens keep their position, generated ones go on from the unpruned length;
+               "compact": every layer counts the rows that it sees
+    weights    sha256 of the .safetensors file beside the schedule, which holds `tensors`; empty if there is none
+    """
 
     name: str
     method: str
@@ -82,24 +106,30 @@ class Schedule:
     budget: Budget
     positions: str = "original"
     calibration: Json = field(default_factory=dict)
+    weights: str = ""
     schema: int = 1
+    tensors: Mapping[str, Array] = field(default_factory=dict, compare=False, repr=False, metadata={"json": False})
 
     def __post_init__(self) -> None:
         if self.schema != 1:
             raise BadSchedule(f"schedule schema {self.schema} is not known; this version reads schema 1")
-        if self.positions != "original":
-            raise BadSchedule(f"positions '{self.positions}' is not known; use 'original'")
+        if self.positions not in ("original", "compact"):
+            raise BadSchedule(f"positions '{self.positions}' is not known; use 'original' or 'compact'")
+        if self.positions == "compact" and any(gate.kind == "route" for gate in self.gates):
+            raise BadSchedule("positions 'compact' do not fit gates of kind 'route', whose rows differ in every layer")
         if not self.name or not all(c.isalnum() or c in "._-" for c in self.name) or self.name[0] in ".-":
             raise BadSchedule(f"schedule name '{self.name}' must be letters, digits, '.', '_' and '-'")
         check_gates(self.gates, self.model.layers, self.model.vision_tokens)
 
 
 def check_gates(gates: tuple[Gate, ...], layers: int, vision_tokens: int) -> None:
-    """Layers increase within the model, kept counts never grow.
+    """Layers increase within the model, kept counts never grow, and the kinds go together.
 
     Raises:
         BadSchedule: with the gate, the value and the bound.
     """
+    if len({gate.kind == "route" for gate in gates}) > 1:
+        raise BadSchedule("gates of kind 'route' do not go together with other kinds in one schedule")
     layer, alive = -1, vision_tokens
     for gate in gates:
         if gate.layer <= layer:
@@ -110,7 +140,7 @@ def check_gates(gates: tuple[Gate, ...], layers: int, vision_tokens: int) -> Non
             raise BadSchedule(
                 f"gate at layer {gate.layer} keeps {gate.keep} tokens of {alive}; kept counts must not grow"
             )
-        layer, alive = gate.layer, gate.keep
+        layer, alive = gate.layer, vision_tokens if gate.kind == "route" else gate.keep
 
 
 @dataclass(frozen=True)
@@ -156,7 +186,10 @@ class Layout:
 
 @dataclass(frozen=True)
 class Dimensions:
-    """Sizes of the decoder; `context` is the largest position it was made for."""
+    """Sizes of the decoder; `context` is the largest position it was made for.
+
+    vision_width, class_token  width of the vision features, and whether the encoder has a class token
+    """
 
     layers: int
     width: int
@@ -167,23 +200,29 @@ class Dimensions:
     vocabulary: int
     context: int
     vision_width: int
+    class_token: bool = True
 
 
 @dataclass(frozen=True)
 class GateRef:
-    """A gate of a schedule as it stands in a bundle: `graph` runs before decoder layer `layer`."""
+    """A gate of a schedule as it stands in a bundle: `graph` runs before decoder layer `layer`.
+
+    A gate of kind "vision" runs behind the vision graph, one of kind "downsample" in its place.
+    """
 
     layer: int
     graph: str
     keep: int
+    kind: str = "prune"
 
 
 @dataclass(frozen=True)
 class ScheduleRef:
-    """A schedule of a bundle: its file, and its gate graphs in order."""
+    """A schedule of a bundle: its file, its gate graphs in order, and its position policy."""
 
     file: str
     gates: tuple[GateRef, ...]
+    positions: str = "original"
 
 
 @dataclass(frozen=True)
@@ -235,9 +274,11 @@ class Manifest:
         return tuple(g for g in self.graphs if g.kind == "segment")
 
 
-def to_json(value: object) -> str:
+def to_json(value: Any) -> str:
     """JSON text of a dataclass, stable to the byte: keys in field order, two-space indent."""
-    return json.dumps(dataclasses.asdict(value), indent=2) + "\n"  # type: ignore[call-overload]
+    hidden: Json = {f.name: {} for f in dataclasses.fields(value) if not f.metadata.get("json", True)}
+    shown = dataclasses.asdict(dataclasses.replace(value, **hidden))
+    return json.dumps({name: data for name, data in shown.items() if name not in hidden}, indent=2) + "\n"
 
 
 def read_json(cls: type[T], path: Path, error: type[InputError]) -> T:

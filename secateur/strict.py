@@ -56,7 +56,7 @@ def _decode(hint: Any, data: Any, where: str) -> Any:
 def _decode_dataclass(cls: type, data: Any, where: str) -> Any:
     entries = data if isinstance(data, dict) else _wrong(where, data, "object")
     hints = typing.get_type_hints(cls)
-    fields = {f.name: f for f in dataclasses.fields(cls)}
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.metadata.get("json", True)}
     for name in entries:
         if name not in fields:
             raise ValueError(f"{where} has an unknown field '{name}'")

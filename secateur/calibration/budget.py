@@ -190,8 +190,11 @@ def _fed(
     """The latest first gate that reaches `compression` and keeps at least half its share; else the earliest that fits.
 
     A later gate would have to starve all that follow it, so that asking for a little more pruning could keep more.
+    Nothing follows a single gate: it moves only if it must.
     """
     fits = [p for p in range(placed[0], earliest - 1, -1) if compression <= reachable(p, layers, tokens, drop)]
+    if len(placed) == 1 and fits:
+        return fits[0]
     for first in fits:
         if counts_for(compression, (first, *placed[1:]), shape, layers, tokens, drop)[0] >= shape[0] * tokens / 2:
             return first
@@ -225,7 +228,7 @@ def plan(
         earliest: first layer whose entry the method can prune; 1 when it reads the layer before.
 
     Layers the user gave are never moved. The method's own first gate moves earlier when the compression cannot be
-    reached otherwise, or only by keeping less than half of the method's share there.
+    reached otherwise, or, with more gates behind it, only by keeping less than half of the method's share there.
 
     Raises:
         BadSchedule: the request contradicts itself or cannot be met.
@@ -257,3 +260,19 @@ def plan(
         if first is not None and first != placed[0]:
             moved, placed = (placed[0], first), (first, *placed[1:])
     return Plan(placed, counts_for(request.compression, placed, shape, model_layers, vision_tokens, drop), moved)
+
+
+def front(request: BudgetRequest, model_layers: int, vision_tokens: int, share: float) -> int:
+    """Tokens that the one gate of a method in front of the decoder keeps; `share` where the request leaves it open.
+
+    Raises:
+        BadSchedule: the request names layers or several gates, contradicts itself, or cannot be met.
+    """
+    if request.layers is not None:
+        raise BadSchedule(
+            f"--layers {','.join(map(str, request.layers))} does not fit a method whose one gate stands in front of "
+            "the decoder; leave it out"
+        )
+    if request.keep is not None and len(request.keep) > 1:
+        raise BadSchedule(f"--keep has {len(request.keep)} values for a method with one gate; give one")
+    return plan(request, model_layers, vision_tokens, (0,), (share,), earliest=0).counts[0]

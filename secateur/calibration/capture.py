@@ -1,25 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run a model over calibration samples and measure what the methods ask for (BTP, arXiv 2505.22038, section 4.3)."""
+"""Run a model over calibration samples and measure what a method asks for."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from secateur.calibration import measures
+from secateur.calibration.layers import Passage, entering, prompts, walk
 from secateur.calibration.samples import Sample
 from secateur.calibration.statistics import Statistics
-from secateur.models import _attention
 from secateur.models.base import Family
-from secateur.runtime.preprocess import pixel_values
-from secateur.runtime.prompt import Tokenizer
+
+ON_LAYERS = ("similarity", "attention", "cross_attention", "self_attention", "drop_divergence")
+KNOWN = frozenset({*ON_LAYERS, "encoder_variance", "layers"})
+DROPPED = 20
+"""Samples of `drop_divergence` at most: each is run from every layer on."""
 
 
-@torch.inference_mode()
 def capture(
     family: Family,
     samples: Sequence[Sample],
@@ -27,59 +30,95 @@ def capture(
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Statistics:
-    """Prefill each sample once, unpruned; `wanted` holds "similarity" and "attention".
+    """Measure the fields of `Statistics` named in `wanted`, on the unpruned model; an empty `wanted` runs nothing.
 
-    An empty `wanted` runs nothing. Deterministic; `seed` is only noted (it chose the samples).
+    `progress` counts encoded images and samples through a layer. Deterministic; `seed` is only noted (it chose the
+    samples). `drop_divergence` takes the first 20 samples, as VTW does: its cost grows with the square of the depth.
+
+    Raises:
+        ValueError: `wanted` names something that is not measured.
     """
-    layout, dimensions = family.layout, family.dimensions
-    count = len(samples) if wanted else 0
-    similarity = np.zeros((dimensions.layers, count if "similarity" in wanted else 0, layout.vision_tokens), np.float32)
-    attention = np.zeros((dimensions.layers, count if "attention" in wanted else 0), np.float32)
-    tokenizer = Tokenizer(family.prompt, copy.deepcopy(family.tokenizer.backend_tokenizer))
-    vision, projector = family.vision(), family.projector()
-    for i in range(count):
-        pixels = torch.from_numpy(pixel_values(samples[i].image, family.preprocess))
-        hidden_states = _embed(family, projector(vision(pixels)), tokenizer.first(samples[i].question))
-        for layer, before, after, share in _layers(family, hidden_states):
-            if "similarity" in wanted:
-                similarity[layer, i] = F.cosine_similarity(before.float(), after.float(), dim=-1).numpy()
-            if "attention" in wanted:
-                attention[layer, i] = share
-        progress(i + 1, count)
-    return Statistics(family.identity, dimensions, layout, count, seed, similarity, attention)
+    if unknown := sorted(wanted - KNOWN):
+        raise ValueError(f"statistics {unknown} are not measured; known: {', '.join(sorted(KNOWN))}")
+    chosen = samples if wanted else ()
+    measuring = _Measuring(family, len(chosen), wanted, progress)
+    start = measuring.encode(chosen)
+    if measuring.on_layers:
+        measuring.walk(start)
+    return Statistics(
+        family.identity,
+        family.dimensions,
+        family.layout,
+        len(chosen),
+        seed,
+        layers=partial(walk, family, start) if "layers" in wanted else None,
+        **measuring.found,
+    )
 
 
-def _embed(family: Family, vision_tokens: Tensor, tail: Sequence[int]) -> Tensor:
-    """Prompt rows [1, S, D]: head, image, question."""
-    embed = family.decoder.embed
-    head, rest = (embed(torch.tensor([ids])) for ids in (list(family.prompt.head), list(tail)))
-    return torch.cat([head, vision_tokens, rest], dim=1)
+class _Measuring:
+    """The arrays of one run, filled sample by sample and layer by layer."""
 
+    def __init__(
+        self, family: Family, samples: int, wanted: frozenset[str], progress: Callable[[int, int], None]
+    ) -> None:
+        self.family, self.layout, self.wanted = family, family.layout, wanted
+        self.depth, tokens = family.dimensions.layers, self.layout.vision_tokens
+        self.on_layers = bool(wanted.intersection(ON_LAYERS))
+        self.dropped = min(samples, DROPPED) if "drop_divergence" in wanted else 0
+        shapes = {
+            "similarity": (self.depth, samples, tokens),
+            "attention": (self.depth, samples),
+            "cross_attention": (self.depth, samples, tokens),
+            "self_attention": (self.depth, samples, tokens),
+            "drop_divergence": (self.depth, self.dropped),
+            "encoder_variance": (samples, 2),
+        }
+        self.found: dict[str, Any] = {n: np.zeros(s, np.float32) for n, s in shapes.items() if n in wanted}
+        self.progress, self.done = progress, 0
+        runs = self.depth * samples if self.on_layers else 0
+        self.total = samples + runs + self.dropped * self.depth * (self.depth + 1) // 2
+        # Rows [1, D] behind the last layer: of the whole model, and without the image from each layer on.
+        self.full: list[Tensor] = []
+        self.without: list[list[Tensor]] = [[] for _ in range(self.dropped)]
 
-def _layers(family: Family, hidden_states: Tensor) -> list[tuple[int, Tensor, Tensor, float]]:
-    """Per decoder layer: its number, vision rows [N, D] before and after it, and the attention they get."""
-    decoder, layout = family.decoder, family.layout
-    rows = hidden_states.shape[1]
-    image = slice(layout.image_start, layout.image_start + layout.vision_tokens)
-    position_ids = torch.arange(rows)[None]
-    mask = _attention.causal_mask(torch.ones(1, rows), rows, 0, hidden_states.dtype)
-    position_embeddings = decoder.rotary(hidden_states, position_ids)
-    measured = []
-    with _attention.active(decoder.config):
-        for number, layer in enumerate(decoder.layers):
-            tap = _attention.Tap()
-            before = hidden_states
-            hidden_states = _attention.run_layer(layer, before, mask, position_ids, position_embeddings, tap)
-            share = _attention_to(image, tap, number)
-            measured.append((number, before[0, image], hidden_states[0, image], share))
-    return measured
+    def encode(self, samples: Sequence[Sample]) -> list[Tensor]:
+        """The rows that enter layer 0 of each sample."""
+        reads = ("received.-2", "given.-2") if "encoder_variance" in self.wanted else ()
+        start = []
+        for i, (rows, read) in enumerate(prompts(self.family, samples, reads)):
+            start.append(rows)
+            if read:
+                self.found["encoder_variance"][i] = [float(score.float().var(correction=0)) for score in read]
+            self._step()
+        return start
 
+    def walk(self, start: Sequence[Tensor]) -> None:
+        """Fill what is measured on layers."""
+        decoder = self.family.decoder
+        for number, rows in enumerate(entering(decoder, start, self._passed)):
+            for i in range(self.dropped):
+                self.without[i].append(measures.without_image(decoder, self.layout, rows[i], number))
+                self._step(self.depth - number)
+        for i in range(self.dropped):
+            divergence = measures.divergence(decoder, self.full[i], torch.cat(self.without[i]))
+            self.found["drop_divergence"][:, i] = divergence
 
-def _attention_to(columns: slice, tap: _attention.Tap, layer: int) -> float:
-    """Softmax attention of the last row to `columns`, summed over them, mean over heads."""
-    assert tap.query is not None
-    query = tap.query[0, :, -1].float()  # [H, dh]
-    key = tap.rows[layer][0][:, 0].float()  # [S, Hkv, dh]
-    key = key.repeat_interleave(query.shape[0] // key.shape[1], dim=1)
-    weights = torch.softmax(torch.einsum("hd,shd->hs", query, key) / query.shape[-1] ** 0.5, dim=-1)
-    return float(weights[:, columns].sum(dim=-1).mean())
+    def _passed(self, passage: Passage) -> None:
+        layout, at, rows = self.layout, (passage.number, passage.sample), passage.before.shape[1]
+        end = layout.image_start + layout.vision_tokens
+        if "similarity" in self.wanted:
+            self.found["similarity"][at] = measures.similarity(passage, layout)
+        if "attention" in self.wanted:
+            self.found["attention"][at] = measures.attention(passage, layout)
+        if "cross_attention" in self.wanted:
+            self.found["cross_attention"][at] = measures.received(passage, layout, end, rows)
+        if "self_attention" in self.wanted:
+            self.found["self_attention"][at] = measures.received(passage, layout, layout.image_start, end)
+        if passage.number == self.depth - 1 and passage.sample < self.dropped:
+            self.full.append(passage.after[:, -1])
+        self._step()
+
+    def _step(self, count: int = 1) -> None:
+        self.done += count
+        self.progress(self.done, self.total)

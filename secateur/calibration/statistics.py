@@ -3,22 +3,56 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from secateur.artifacts import Dimensions, Layout, ModelIdentity
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from secateur.methods.base import Projections
+
+Floats = NDArray[np.float32]
+
+
+def _nothing() -> Floats:
+    return np.zeros(0, np.float32)
+
+
+class LayerRows(NamedTuple):
+    """What enters one decoder layer of the unpruned model, for each sample; prompts differ in length.
+
+    number       of the layer
+    rows         C tensors [1, S, D]
+    projections  the layer's norm, query and key projections
+    """
+
+    number: int
+    rows: list[Tensor]
+    projections: Projections
+
 
 @dataclass(frozen=True)
 class Statistics:
     """Measurements over a calibration set, L decoder layers, C samples, N vision tokens.
 
-    similarity  [L, C, N] float32: cosine between a vision token's hidden state before and after layer l
-    attention   [L, C] float32: attention of the last prompt row to all vision tokens, softmax, mean over heads
+    similarity       [L, C, N]  cosine between a vision token's hidden state before and after layer l
+    attention        [L, C]     attention of the last prompt row to all vision tokens, softmax, mean over heads
+    drop_divergence  [L, C]     KL(full || dropped) of the next token when no vision token enters layer l or later, nats
+                                (the first 20 samples at most)
+    cross_attention  [L, C, N]  attention of the rows behind the image to a vision token: largest head, sum over rows
+    self_attention   [L, C, N]  the same of the vision rows
+    encoder_variance [C, 2]     variance over patches of received.-2 and of given.-2, see `methods.base.Selector`
+    layers           walks through the unpruned model layer by layer, all samples side by side
 
-    Either is empty (zero samples) where no method asked for it.
+    What no method asked for is empty, `layers` is None then. `work` is a folder for state that a killed calibration
+    can go on from, `progress` is told (step, steps done, steps in all) of long work.
     """
 
     model: ModelIdentity
@@ -26,5 +60,12 @@ class Statistics:
     layout: Layout
     samples: int
     seed: int
-    similarity: NDArray[np.float32]
-    attention: NDArray[np.float32]
+    similarity: Floats = field(default_factory=_nothing)
+    attention: Floats = field(default_factory=_nothing)
+    drop_divergence: Floats = field(default_factory=_nothing)
+    cross_attention: Floats = field(default_factory=_nothing)
+    self_attention: Floats = field(default_factory=_nothing)
+    encoder_variance: Floats = field(default_factory=_nothing)
+    layers: Callable[[], Iterator[LayerRows]] | None = None
+    work: Path | None = None
+    progress: Callable[[str, int, int], None] = lambda step, done, total: None

@@ -11,6 +11,7 @@ from pathlib import Path
 from secateur import __version__
 from secateur.artifacts import Manifest, Schedule, ScheduleRef, to_json
 from secateur.calibration.budget import budget
+from secateur.calibration.files import encode
 from secateur.errors import BadSchedule, ExportMismatch
 from secateur.export.folder import atomic_folder
 from secateur.export.graphs import build
@@ -59,8 +60,10 @@ def export(
             to_onnx(graph, folder / graph.spec.file, target.opset)
         progress("export", "", len(graphs), len(graphs))
         (folder / "schedules").mkdir()
-        for schedule in (*schedules, full(family)):
-            (folder / _file(schedule.name)).write_text(to_json(schedule))
+        everything = (full(family), *schedules)
+        for schedule in everything:
+            for suffix, data in encode(schedule).items():
+                (folder / _file(schedule.name)).with_suffix(suffix).write_bytes(data)
         family.tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
         (folder / "prompt.json").write_text(to_json(family.prompt))
         (folder / "preprocess.json").write_text(to_json(family.preprocess))
@@ -73,7 +76,7 @@ def export(
             dimensions=family.dimensions,
             layout=family.layout,
             graphs=tuple(graph.spec for graph in graphs),
-            schedules={name: ScheduleRef(_file(name), tuple(refs)) for name, refs in gates.items()},
+            schedules={s.name: ScheduleRef(_file(s.name), tuple(gates[s.name]), s.positions) for s in everything},
             files=_hashes(folder),
             versions={"secateur": __version__} | {name: importlib.metadata.version(name) for name in PACKAGES},
         )

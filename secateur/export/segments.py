@@ -6,7 +6,9 @@
     attention_mask  [B, P + S] int64
 
     -> hidden_states [B, S, D] or, from the last segment, logits [B, V] fp32 of row last_index
-       new_key.l, new_value.l [S, B, Hkv, dh];  query, text_query [B, H, dh] where a gate asks for them
+       new_key.l, new_value.l [S, B, Hkv, dh]
+       and, where the selector of a gate behind it asks for them (methods.base.Selector), of its last layer
+       query, text_query [B, H, dh], queries [S, B, H, dh], layer_input [B, S, D]
 
 The same graph serves prefill (P = 0), decode (S = 1) and a follow-up question (both above 0).
 """
@@ -23,7 +25,7 @@ from secateur.models.base import Decoder
 class Segment(nn.Module):
     """Layers [first, end) of a decoder.
 
-    queries     which queries of the last layer to return, for the gate behind: of "query", "text_query"
+    reads       what to return of the last layer, for the gates behind it
     tail_start  original position of the first row behind the image: the question's rows are those from here on
     """
 
@@ -32,7 +34,7 @@ class Segment(nn.Module):
         decoder: Decoder,
         first: int,
         end: int,
-        queries: tuple[str, ...] = (),
+        reads: tuple[str, ...] = (),
         tail_start: int = 0,
         decomposed: bool = False,
     ) -> None:
@@ -44,7 +46,7 @@ class Segment(nn.Module):
         self.is_last = end == len(decoder.layers)
         if self.is_last:
             self.norm, self.head = decoder.norm, decoder.head
-        self.queries = queries
+        self.reads = reads
         self.tail_start = tail_start
         self.decomposed = decomposed
 
@@ -59,29 +61,32 @@ class Segment(nn.Module):
         position_embeddings = self.rotary(hidden_states, position_ids)
         with _attention.active(self.config):
             for layer in self.layers:
+                layer_input = hidden_states
                 hidden_states = _attention.run_layer(layer, hidden_states, mask, position_ids, position_embeddings, tap)
         rows = [x for layer in indices for x in tap.rows[layer]]
         first = self._logits(hidden_states, last_index) if self.is_last else hidden_states
-        return (first, *rows, *self._queries(tap.query, position_ids, attention_mask, last_index))
+        if not self.reads:
+            return (first, *rows)
+        assert tap.query is not None
+        queries = tap.query.transpose(1, 2)  # [B, S, H, dh]
+        found = {
+            "query": lambda: _row(queries, last_index),
+            "text_query": lambda: self._text_query(queries, position_ids, attention_mask),
+            "queries": lambda: queries.transpose(0, 1),
+            "layer_input": lambda: layer_input,
+        }
+        return (first, *rows, *(found[name]() for name in self.reads))
 
     def _logits(self, hidden_states: Tensor, last_index: Tensor) -> Tensor:
         logits: Tensor = self.head(self.norm(_row(hidden_states, last_index)))
         return logits.to(torch.float32)
 
-    def _queries(
-        self, query: Tensor | None, position_ids: Tensor, attention_mask: Tensor, last_index: Tensor
-    ) -> list[Tensor]:
-        assert query is not None
-        rows = query.transpose(1, 2)  # [B, S, H, dh]
-        out = []
-        if "query" in self.queries:
-            out.append(_row(rows, last_index))
-        if "text_query" in self.queries:
-            current = attention_mask[:, attention_mask.shape[1] - rows.shape[1] :]
-            question = ((position_ids >= self.tail_start) & (current != 0)).to(torch.float32)
-            share = question / question.sum(dim=1, keepdim=True).clamp(min=1)
-            out.append((rows.to(torch.float32) * share[:, :, None, None]).sum(dim=1).to(rows.dtype))
-        return out
+    def _text_query(self, queries: Tensor, position_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Mean query [B, H, dh] of the question's rows."""
+        current = attention_mask[:, attention_mask.shape[1] - queries.shape[1] :]
+        question = ((position_ids >= self.tail_start) & (current != 0)).to(torch.float32)
+        share = question / question.sum(dim=1, keepdim=True).clamp(min=1)
+        return (queries.to(torch.float32) * share[:, :, None, None]).sum(dim=1).to(queries.dtype)
 
 
 def _row(rows: Tensor, index: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import onnx_ir
 import torch
 from torch.export import Dim
@@ -23,6 +24,8 @@ EXTERNAL_BYTES = 1 << 16
 
 def to_onnx(graph: Graph, path: Path, opset: int) -> None:
     """Write one graph; weights go to `<path>.data` beside it when there are enough to matter.
+
+    Weights that `graph.twin`, a graph written before in the same folder, has as well are not written again.
 
     The bytes depend on the graph alone.
 
@@ -54,9 +57,36 @@ def to_onnx(graph: Graph, path: Path, opset: int) -> None:
     if found:
         raise BadModel(f"graph '{spec.name}' needs {', '.join(sorted(found))}, whose shape depends on data")
     path.parent.mkdir(parents=True, exist_ok=True)
-    weights = sum(x.const_value.nbytes for x in model.graph.initializers.values() if x.const_value is not None)
+    if graph.twin:
+        _share(model, path.with_name(f"{graph.twin}.onnx"))
+    own = (x.const_value for x in model.graph.initializers.values())
+    weights = sum(x.nbytes for x in own if x is not None and not isinstance(x, onnx_ir.ExternalTensor))
     external = f"{path.name}.data" if weights > EXTERNAL_BYTES else None
     onnx_ir.save(model, path, external_data=external)
+
+
+def _share(model: onnx_ir.Model, twin: Path) -> None:
+    """Let the weights of `model` that the file `twin` has as well be read from there."""
+    there = [x.const_value for x in onnx_ir.load(twin).graph.initializers.values()]
+    outside = [x for x in there if isinstance(x, onnx_ir.ExternalTensor)]
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        for other in outside:
+            if (
+                tensor is not None
+                and (tensor.dtype, tensor.shape) == (other.dtype, other.shape)
+                and np.array_equal(tensor.numpy(), other.numpy())
+            ):
+                value.const_value = onnx_ir.ExternalTensor(
+                    other.location,
+                    other.offset,
+                    other.length,
+                    other.dtype,
+                    shape=other.shape,
+                    name=value.name or "",
+                    base_dir=twin.parent,
+                )
+                break
 
 
 def _dynamic_shapes(graph: Graph) -> tuple[object, ...]:

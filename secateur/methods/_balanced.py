@@ -26,8 +26,9 @@ class BalancedSelector(base.Selector):
         super().__init__()
         self.quotas, self.keep = quotas, site.gate.keep
         self.start, self.tokens = site.image_start, site.vision_tokens
-        self.query = quotas.query if quotas.attention else ""
-        self.key = bool(quotas.attention) or quotas.features == "key"
+        self.query = "query" if quotas.query == "last" else "text_query"
+        scored, keyed = bool(quotas.attention), quotas.attention or quotas.features == "key"
+        self.reads = ((self.query,) if scored else ()) + (("key",) if keyed else ())
         points = spatial_points(quotas.pattern, site.grid, quotas.spatial)
         if points and self.tokens != site.grid[0] * site.grid[1]:
             raise BadSchedule(f"spatial points need the whole {site.grid} grid alive, not {self.tokens} tokens of it")
@@ -50,7 +51,7 @@ class BalancedSelector(base.Selector):
     def _by_attention(self, rows: base.GateInputs) -> Tensor:
         """Slots [B, attention] by rebalanced importance."""
         quotas = self.quotas
-        query, key = base.given(rows.query), base.given(rows.key)
+        query, key = rows.read[self.query], rows.read["key"]
         if quotas.score == "logits":
             score = importance.attention_logits(query, key.narrow(0, self.start, self.tokens))
         else:
@@ -60,7 +61,7 @@ class BalancedSelector(base.Selector):
     def _features(self, rows: base.GateInputs) -> Tensor:
         if self.quotas.features == "hidden":
             return rows.vision
-        return base.given(rows.key).narrow(0, self.start, self.tokens).flatten(2).transpose(0, 1)
+        return rows.read["key"].narrow(0, self.start, self.tokens).flatten(2).transpose(0, 1)
 
     def _union(self, distance: Tensor, chosen: Tensor | None) -> Tensor:
         """Merge sets that may overlap, then fill up to k with greedy picks.

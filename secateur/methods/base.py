@@ -8,14 +8,14 @@ for all methods in export/gates.py.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from secateur.artifacts import Dimensions, Gate, Schedule
+from secateur.artifacts import Array, Dimensions, Gate, Json, Schedule
 from secateur.calibration.statistics import Statistics
 
 
@@ -33,11 +33,32 @@ class BudgetRequest:
     layers: tuple[int, ...] | None = None
 
 
+class Projections(Protocol):
+    """What a decoder layer does to its input before its attention. B batch, S rows, D width, H / Hkv heads of dh.
+
+    query, key  weights [H * dh, D] and [Hkv * dh, D], and their biases or None
+    """
+
+    query: Tensor
+    key: Tensor
+    query_bias: Tensor | None
+    key_bias: Tensor | None
+
+    def normalise(self, rows: Tensor) -> Tensor:
+        """The layer's own norm before attention: [B, S, D] -> [B, S, D]."""
+
+    def heads(self, query: Tensor, key: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Projected rows [B, S, H * dh] and [B, S, Hkv * dh] as heads after RoPE: [B, H, S, dh], [B, Hkv, S, dh]."""
+
+
 @dataclass(frozen=True)
 class GateSite:
     """A gate and what is known of its place when it is built; all counts are constants of the graph.
 
-    `vision_tokens` are those alive when the gate starts; `grid` is that of the whole image, raster order.
+    vision_tokens  those alive when the gate starts
+    grid           rows and columns of the whole image, raster order
+    tensors        those of `Schedule.tensors`
+    projections    of the layer behind the gate; None for a gate in the vision encoder
     """
 
     gate: Gate
@@ -45,45 +66,62 @@ class GateSite:
     image_start: int
     grid: tuple[int, int]
     dimensions: Dimensions
+    tensors: Mapping[str, Array] = field(default_factory=dict)
+    projections: Projections | None = None
 
 
 class GateInputs(NamedTuple):
-    """What a selector may read. B batch, S rows, N vision tokens alive, D width, H / Hkv heads, dh head width.
+    """What a selector may read. B batch, S rows, N vision tokens alive, D width.
 
-    vision          [B, N, D]        residual stream entering the layer, vision rows only
-    vision_index    [B, N]           original raster index of each vision row, int64, ascending
-    attention_mask  [B, S]           1 = valid row, int64
-    query           [B, H, dh]       post-RoPE query of the layer before: last prompt row, or mean over the question
-    key             [S, B, Hkv, dh]  post-RoPE keys of the layer before, all rows
+    hidden_states   [B, S, D]  residual stream entering the layer; in the vision encoder the features [B, N, Dv]
+    position_ids    [B, S]     int64
+    attention_mask  [B, S]     1 = valid row, int64
+    vision_index    [B, N]     original raster index of each vision row, int64, ascending
+    image_start     first vision row
+    read            the tensors that `Selector.reads` names
     """
 
-    vision: Tensor
-    vision_index: Tensor
+    hidden_states: Tensor
+    position_ids: Tensor
     attention_mask: Tensor
-    query: Tensor | None
-    key: Tensor | None
+    vision_index: Tensor
+    image_start: int
+    read: Mapping[str, Tensor]
+
+    @property
+    def vision(self) -> Tensor:
+        """The vision rows [B, N, D]."""
+        return self.hidden_states[:, self.image_start : self.image_start + self.vision_index.shape[1]]
 
 
 class Selector(nn.Module):
     """Chooses tokens. Static shapes only: no data-dependent control flow, sizes, or index compaction.
 
-    `query` says which query the selector reads: "" none, "last" the last prompt row, "text" the mean over the
-    question's rows; `key` says whether it reads the keys. Scores, distances and top-k are fp32 whatever the input.
+    Scores, distances and top-k are fp32 whatever the input. `reads` names what the selector wants beside the rows.
+
+    In the decoder, of the layer before the gate (so a gate at layer 0 has none of them):
+        query             [B, H, dh]       post-RoPE query of the last prompt row
+        text_query        [B, H, dh]       mean of the queries of the question's rows
+        queries           [S, B, H, dh]    post-RoPE queries of all rows
+        key               [S, B, Hkv, dh]  post-RoPE keys of all rows
+        layer_input       [B, S, D]        rows that entered that layer
+
+    In the vision encoder, of its layer l (counted from the end: "received.-2" is the last but one):
+        received.l        [B, N] fp32      attention that a patch gets from the patches, their sum, mean over heads
+        given.l           [B, N] fp32      attention that a patch pays to the patches, likewise
+        class_token.l     [B, N] fp32      attention that a patch gets from the class token, mean over heads
+        patch_key.l       [B, N, dk]       keys of the patches, mean over heads
     """
 
-    query: str = ""
-    key: bool = False
+    reads: tuple[str, ...] = ()
 
     def forward(self, rows: GateInputs) -> Tensor:
         """Kept slots [B, k], int64, ascending, without repeats: positions among the N vision rows."""
         raise NotImplementedError
 
-
-def given(tensor: Tensor | None) -> Tensor:
-    """A gate input that the selector has asked for."""
-    if tensor is None:
-        raise ValueError("the gate lacks an input that its selector asks for; see Selector.query and Selector.key")
-    return tensor
+    def merged(self, rows: GateInputs, slots: Tensor) -> Tensor:
+        """The rows [B, k, D] that go on; a method that merges dropped tokens into kept ones overrides this."""
+        return gather(rows.vision, slots)
 
 
 class Fixed(Selector):
@@ -104,7 +142,21 @@ class Method(ABC):
     """Base of all methods; the fields of a subclass are its options and become command-line flags."""
 
     statistics: ClassVar[frozenset[str]] = frozenset()
-    """What calibration must measure: "similarity", "attention". Empty: the model is not run."""
+    """What calibration must measure: fields of `Statistics`. Empty: the model is not run."""
+
+    samples: ClassVar[int] = 64
+    """Calibration samples, unless the user says otherwise."""
+
+    positions: Literal["original", "compact"] = field(
+        default="original",
+        kw_only=True,
+        metadata={"help": "kept tokens keep their positions, or everything behind a gate is renumbered"},
+    )
+
+    @property
+    def name(self) -> str:
+        """The method's name: its file's name."""
+        return type(self).__module__.rpartition(".")[2]
 
     @abstractmethod
     def calibrate(self, statistics: Statistics, request: BudgetRequest) -> Schedule:
@@ -117,7 +169,30 @@ class Method(ABC):
     @classmethod
     @abstractmethod
     def selector(cls, site: GateSite) -> Selector:
-        """The module that chooses at one gate, from `site.gate.selector` alone."""
+        """The module that chooses at one gate, from `site` alone: its gate's parameters and tensors."""
+
+    def schedule(
+        self,
+        statistics: Statistics,
+        gates: Sequence[Gate],
+        calibration: Json | None = None,
+        tensors: Mapping[str, Array] | None = None,
+    ) -> Schedule:
+        """The schedule of these gates, with its name and its cost."""
+        from secateur.calibration.budget import budget, schedule_name
+
+        model, gates = statistics.model, tuple(gates)
+        cost = budget(statistics.dimensions, model.vision_tokens, gates)
+        return Schedule(
+            name=schedule_name(self.name, cost),
+            method=self.name,
+            model=model,
+            gates=gates,
+            budget=cost,
+            positions=self.positions,
+            calibration=calibration or {},
+            tensors=tensors or {},
+        )
 
 
 def top(score: Tensor, count: int) -> Tensor:
@@ -133,3 +208,18 @@ def top(score: Tensor, count: int) -> Tensor:
 def ascending(slots: Tensor) -> Tensor:
     """Sort slots [B, k] upwards; the values of a smallest-first TopK over the k kept slots."""
     return torch.topk(slots, slots.shape[-1], dim=-1, largest=False).values
+
+
+def best(score: Tensor, count: int) -> Tensor:
+    """Slots [B, count] of the largest scores [B, N], ascending."""
+    return ascending(top(score, count))
+
+
+def gather(rows: Tensor, slots: Tensor) -> Tensor:
+    """rows [B, N, ...] at slots [B, k] -> [B, k, ...], as one plain Gather of whole rows."""
+    if slots.shape[1] == 0:
+        return rows[:, :0]
+    batch, count = rows.shape[:2]
+    offset = torch.arange(batch, device=rows.device)[:, None] * count
+    flat = rows.reshape(batch * count, *rows.shape[2:]).index_select(0, (slots + offset).reshape(-1))
+    return flat.reshape(batch, slots.shape[1], *rows.shape[2:])

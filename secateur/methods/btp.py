@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import ClassVar, Literal
 
 from secateur.artifacts import Gate, Json, Schedule
-from secateur.calibration.budget import Plan, budget, plan, schedule_name, spread
+from secateur.calibration.budget import Plan, plan, spread
 from secateur.calibration.statistics import Statistics
 from secateur.errors import BadSchedule
 from secateur.methods import base
@@ -103,7 +103,6 @@ class Method(base.Method):
         gates = self._gates(placed, tokens, statistics.layout.grid)
         if drop is not None:
             gates = (*gates, Gate(drop, 0))
-        cost = budget(dimensions, tokens, gates)
         source = "request" if request.layers is not None else "calibration" if layers is not scaled else "depth"
         report |= {
             "layers": list(placed.layers),
@@ -111,7 +110,7 @@ class Method(base.Method):
             "layers_scaled": [*scaled, scaled_drop(depth, scaled[-1])],
             "moved": list(placed.moved) if placed.moved else None,
         }
-        return Schedule(schedule_name("btp", cost), "btp", model, gates, cost, calibration=report)
+        return self.schedule(statistics, gates, report)
 
     def _measure(self, statistics: Statistics) -> tuple[Json, Stages | None]:
         """The calibration block so far, and what the rule found, if anything was measured."""

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from secateur.artifacts import Schedule
-from secateur.calibration.budget import budget, plan, schedule_name
+from secateur.calibration.budget import plan
 from secateur.calibration.statistics import Statistics
 from secateur.errors import BadSchedule
 from secateur.methods import base
-from secateur.methods._stages import LLAVA_SHARES, scaled_layers
+
+SHARE = 0.25
 
 
 @dataclass(frozen=True)
@@ -26,19 +27,20 @@ class Method(base.Method):
             raise BadSchedule(f"seed {self.seed} must be within 0 and 4294967295")
 
     def calibrate(self, statistics: Statistics, request: base.BudgetRequest) -> Schedule:
-        """Layers and counts from the request, by default the released ones of BTP, scaled."""
+        """One gate before the decoder unless the request names layers."""
         model, dimensions = statistics.model, statistics.dimensions
-        layers = scaled_layers(dimensions.layers)
-        placed = plan(request, dimensions.layers, model.vision_tokens, layers, LLAVA_SHARES, earliest=0)
+        placed = plan(request, dimensions.layers, model.vision_tokens, (0,), (SHARE,), earliest=0)
         gates = tuple(replace(gate, selector={"seed": self.seed}) for gate in placed.gates())
-        cost = budget(dimensions, model.vision_tokens, gates)
-        return Schedule(schedule_name("random", cost), "random", model, gates, cost)
+        return self.schedule(statistics, gates)
 
     def like(self, schedule: Schedule) -> Schedule:
         """The control of `schedule`: the same layers and counts, chosen at random."""
-        gates = tuple(replace(gate, selector={"seed": self.seed}) for gate in schedule.gates)
+        gates = tuple(
+            replace(gate, selector={"seed": self.seed}, kind="vision" if gate.kind == "downsample" else gate.kind)
+            for gate in schedule.gates
+        )
         name = f"{schedule.name}-random" + (f"-{self.seed}" if self.seed else "")
-        return replace(schedule, name=name, method="random", gates=gates, calibration={})
+        return replace(schedule, name=name, method="random", gates=gates, calibration={}, weights="", tensors={})
 
     @classmethod
     def selector(cls, site: base.GateSite) -> base.Selector:

@@ -141,9 +141,8 @@ def _check_schedules(root: Path, manifest: Manifest) -> None:
             schedule = read_json(Schedule, root / ref.file, BadSchedule)
         except BadSchedule as problem:
             raise BadBundle(f"{problem}; {MEND}") from None
-        if schedule.name != name or [(g.layer, g.keep) for g in schedule.gates] != [
-            (g.layer, g.keep) for g in ref.gates
-        ]:
+        written = (schedule.name, schedule.positions, [(g.layer, g.keep, g.kind) for g in schedule.gates])
+        if written != (name, ref.positions, [(g.layer, g.keep, g.kind) for g in ref.gates]):
             raise BadBundle(f"{root / ref.file} is not the schedule '{name}' of the manifest; {MEND}")
         if schedule.model != manifest.model:
             raise BadBundle(f"{root / ref.file} was made for another model; {MEND}")

@@ -23,9 +23,13 @@ class KVCache:
     that was interrupted leaves the cache as it was.
     """
 
-    def __init__(self, backend: Backend, segments: Sequence[GraphSpec], capacity: Sequence[int], batch: int) -> None:
+    def __init__(
+        self, backend: Backend, segments: Sequence[GraphSpec], capacity: Sequence[int], batch: int, shift: Sequence[int]
+    ) -> None:
         self.batch = batch
         self.capacity = tuple(capacity)
+        self.shift = tuple(shift)
+        """How far new rows move up in each segment: the rows dropped before it, or 0 if positions stay original."""
         self.position: Ints = np.zeros(batch, np.int64)
         """Position of each sample's next row [B]; dropped rows count."""
         self._masks: list[Ints] = [np.zeros((batch, 0), np.int64) for _ in segments]

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The walk through the graphs: vision, projector, embed, then gate and segment in turn, up to the logits."""
+"""The walk through the graphs: vision, projector, embed, then gate and segment in turn, up to the logits.
+
+A gate stands in the encoder (before the projector) or before a segment; see artifacts.Gate for the kinds.
+"""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,11 +17,26 @@ from secateur.artifacts import GateRef, GraphSpec, Manifest
 from secateur.errors import BadBundle, InputError
 from secateur.runtime.backends.base import Array, Backend, Buffer
 from secateur.runtime.cache import KVCache
+from secateur.runtime.contract import ENCODER_GATES
 from secateur.runtime.dimensions import bind, resolve_shapes
 from secateur.runtime.receipt import GateReceipt, Stopwatch
 from secateur.runtime.rows import Ints, Rows
 
 Buffers = dict[str, Buffer]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the encoder made of the images, and what its gate left of them.
+
+    tokens        [B,k,D] vision tokens, in a buffer of their own
+    vision_index  [B,k] their original raster indices
+    gates         receipt of the gate in the encoder, if there is one
+    """
+
+    tokens: Buffer
+    vision_index: Ints
+    gates: tuple[GateReceipt, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -48,71 +66,94 @@ class Chain:
         for graph in manifest.graphs:
             backend.load(graph)
 
-    def see(self, pixels: Array, watch: Stopwatch) -> Buffer:
-        """Vision tokens [B,N,D] of pixel values [B,3,H,W], in a buffer of their own."""
+    def see(self, pixels: Array, schedule: str, watch: Stopwatch) -> Seen:
+        """Vision tokens of pixel values [B,3,H,W], and the gate of the schedule that stands in the encoder."""
+        batch, total = pixels.shape[0], self.manifest.layout.vision_tokens
+        index = every = np.tile(np.arange(total, dtype=np.int64), (batch, 1))
+        gate = next((g for g in self.manifest.schedules[schedule].gates if g.kind in ENCODER_GATES), None)
+        smaller = gate is not None and gate.kind == "downsample"
         dtype = np.dtype(self._graphs["vision"].inputs[0].dtype)
         with self._lock:
-            seen = self._run("vision", {"pixel_values": self._upload(pixels.astype(dtype))}, watch)
+            given = {"pixel_values": self._upload(pixels.astype(dtype)), "vision_index": self._upload(every)}
+            seen = self._run(gate.graph if gate and smaller else "vision", given, watch)
+            if gate and not smaller:
+                seen |= self._run(gate.graph, given | seen, watch)
+            if gate:
+                index = seen["vision_index"].numpy().copy()
             tokens = self._run("projector", seen, watch)["vision_tokens"]
             kept = self.backend.allocate(tokens.shape, tokens.dtype)
             kept.write(tokens)
-        return kept
+        return Seen(kept, index, (_receipt(gate, every, index),) if gate else ())
 
     def cache(self, batch: int, capacity: int, schedule: str) -> KVCache:
         """An empty cache for `capacity` prompt rows and answers; segments behind a gate get fewer."""
-        dropped, rows = 0, []
-        alive = self.manifest.layout.vision_tokens
-        gates = self._gates(schedule)
-        for segment in self.manifest.segments:
-            if gate := gates.get(_start(segment)):
-                dropped, alive = dropped + alive - gate.keep, gate.keep
-            rows.append(capacity - dropped)
-        return KVCache(self.backend, self.manifest.segments, rows, batch)
+        dropped = self._dropped(schedule)
+        compact = self.manifest.schedules[schedule].positions == "compact"
+        return KVCache(
+            self.backend,
+            self.manifest.segments,
+            [capacity - rows for rows in dropped],
+            batch,
+            dropped if compact else [0] * len(dropped),
+        )
 
-    def prefill(self, rows: Rows, vision: Buffer, schedule: str, cache: KVCache, watch: Stopwatch) -> Walk:
-        """First rows of a conversation: the image's rows become `vision` [B or 1,N,D], and the gates are run."""
-        layout = self.manifest.layout
-        image = slice(layout.image_start, layout.image_start + layout.vision_tokens)
+    def prefill(self, rows: Rows, seen: Seen, schedule: str, cache: KVCache, watch: Stopwatch) -> Walk:
+        """First rows of a conversation: the image's rows become what was seen, [B or 1,k,D], and the gates are run."""
+        layout, ref = self.manifest.layout, self.manifest.schedules[schedule]
+        index = np.repeat(seen.vision_index, cache.batch // len(seen.vision_index), axis=0)
+        rows = rows.without(layout.image_start, index, layout.vision_tokens, ref.positions == "compact")
+        image = slice(layout.image_start, layout.image_start + index.shape[1])
+        gates = {gate.layer: gate for gate in ref.gates if gate.kind not in ENCODER_GATES}
         with self._lock:
             hidden = self._embed(rows, watch)
             for b in range(cache.batch):
                 sample = slice(b, b + 1)
-                hidden.view(sample, image).write(vision.view(sample if vision.shape[0] > 1 else slice(0, 1)))
-            return self._decode(hidden, rows, self._gates(schedule), cache, watch)
+                shared = seen.tokens.shape[0] == 1
+                hidden.view(sample, image).write(seen.tokens.view(slice(0, 1) if shared else sample))
+            walk = self._decode(hidden, rows, gates, index, [0] * len(cache.shift), cache, watch)
+        return replace(walk, gates=(*seen.gates, *walk.gates), kept=(*([index] if seen.gates else []), *walk.kept))
 
     def extend(self, rows: Rows, cache: KVCache, watch: Stopwatch) -> Walk:
         """Further rows: one generated token each, or a follow-up question. Every segment reads all its cached rows."""
         with self._lock:
-            return self._decode(self._embed(rows, watch), rows, {}, cache, watch)
+            nothing = np.zeros((cache.batch, 0), np.int64)
+            return self._decode(self._embed(rows, watch), rows, {}, nothing, cache.shift, cache, watch)
 
     def _embed(self, rows: Rows, watch: Stopwatch) -> Buffer:
         return self._run("embed", {"input_ids": self._upload(rows.input_ids)}, watch)["hidden_states"]
 
     def _decode(
-        self, hidden: Buffer, rows: Rows, gates: Mapping[int, GateRef], cache: KVCache, watch: Stopwatch
+        self,
+        hidden: Buffer,
+        rows: Rows,
+        gates: Mapping[int, GateRef],
+        index: Ints,
+        shift: Sequence[int],
+        cache: KVCache,
+        watch: Stopwatch,
     ) -> Walk:
-        vision_index = np.arange(self.manifest.layout.vision_tokens, dtype=np.int64)
-        named: Buffers = {
-            "hidden_states": hidden,
-            "position_ids": self._upload(rows.position_ids),
-            "attention_mask": self._upload(rows.attention_mask),
-            "last_index": self._upload(rows.last_index),
-            "vision_index": self._upload(np.repeat(vision_index[None], cache.batch, axis=0)),
-        }
-        mask, last_index = rows.attention_mask, rows.last_index
+        """`index` [B,N] names the vision tokens among the rows; in segment i all rows move up by `shift[i]`."""
+        every, moved = index, 0
+        named = self._named(hidden, rows, index)
+        mask = rows.attention_mask
         given: Buffers = {}
         masks: list[Ints] = []
         receipts: list[GateReceipt] = []
         kept: list[Ints] = []
         for i, segment in enumerate(self.manifest.segments):
             if gate := gates.get(_start(segment)):
-                before = named["vision_index"].numpy().copy()
+                if gate.kind == "route":  # chooses among all rows, whatever the gate before chose
+                    index = every
+                    named.setdefault("full_states", named["hidden_states"])
                 named |= self._run(gate.graph, named | given, watch)
                 kept.append(named["vision_index"].numpy().copy())
-                receipts.append(_receipt(gate, before, kept[-1]))
+                receipts.append(_receipt(gate, index, kept[-1]))
+                index = kept[-1]
                 mask = named["attention_mask"].numpy().copy()
-                last_index = last_index - (before.shape[1] - gate.keep)
-                named["last_index"] = self._upload(last_index)
+                named["last_index"] = self._upload(rows.last_index - (every.shape[1] - gate.keep))
+            if shift[i] != moved:
+                moved = shift[i]
+                named["position_ids"] = self._upload(rows.position_ids - moved)
             past, slots = self._cached(segment, cache, mask.shape[1])
             whole_mask = self._upload(np.concatenate([cache.mask(i), mask], axis=1))
             given = self._run(segment.name, named | past | {"attention_mask": whole_mask}, watch, slots)
@@ -121,6 +162,28 @@ class Chain:
         cache.advance(masks, rows.lengths)
         logits = given["logits"].numpy().astype(np.float32, copy=True)
         return Walk(logits, tuple(m.shape[1] for m in masks), tuple(receipts), tuple(kept))
+
+    def _named(self, hidden: Buffer, rows: Rows, index: Ints) -> Buffers:
+        """The tensors that go through the chain, by name; routing gates read the full rows again and again."""
+        named: Buffers = {
+            "hidden_states": hidden,
+            "position_ids": self._upload(rows.position_ids),
+            "attention_mask": self._upload(rows.attention_mask),
+            "last_index": self._upload(rows.last_index),
+            "vision_index": self._upload(index),
+        }
+        return named | {f"full_{name}": named[name] for name in ("position_ids", "attention_mask")}
+
+    def _dropped(self, schedule: str) -> list[int]:
+        """Vision tokens that each segment does not see."""
+        total = alive = self.manifest.layout.vision_tokens
+        gates = {gate.layer: gate for gate in self.manifest.schedules[schedule].gates}
+        dropped = []
+        for segment in self.manifest.segments:
+            if gate := gates.get(_start(segment)):
+                alive = gate.keep
+            dropped.append(total - alive)
+        return dropped
 
     def _cached(self, segment: GraphSpec, cache: KVCache, rows: int) -> tuple[Buffers, Buffers]:
         """The segment's past, and the places of its new keys and values, by tensor name."""
@@ -161,9 +224,6 @@ class Chain:
         buffer.write(array)
         return buffer
 
-    def _gates(self, schedule: str) -> dict[int, GateRef]:
-        return {gate.layer: gate for gate in self.manifest.schedules[schedule].gates}
-
 
 def _start(segment: GraphSpec) -> int:
     return segment.layers[0] if segment.layers else -1
@@ -184,4 +244,4 @@ def _receipt(gate: GateRef, before: Ints, after: Ints) -> GateReceipt:
             f"gate '{gate.graph}' at layer {gate.layer} kept {applied} of {before.shape[1]} vision tokens, "
             f"the schedule asks for {gate.keep}; export the bundle again"
         )
-    return GateReceipt(gate.layer, before.shape[1], gate.keep, applied)
+    return GateReceipt(gate.layer, before.shape[1], gate.keep, applied, gate.kind)

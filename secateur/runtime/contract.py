@@ -7,19 +7,24 @@ projector  features -> vision_tokens
 embed      input_ids -> hidden_states
 segment    hidden_states, position_ids, attention_mask, last_index, past_key.l, past_value.l
            -> hidden_states (the last one: logits), new_key.l, new_value.l, and what gates ask for
-gate       hidden_states, position_ids, attention_mask, vision_index, and outputs of the segment before
-           -> hidden_states, position_ids, attention_mask, vision_index
+gate       prune: hidden_states, position_ids, attention_mask, vision_index, and outputs of the segment before
+                  -> hidden_states, position_ids, attention_mask, vision_index
+           route: the same and full_states, full_position_ids, full_attention_mask
+                  -> the same as prune and, from the second one on, full_states
+           vision: features, vision_index, and further outputs of vision -> features, vision_index
+           downsample: pixel_values -> features, vision_index
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
-from secateur.artifacts import GateRef, GraphSpec, Manifest, TensorSpec
+from secateur.artifacts import KINDS, GateRef, GraphSpec, Manifest, TensorSpec
 from secateur.errors import BadBundle
 from secateur.runtime.dimensions import terms
 
-KINDS = ("vision", "projector", "embed", "segment", "gate")
+GRAPHS = ("vision", "projector", "embed", "segment", "gate")
+ENCODER_GATES = ("vision", "downsample")
 FRONT = {
     "vision": ({"pixel_values"}, {"features"}),
     "projector": ({"features"}, {"vision_tokens"}),
@@ -35,7 +40,7 @@ def check_graphs(manifest: Manifest) -> None:
         BadBundle: with the graph and what is wrong.
     """
     for graph in manifest.graphs:
-        if graph.kind not in KINDS:
+        if graph.kind not in GRAPHS:
             raise BadBundle(f"graph '{graph.name}' has the unknown kind '{graph.kind}'")
         _check_tensors(graph)
     for kind, (inputs, outputs) in FRONT.items():
@@ -90,21 +95,32 @@ def _check_gate(manifest: Manifest, schedule: str, gate: GateRef, alive: int) ->
     where = f"gate '{graph.name}' of schedule '{schedule}'"
     if graph.kind != "gate":
         raise BadBundle(f"{where} is a {graph.kind} graph")
+    if gate.kind not in KINDS:
+        raise BadBundle(f"{where} has the unknown kind '{gate.kind}'")
     layers = [s.layers for s in manifest.segments if s.layers]
     if gate.layer not in [first for first, _ in layers]:
         raise BadBundle(f"{where} stands before layer {gate.layer}, where no segment starts")
-    before = next((s for s in manifest.segments if s.layers and s.layers[1] == gate.layer), None)
-    offered = {t.flows_to for t in before.outputs} if before else set()
-    needed = ROWS | {"vision_index"}
-    _check_names(graph, {"hidden_states", "vision_index"}, needed | {"last_index"} | offered, needed)
+    if gate.kind in ENCODER_GATES:
+        if gate.layer != 0:
+            raise BadBundle(f"{where} stands before layer {gate.layer}, but a gate in the encoder before layer 0")
+        first, result = ("features", "vision_index") if gate.kind == "vision" else ("pixel_values", "pixel_values")
+        seen = {t.name for t in manifest.graph("vision").outputs} | {"vision_index"}
+        _check_names(graph, {first, result}, seen if gate.kind == "vision" else {first}, {"features", "vision_index"})
+    else:
+        before = next((s for s in manifest.segments if s.layers and s.layers[1] == gate.layer), None)
+        offered = {t.flows_to for t in before.outputs} if before else set()
+        full = {"full_states", "full_position_ids", "full_attention_mask"} if gate.kind == "route" else set()
+        needed = ROWS | {"vision_index"}
+        reads = {"hidden_states"} if gate.kind == "route" else {"hidden_states", "vision_index"}
+        _check_names(graph, reads, needed | {"last_index"} | offered | full, needed)
     counts = (_vision_tokens(graph.inputs), _vision_tokens(graph.outputs))
-    if counts != (alive, gate.keep):
+    if gate.kind == "prune" and counts[0] != alive or counts[1] != gate.keep:
         raise BadBundle(f"{where} keeps {counts[1]} of {counts[0]} tokens, not {gate.keep} of {alive}")
 
 
 def _vision_tokens(tensors: Iterable[TensorSpec]) -> int | str:
     """N of vision_index [B,N]."""
-    return next(t.shape[-1] for t in tensors if t.flows_to == "vision_index")
+    return next((t.shape[-1] for t in tensors if t.flows_to == "vision_index"), 0)
 
 
 def _check_names(graph: GraphSpec, needed: set[str], known: set[str], given: set[str]) -> None:

@@ -6,9 +6,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from secateur.errors import BadPrompt, InputError
-from secateur.runtime.backends.base import Buffer
 from secateur.runtime.cache import KVCache, no_room
-from secateur.runtime.chain import Chain, Walk
+from secateur.runtime.chain import Chain, Seen, Walk
 from secateur.runtime.prompt import TextStream, Tokenizer
 from secateur.runtime.receipt import Answer, GateReceipt, Receipt, Stopwatch
 from secateur.runtime.rows import Ints, Rows
@@ -18,7 +17,7 @@ from secateur.runtime.sampling import Sampler, Sampling
 class Conversation:
     """One turn after the other; every turn has a question per sample.
 
-    vision    [B,N,D], or [1,N,D] for one image shared by all samples
+    seen      of each sample's image, or of one that all samples share
     capacity  cache rows of the whole conversation, before any gate; None takes what the first turn needs
     watch     has the time already spent on the images
     """
@@ -27,7 +26,7 @@ class Conversation:
         self,
         chain: Chain,
         tokenizer: Tokenizer,
-        vision: Buffer,
+        seen: Seen,
         batch: int,
         schedule: str,
         capacity: int | None,
@@ -37,7 +36,7 @@ class Conversation:
         self.turn: Turn | None = None
         self.gates: tuple[GateReceipt, ...] = ()
         self.kept: tuple[Ints, ...] = ()
-        self._vision, self._batch, self._watch = vision, batch, watch
+        self._seen, self._batch, self._watch = seen, batch, watch
         self._cache: KVCache | None = None
 
     @property
@@ -67,7 +66,7 @@ class Conversation:
             self._check(rows, options, capacity)
             cache = self.chain.cache(self._batch, capacity, self.schedule)
             with watch("prefill"):
-                walk = self.chain.prefill(rows, self._vision, self.schedule, cache, watch)
+                walk = self.chain.prefill(rows, self._seen, self.schedule, cache, watch)
             self._cache, self.gates, self.kept = cache, walk.gates, walk.kept
         else:
             unread = turn.unread(cache.position)

@@ -184,8 +184,8 @@ class Pipeline:
         watch = Stopwatch()
         with watch("preprocess"):
             pixels = np.concatenate([pixel_values(load_image(i), self.bundle.preprocess) for i in images])
-        vision = self._chain.see(pixels, watch)
-        return Conversation(self._chain, self._tokenizer, vision, batch, name, capacity, watch)
+        seen = self._chain.see(pixels, name, watch)
+        return Conversation(self._chain, self._tokenizer, seen, batch, name, capacity, watch)
 
     def _schedule(self, name: str | None) -> str:
         names = self.schedules

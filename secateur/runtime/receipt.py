@@ -16,12 +16,16 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class GateReceipt:
-    """Vision tokens before the gate, kept as the schedule asks, and kept in fact, at decoder layer `layer`."""
+    """Vision tokens before the gate, kept as the schedule asks, and kept in fact, at decoder layer `layer`.
+
+    kind is that of artifacts.Gate.
+    """
 
     layer: int
     before: int
     requested: int
     applied: int
+    kind: str = "prune"
 
 
 @dataclass(frozen=True)

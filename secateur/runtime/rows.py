@@ -18,7 +18,7 @@ class Rows:
 
     input_ids, attention_mask (1 = a real row), position_ids  [B,S]
     last_index  each sample's last real row                   [B]
-    lengths     each sample's real rows                       [B]
+    lengths     each sample's real rows, dropped ones too     [B]
     """
 
     input_ids: Ints
@@ -38,3 +38,22 @@ class Rows:
             row[: len(sequence)] = sequence
         positions = columns + (np.zeros_like(lengths) if start is None else start)[:, None]
         return cls(ids, mask, positions, np.maximum(lengths - 1, 0), lengths)
+
+    def without(self, start: int, kept: Ints, before: int, compact: bool) -> Rows:
+        """Rows of which only the vision tokens `kept` [B,k] of the `before` from row `start` on are left.
+
+        With `compact` positions the kept tokens follow each other, and what stands behind the image moves up.
+        """
+        batch, rows = self.input_ids.shape
+        keep = kept.shape[1]
+        head, tail = (np.tile(np.arange(*ends), (batch, 1)) for ends in ((0, start), (start + before, rows)))
+        columns = np.concatenate([head, start + kept, tail], axis=1)
+        ids, mask, positions = (
+            np.take_along_axis(x, columns, axis=1) for x in (self.input_ids, self.attention_mask, self.position_ids)
+        )
+        if compact:
+            image = np.arange(start, start + keep)
+            positions = np.concatenate(
+                [positions[:, :start], np.tile(image, (batch, 1)), tail - (before - keep)], axis=1
+            )
+        return Rows(ids, mask, positions, self.last_index - (before - keep), self.lengths)

@@ -12,7 +12,18 @@ from hypothesis import strategies as st
 
 from secateur.artifacts import Dimensions, Gate
 from secateur.calibration import budget as accounting
-from secateur.calibration.budget import alive, budget, counts, counts_for, increasing, kept, plan, reachable, spread
+from secateur.calibration.budget import (
+    alive,
+    budget,
+    counts,
+    counts_for,
+    front,
+    increasing,
+    kept,
+    plan,
+    reachable,
+    spread,
+)
 from secateur.errors import BadSchedule
 from secateur.methods.base import BudgetRequest
 
@@ -170,3 +181,34 @@ def budget_of(layers: tuple[int, ...], kept_tokens: tuple[int, ...], depth: int)
 def test_requests_that_cannot_be(request_: BudgetRequest, says: str) -> None:
     with pytest.raises(BadSchedule, match=says):
         plan(request_, 16, 576, (3, 6, 9), SHAPE, drop=11)
+
+
+@pytest.mark.parametrize(
+    ("request_", "keep"),
+    [
+        (BudgetRequest(), 144),
+        (BudgetRequest(keep=(0.5,)), 288),
+        (BudgetRequest(keep=(64,)), 64),
+        (BudgetRequest(keep=(0.0,)), 0),
+        (BudgetRequest(compression=8 / 9), 64),
+        (BudgetRequest(compression=0.0), 576),
+    ],
+)
+def test_front_counts(request_: BudgetRequest, keep: int) -> None:
+    """One gate before the decoder keeps the average itself."""
+    assert front(request_, 32, 576, 0.25) == keep
+
+
+@pytest.mark.parametrize(
+    ("request_", "says"),
+    [
+        (BudgetRequest(layers=(3, 6)), "--layers 3,6 does not fit"),
+        (BudgetRequest(keep=(0.5, 0.25)), "--keep has 2 values for a method with one gate"),
+        (BudgetRequest(keep=()), "at least one value"),
+        (BudgetRequest(keep=(0.5,), compression=0.5), "give one of them"),
+        (BudgetRequest(compression=1.0), "below 1"),
+    ],
+)
+def test_front_refusals(request_: BudgetRequest, says: str) -> None:
+    with pytest.raises(BadSchedule, match=says):
+        front(request_, 32, 576, 0.25)

@@ -3,71 +3,183 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
-from secateur.calibration.capture import capture
+from secateur.calibration import measures
+from secateur.calibration.capture import DROPPED, KNOWN, capture
 from secateur.calibration.samples import QUESTION, Sample, samples
 from secateur.errors import BadImage, InputError
 from secateur.models.base import Family
 from secateur.runtime.preprocess import pixel_values
 from secateur.runtime.prompt import Tokenizer
+from tests.reference import masked_logits
 
 BOTH = frozenset({"similarity", "attention"})
+ARRAYS = frozenset(KNOWN - {"layers"})
 
 
 def pictures(count: int) -> list[Sample]:
+    """Pictures of noise with questions of different lengths."""
     rng = np.random.default_rng(0)
     images = [Image.fromarray(rng.integers(0, 256, (24, 24, 3), np.uint8)) for _ in range(count)]
-    return [Sample(image, f"w{i} w2 w3") for i, image in enumerate(images)]
+    return [Sample(image, f"w{i} w2 w3" + " w4" * (i % 3)) for i, image in enumerate(images)]
+
+
+def tail(family: Family, sample: Sample) -> list[int]:
+    return list(Tokenizer(family.prompt, copy.deepcopy(family.tokenizer.backend_tokenizer)).first(sample.question))
+
+
+@contextmanager
+def eager(model: Any) -> Iterator[None]:
+    """transformers' own attention, which can show its maps."""
+    before = model.config.text_config._attn_implementation
+    model.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+@contextmanager
+def counted(family: Family) -> Iterator[list[int]]:
+    """The decoder layers that were run, by number."""
+    runs: list[int] = []
+    hooks = [
+        layer.register_forward_hook(lambda *_, n=number: runs.append(n))
+        for number, layer in enumerate(family.decoder.layers)
+    ]
+    try:
+        yield runs
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def test_equals_what_transformers_reports(tiny: Family) -> None:
     """Hidden states and attention maps of the whole model in eager mode are the oracle."""
     chosen = pictures(3)
-    found = capture(tiny, chosen, BOTH)
-    tokenizer = Tokenizer(tiny.prompt, copy.deepcopy(tiny.tokenizer.backend_tokenizer))
-    layout = tiny.layout
-    image = slice(layout.image_start, layout.image_start + layout.vision_tokens)
-    model = tiny.model
-    before = model.config.text_config._attn_implementation
-    model.set_attn_implementation("eager")
-    try:
+    found = capture(tiny, chosen, BOTH | {"cross_attention", "self_attention"})
+    layout, layers = tiny.layout, tiny.dimensions.layers
+    start, end = layout.image_start, layout.image_start + layout.vision_tokens
+    with eager(tiny.model):
         for i, sample in enumerate(chosen):
-            ids = [*tiny.prompt.head, *[3] * layout.vision_tokens, *tokenizer.first(sample.question)]
+            ids = [*tiny.prompt.head, *[3] * layout.vision_tokens, *tail(tiny, sample)]
             pixels = torch.from_numpy(pixel_values(sample.image, tiny.preprocess))
-            out = model(
+            out = tiny.model(
                 input_ids=torch.tensor([ids]), pixel_values=pixels, output_hidden_states=True, output_attentions=True
             )
             # transformers puts the final norm on the last hidden state, so the last layer cannot be read there.
-            for layer in range(tiny.dimensions.layers - 1):
-                pair = [out.hidden_states[layer + k][0, image] for k in (0, 1)]
+            for layer in range(layers - 1):
+                pair = [out.hidden_states[layer + k][0, start:end] for k in (0, 1)]
                 expected = torch.nn.functional.cosine_similarity(pair[0], pair[1], dim=-1).numpy()
                 np.testing.assert_allclose(found.similarity[layer, i], expected, atol=1e-5)
-            for layer in range(tiny.dimensions.layers):
-                share = out.attentions[layer][0, :, -1, image].sum(dim=-1).mean()
-                assert found.attention[layer, i] == pytest.approx(float(share), abs=1e-5)
-    finally:
-        model.set_attn_implementation(before)
+            for layer in range(layers):
+                maps = out.attentions[layer][0].numpy()
+                assert found.attention[layer, i] == pytest.approx(maps[:, -1, start:end].sum(-1).mean(), abs=1e-5)
+                cross, own = (
+                    received(maps, range(end, len(ids)), start, end),
+                    received(maps, range(start, end), start, end),
+                )
+                np.testing.assert_allclose(found.cross_attention[layer, i], cross, atol=1e-5)
+                np.testing.assert_allclose(found.self_attention[layer, i], own, atol=1e-5)
 
 
-def test_is_deterministic_and_tells_its_progress(tiny: Family) -> None:
+def received(maps: NDArray[np.float32], rows: Iterable[int], start: int, end: int) -> NDArray[np.float64]:
+    """Attention maps [H, S, S] -> what each vision token receives: largest head of each row, summed."""
+    total = np.zeros(end - start)
+    for row in rows:
+        for column in range(start, end):
+            total[column - start] += max(head[row, column] for head in maps)
+    return total
+
+
+def test_attention_does_not_depend_on_the_chunk(tiny: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = frozenset({"self_attention"})
+    whole = capture(tiny, pictures(1), wanted).self_attention
+    monkeypatch.setattr(measures, "CHUNK", 5)
+    np.testing.assert_allclose(capture(tiny, pictures(1), wanted).self_attention, whole, rtol=1e-5)
+
+
+def test_divergence_of_a_model_that_loses_the_image(tiny: Family) -> None:
+    """The oracle masks the image from a layer on, with all rows in their places, in transformers' own layers."""
+    chosen = pictures(2)
+    found = capture(tiny, chosen, frozenset({"drop_divergence"})).drop_divergence
+    assert found.shape == (tiny.dimensions.layers, 2)
+    for i, sample in enumerate(chosen):
+        pixels, tokens = pixel_values(sample.image, tiny.preprocess), tail(tiny, sample)
+        full = log_softmax(masked_logits(tiny, pixels, tokens, {})[-1])
+        for layer in range(tiny.dimensions.layers):
+            dropped = log_softmax(masked_logits(tiny, pixels, tokens, {layer: ()})[-1])
+            assert found[layer, i] == pytest.approx((np.exp(full) * (full - dropped)).sum(), rel=1e-3, abs=1e-5)
+    assert found.max() > 0.01  # the image matters, so the comparison says something
+
+
+def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
+    shifted = logits.astype(np.float64) - logits.max()
+    result: NDArray[np.float64] = shifted - np.log(np.exp(shifted).sum())
+    return result
+
+
+def test_divergence_takes_twenty_samples_at_most(tiny: Family) -> None:
+    samples = pictures(DROPPED + 1)
+    found = capture(tiny, samples, frozenset({"drop_divergence"}))
+    first = capture(tiny, samples[:DROPPED], frozenset({"drop_divergence"}))
+    assert DROPPED == 20 and found.samples == 21
+    assert np.array_equal(found.drop_divergence, first.drop_divergence)
+
+
+def test_encoder_variance_is_that_of_the_scores(tiny: Family) -> None:
+    chosen = pictures(3)
+    found = capture(tiny, chosen, frozenset({"encoder_variance"})).encoder_variance
+    vision = tiny.vision(("received.-2", "given.-2"))
+    for i, sample in enumerate(chosen):
+        _, *scores = vision(torch.from_numpy(pixel_values(sample.image, tiny.preprocess)))
+        np.testing.assert_allclose(
+            found[i], [np.var(score[0].numpy(), dtype=np.float64) for score in scores], rtol=1e-4
+        )
+
+
+def test_is_deterministic(tiny: Family) -> None:
+    first, second = (capture(tiny, pictures(3), ARRAYS) for _ in range(2))
+    for name in ARRAYS:
+        assert getattr(first, name).size and np.array_equal(getattr(first, name), getattr(second, name)), name
+
+
+@pytest.mark.parametrize(
+    ("wanted", "steps"),
+    [(BOTH, 3 + 12), ({"drop_divergence"}, 3 + 12 + 3 * (4 + 3 + 2 + 1)), ({"encoder_variance"}, 3), ({"layers"}, 3)],
+)
+def test_tells_its_progress(tiny: Family, wanted: set[str], steps: int) -> None:
     told: list[tuple[int, int]] = []
-    first = capture(tiny, pictures(3), BOTH, progress=lambda done, total: told.append((done, total)))
-    second = capture(tiny, pictures(3), BOTH)
-    assert np.array_equal(first.similarity, second.similarity)
-    assert np.array_equal(first.attention, second.attention)
-    assert told == [(1, 3), (2, 3), (3, 3)]
+    capture(tiny, pictures(3), frozenset(wanted), progress=lambda done, total: told.append((done, total)))
+    assert told[:3] == [(1, steps), (2, steps), (3, steps)] and told[-1] == (steps, steps)
+    assert [done for done, _ in told] == sorted({done for done, _ in told})
 
 
 def test_measures_only_what_is_wanted(tiny: Family) -> None:
-    assert capture(tiny, pictures(1), frozenset()).samples == 0
-    found = capture(tiny, pictures(1), frozenset({"attention"}))
-    assert found.similarity.shape[1] == 0 and found.attention.shape == (tiny.dimensions.layers, 1)
+    layers = tiny.dimensions.layers
+    with counted(tiny) as runs:
+        assert capture(tiny, pictures(1), frozenset()).samples == 0
+        capture(tiny, pictures(2), frozenset({"encoder_variance"}))
+        assert not runs
+        found = capture(tiny, pictures(2), frozenset({"attention"}))
+        assert len(runs) == 2 * layers
+        assert found.similarity.size == 0 and found.layers is None and found.attention.shape == (layers, 2)
+        runs.clear()
+        walk = capture(tiny, pictures(2), frozenset({"layers"})).layers
+        assert walk is not None and not runs
+        assert [step.number for step in walk()] == list(range(layers)) and len(runs) == 2 * layers
+    with pytest.raises(ValueError, match="nonsense"):
+        capture(tiny, pictures(1), frozenset({"nonsense"}))
 
 
 def test_generated_samples() -> None:

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,18 +18,49 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from secateur.artifacts import Dimensions, Gate, GraphSpec, Layout, ModelIdentity, TensorSpec
-from secateur.calibration.statistics import Statistics
+from secateur.calibration.statistics import LayerRows, Statistics
 from secateur.export.graphs import Graph
 from secateur.export.to_onnx import to_onnx
 from secateur.methods.base import GateInputs, GateSite, Selector
 
 START, HEADS, KV_HEADS, HEAD_DIM, WIDTH = 3, 4, 2, 8, 16
 BATCH, ROWS = 7, 31  # like no other size here, so that an export can tell its dynamic dimensions
+SIGNIFICANCE = ("received", "given", "class_token")
 DATA_DEPENDENT = {"NonZero", "Compress", "Unique", "Loop", "If", "Scan", "ScatterElements", "ScatterND", "OneHot"}
 
 
 def dimensions(layers: int) -> Dimensions:
     return Dimensions(layers, WIDTH, HEADS, KV_HEADS, HEAD_DIM, 3 * WIDTH, 100, 512, WIDTH)
+
+
+class ToyProjections:
+    """Projections of a layer without a norm of its own weights and without positions."""
+
+    query_bias: Tensor | None = None
+    key_bias: Tensor | None = None
+
+    def __init__(self, layer: int) -> None:
+        generator = torch.Generator().manual_seed(layer)
+        self.query = torch.randn(HEADS * HEAD_DIM, WIDTH, generator=generator)
+        self.key = torch.randn(KV_HEADS * HEAD_DIM, WIDTH, generator=generator)
+
+    def normalise(self, rows: Tensor) -> Tensor:
+        return rows * torch.rsqrt(rows.pow(2).mean(-1, keepdim=True) + 1e-6)
+
+    def heads(self, query: Tensor, key: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        batch, rows = query.shape[:2]
+        return (
+            query.view(batch, rows, HEADS, HEAD_DIM).transpose(1, 2),
+            key.view(batch, rows, KV_HEADS, HEAD_DIM).transpose(1, 2),
+        )
+
+
+def toy_layers(layers: int, samples: int, tokens: int) -> Iterator[LayerRows]:
+    """Rows of a made-up model: head, image, and a question whose length differs between samples."""
+    for layer in range(layers):
+        generator = torch.Generator().manual_seed(1000 + layer)
+        rows = [torch.randn(1, START + tokens + 2 + i % 3, WIDTH, generator=generator) for i in range(samples)]
+        yield LayerRows(layer, rows, ToyProjections(layer))
 
 
 @pytest.fixture
@@ -39,14 +72,21 @@ def measured() -> Callable[..., Statistics]:
         similarity = np.full((layers, samples, tokens), 0.99, np.float32)
         for layer, share in enumerate(change or ()):
             similarity[layer].reshape(-1)[: round(share * samples * tokens)] = 0.9
+        rng = np.random.default_rng(0)
+        falling = np.linspace(1, 0, layers, dtype=np.float32)[:, None]
         return Statistics(
-            ModelIdentity("llava", layers, tokens, "sha256:0"),
-            dimensions(layers),
-            Layout(START, tokens, grid),
-            samples,
-            0,
-            similarity,
-            np.full((layers, samples), 0.25, np.float32),
+            model=ModelIdentity("llava", layers, tokens, "sha256:0"),
+            dimensions=dimensions(layers),
+            layout=Layout(START, tokens, grid),
+            samples=samples,
+            seed=0,
+            similarity=similarity,
+            attention=np.full((layers, samples), 0.25, np.float32),
+            drop_divergence=np.repeat(falling, samples, axis=1),
+            cross_attention=rng.random((layers, samples, tokens), np.float32) ** 4,
+            self_attention=rng.random((layers, samples, tokens), np.float32) ** 4,
+            encoder_variance=np.repeat(np.array([[1e-3, 1e-6]], np.float32), samples, axis=0),
+            layers=partial(toy_layers, layers, samples, tokens),
         )
 
     return make
@@ -54,15 +94,17 @@ def measured() -> Callable[..., Statistics]:
 
 @pytest.fixture
 def site() -> Callable[..., GateSite]:
-    def make(gate: Gate, tokens: int, grid: tuple[int, int]) -> GateSite:
-        return GateSite(gate, tokens, START, grid, dimensions(16))
+    def make(
+        gate: Gate, tokens: int, grid: tuple[int, int], tensors: Mapping[str, NDArray[Any]] | None = None
+    ) -> GateSite:
+        return GateSite(gate, tokens, START, grid, dimensions(16), tensors or {}, ToyProjections(gate.layer))
 
     return make
 
 
 @pytest.fixture
 def random_rows() -> Callable[..., GateInputs]:
-    """Gate inputs for `tokens` vision rows; `whole` makes queries and keys integers, so that scores tie."""
+    """Gate inputs for `tokens` vision rows; `whole` makes what is scored integers, so that scores tie."""
 
     def make(tokens: int, batch: int = BATCH, seed: int = 0, whole: bool = True) -> GateInputs:
         generator = torch.Generator().manual_seed(seed)
@@ -76,27 +118,38 @@ def random_rows() -> Callable[..., GateInputs]:
         mask = torch.ones(batch, ROWS, dtype=torch.int64)
         mask[-1, -1] = 0
         index = torch.stack([torch.randperm(2 * tokens, generator=generator)[:tokens].sort().values for _ in mask])
-        return GateInputs(
-            vision=normal(batch, tokens, WIDTH),
-            vision_index=index,
-            attention_mask=mask,
-            query=scored(batch, HEADS, HEAD_DIM),
-            key=scored(ROWS, batch, KV_HEADS, HEAD_DIM),
-        )
+        hidden = normal(batch, ROWS, WIDTH)
+        encoder = {f"{kind}.{layer}": scored(batch, tokens).abs() for kind in SIGNIFICANCE for layer in (-1, -2)}
+        read = {
+            "query": scored(batch, HEADS, HEAD_DIM),
+            "text_query": scored(batch, HEADS, HEAD_DIM),
+            "queries": scored(ROWS, batch, HEADS, HEAD_DIM),
+            "key": scored(ROWS, batch, KV_HEADS, HEAD_DIM),
+            "layer_input": hidden + scored(batch, ROWS, WIDTH),
+            "patch_key.-1": scored(batch, tokens, HEAD_DIM),
+            "patch_key.-2": scored(batch, tokens, HEAD_DIM),
+        } | encoder
+        positions = torch.arange(ROWS).repeat(batch, 1)
+        return GateInputs(hidden, positions, mask, index, START, read)
 
     return make
 
 
 class Several(nn.Module):
-    """Selectors side by side, each with its own five inputs: one export for all of them."""
+    """Selectors side by side, each with its own inputs: one export for all of them."""
 
     def __init__(self, selectors: Sequence[Selector]) -> None:
         super().__init__()
         self.selectors = nn.ModuleList(selectors)
+        self.reads = [selector.reads for selector in selectors]
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        rows = [GateInputs(*tensors[i : i + 5]) for i in range(0, len(tensors), 5)]
-        return tuple(selector(inputs) for selector, inputs in zip(self.selectors, rows, strict=True))
+        given, slots = list(tensors), []
+        for selector, reads in zip(self.selectors, self.reads, strict=True):
+            rows = [given.pop(0) for _ in range(4)]
+            read = {name: given.pop(0) for name in reads}
+            slots.append(selector(GateInputs(rows[0], rows[1], rows[2], rows[3], START, read)))
+        return tuple(slots)
 
 
 @dataclass(frozen=True)
@@ -136,11 +189,10 @@ def exported_slots(exported: Callable[..., Exported]) -> Callable[..., Exported]
     """The same for selectors, each with its own rows of `random_rows(..., batch=BATCH)`."""
 
     def run(selectors: Sequence[Selector], fed: Sequence[GateInputs], counts: Sequence[int], opset: int) -> Exported:
-        named = {
-            f"{field}.{i}": tensor
-            for i, rows in enumerate(fed)
-            for field, tensor in zip(GateInputs._fields, rows, strict=True)
-        }
+        named: dict[str, Tensor] = {}
+        for i, (selector, rows) in enumerate(zip(selectors, fed, strict=True)):
+            tensors = dict(zip(GateInputs._fields, rows[:4], strict=False)) | {n: rows.read[n] for n in selector.reads}
+            named |= {f"{name}.{i}": tensor for name, tensor in tensors.items()}
         return exported(Several(selectors), named, counts, opset)
 
     return run

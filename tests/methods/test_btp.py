@@ -85,7 +85,7 @@ def test_gates_that_choose_nothing_need_no_constants(measured: Any, site: Any) -
     assert [bool(gate.selector) for gate in schedule.gates] == [False, True, False]
     for gate, tokens in zip(schedule.gates[::2], (20, 10), strict=True):
         selector = Method.selector(site(gate, tokens, (4, 5)))
-        assert isinstance(selector, Fixed) and not selector.key and not selector.query
+        assert isinstance(selector, Fixed) and not selector.reads
 
 
 def test_compression_moves_the_first_gate_and_records_it(measured: Any) -> None:

@@ -82,20 +82,24 @@ def rows_of(rng: np.random.Generator, tokens: int, batch: int, coarse: bool) -> 
     """Rows with integer scores, so that they tie; `coarse` gives features with many equal distances too."""
     shape = (batch, tokens, 4)
     vision = rng.integers(-1, 2, shape) if coarse else rng.normal(size=shape)
+    rows = np.concatenate([np.ones((batch, 1, 4)), vision, np.ones((batch, 1, 4))], axis=1)
     return GateInputs(
-        vision=torch.tensor(vision, dtype=torch.float32),
-        vision_index=torch.arange(tokens).repeat(batch, 1),
+        hidden_states=torch.tensor(rows, dtype=torch.float32),
+        position_ids=torch.arange(tokens + 2).repeat(batch, 1),
         attention_mask=torch.ones(batch, tokens + 2, dtype=torch.int64),
-        query=torch.tensor(rng.integers(-2, 3, (batch, 2, 4)), dtype=torch.float32),
-        key=torch.tensor(rng.integers(-2, 3, (tokens + 2, batch, 1, 4)), dtype=torch.float32),
+        vision_index=torch.arange(tokens).repeat(batch, 1),
+        image_start=1,
+        read={
+            "query": torch.tensor(rng.integers(-2, 3, (batch, 2, 4)), dtype=torch.float32),
+            "key": torch.tensor(rng.integers(-2, 3, (tokens + 2, batch, 1, 4)), dtype=torch.float32),
+        },
     )
 
 
 def compare(selector: BalancedSelector, rows: GateInputs, oracle: Callable[[Matrix, list[float]], list[int]]) -> None:
     distance = _diversity.cosine_distance(rows.vision, rows.vision_index)
     tokens = rows.vision.shape[1]
-    assert rows.query is not None and rows.key is not None
-    score = _importance.attention_logits(rows.query, rows.key[1 : 1 + tokens])
+    score = _importance.attention_logits(rows.read["query"], rows.read["key"][1 : 1 + tokens])
     expected = [oracle(distance[b].numpy(), score[b].tolist()) for b in range(len(distance))]
     assert selector(rows).tolist() == expected
 
@@ -183,7 +187,7 @@ def test_released_gates_at_full_size() -> None:
     for tokens, keep, quotas in gates:
         quotas = Quotas(**vars(quotas) | {"pattern": "manhattan" if quotas.spatial else "off"})
         selector = BalancedSelector(quotas, site_of(quotas, keep, (24, 24), tokens))
-        rows = rows_of(rng, tokens, 1, coarse=False)._replace(vision=torch.randn(1, tokens, 64))
+        rows = rows_of(rng, tokens, 1, coarse=False)._replace(hidden_states=torch.randn(1, tokens + 2, 64))
         used = points if quotas.spatial else ()
         compare(selector, rows, lambda d, a, q=quotas, p=used, k=keep: union_fast(d, a, q, p, k))  # type: ignore[misc]
 
@@ -306,11 +310,10 @@ def test_padding_gets_no_share() -> None:
     rows = rows_of(np.random.default_rng(3), 6, 2, coarse=False)
     mask = rows.attention_mask.clone()
     mask[0, -1] = 0
-    assert rows.key is not None
-    loud = rows.key.clone()
+    loud = rows.read["key"].clone()
     loud[-1, 0] = 1e4
     rows = rows._replace(attention_mask=mask)
-    assert selector(rows).tolist() == selector(rows._replace(key=loud)).tolist()
+    assert selector(rows).tolist() == selector(rows._replace(read={**rows.read, "key": loud})).tolist()
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ def test_a_stopwatch_adds_up() -> None:
 def test_a_receipt_is_json() -> None:
     receipt = Receipt("btp", (GateReceipt(3, 9, 5, 5),), (20, 16), 1024, 20, 2, {"total": 1.5})
     assert json.loads(json.dumps(receipt.as_dict()))["gates"] == [
-        {"layer": 3, "before": 9, "requested": 5, "applied": 5}
+        {"layer": 3, "before": 9, "requested": 5, "applied": 5, "kind": "prune"}
     ]
     answer = Answer("red", (7, 2), ((1, 2),), receipt, np.zeros(3, np.float32))
     assert answer.timings == {"total": 1.5} and "first_logits" not in repr(answer)

@@ -118,6 +118,8 @@ class Backend(base.Backend):
         return options
 
     def load(self, graph: GraphSpec) -> None:
+        if graph.name in self._graphs:
+            return
         self._graphs[graph.name] = graph
         opened = self._open(graph)
         if self._resident:

@@ -19,6 +19,7 @@ from secateur.runtime.bundle import Bundle
 try:
     import torch
 
+    from secateur.calibration.files import read_schedule
     from secateur.export.graphs import build
     from secateur.export.targets import target
     from secateur.models.base import Family, load
@@ -70,7 +71,8 @@ class Backend(base.Backend):
         family = family or load(manifest.source, kind.torch_dtype)
         if family.identity != manifest.model:
             raise BadBundle(f"model '{family.source}' is not the one this bundle was exported from; export it again")
-        schedules = [bundle.schedule(name) for name in manifest.schedules if name != "full"]
+        refs = manifest.schedules.items()
+        schedules = [read_schedule(bundle.path(ref.file)) for name, ref in refs if name != "full"]
         self._graphs = {graph.spec.name: graph for graph in build(family, schedules, kind)[0]}
 
     def load(self, graph: GraphSpec) -> None:

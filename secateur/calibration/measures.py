@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is measured on one sample; the fields of `Statistics` say what each means."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from secateur.artifacts import Layout
+from secateur.calibration.layers import Passage, run
+from secateur.calibration.statistics import Floats
+from secateur.methods._head_max import causal, head_max
+from secateur.methods._importance import attention_softmax
+from secateur.models.base import Decoder
+
+CHUNK = 64
+"""Rows whose attention is held at a time: 32 heads of 700 columns are 6 MB then."""
+
+
+def similarity(passage: Passage, layout: Layout) -> Floats:
+    """Cosine between each vision row before and after the layer: [N]."""
+    image = slice(layout.image_start, layout.image_start + layout.vision_tokens)
+    before, after = (rows[0, image].float() for rows in (passage.before, passage.after))
+    out: Floats = F.cosine_similarity(before, after, dim=-1).numpy()
+    return out
+
+
+def attention(passage: Passage, layout: Layout) -> float:
+    """Attention of the last row to all vision rows, mean over heads."""
+    mask = torch.ones(1, passage.key.shape[0])
+    query = passage.query[:, :, -1]
+    return float(attention_softmax(query, passage.key, mask, layout.image_start, layout.vision_tokens).sum())
+
+
+def received(passage: Passage, layout: Layout, first: int, end: int) -> Floats:
+    """Attention of the rows [first, end) to each vision row: the largest over heads, summed over these rows: [N]."""
+    mask = torch.ones(1, passage.key.shape[0])
+    total = torch.zeros(layout.vision_tokens)
+    for rows in torch.arange(first, end).split(CHUNK):
+        seen = head_max(passage.query.index_select(2, rows), passage.key, causal(rows, mask))
+        total += seen[0, :, layout.image_start : layout.image_start + layout.vision_tokens].sum(0)
+    out: Floats = total.numpy()
+    return out
+
+
+def without_image(decoder: Decoder, layout: Layout, rows: Tensor, first: int) -> Tensor:
+    """The last row [1, D] behind the last layer, when no vision row of `rows` [1, S, D] enters layer `first` or later.
+
+    The other rows keep their positions.
+    """
+    others = torch.arange(rows.shape[1])
+    others = torch.cat([others[: layout.image_start], others[layout.image_start + layout.vision_tokens :]])
+    return run(decoder, range(first, len(decoder.layers)), rows.index_select(1, others), others[None])[:, -1]
+
+
+@torch.no_grad()
+def divergence(decoder: Decoder, full: Tensor, dropped: Tensor) -> Floats:
+    """KL(full || dropped) of the next token in nats: rows [1, D] and [L, D] behind the last layer -> [L]."""
+    log_full, log_dropped = (F.log_softmax(decoder.head(decoder.norm(row)).float(), dim=-1) for row in (full, dropped))
+    out: Floats = (log_full.exp() * (log_full - log_dropped)).sum(-1).numpy()
+    return out

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names, shapes and dtypes of what each kind of graph takes and gives.
+
+B batch, T text rows, S rows now, P rows cached, n vision rows; what a graph passes on comes out as `x.out`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from secateur.artifacts import Dimensions, TensorSpec
+
+ENCODER = ("received", "given", "class_token", "patch_key")
+SCORES = ENCODER[:3]
+
+
+def is_encoder(read: str) -> bool:
+    """Is this what a selector reads of the vision encoder?"""
+    return read.partition(".")[0] in ENCODER
+
+
+@dataclass(frozen=True)
+class Interface:
+    """Tensors of a model's graphs. tokens is N, the vision tokens of an image; float_type the dtype of activations."""
+
+    dimensions: Dimensions
+    tokens: int
+    float_type: str
+    patch_key: int = 0
+
+    def floats(self, name: str, *shape: int | str) -> TensorSpec:
+        return TensorSpec(name, self.float_type, shape)
+
+    def rows(self, count: str, vision: int, suffix: str = "") -> tuple[TensorSpec, ...]:
+        """hidden_states, position_ids, attention_mask of `count` rows, and the index of `vision` tokens among them."""
+        return (
+            self.floats(f"hidden_states{suffix}", "B", count, self.dimensions.width),
+            TensorSpec(f"position_ids{suffix}", "int64", ("B", count)),
+            TensorSpec(f"attention_mask{suffix}", "int64", ("B", count)),
+            index(vision, suffix),
+        )
+
+    def features(self, count: int | str, suffix: str = "") -> TensorSpec:
+        return self.floats(f"features{suffix}", "B", count, self.dimensions.vision_width)
+
+    def cache(self, layer: int) -> tuple[list[TensorSpec], list[TensorSpec]]:
+        """past and new keys and values of a layer, sequence first."""
+        d = self.dimensions
+        pasts = [self.floats(f"past_{part}.{layer}", "P", "B", d.kv_heads, d.head_dim) for part in ("key", "value")]
+        news = [self.floats(f"new_{part}.{layer}", "S", "B", d.kv_heads, d.head_dim) for part in ("key", "value")]
+        return pasts, news
+
+    def segment(self, first: int, end: int, reads: tuple[str, ...]) -> tuple[list[TensorSpec], list[TensorSpec]]:
+        """Inputs and outputs of the decoder layers [first, end)."""
+        d = self.dimensions
+        inputs = [
+            self.floats("hidden_states", "B", "S", d.width),
+            TensorSpec("position_ids", "int64", ("B", "S")),
+            TensorSpec("attention_mask", "int64", ("B", "P+S")),
+            TensorSpec("last_index", "int64", ("B",)),
+        ]
+        last = TensorSpec("logits", "float32", ("B", d.vocabulary))
+        outputs = [last if end == d.layers else self.floats("hidden_states.out", "B", "S", d.width)]
+        for layer in range(first, end):
+            pasts, news = self.cache(layer)
+            inputs, outputs = inputs + pasts, outputs + news
+        return inputs, outputs + [self.read(name, end) for name in reads]
+
+    def read(self, name: str, layer: int) -> TensorSpec:
+        """What a selector of a gate before `layer` reads, see methods.base.Selector."""
+        d = self.dimensions
+        if is_encoder(name):
+            if name.partition(".")[0] in SCORES:
+                return TensorSpec(name, "float32", ("B", self.tokens))
+            return self.floats(name, "B", self.tokens, self.patch_key)
+        known = {
+            "query": self.floats("query", "B", d.heads, d.head_dim),
+            "text_query": self.floats("text_query", "B", d.heads, d.head_dim),
+            "queries": self.floats("queries", "S", "B", d.heads, d.head_dim),
+            "key": self.floats(f"new_key.{layer - 1}", "S", "B", d.kv_heads, d.head_dim),
+            "layer_input": self.floats("layer_input", "B", "S", d.width),
+        }
+        return known[name]
+
+    def prune(self, before: int, keep: int) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+        return self.rows("S", before), self.rows(less("S", before - keep), keep, ".out")
+
+    def route(self, before: int | None, keep: int) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+        """A routing gate behind one that chose `before` tokens, or the first."""
+        d = self.dimensions
+        full = (
+            TensorSpec("full_position_ids", "int64", ("B", "S")),
+            TensorSpec("full_attention_mask", "int64", ("B", "S")),
+        )
+        outputs = self.rows(less("S", self.tokens - keep), keep, ".out")
+        if before is None:
+            return (self.floats("hidden_states", "B", "S", d.width), *full), outputs
+        states = self.floats("full_states", "B", "S", d.width)
+        compact = self.floats("hidden_states", "B", less("S", self.tokens - before), d.width)
+        given = self.floats("full_states.out", "B", "S", d.width)
+        return (states, compact, index(before), *full), (given, *outputs)
+
+
+def index(vision: int, suffix: str = "") -> TensorSpec:
+    """Original raster indices of the vision tokens."""
+    return TensorSpec(f"vision_index{suffix}", "int64", ("B", vision))
+
+
+def less(symbol: str, dropped: int) -> str:
+    """ "S", 72 -> "S-72" """
+    return f"{symbol}-{dropped}" if dropped else symbol

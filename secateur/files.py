@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Make a file appear at once or not at all: write beside it, then rename."""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from secateur.errors import BadOutput
+
+
+def check_free(path: Path, force: bool) -> None:
+    """To be called before long work: nothing is at `path`, or a file that `force` lets us replace.
+
+    Raises:
+        BadOutput: it exists and `force` is not set, or it is a folder.
+    """
+    if path.is_dir():
+        raise BadOutput(f"output {path} is a folder; name a file")
+    if path.exists() and not force:
+        raise BadOutput(f"output {path} exists; add --force to replace it, or choose another name")
+
+
+def write_text(path: Path, text: str) -> None:
+    """`write_bytes` of `text` as UTF-8."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write `data`; folders on the way are made.
+
+    Raises:
+        BadOutput: it cannot be written there; what was there before is still there.
+    """
+    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_bytes(data)
+        partial.replace(path)
+    except OSError as problem:
+        with suppress(OSError):  # where the folder could not be made, there is nothing to remove
+            partial.unlink(missing_ok=True)
+        raise BadOutput(f"output {path} cannot be written: {problem.strerror}") from None

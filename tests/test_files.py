@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from secateur.errors import BadOutput
+from secateur.files import check_free, write_text
+
+
+def test_writes_and_replaces(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "a.txt"
+    write_text(path, "é")
+    assert path.read_text(encoding="utf-8") == "é"
+    write_text(path, "b")
+    assert path.read_text() == "b" and [p.name for p in path.parent.iterdir()] == ["a.txt"]
+
+
+def test_what_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(BadOutput, match="cannot be written"):
+        write_text(tmp_path / "file" / "a.txt", "b")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(BadOutput, match="cannot be written"):
+        write_text(tmp_path / "folder", "b")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_check_before_long_work(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    check_free(tmp_path / "none", False)
+    check_free(tmp_path / "file", True)
+    with pytest.raises(BadOutput, match="exists; add --force"):
+        check_free(tmp_path / "file", False)
+    with pytest.raises(BadOutput, match="is a folder; name a file"):
+        check_free(tmp_path, True)
