@@ -26,6 +26,7 @@ from transformers.utils import logging
 from secateur import models, plugins
 from secateur.artifacts import Dimensions, Layout, ModelIdentity
 from secateur.errors import BadModel
+from secateur.models._projections import Projections
 from secateur.runtime.preprocess import Preprocess
 from secateur.runtime.prompt import Prompt
 
@@ -44,6 +45,14 @@ class Decoder:
     rotary: nn.Module
     norm: nn.Module
     head: nn.Module
+
+    def projections(self, layer: int) -> Projections:
+        """Norm, query and key projections of decoder layer `layer`.
+
+        Raises:
+            BadModel: the layer is not of the Llama kind.
+        """
+        return Projections(self.layers[layer], self.rotary)
 
 
 class Family(ABC):
@@ -75,8 +84,17 @@ class Family(ABC):
         """A random model of four layers with a working tokenizer, for tests; no file is read."""
 
     @abstractmethod
-    def vision(self) -> nn.Module:
-        """pixel_values [B, 3, h, w] fp32 -> features [B, N, Dv]."""
+    def vision(self, reads: tuple[str, ...] = (), grid: tuple[int, int] | None = None) -> nn.Module:
+        """pixel_values [B, 3, h, w] fp32 -> features [B, N, Dv], then one score for each name in `reads`.
+
+        Without reads the module returns the bare tensor. The names are those of `methods.base.Selector`.
+        With `grid` the image is first made smaller within the graph, to that many rows and columns of patches; the
+        module returns features [B, k, Dv] and vision_index [B, k] int64, ascending: the place of each on the full grid.
+
+        Raises:
+            BadModel: the encoder lacks such a score, or cannot take a smaller image.
+            BadSchedule: the grid is larger than the image's.
+        """
 
     @abstractmethod
     def projector(self) -> nn.Module:
@@ -89,6 +107,11 @@ class Family(ABC):
     @property
     @abstractmethod
     def dimensions(self) -> Dimensions: ...
+
+    @property
+    @abstractmethod
+    def patch_key_width(self) -> int:
+        """dk, width of an attention head of the vision encoder."""
 
     @property
     @abstractmethod

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from torch import Tensor, nn
+from torch import nn
 from transformers import (
     AutoProcessor,
     CLIPVisionConfig,
@@ -20,32 +20,18 @@ from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
     PreTrainedTokenizerFast,
+    SiglipVisionConfig,
 )
 
 from secateur.artifacts import Dimensions, Layout
 from secateur.errors import BadModel
 from secateur.models import _processing, base
+from secateur.models._downsampled import Downsampled
+from secateur.models._vision import Vision
 from secateur.runtime.preprocess import Preprocess
 from secateur.runtime.prompt import Prompt
 
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
-
-
-class Vision(nn.Module):
-    """Patch features of the configured tower layers; a class token is left out."""
-
-    def __init__(self, model: LlavaForConditionalGeneration) -> None:
-        super().__init__()
-        layers = model.config.vision_feature_layer
-        self.tower = model.model.vision_tower
-        self.feature_layers = [layers] if isinstance(layers, int) else list(layers)
-        self.first_patch = 1 if model.config.vision_feature_select_strategy == "default" else 0
-
-    def forward(self, pixel_values: Tensor) -> Tensor:
-        """pixel_values [B, 3, h, w] fp32 -> features [B, N, Dv] in the model's dtype."""
-        pixels = pixel_values.to(next(self.tower.parameters()).dtype)
-        states = self.tower(pixels, output_hidden_states=True).hidden_states
-        return torch.cat([states[layer][:, self.first_patch :] for layer in self.feature_layers], dim=-1)
 
 
 class Family(base.Family):
@@ -89,10 +75,15 @@ class Family(base.Family):
         return cls.random(vision, text, seed)
 
     @classmethod
-    def random(cls, vision: CLIPVisionConfig, text: LlamaConfig, seed: int = 0) -> Family:
+    def random(cls, vision: CLIPVisionConfig | SiglipVisionConfig, text: LlamaConfig, seed: int = 0) -> Family:
         """A model of random weights with a tokenizer of made-up words: <pad> <s> </s> <image> <unk> ... w0 w1 w2 ..."""
         text.pad_token_id, text.bos_token_id, text.eos_token_id = 0, 1, 2
-        config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=3)
+        config = LlavaConfig(
+            vision_config=vision,
+            text_config=text,
+            image_token_index=3,
+            vision_feature_select_strategy="default" if isinstance(vision, CLIPVisionConfig) else "full",
+        )
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             model = LlavaForConditionalGeneration(config)
@@ -118,8 +109,13 @@ class Family(base.Family):
         preprocess = Preprocess((edge, edge), "bicubic", None, 1 / 255, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
         return cls(model, fast, prompt, preprocess, "random")
 
-    def vision(self) -> nn.Module:
-        return Vision(self.model)
+    def vision(self, reads: tuple[str, ...] = (), grid: tuple[int, int] | None = None) -> nn.Module:
+        layers = self.model.config.vision_feature_layer
+        feature_layers = [layers] if isinstance(layers, int) else list(layers)
+        tower, class_tokens = self.model.model.vision_tower, int(self.dimensions.class_token)
+        if grid is None:
+            return Vision(tower, feature_layers, class_tokens, reads)
+        return Downsampled(tower, feature_layers, class_tokens, grid)
 
     def projector(self) -> nn.Module:
         projector: nn.Module = self.model.model.multi_modal_projector
@@ -148,11 +144,20 @@ class Family(base.Family):
             vocabulary=text.vocab_size,
             context=min(text.max_position_embeddings, window),  # within the window it is plain causal attention
             vision_width=self.model.model.multi_modal_projector.linear_1.in_features,
+            class_token=self._class_token,
         )
+
+    @property
+    def patch_key_width(self) -> int:
+        return int(self._tower.hidden_size // self._tower.num_attention_heads)
 
     @property
     def _tower(self) -> Any:
         return self.model.config.vision_config
+
+    @property
+    def _class_token(self) -> bool:
+        return bool(self._tower.model_type == "clip_vision_model")
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -163,7 +168,6 @@ class Family(base.Family):
     def layout(self) -> Layout:
         patch = self._tower.patch_size
         rows, columns = (edge // patch for edge in self.image_size)
-        class_token = self._tower.model_type == "clip_vision_model"
-        if class_token != (self.model.config.vision_feature_select_strategy == "default"):
+        if self._class_token != (self.model.config.vision_feature_select_strategy == "default"):
             raise BadModel("the class token must be left out: set vision_feature_select_strategy to 'default' for CLIP")
         return Layout(image_start=len(self.prompt.head), vision_tokens=rows * columns, grid=(rows, columns))
