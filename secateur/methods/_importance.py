@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much one query row attends to each vision token, and the correction of its position bias.
+"""How much query rows attend to each vision token, and the correction of their position bias.
 
-One query against the keys in a side branch; probabilities of a fused attention are never read. fp32 throughout.
+Queries against the keys in a side branch; probabilities of a fused attention are never read. fp32 throughout.
 """
 
 from __future__ import annotations
@@ -39,6 +39,22 @@ def attention_softmax(query: Tensor, key: Tensor, mask: Tensor, start: int, coun
     valid = (mask > 0).unsqueeze(1).unsqueeze(1)
     shares = torch.softmax(torch.where(valid, logits, torch.finfo(torch.float32).min), dim=-1)
     return shares[..., start : start + count].mean((1, 2))
+
+
+def attention_received(queries: Tensor, key: Tensor, mask: Tensor, start: int, count: int) -> Tensor:
+    """Attention that vision rows [start, start + count) get on average from every valid row: [B, N].
+
+    queries [S, B, H, dh], key [S, B, Hkv, dh], mask [B, S] (1 = valid). Row r sees the valid rows up to r; softmax,
+    then mean over heads and rows. This is one whole attention map, S x S for each head.
+    """
+    rows, width, kv_heads = queries.shape[0], queries.shape[3], key.shape[2]
+    grouped = queries.float().permute(1, 2, 0, 3).unflatten(1, (kv_heads, queries.shape[2] // kv_heads))
+    logits = grouped @ key.float().permute(1, 2, 3, 0).unsqueeze(2) / math.sqrt(width)
+    order, valid = torch.arange(rows, device=key.device), mask > 0
+    seen = (order.unsqueeze(1) >= order) & valid.unsqueeze(1)
+    shares = torch.softmax(torch.where(seen[:, None, None], logits, torch.finfo(torch.float32).min), dim=-1)
+    paid = shares[..., start : start + count].mean((1, 2)) * valid.unsqueeze(2)
+    return paid.sum(1) / valid.sum(1, keepdim=True)
 
 
 def rebalance(score: Tensor, quota: int, over: int, early: int) -> Tensor:

@@ -37,6 +37,23 @@ def farthest_points(grid: tuple[int, int], count: int, pattern: str, start: Sequ
 def lattice(grid: tuple[int, int], count: int) -> tuple[int, ...]:
     """An even lattice of at most `count` points; 144 points of 24 x 24 are every second row and column."""
     height, width = grid
-    rows = min(max(round((count * height / width) ** 0.5), 1), height, count)
-    columns = min(count // rows, width) if rows else 0
+    rows, columns = lattice_size(grid, count)
     return tuple(i * height // rows * width + j * width // columns for i in range(rows) for j in range(columns))
+
+
+def centred_lattice(grid: tuple[int, int], count: int) -> tuple[int, ...]:
+    """`lattice` with every point in the middle of its cell instead of the corner."""
+    height, width = grid
+    rows, columns = lattice_size(grid, count)
+    return tuple(
+        (2 * i + 1) * height // (2 * rows) * width + (2 * j + 1) * width // (2 * columns)
+        for i in range(rows)
+        for j in range(columns)
+    )
+
+
+def lattice_size(grid: tuple[int, int], count: int) -> tuple[int, int]:
+    """Rows and columns, at most `count` points in all, about as far apart in both directions."""
+    height, width = grid
+    rows = min(max(round((count * height / width) ** 0.5), 1), height, count)
+    return rows, min(count // rows, width) if rows else 0

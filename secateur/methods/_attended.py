@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tokens that the prompt attends to most in the layer before the gate: shared by FastV and PyramidDrop."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from secateur.methods import _importance as importance
+from secateur.methods import base
+
+QUERIES = ("last", "all")
+
+
+class Attended(base.Selector):
+    """Softmax attention over all valid rows, mean over heads, of the last prompt row or averaged over every row."""
+
+    def __init__(self, site: base.GateSite, query: str = "last") -> None:
+        super().__init__()
+        self.keep, self.start, self.tokens = site.gate.keep, site.image_start, site.vision_tokens
+        self.reads = ("query" if query == "last" else "queries", "key")
+        self.score = importance.attention_softmax if query == "last" else importance.attention_received
+
+    def forward(self, rows: base.GateInputs) -> Tensor:
+        query, key = rows.read[self.reads[0]], rows.read["key"]
+        return base.best(self.score(query, key, rows.attention_mask, self.start, self.tokens), self.keep)

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""DART (Duplication-Aware Reduction of Tokens), arXiv 2502.11494, EMNLP 2025.
+
+A few pivots, image tokens and text tokens with the largest L1 norm of their keys, stand for what is already there;
+each in turn keeps the tokens that are least like it by cosine similarity. Kept are the image pivots and what was
+picked, from layer 2 of 32 on, scaled by depth. No attention is needed.
+
+Before the decoder there are no keys: `--layers 0 --norms hidden --features hidden` takes both from the embeddings.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from secateur.artifacts import Schedule
+from secateur.calibration.budget import plan
+from secateur.calibration.statistics import Statistics
+from secateur.errors import BadSchedule
+from secateur.methods import base
+from secateur.methods._parameters import one_of, parameters
+
+LAYER = 2  # of 32
+SHARE = 0.222  # 128 of 576
+FEATURES = ("key", "hidden")
+
+
+@dataclass(frozen=True)
+class Pivots:
+    """Constants of one gate.
+
+    image_pivots, text_pivots  how many; a gate that keeps fewer than image_pivots keeps the first of them
+    text                       text pivots come from the rows behind the image ("question") or from "all" text rows
+    norms                      pivots have the largest L1 norm of their "key" or of their "hidden" state
+    features                   cosine similarity of "key" or "hidden" states
+    """
+
+    image_pivots: int = 4
+    text_pivots: int = 4
+    text: str = "question"
+    norms: str = "key"
+    features: str = "hidden"
+
+    def __post_init__(self) -> None:
+        for name in ("image_pivots", "text_pivots"):
+            if getattr(self, name) < 0:
+                raise BadSchedule(f"{name} {getattr(self, name)} must be at least 0")
+        if self.image_pivots + self.text_pivots == 0:
+            raise BadSchedule("image_pivots and text_pivots are both 0; give at least one pivot")
+        one_of("text", self.text, ("question", "all"))
+        one_of("norms", self.norms, FEATURES)
+        one_of("features", self.features, FEATURES)
+
+    @property
+    def keyed(self) -> bool:
+        """Whether a gate reads keys, which it cannot before the decoder."""
+        return "key" in (self.norms, self.features)
+
+
+@dataclass(frozen=True)
+class Method(base.Method):
+    """Options of DART."""
+
+    image_pivots: int = field(default=4, metadata={"help": "pivots among the vision tokens; all of them are kept"})
+    text_pivots: int = field(default=4, metadata={"help": "pivots among the text tokens"})
+    text: Literal["question", "all"] = field(
+        default="question", metadata={"help": "text pivots from the rows behind the image, or from all text rows"}
+    )
+    norms: Literal["key", "hidden"] = field(
+        default="key", metadata={"help": "pivots by the L1 norm of keys, or of hidden states"}
+    )
+    features: Literal["key", "hidden"] = field(
+        default="hidden", metadata={"help": "cosine similarity of hidden states, or of keys"}
+    )
+
+    def __post_init__(self) -> None:
+        self._pivots()
+
+    def calibrate(self, statistics: Statistics, request: base.BudgetRequest) -> Schedule:
+        """One gate unless the request names more."""
+        depth, tokens, pivots = statistics.dimensions.layers, statistics.model.vision_tokens, self._pivots()
+        if request.layers and request.layers[0] == 0:
+            _check_layer(0, pivots)
+        placed = plan(request, depth, tokens, (LAYER * depth / 32,), (SHARE,), earliest=1 if pivots.keyed else 0)
+        gates = tuple(replace(gate, selector=asdict(pivots)) for gate in placed.gates())
+        return self.schedule(statistics, gates, {"moved": list(placed.moved) if placed.moved else None})
+
+    def _pivots(self) -> Pivots:
+        return Pivots(self.image_pivots, self.text_pivots, self.text, self.norms, self.features)
+
+    @classmethod
+    def selector(cls, site: base.GateSite) -> base.Selector:
+        pivots = parameters(Pivots, site.gate.selector, "dart")
+        _check_layer(site.gate.layer, pivots)
+        if site.gate.keep in (0, site.vision_tokens):
+            return base.Fixed(range(site.gate.keep))
+        return LeastAlike(pivots, site)
+
+
+def _check_layer(layer: int, pivots: Pivots) -> None:
+    if layer == 0 and pivots.keyed:
+        raise BadSchedule("a dart gate at layer 0 has no keys to read; use --norms hidden --features hidden")
+
+
+def shares(count: int, pivots: int) -> tuple[int, ...]:
+    """What each pivot picks of `count`: what is left over the pivots that are left, rounded up."""
+    out: list[int] = []
+    for i in range(pivots):
+        out.append(-((sum(out) - count) // (pivots - i)))
+    return tuple(out)
+
+
+class LeastAlike(base.Selector):
+    """Image pivots, and the tokens least like each pivot; image pivots pick first, each kind by falling norm."""
+
+    slots: Tensor
+
+    def __init__(self, pivots: Pivots, site: base.GateSite) -> None:
+        super().__init__()
+        self.pivots = pivots
+        self.reads = ("key",) if pivots.keyed else ()
+        self.start, self.end = site.image_start, site.image_start + site.vision_tokens
+        self.image = min(pivots.image_pivots, site.gate.keep)
+        # A top-k must not ask for more rows than a prompt surely has.
+        self.text = min(pivots.text_pivots, self.end)
+        self.shares = shares(site.gate.keep - self.image, self.image + self.text)
+        self.register_buffer("slots", torch.arange(site.vision_tokens))
+
+    def forward(self, rows: base.GateInputs) -> Tensor:
+        norm = self._rows(rows, self.pivots.norms).float().abs().sum(-1)
+        chosen = [base.top(norm[:, self.start : self.end], self.image)] if self.image else []
+        if any(self.shares):
+            chosen += self._picked(rows, norm, chosen)
+        return base.ascending(torch.cat(chosen, 1))
+
+    def _picked(self, rows: base.GateInputs, norm: Tensor, image: list[Tensor]) -> list[Tensor]:
+        """Slots [B, share] that each pivot picks."""
+        features = self._rows(rows, self.pivots.features)
+        vision = features[:, self.start : self.end].float()
+        pivots = [slots + self.start for slots in image]
+        if self.text:
+            pivots.append(self._text(norm, rows.attention_mask))
+        likeness = base.gather(features, torch.cat(pivots, 1)).float() @ vision.transpose(1, 2)
+        # The length of a pivot changes no order among its candidates, so it is not divided out.
+        likeness = likeness / torch.linalg.vector_norm(vision, dim=-1).clamp_min(1e-12).unsqueeze(1)
+        taken = torch.zeros_like(norm[:, self.start : self.end])
+        for slots in image:
+            taken = taken + self._marks(slots)
+        picks: list[Tensor] = []
+        for i, share in enumerate(self.shares):
+            if share:
+                free = torch.where(taken > 0, torch.finfo(torch.float32).min, -likeness[:, i])
+                picks.append(base.top(free, share))
+                taken = taken + self._marks(picks[-1])
+        return picks
+
+    def _rows(self, rows: base.GateInputs, features: str) -> Tensor:
+        """All rows [B, S, C]: hidden states, or keys with their heads side by side."""
+        if features == "hidden":
+            return rows.hidden_states
+        return rows.read["key"].flatten(2).transpose(0, 1)
+
+    def _text(self, norm: Tensor, mask: Tensor) -> Tensor:
+        """Rows [B, text] of the text pivots. Where text rows are too few, the first serves again.
+
+        A norm is at least 0: rows that may not be pivots stand at -1.
+        """
+        before = self.start if self.pivots.text == "all" else 0
+        hidden = torch.full_like(norm[:, before : self.end], -1.0)
+        norm = torch.where(mask > 0, torch.cat([norm[:, :before], hidden, norm[:, self.end :]], 1), -1.0)
+        text = base.top(norm, self.text)
+        return torch.where(norm.gather(1, text) < 0, text[:, :1], text)
+
+    def _marks(self, slots: Tensor) -> Tensor:
+        """1 at the given slots [B, n], 0 elsewhere: [B, N]."""
+        return (slots.unsqueeze(2) == self.slots).float().sum(1)

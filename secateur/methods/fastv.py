@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""FastV, arXiv 2403.06764, ECCV 2024.
+
+One gate at layer K keeps the tokens that get the most attention in layer K - 1. K and R of the paper are `--layers`
+and 1 - `--keep`; the defaults are K = 2 of 32 layers, scaled by depth, and R = 50 %.
+
+The paper scores by the attention received from all rows on average, the released code by that of the last prompt
+row. The code's form is the default: one row against the keys, where the other needs a whole attention map.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from typing import Literal
+
+from secateur.artifacts import Schedule
+from secateur.calibration.budget import plan
+from secateur.calibration.statistics import Statistics
+from secateur.methods import base
+from secateur.methods._attended import QUERIES, Attended
+from secateur.methods._parameters import one_of, parameters
+
+LAYER = 2  # of 32
+SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class Score:
+    """Constants of one gate. query: whose attention counts, that of the "last" prompt row or of "all" rows."""
+
+    query: str
+
+    def __post_init__(self) -> None:
+        one_of("query", self.query, QUERIES)
+
+
+@dataclass(frozen=True)
+class Method(base.Method):
+    """Options of FastV."""
+
+    query: Literal["last", "all"] = field(
+        default="last", metadata={"help": "attention of the last prompt row (released code) or of all rows (paper)"}
+    )
+
+    def __post_init__(self) -> None:
+        Score(self.query)
+
+    def calibrate(self, statistics: Statistics, request: base.BudgetRequest) -> Schedule:
+        """One gate at layer K unless the request names more."""
+        depth, tokens = statistics.dimensions.layers, statistics.model.vision_tokens
+        placed = plan(request, depth, tokens, (LAYER * depth / 32,), (SHARE,), earliest=1)
+        gates = tuple(replace(gate, selector=asdict(Score(self.query))) for gate in placed.gates())
+        return self.schedule(statistics, gates, {"moved": list(placed.moved) if placed.moved else None})
+
+    @classmethod
+    def selector(cls, site: base.GateSite) -> base.Selector:
+        score = parameters(Score, site.gate.selector, "fastv")
+        if site.gate.keep in (0, site.vision_tokens):
+            return base.Fixed(range(site.gate.keep))
+        return Attended(site, score.query)

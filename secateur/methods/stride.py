@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Uniform stride or 2-D lattice: the same evenly spread slots for every image, so a constant. A control like random."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from typing import Literal
+
+from secateur.artifacts import Schedule
+from secateur.calibration.budget import plan
+from secateur.calibration.statistics import Statistics
+from secateur.errors import BadSchedule
+from secateur.methods import base
+from secateur.methods._parameters import one_of, parameters
+from secateur.methods._spatial import centred_lattice, farthest_points
+
+SHARE = 0.25
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """Constants of one gate: a "stride" in raster order, or points of the token "grid"."""
+
+    pattern: str = "stride"
+
+    def __post_init__(self) -> None:
+        one_of("pattern", self.pattern, ("stride", "grid"))
+
+
+@dataclass(frozen=True)
+class Method(base.Method):
+    """Every gate keeps evenly spread tokens of those that are alive."""
+
+    pattern: Literal["stride", "grid"] = field(
+        default="stride", metadata={"help": "even in raster order, or an even lattice of rows and columns"}
+    )
+
+    def __post_init__(self) -> None:
+        Pattern(self.pattern)
+
+    def calibrate(self, statistics: Statistics, request: base.BudgetRequest) -> Schedule:
+        """One gate before the decoder unless the request names layers."""
+        model, grid = statistics.model, statistics.layout.grid
+        placed = plan(request, statistics.dimensions.layers, model.vision_tokens, (0,), (SHARE,), earliest=0)
+        tokens = model.vision_tokens
+        for gate in placed.gates():
+            _check(self.pattern, grid, tokens, gate.keep)
+            tokens = gate.keep
+        gates = tuple(replace(gate, selector=asdict(Pattern(self.pattern))) for gate in placed.gates())
+        return self.schedule(statistics, gates)
+
+    @classmethod
+    def selector(cls, site: base.GateSite) -> base.Selector:
+        pattern = parameters(Pattern, site.gate.selector, "stride").pattern
+        keep, tokens = site.gate.keep, site.vision_tokens
+        _check(pattern, site.grid, tokens, keep)
+        if pattern == "stride" or keep in (0, tokens):
+            return base.Fixed(strided(tokens, keep))
+        return base.Fixed(latticed(site.grid, keep))
+
+
+def _check(pattern: str, grid: tuple[int, int], tokens: int, keep: int) -> None:
+    if pattern == "grid" and keep not in (0, tokens) and tokens != grid[0] * grid[1]:
+        raise BadSchedule(
+            f"pattern 'grid' needs the whole {grid[0]} x {grid[1]} grid alive, not {tokens} tokens of it; "
+            "use one gate or pattern 'stride'"
+        )
+
+
+def strided(tokens: int, keep: int) -> tuple[int, ...]:
+    """The middles of `keep` equal parts of the raster: floor((i + 1/2) * tokens / keep)."""
+    return tuple((2 * i + 1) * tokens // (2 * keep) for i in range(keep))
+
+
+def latticed(grid: tuple[int, int], keep: int) -> tuple[int, ...]:
+    """An even lattice of at most `keep` points, filled up with the points farthest from all others."""
+    return farthest_points(grid, keep, "euclidean", centred_lattice(grid, keep))

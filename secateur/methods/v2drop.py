@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""V2Drop, arXiv 2509.01552, CVPR 2026.
+
+Tokens that a layer leaves nearly unchanged are dropped, without looking at attention: the score is the L2 norm of
+the change of a token's hidden state across the layer before the gate. The released LLaVA-1.5 constants, scaled by
+depth: half of the tokens from layer 3 of 32, a quarter from layer 17, a single one from layer 22.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from secateur.artifacts import Schedule
+from secateur.calibration.budget import plan
+from secateur.calibration.statistics import Statistics
+from secateur.methods import base
+from secateur.methods._parameters import Nothing, parameters
+
+LAYERS = (3, 17, 22)  # of 32
+
+
+class Method(base.Method):
+    """V2Drop has no options of its own."""
+
+    def calibrate(self, statistics: Statistics, request: base.BudgetRequest) -> Schedule:
+        """Shares 1/2, 1/4 and 1/N; a compression scales them together."""
+        depth, tokens = statistics.dimensions.layers, statistics.model.vision_tokens
+        shares = (1 / 2, 1 / 4, min(1 / 4, 1 / tokens))
+        layers = [layer * depth / 32 for layer in LAYERS]
+        placed = plan(request, depth, tokens, layers, shares, earliest=1)
+        return self.schedule(statistics, placed.gates(), {"moved": list(placed.moved) if placed.moved else None})
+
+    @classmethod
+    def selector(cls, site: base.GateSite) -> base.Selector:
+        parameters(Nothing, site.gate.selector, "v2drop")
+        if site.gate.keep in (0, site.vision_tokens):
+            return base.Fixed(range(site.gate.keep))
+        return Changed(site)
+
+
+class Changed(base.Selector):
+    """The tokens that the layer before the gate changed most."""
+
+    reads = ("layer_input",)
+
+    def __init__(self, site: base.GateSite) -> None:
+        super().__init__()
+        self.keep, self.start, self.tokens = site.gate.keep, site.image_start, site.vision_tokens
+
+    def forward(self, rows: base.GateInputs) -> Tensor:
+        before = rows.read["layer_input"][:, self.start : self.start + self.tokens]
+        change = torch.linalg.vector_norm(rows.vision.float() - before.float(), dim=-1)
+        return base.best(change, self.keep)

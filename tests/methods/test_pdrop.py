@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""PyramidDrop: three stages, each scored by the layer that follows it; the score itself is in test_attended.py."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from secateur.artifacts import Gate
+from secateur.errors import BadSchedule
+from secateur.methods._attended import Attended
+from secateur.methods.base import BudgetRequest
+from secateur.methods.pdrop import Method
+
+LLAVA = (32, (24, 24))
+
+
+def test_published_defaults_one_layer_later(measured: Any) -> None:
+    """The cut on entry to layers 8, 16 and 24 averages 270 tokens; ours waits for the layer whose scores it reads."""
+    schedule = Method().calibrate(measured(*LLAVA), BudgetRequest())
+    assert [(g.layer, g.keep) for g in schedule.gates] == [(9, 288), (17, 144), (25, 72)]
+    assert schedule.budget.average_tokens == 270 + (288 + 144 + 72) / 32
+    published = Method().calibrate(measured(*LLAVA), BudgetRequest(layers=(8, 16, 24)))
+    assert published.budget.average_tokens == 270
+
+
+@pytest.mark.parametrize(("depth", "layers"), [(4, [1, 2, 3]), (16, [5, 9, 13]), (28, [8, 15, 22]), (40, [11, 21, 31])])
+def test_stages_scale_with_depth(depth: int, layers: list[int], measured: Any) -> None:
+    assert [g.layer for g in Method().calibrate(measured(depth), BudgetRequest()).gates] == layers
+
+
+def test_too_few_layers_for_three_stages(measured: Any) -> None:
+    with pytest.raises(BadSchedule, match="3 gates do not fit a model of 2 layers"):
+        Method().calibrate(measured(2), BudgetRequest())
+    assert len(Method().calibrate(measured(2), BudgetRequest(layers=(1,))).gates) == 1
+
+
+def test_ratio_is_the_share_of_each_stage(measured: Any) -> None:
+    def keeps(ratio: float, request: BudgetRequest) -> list[int]:
+        return [g.keep for g in Method(ratio=ratio).calibrate(measured(*LLAVA), request).gates]
+
+    assert keeps(0.25, BudgetRequest()) == [144, 36, 9]
+    assert keeps(0.5, BudgetRequest(layers=(4, 8, 16, 24))) == [288, 144, 72, 36]
+    assert keeps(0.5, BudgetRequest(layers=(4,))) == [288]
+
+
+def test_compression_keeps_the_shape(measured: Any) -> None:
+    schedule = Method().calibrate(measured(*LLAVA), BudgetRequest(compression=1 - 192 / 576))
+    assert schedule.budget.average_tokens == pytest.approx(192, abs=1)
+    first, second, third = (g.keep for g in schedule.gates)
+    assert abs(first - 2 * second) <= 1 and abs(second - 2 * third) <= 1
+
+
+def test_positions_follow_the_flag(measured: Any) -> None:
+    assert Method().calibrate(measured(), BudgetRequest()).positions == "original"
+    assert Method(positions="compact").calibrate(measured(), BudgetRequest()).positions == "compact"
+
+
+def test_score_is_the_last_row_of_the_layer_before(site: Any) -> None:
+    selector = Method.selector(site(Gate(9, 7), 20, (4, 5)))
+    assert isinstance(selector, Attended) and selector.reads == ("query", "key")
+
+
+@pytest.mark.parametrize("keep", [0, 20])
+def test_all_or_nothing_reads_nothing(keep: int, site: Any, random_rows: Any) -> None:
+    selector = Method.selector(site(Gate(9, keep), 20, (4, 5)))
+    assert selector.reads == ()
+    assert torch.equal(selector(random_rows(20, batch=2)), torch.arange(keep).expand(2, -1))
+
+
+def test_bad_options(site: Any) -> None:
+    for ratio in (0, 1, float("nan")):
+        with pytest.raises(BadSchedule, match=f"ratio {ratio:g} must be above 0 and below 1"):
+            Method(ratio=ratio)
+    with pytest.raises(BadSchedule, match="selector of a pdrop gate: nothing has an unknown field 'ratio'"):
+        Method.selector(site(Gate(9, 7, selector={"ratio": 0.5}), 20, (4, 5)))
