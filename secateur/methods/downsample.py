@@ -1,0 +1,57 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Downsampling, the baseline of VTC-Bench, arXiv 2510.07143.
+
+Prunes nothing: the encoder sees a smaller image, so that there are fewer tokens, and the encoder is faster too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+
+from secateur.artifacts import Gate, Schedule
+from secateur.calibration.budget import front
+from secateur.calibration.statistics import Statistics
+from secateur.errors import BadSchedule
+from secateur.methods import base
+
+SHARE = 0.25
+DISTORTION = 1.5  # at most that much more shrinking of one axis than of the other
+
+
+@dataclass(frozen=True)
+class Method(base.Method):
+    """The image is made smaller; nothing is chosen and nothing is measured."""
+
+    def calibrate(self, statistics: Statistics, request: base.BudgetRequest) -> Schedule:
+        """The grid of patches whose count is nearest to the budget.
+
+        Raises:
+            BadSchedule: the request cannot be met, or asks for no token at all.
+        """
+        model = statistics.model
+        wanted = front(request, statistics.dimensions.layers, model.vision_tokens, SHARE)
+        if wanted == 0:
+            raise BadSchedule("keep 0 leaves no image to look at; downsampling keeps at least 1 token")
+        rows, columns = nearest_grid(wanted, statistics.layout.grid)
+        gate = Gate(0, rows * columns, "downsample", {"grid": [rows, columns]})
+        return self.schedule(statistics, (gate,), {"tokens_asked": wanted})
+
+    @classmethod
+    def selector(cls, site: base.GateSite) -> base.Selector:
+        raise BadSchedule(f"a downsample gate chooses no tokens; its kind must be 'downsample', not '{site.gate.kind}'")
+
+
+def nearest_grid(wanted: int, full: tuple[int, int]) -> tuple[int, int]:
+    """Rows and columns within `full` whose product is nearest to `wanted`.
+
+    One axis shrinks at most DISTORTION times as much as the other. Of several the least distorted, then the one with
+    more tokens, then with more rows.
+    """
+
+    def distortion(grid: tuple[int, int]) -> float:
+        ratio = grid[0] * full[1] / (grid[1] * full[0])
+        return max(ratio, 1 / ratio)
+
+    grids = [g for g in product(range(1, full[0] + 1), range(1, full[1] + 1)) if distortion(g) <= DISTORTION]
+    return min(grids, key=lambda g: (abs(g[0] * g[1] - wanted), round(distortion(g), 9), -g[0] * g[1], -g[0]))

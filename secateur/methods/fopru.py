@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Focal Pruning (FoPru), arXiv 2411.14164.
+
+Prunes once, behind the vision encoder: the patches that get most attention from the other patches in the last layer
+but one stay, one by one ("rank") or as whole rows of the image ("row"). No text is read.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from secateur.artifacts import Gate, Json, Schedule
+from secateur.calibration.budget import front
+from secateur.calibration.statistics import Statistics
+from secateur.errors import BadSchedule
+from secateur.methods import base
+
+SHARE = 0.25  # the ratio that the paper's headline cites
+MEASURED = -2  # the layer of Statistics.encoder_variance
+
+
+@dataclass(frozen=True)
+class Method(base.Method):
+    """Options of FoPru."""
+
+    statistics: ClassVar[frozenset[str]] = frozenset({"encoder_variance"})
+
+    strategy: Literal["rank", "row"] = field(
+        default="rank", metadata={"help": "keep the best tokens, or the best whole rows of the image"}
+    )
+    score_layer: int = field(
+        default=-2, metadata={"help": "encoder layer whose attention scores, from the end: -1 is the last"}
+    )
+    row_fill: Literal["none", "rank"] = field(
+        default="none",
+        metadata={"help": "strategy row: what becomes of a budget that is no whole row (not in the paper)"},
+    )
+    direction: Literal["received", "auto"] = field(
+        default="received",
+        metadata={"help": "score by the attention received, or by received or given, whichever varies more"},
+    )
+
+    def __post_init__(self) -> None:
+        if self.score_layer >= 0:
+            raise BadSchedule(
+                f"score_layer {self.score_layer} must be below 0: layers count from the end, -1 is the last"
+            )
+        if self.row_fill == "rank" and self.strategy == "rank":
+            raise BadSchedule("row_fill 'rank' belongs to the strategy 'row'; use --strategy row")
+
+    def calibrate(self, statistics: Statistics, request: base.BudgetRequest) -> Schedule:
+        """One gate. A share of the tokens is rounded down, as in the paper; a compression is met most closely."""
+        tokens, columns = statistics.model.vision_tokens, statistics.layout.grid[1]
+        wanted = front(request, statistics.dimensions.layers, tokens, SHARE)
+        share = request.keep[0] if request.keep is not None else SHARE
+        if request.compression is None and 0 < share <= 1:
+            wanted = max(1, math.floor(share * tokens + 1e-9))
+        report = self._measured(statistics) | {"tokens_asked": wanted}
+        keep = wanted
+        if self.strategy == "row":
+            if 0 < wanted < columns:
+                raise BadSchedule(
+                    f"keep {wanted} is less than one row of {columns} tokens; keep more or use --strategy rank"
+                )
+            if self.row_fill == "none":
+                keep = wanted // columns * columns
+        selector: Json = {"strategy": self.strategy, "score_layer": self.score_layer}
+        selector |= {"row_fill": self.row_fill, "direction": self.direction}
+        return self.schedule(statistics, (Gate(0, keep, "vision", selector),), report)
+
+    def _measured(self, statistics: Statistics) -> Json:
+        """The check of the direction on the calibration images.
+
+        Raises:
+            BadSchedule: on one of them the attention given varies at least as much as the attention received.
+        """
+        variance = statistics.encoder_variance
+        if variance.size == 0:
+            return {"samples": 0, "note": "the direction was not checked: no image was measured"}
+        report: Json = {
+            "samples": len(variance),
+            "variance_received": [float(f"{value:.4g}") for value in variance[:, 0]],
+            "variance_given": [float(f"{value:.4g}") for value in variance[:, 1]],
+        }
+        if self.score_layer != MEASURED:
+            return report | {"note": f"measured at layer {MEASURED}, not at the score layer {self.score_layer}"}
+        against = int((variance[:, 0] <= variance[:, 1]).sum())
+        if against and self.direction == "received":
+            raise BadSchedule(
+                f"attention received varies no more than attention given on {against} of {len(variance)} calibration "
+                "images, so it tells little; use --direction auto"
+            )
+        return report
+
+    @classmethod
+    def selector(cls, site: base.GateSite) -> base.Selector:
+        found = {name: site.gate.selector.get(name, default) for name, default in DEFAULTS.items()}
+        for name, values in CHOICES.items():
+            if found[name] not in values:
+                raise BadSchedule(f"{name} {found[name]!r} of a fopru gate is not one of {', '.join(values)}")
+        layer, keep = found["score_layer"], site.gate.keep
+        if not isinstance(layer, int) or layer >= 0:
+            raise BadSchedule(f"score_layer {layer!r} of a fopru gate must be a whole number below 0")
+        if found["strategy"] == "row":
+            rows, columns = site.grid
+            if site.vision_tokens != rows * columns:
+                raise BadSchedule(
+                    f"a fopru gate by rows needs the whole image, {rows * columns} tokens, not {site.vision_tokens}"
+                )
+            if found["row_fill"] == "none" and keep % columns:
+                raise BadSchedule(f"keep {keep} of a fopru gate is no whole number of rows of {columns} tokens")
+        if keep in (0, site.vision_tokens):
+            return base.Fixed(range(keep))
+        auto = found["direction"] == "auto"
+        return FocalSelector(keep, layer, auto, site.grid if found["strategy"] == "row" else None)
+
+
+DEFAULTS = {"strategy": "rank", "score_layer": -2, "row_fill": "none", "direction": "received"}
+CHOICES = {"strategy": ("rank", "row"), "row_fill": ("none", "rank"), "direction": ("received", "auto")}
+
+
+class FocalSelector(base.Selector):
+    """The best tokens of all, or with a `grid` those of the best rows, filled up to `keep` by rank."""
+
+    def __init__(self, keep: int, layer: int, auto: bool, grid: tuple[int, int] | None) -> None:
+        super().__init__()
+        self.keep = keep
+        self.grid = grid
+        self.reads = (f"received.{layer}", f"given.{layer}") if auto else (f"received.{layer}",)
+
+    def forward(self, rows: base.GateInputs) -> Tensor:
+        score = self._score(rows)
+        if self.grid is None:
+            return base.best(score, self.keep)
+        height, width = self.grid
+        table = score.reshape(-1, height, width)
+        lines = base.best(table.sum(dim=2), self.keep // width)
+        if self.keep % width == 0:
+            return (lines[:, :, None] * width + torch.arange(width, device=score.device)).reshape(-1, self.keep)
+        chosen = (lines[:, :, None] == torch.arange(height, device=score.device)).any(dim=1)
+        return base.best(torch.where(chosen[:, :, None], torch.inf, table).reshape(-1, height * width), self.keep)
+
+    def _score(self, rows: base.GateInputs) -> Tensor:
+        """[B, N] fp32: attention received, or the direction of larger variance, image by image."""
+        received = rows.read[self.reads[0]].float()
+        if len(self.reads) == 1:
+            return received
+        given = rows.read[self.reads[1]].float()
+        return torch.where(_variance(received) > _variance(given), received, given)
+
+
+def _variance(score: Tensor) -> Tensor:
+    """[B, 1] of [B, N]. Spelled out: torch.var exports as reshapes to shapes that are computed."""
+    centred = score - score.mean(dim=1, keepdim=True)
+    return (centred * centred).mean(dim=1, keepdim=True)

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""VisionZip in fixed sizes, arXiv 2412.04467, CVPR 2025.
+
+Prunes once, behind the vision encoder. Most of the budget goes to the patches that the class token attends to most
+("dominant"). The rest goes to patches at a uniform stride among the others ("contextual"), and to each of these the
+mean of the dropped patches whose keys are most like its own is added. The class token itself is not passed on: it has
+no place in the image.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from secateur.artifacts import Gate, Schedule
+from secateur.calibration.budget import front
+from secateur.calibration.statistics import Statistics
+from secateur.errors import BadSchedule
+from secateur.methods import base
+from secateur.methods.cls import score_name
+
+SHARE = 64 / 576  # the published 54 dominant and 10 contextual tokens of LLaVA-1.5
+
+
+@dataclass(frozen=True)
+class Method(base.Method):
+    """Options of VisionZip."""
+
+    contextual: float = field(
+        default=10 / 64, metadata={"help": "share of the kept tokens that dropped ones merge into"}
+    )
+    score_layer: int = field(
+        default=-2, metadata={"help": "encoder layer whose attention and keys are used, from the end: -1 is the last"}
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.contextual <= 1:
+            raise BadSchedule(f"contextual {self.contextual:g} must be a share from 0 to 1 of the kept tokens")
+        if self.score_layer >= 0:
+            raise BadSchedule(
+                f"score_layer {self.score_layer} must be below 0: layers count from the end, -1 is the last"
+            )
+
+    def calibrate(self, statistics: Statistics, request: base.BudgetRequest) -> Schedule:
+        """One gate; without a class token the attention received scores. Nothing is measured."""
+        model, dimensions = statistics.model, statistics.dimensions
+        keep = front(request, dimensions.layers, model.vision_tokens, SHARE)
+        selector = {
+            "score": "class_token" if dimensions.class_token else "received",
+            "score_layer": self.score_layer,
+            "contextual": round(self.contextual * keep),
+        }
+        return self.schedule(statistics, (Gate(0, keep, "vision", selector),))
+
+    @classmethod
+    def selector(cls, site: base.GateSite) -> base.Selector:
+        keep, tokens, read = site.gate.keep, site.vision_tokens, score_name(site, "visionzip")
+        contextual = site.gate.selector.get("contextual", 0)
+        if not isinstance(contextual, int) or not 0 <= contextual <= keep:
+            raise BadSchedule(f"contextual {contextual!r} of a visionzip gate must be a count within 0 and {keep}")
+        if keep in (0, tokens):
+            return base.Fixed(range(keep))
+        return ZipSelector(tokens, keep - contextual, contextual, read)
+
+
+class ZipSelector(base.Selector):
+    """Dominant tokens as they are, and targets that take up what is dropped; all counts are constants.
+
+    R = N - dominant tokens are left behind the best, in raster order; target i is number i * (R // C) of these.
+    """
+
+    targets: Tensor
+    others: Tensor
+
+    def __init__(self, tokens: int, dominant: int, contextual: int, read: str) -> None:
+        super().__init__()
+        self.dominant, self.contextual = dominant, contextual
+        rest = tokens - dominant
+        chosen = [i * (rest // contextual) for i in range(contextual)]
+        self.register_buffer("targets", torch.tensor(chosen, dtype=torch.int64))
+        self.register_buffer("others", torch.tensor(sorted(set(range(rest)) - set(chosen)), dtype=torch.int64))
+        self.reads = (read, f"patch_key{read[read.rindex('.') :]}") if contextual else (read,)
+
+    def forward(self, rows: base.GateInputs) -> Tensor:
+        dominant, targets, _ = self._split(rows)
+        return base.ascending(torch.cat([dominant, targets], dim=1))
+
+    def merged(self, rows: base.GateInputs, slots: Tensor) -> Tensor:
+        """Kept rows [B, k, D]; to each target the mean of the rows that are dropped in its favour is added, in fp32."""
+        kept = base.gather(rows.vision, slots)
+        if not self.contextual:
+            return kept
+        _, targets, others = self._split(rows)
+        keys = F.normalize(rows.read[self.reads[1]].float(), dim=-1)
+        alike = torch.matmul(base.gather(keys, others), base.gather(keys, targets).transpose(1, 2))
+        nearest = alike.argmax(dim=2, keepdim=True)
+        belongs = (nearest == torch.arange(self.contextual, device=nearest.device)).float()
+        total = torch.matmul(belongs.transpose(1, 2), base.gather(rows.vision, others).float())
+        mean = total / belongs.sum(dim=1).clamp(min=1)[:, :, None]
+        at = (slots[:, :, None] == targets[:, None, :]).float()
+        return (kept.float() + torch.matmul(at, mean)).to(kept.dtype)
+
+    def _split(self, rows: base.GateInputs) -> tuple[Tensor, Tensor, Tensor]:
+        """Slots of the dominant tokens [B, D], the targets [B, C], and all others; the last two ascend."""
+        score = rows.read[self.reads[0]].float()
+        order = base.top(score, score.shape[1])
+        rest = base.ascending(order[:, self.dominant :])
+        return order[:, : self.dominant], rest.index_select(1, self.targets), rest.index_select(1, self.others)
