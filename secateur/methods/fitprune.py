@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""FitPrune, arXiv 2409.10197, AAAI 2025: as many tokens as keep a layer's attention nearly whole.
+
+Offline, a binary search over alpha, the share of attention that any layer may lose, gives a count for each layer. At
+run time the tokens with the largest product of two sums stay: attention received from the text, and from the image.
+
+The paper prunes in up to 26 layers, between a layer's attention and its output projection. Here the layer's gate stands
+at the entry of the next layer, and the counts are merged into a few cuts, because each cut is a border of two graphs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from secateur.artifacts import Gate, Json, Schedule, check_gates
+from secateur.calibration.budget import plan
+from secateur.calibration.statistics import Statistics
+from secateur.errors import BadSchedule
+from secateur.methods import base
+from secateur.methods._head_max import causal, head_max
+from secateur.methods._staircase import from_table, levels, lost, merge, search
+
+COMPRESSION = 0.6  # the published table for 60 % fewer FLOPs leaves 231 of 576 tokens on average
+
+
+@dataclass(frozen=True)
+class Method(base.Method):
+    """Options of the schedule; the score has none."""
+
+    statistics: ClassVar[frozenset[str]] = frozenset({"cross_attention", "self_attention"})
+
+    gates: int = field(default=3, metadata={"help": "cuts that the counts of all layers are merged into, at most"})
+    table: tuple[int, ...] | None = field(
+        default=None,
+        metadata={"help": "tokens that each layer deletes, one value a layer, instead of the search: 14,33,89,36,..."},
+    )
+
+    def __post_init__(self) -> None:
+        if self.gates < 1:
+            raise BadSchedule(f"gates {self.gates} must be at least 1")
+        if self.table is not None and min(self.table, default=0) < 0:
+            raise BadSchedule(f"table deletes {min(self.table)} tokens in a layer; each value must be at least 0")
+
+    def calibrate(self, statistics: Statistics, request: base.BudgetRequest) -> Schedule:
+        """A count for each layer, merged into cuts, landed on the budget."""
+        model, depth = statistics.model, statistics.dimensions.layers
+        tokens = model.vision_tokens
+        steps, report = self._steps(statistics, COMPRESSION if request.compression is None else request.compression)
+        average = sum(steps) / depth
+        cuts = request.layers or merge(steps, len(request.keep) if request.keep else self.gates)
+        check_gates(tuple(Gate(layer, tokens) for layer in cuts), depth, tokens)
+        merged = levels(steps, cuts)
+        if request.keep is None and request.compression is None:
+            # A table brings its own budget.
+            request = replace(request, compression=COMPRESSION if self.table is None else 1 - average / tokens)
+        placed = plan(request, depth, tokens, cuts, [level / tokens for level in merged], earliest=1)
+        ends = [*cuts[1:], depth]
+        followed = sum(level * (end - cut) for level, cut, end in zip(merged, cuts, ends, strict=True))
+        report |= {
+            "staircase": list(steps),
+            "average_staircase": round(average, 3),
+            "cuts": list(cuts),
+            "levels": [round(level, 3) for level in merged],
+            "average_merged": round((cuts[0] * tokens + followed) / depth, 3),
+            "moved": list(placed.moved) if placed.moved else None,
+        }
+        return self.schedule(statistics, placed.gates(), report)
+
+    def _steps(self, statistics: Statistics, compression: float) -> tuple[tuple[int, ...], Json]:
+        """The tokens that enter each layer, and where that comes from."""
+        depth, tokens = statistics.dimensions.layers, statistics.model.vision_tokens
+        report: Json = {"samples": statistics.samples, "seed": statistics.seed}
+        if self.table is not None:
+            if len(self.table) != depth:
+                raise BadSchedule(f"table has {len(self.table)} values for {depth} layers; give one for each")
+            if sum(self.table) > tokens:
+                raise BadSchedule(f"table deletes {sum(self.table)} of {tokens} tokens; it is of another model")
+            return from_table(self.table, tokens), report | {"counts_from": "table"}
+        if statistics.cross_attention.size == 0:
+            steps = tuple(max(round(tokens * (depth - layer) / depth), 1) for layer in range(depth))
+            note = "nothing was measured: the tokens fall evenly with depth"
+            return steps, report | {"counts_from": "depth", "note": note}
+        losses = lost(statistics.cross_attention, statistics.self_attention)
+        alpha, steps = search(losses, (1 - compression) * tokens)
+        return steps, report | {"counts_from": "search", "alpha": round(alpha, 6)}
+
+    @classmethod
+    def selector(cls, site: base.GateSite) -> base.Selector:
+        keep, tokens = site.gate.keep, site.vision_tokens
+        if site.gate.selector:
+            raise BadSchedule(f"a fitprune gate takes no parameters, not {', '.join(sorted(site.gate.selector))}")
+        if keep in (0, tokens):
+            return base.Fixed(range(keep))
+        if site.gate.layer < 1:
+            raise BadSchedule(
+                "a fitprune gate at layer 0 has no layer before it to read; it must be at layer 1 or later"
+            )
+        return ProductSelector(site)
+
+
+class ProductSelector(base.Selector):
+    """Keeps the largest (attention received from the text) x (attention received from the image).
+
+    Each row counts its largest head, in the layer before the gate, over all rows that it sees.
+    """
+
+    reads = ("queries", "key")
+
+    def __init__(self, site: base.GateSite) -> None:
+        super().__init__()
+        self.keep, self.start, self.tokens = site.gate.keep, site.image_start, site.vision_tokens
+
+    def forward(self, rows: base.GateInputs) -> Tensor:
+        return base.best(self.score(rows), self.keep)
+
+    def score(self, rows: base.GateInputs) -> Tensor:
+        """[B, N] fp32. The text is every valid row behind the image; rows before it do not see it."""
+        mask = rows.attention_mask
+        every = torch.arange(mask.shape[1], device=mask.device)
+        seen = head_max(rows.read["queries"].permute(1, 2, 0, 3), rows.read["key"], causal(every, mask))
+        end = self.start + self.tokens
+        seen = seen[:, :, self.start : end]
+        text = (mask[:, end:] > 0).to(seen.dtype).unsqueeze(2)
+        return (seen[:, end:] * text).sum(1) * seen[:, self.start : end].sum(1)

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Visual Tokens Withdrawal (VTW), arXiv 2405.05803, AAAI 2025: from one decoder layer on, no vision token is left.
+
+The layer is the first at which the drop hardly changes the next token: mean KL(full || dropped) at most eta. No score,
+so the cheapest graph there is. Weak where answers need a late look at the image.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+from secateur.artifacts import Json, Schedule
+from secateur.calibration.budget import plan
+from secateur.calibration.statistics import Statistics
+from secateur.errors import BadSchedule
+from secateur.methods import base
+
+PUBLISHED, START, DEPTH = 15, 5, 32  # the layer for LLaVA-1.5-7B, and where its search starts
+ETA = 0.003
+
+
+@dataclass(frozen=True)
+class Method(base.Method):
+    """Options of the search for the layer."""
+
+    statistics: ClassVar[frozenset[str]] = frozenset({"drop_divergence"})
+
+    eta: float = field(
+        default=ETA,
+        metadata={"help": "mean KL in nats that the drop may cost; published: 7B 0.003, 13B 0.0005, NeXT-7B 0.0001"},
+    )
+    start: int | None = field(
+        default=None, metadata={"help": "first layer of the search (default 5 of 32, scaled by depth)"}
+    )
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.eta) and self.eta >= 0):
+            raise BadSchedule(f"eta {self.eta:g} must be at least 0 nats and finite")
+        if self.start is not None and self.start < 1:
+            raise BadSchedule(f"start {self.start} must be at least 1; the layers before it always see the image")
+
+    def calibrate(self, statistics: Statistics, request: base.BudgetRequest) -> Schedule:
+        """One gate; the layer comes from the request, its compression, or the search."""
+        model, depth = statistics.model, statistics.dimensions.layers
+        keep = _keep(request, model.vision_tokens)
+        divergence = [float(kl) for kl in statistics.drop_divergence.mean(1)] if statistics.drop_divergence.size else []
+        layer, source, note = self._layer(request, depth, divergence)
+        placed = plan(base.BudgetRequest(keep=(keep,), layers=(layer,)), depth, model.vision_tokens, (), (), earliest=0)
+        report: Json = {
+            "samples": statistics.drop_divergence.shape[1] if divergence else 0,
+            "seed": statistics.seed,
+            "eta": self.eta,
+            "layer": layer,
+            "layer_from": source,
+            "mean_kl": [round(kl, 6) for kl in divergence],
+            "exceeds_eta": divergence[layer] > self.eta if divergence else None,
+            "note": note,
+        }
+        return self.schedule(statistics, placed.gates(), report)
+
+    def _layer(self, request: base.BudgetRequest, depth: int, divergence: list[float]) -> tuple[int, str, str]:
+        """The layer of the drop, where it comes from, and what is to be said about it."""
+        if request.layers is not None:
+            return request.layers[0], "request", ""
+        if request.compression is not None:
+            return _nearest(request.compression, depth), "compression", ""
+        if not divergence:
+            layer = min(max(round(PUBLISHED * depth / DEPTH), 1), depth - 1)
+            return layer, "depth", f"nothing was measured: the published layer {PUBLISHED} of {DEPTH}, scaled by depth"
+        start = max(round(START * depth / DEPTH), 1) if self.start is None else self.start
+        if start >= depth:
+            raise BadSchedule(f"start {start} is outside the model; its last layer is {depth - 1}")
+        for layer in range(start, depth):
+            if divergence[layer] <= self.eta:
+                return layer, "search", ""
+        return depth - 1, "search", f"no layer from {start} on costs at most {self.eta:g} nats: the last layer"
+
+    @classmethod
+    def selector(cls, site: base.GateSite) -> base.Selector:
+        keep, tokens = site.gate.keep, site.vision_tokens
+        if keep not in (0, tokens):
+            raise BadSchedule(f"a vtw gate keeps 0 or all {tokens} tokens, not {keep}; calibrate the schedule again")
+        return base.Fixed(range(keep))
+
+
+def _keep(request: base.BudgetRequest, tokens: int) -> float:
+    """What the one gate keeps as a share: 0, or 1 to test the wiring."""
+    if request.layers is not None and len(request.layers) != 1:
+        raise BadSchedule(f"vtw drops the image at one layer, not at {len(request.layers)}; give one with --layers")
+    if request.layers is not None and request.compression is not None:
+        raise BadSchedule("--layers and --compression both set the layer of the drop; give one of them")
+    if request.keep is None:
+        return 0.0
+    if request.compression is not None:
+        raise BadSchedule("--keep and --compression both set the budget; give one of them")
+    if len(request.keep) != 1 or request.keep[0] not in (0, 1, tokens):
+        given = ",".join(f"{value:g}" for value in request.keep)
+        raise BadSchedule(
+            f"keep {given} does not fit vtw, which drops all tokens (0; 1.0 is a test); use --compression"
+        )
+    return float(request.keep[0] > 0)
+
+
+def _nearest(compression: float, depth: int) -> int:
+    """The layer K whose K / depth is nearest to the share kept, at least 1: the first layer sees the image."""
+    if not 0 <= compression < 1:
+        raise BadSchedule(f"compression {compression:g} must be at least 0 and below 1")
+    return min(max(round((1 - compression) * depth), 1), depth - 1)
