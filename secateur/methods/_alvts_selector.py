@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The gate of ALVTS (arXiv 2606.14277, equations 1 to 7): thin queries and keys of all rows, scores, the k best."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from secateur.errors import BadSchedule
+from secateur.methods import base
+from secateur.methods._alvts_score import SCORES, importance
+from secateur.methods._lowrank import Factors, queries_and_keys
+
+
+class LowRankSelector(base.Selector):
+    """Reads the whole stream that enters the layer; positions are those of the prompt. All of it in fp32."""
+
+    down: Tensor
+    query_up: Tensor
+    key_up: Tensor
+
+    def __init__(self, site: base.GateSite) -> None:
+        super().__init__()
+        parameters = site.gate.selector
+        self.keep, self.tokens = site.gate.keep, site.vision_tokens
+        self.score: str = parameters.get("score", "")
+        if self.score not in SCORES:
+            raise BadSchedule(f"score {self.score!r} of an alvts gate must be one of {', '.join(SCORES)}")
+        if site.projections is None:
+            raise BadSchedule(
+                f"the alvts gate at layer {site.gate.layer} must be of kind 'route', not '{site.gate.kind}'"
+            )
+        self.projections = site.projections
+        for name, factor in _factors(site, parameters.get("rank"))._asdict().items():
+            self.register_buffer(name, factor)
+
+    def forward(self, rows: base.GateInputs) -> Tensor:
+        factors = Factors(self.down, self.query_up, self.key_up)
+        query, key = queries_and_keys(factors, self.projections, rows.hidden_states, rows.position_ids)
+        score = importance(query, key, rows.attention_mask, rows.image_start, self.tokens, self.score)
+        return base.best(score, self.keep)
+
+
+def tensor_name(layer: int, part: str) -> str:
+    """The name of a factor in `Schedule.tensors`."""
+    return f"layer_{layer:02}.{part}"
+
+
+def _factors(site: base.GateSite, rank: object) -> Factors:
+    """The gate's factors, checked against the layer's projections."""
+    assert site.projections is not None
+    layer, d = site.gate.layer, site.dimensions
+    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
+        raise BadSchedule(f"rank {rank!r} of an alvts gate must be a whole number, at least 1")
+    query_out, key_out = d.heads * d.head_dim, d.kv_heads * d.head_dim
+    query_rank, key_rank = (min(rank, d.width, out) for out in (query_out, key_out))
+    shapes = ((query_rank + key_rank, d.width), (query_out, query_rank), (key_out, key_rank))
+    found = []
+    for part, shape in zip(Factors._fields, shapes, strict=True):
+        name = tensor_name(layer, part)
+        if name not in site.tensors:
+            raise BadSchedule(f"the schedule has no tensor '{name}'; calibrate it again")
+        array = np.asarray(site.tensors[name], np.float32)
+        if array.shape != shape or not np.isfinite(array).all():
+            raise BadSchedule(
+                f"tensor '{name}' has shape {list(array.shape)} or values that are no numbers, not finite "
+                f"{list(shape)}; calibrate the schedule again"
+            )
+        found.append(torch.from_numpy(array.copy()))
+    return Factors(*found)

@@ -1,0 +1,220 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From statistics and a request to an ALVTS schedule."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from secateur.artifacts import Dimensions, Layout, ModelIdentity, to_json
+from secateur.calibration.statistics import Statistics
+from secateur.errors import BadSchedule
+from secateur.methods import _alignment as alignment
+from secateur.methods import _lowrank as lowrank
+from secateur.methods._alvts_score import importance
+from secateur.methods.alvts import Method
+from secateur.methods.base import BudgetRequest, Fixed, GateInputs, best
+from tests.methods.alvts_toy import METHOD, RATE, learnable
+
+DEPTH, GRID, TOKENS = 6, (4, 5), 20
+HALF = BudgetRequest(keep=(0.5,))
+
+
+@pytest.fixture
+def statistics(measured: Callable[..., Statistics]) -> Statistics:
+    made: Statistics = measured(DEPTH, GRID, [0.0] * DEPTH)
+    return made
+
+
+@pytest.fixture
+def thin(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rank below that of the layers, which are 16 wide."""
+    monkeypatch.setattr(lowrank, "default_rank", lambda dimensions: 6)
+
+
+def test_a_gate_at_every_layer(statistics: Statistics) -> None:
+    schedule = Method(passes=1).calibrate(statistics, BudgetRequest())
+    assert [(gate.layer, gate.keep, gate.kind) for gate in schedule.gates] == [(i, 4, "route") for i in range(DEPTH)]
+    assert {gate.selector["rank"] for gate in schedule.gates} == {32}
+    assert schedule.budget.average_tokens == 4
+    d = statistics.dimensions
+    shapes = {
+        "down": (32, d.width),
+        "query_up": (d.heads * d.head_dim, d.width),
+        "key_up": (d.kv_heads * d.head_dim, d.width),
+    }
+    assert {name: array.shape for name, array in schedule.tensors.items()} == {
+        f"layer_{layer:02}.{part}": shape for layer in range(DEPTH) for part, shape in shapes.items()
+    }
+    assert {array.dtype for array in schedule.tensors.values()} == {np.dtype(np.float32)}
+
+
+def test_report(statistics: Statistics, thin: None) -> None:
+    schedule = Method(passes=2, learning_rate=RATE).calibrate(learnable(statistics), HALF)
+    report = json.loads(to_json(schedule))["calibration"]
+    assert report == schedule.calibration
+    assert report["samples"] == 8 and report["selectors"] == "calibrated" and report["rank"] == 6
+    assert [line["layer"] for line in report["layers"]] == list(range(DEPTH))
+    for line in report["layers"]:
+        assert line["overlap_before"] <= line["overlap"] <= 1 and 0 < line["mass"] <= 1
+        assert line["passes"] in (0, 1, 2)
+    assert any(line["overlap_before"] < line["overlap"] < 1 for line in report["layers"])
+    assert 0 < report["mean_jaccard"] < 1  # the layers choose differently
+    d = statistics.dimensions
+    assert report["text_rows"] == 5  # 3 of the head, 2 of the question
+    selector, dense, pruned = (
+        lowrank.selector_macs(d, 6, 25), lowrank.layer_macs(d, 25), lowrank.layer_macs(d, 15)
+    )  # fmt: skip
+    assert report["selector_flops"] == 2 * selector
+    assert report["selector_share_of_dense_flops"] == pytest.approx(selector / dense, abs=1e-6)
+    assert report["selector_share_of_pruned_flops"] == pytest.approx(selector / pruned, abs=1e-6)
+    assert report["pruned_and_selector_of_dense_flops"] == pytest.approx((pruned + selector) / dense, abs=1e-6)
+    assert report["selector_parameters"] == sum(schedule.tensors[f"layer_00.{p}"].size for p in lowrank.Factors._fields)
+
+
+def test_bare_decomposition(statistics: Statistics, thin: None) -> None:
+    schedule = Method(selectors="svd").calibrate(statistics, HALF)
+    assert statistics.layers is not None
+    for layer in statistics.layers():
+        for part, factor in lowrank.svd(layer.projections, 6)._asdict().items():
+            np.testing.assert_array_equal(schedule.tensors[f"layer_{layer.number:02}.{part}"], factor.numpy())
+    lines = schedule.calibration["layers"]
+    assert all(line["overlap"] == line["overlap_before"] for line in lines) and lines[0]["overlap"] < 1
+
+
+def test_full_rank_needs_no_tuning(statistics: Statistics) -> None:
+    """Rank 32 is more than a layer 16 wide has: the selector is the layer's own attention."""
+    report = Method(selectors="svd").calibrate(statistics, HALF).calibration
+    assert all(line["overlap"] == 1 and line["mass"] == 1 for line in report["layers"])
+
+
+def test_without_samples(statistics: Statistics, measured: Any) -> None:
+    schedule = Method().calibrate(measured(DEPTH, GRID), HALF)
+    bare = Method(selectors="svd").calibrate(statistics, HALF)
+    assert schedule.calibration["note"].startswith("nothing was measured")
+    assert all(np.array_equal(array, bare.tensors[name]) for name, array in schedule.tensors.items())
+
+
+def test_dense_layers_and_groups(statistics: Statistics) -> None:
+    schedule = Method(dense_layers=1, group=2, passes=1).calibrate(statistics, HALF)
+    assert [gate.layer for gate in schedule.gates] == [1, 3, 5]
+    assert schedule.budget.average_tokens == pytest.approx((20 + 5 * 10) / 6, abs=1e-6)
+    assert schedule.calibration["group"] == 2 and len(schedule.tensors) == 9
+
+
+@settings(max_examples=80)
+@given(share=st.floats(0.001, 1), tokens=st.integers(1, 600))
+def test_ratio_is_rounded_down(share: float, tokens: int) -> None:
+    keep = Method()._keep(BudgetRequest(keep=(share,)), 4, tokens)
+    assert keep == max(1, math.floor(share * tokens + 1e-9))
+
+
+@pytest.mark.parametrize(("ratio", "keep"), [(1 / 3, 192), (2 / 9, 128), (1 / 9, 64), (64, 64), (1.0, 576), (0, 0)])
+def test_published_ratios(ratio: float, keep: int) -> None:
+    assert Method()._keep(BudgetRequest(keep=(ratio,)), 32, 576) == keep
+    assert Method()._keep(BudgetRequest(), 32, 576) == 128
+
+
+@settings(max_examples=80, deadline=None)
+@given(compression=st.floats(0, 0.99), dense=st.integers(0, 7), tokens=st.integers(1, 200))
+def test_compression_is_met_as_closely_as_whole_tokens_allow(compression: float, dense: int, tokens: int) -> None:
+    method, depth = Method(dense_layers=dense), 8
+
+    def reached(keep: int) -> float:
+        return 1 - (dense * tokens + (depth - dense) * keep) / (depth * tokens)
+
+    asked = BudgetRequest(compression=compression)
+    if compression > reached(1):
+        with pytest.raises(BadSchedule, match="out of reach"):
+            method._keep(asked, depth, tokens)
+        return
+    error = abs(reached(method._keep(asked, depth, tokens)) - compression)
+    assert error <= min(abs(reached(keep) - compression) for keep in range(1, tokens + 1)) + 1e-9
+
+
+@pytest.mark.parametrize("keep", [1.0, 0.0])
+def test_all_or_none(statistics: Statistics, site: Any, random_rows: Any, keep: float) -> None:
+    schedule = Method().calibrate(statistics, BudgetRequest(keep=(keep,)))
+    assert not schedule.tensors and len(schedule.gates) == DEPTH
+    selector = Method.selector(site(schedule.gates[0], TOKENS, GRID, schedule.tensors))
+    assert isinstance(selector, Fixed)
+    assert selector(random_rows(TOKENS, batch=1)).tolist() == [list(range(int(keep * TOKENS)))]
+
+
+def test_the_gate_does_what_the_report_says(statistics: Statistics, site: Any, thin: None) -> None:
+    """The overlap of a gate's slots with the layer's own best tokens, on the held-out samples."""
+    statistics = learnable(statistics)
+    schedule = METHOD.calibrate(statistics, HALF)
+    layout = statistics.layout
+    _, held_out = alignment.split(8, statistics.seed)
+    assert statistics.layers is not None
+    for layer in statistics.layers():
+        batch = alignment.pad([layer.rows[i] for i in held_out])
+        index = torch.arange(TOKENS).expand(len(held_out), -1)
+        rows = GateInputs(batch.rows, batch.position_ids, batch.attention_mask, index, layout.image_start, {})
+        slots = Method.selector(site(schedule.gates[layer.number], TOKENS, GRID, schedule.tensors))(rows)
+        exact = lowrank.exact_queries_and_keys(layer.projections, batch.rows, batch.position_ids)
+        truth = best(importance(*exact, batch.attention_mask, layout.image_start, TOKENS), 10)
+        shared = [len(set(a) & set(b)) / 10 for a, b in zip(slots.tolist(), truth.tolist(), strict=True)]
+        assert schedule.calibration["layers"][layer.number]["overlap"] == pytest.approx(np.mean(shared), abs=1e-6)
+    assert any(line["passes"] for line in schedule.calibration["layers"])
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (BudgetRequest(layers=(2, 4)), "--dense-layers and --group"),
+        (BudgetRequest(keep=(0.5, 0.2)), "2 values; give one"),
+        (BudgetRequest(keep=(0.5,), compression=0.5), "give one of them"),
+        (BudgetRequest(keep=(21,)), "21 tokens of 20"),
+        (BudgetRequest(keep=(-0.5,)), "at least 0"),
+        (BudgetRequest(compression=1.0), "at most 0.9"),
+        (BudgetRequest(compression=-0.1), "at least 0"),
+    ],
+)
+def test_requests_that_do_not_fit(statistics: Statistics, asked: BudgetRequest, message: str) -> None:
+    with pytest.raises(BadSchedule, match=message):
+        Method().calibrate(statistics, asked)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rank": 48}, "rank 48"),
+        ({"rank": 0}, "rank 0"),
+        ({"group": 0}, "group 0"),
+        ({"dense_layers": -1}, "dense_layers -1"),
+        ({"passes": 0}, "passes 0"),
+        ({"learning_rate": 0.0}, "learning_rate 0"),
+        ({"learning_rate": float("nan")}, "learning_rate nan"),
+        ({"positions": "compact"}, "compact"),
+    ],
+)
+def test_bad_options(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadSchedule, match=message):
+        Method(**options)
+
+
+def test_places_that_do_not_fit(statistics: Statistics) -> None:
+    with pytest.raises(BadSchedule, match="dense_layers 6 leaves no layer of 6; at most 5"):
+        Method(dense_layers=6).calibrate(statistics, HALF)
+    with pytest.raises(BadSchedule, match="were not measured"):
+        Method().calibrate(replace(statistics, layers=None), HALF)
+
+
+def test_published_rank_is_the_default() -> None:
+    """The schedule of a LLaVA-7B states rank 256; nothing is measured for one that keeps all."""
+    shape = Dimensions(32, 4096, 32, 32, 128, 11008, 32000, 4096, 1024)
+    model = ModelIdentity("llava", 32, 576, "sha256:0")
+    bare = Statistics(model, shape, Layout(35, 576, (24, 24)), 0, 0)
+    schedule = Method().calibrate(bare, BudgetRequest(keep=(1.0,)))
+    assert [gate.selector["rank"] for gate in schedule.gates] == [256] * 32

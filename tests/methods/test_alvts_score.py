@@ -1,0 +1,292 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Scores and thin projections of ALVTS against plain loops, transformers' own layer and the paper's table."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import LlamaConfig, LlamaModel, Qwen2Config, Qwen2Model
+
+from secateur.artifacts import Dimensions, Gate
+from secateur.errors import BadSchedule
+from secateur.methods import _lowrank as lowrank
+from secateur.methods._alvts_score import importance
+from secateur.methods._alvts_selector import LowRankSelector, tensor_name
+from secateur.methods.alvts import Method
+from secateur.methods.base import Fixed, GateInputs, GateSite
+from secateur.models._projections import Projections
+
+Floats = NDArray[np.float64]
+LLAVA_7B = Dimensions(32, 4096, 32, 32, 128, 11008, 32000, 4096, 1024)
+LLAVA_13B = Dimensions(40, 5120, 40, 40, 128, 13824, 32000, 4096, 1024)
+QWEN_3B = Dimensions(36, 2048, 16, 2, 128, 11008, 151936, 4096, 1280)
+SMOL = Dimensions(32, 960, 15, 5, 64, 2560, 49152, 4096, 768)
+WIDTH, HEADS, KV_HEADS, HEAD_DIM, START, TOKENS = 24, 4, 2, 6, 2, 5
+PLACE = Dimensions(2, WIDTH, HEADS, KV_HEADS, HEAD_DIM, 32, 16, 64, 24)
+
+
+def plain_importance(
+    query: Floats, key: Floats, mask: NDArray[np.int64], start: int, count: int, score: str
+) -> list[list[float]]:
+    """Equations 4 to 6 with every row as a query, means as printed, in loops."""
+    heads, kv_heads, rows = query.shape[1], key.shape[1], query.shape[2]
+    vision = range(start, start + count)
+    out = []
+    for b in range(len(query)):
+        text = [r for r in range(rows) if r not in vision and mask[b, r]]
+        attention = np.zeros((rows, rows))
+        for h in range(heads):
+            for r in range(rows):
+                seen = [c for c in range(r + 1) if mask[b, c]]
+                logits = [
+                    float(query[b, h, r] @ key[b, h // (heads // kv_heads), c]) / math.sqrt(query.shape[3])
+                    for c in seen
+                ]
+                top = max(logits, default=0.0)
+                weights = [math.exp(x - top) for x in logits]
+                for c, weight in zip(seen, weights, strict=True):
+                    attention[r, c] += weight / sum(weights) / heads
+        by_vision = [sum(attention[j, i] for j in vision) / count for i in vision]
+        by_text = [sum(attention[j, i] for j in text) / len(text) for i in vision]
+        out.append(by_vision if score == "v2v" else [a * b for a, b in zip(by_vision, by_text, strict=True)])
+    return out
+
+
+def plain_heads(rows: Floats, positions: NDArray[np.int64], heads: int, theta: float = 10000.0) -> Floats:
+    """[S, heads * dh] -> [heads, S, dh] with rotary positions: one half of a head against the other."""
+    split = rows.reshape(len(rows), heads, -1)
+    half = split.shape[2] // 2
+    out = np.zeros_like(split)
+    for s, position in enumerate(positions):
+        for i in range(half):
+            angle = position / theta ** (i / half)
+            one, two = split[s, :, i], split[s, :, i + half]
+            out[s, :, i] = one * math.cos(angle) - two * math.sin(angle)
+            out[s, :, i + half] = two * math.cos(angle) + one * math.sin(angle)
+    return out.transpose(1, 0, 2)
+
+
+def random_model(kind: str = "llama") -> Any:
+    sizes: Any = {
+        "hidden_size": WIDTH,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": HEADS,
+        "num_key_value_heads": KV_HEADS,
+        "vocab_size": 16,
+        "max_position_embeddings": 64,
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = LlamaModel(LlamaConfig(**sizes)) if kind == "llama" else Qwen2Model(Qwen2Config(**sizes))
+        for weight in model.parameters():
+            weight.data.normal_(std=0.5)
+    model.requires_grad_(False)
+    return model
+
+
+def projections(kind: str = "llama") -> Projections:
+    model = random_model(kind)
+    return Projections(model.layers[1], model.rotary_emb)
+
+
+def site(kept: int, layer: Projections, rank: int, score: str = "product", **tensors: Any) -> GateSite:
+    """A place whose tensors are those of the bare decomposition, but for `tensors`."""
+    factors = lowrank.svd(layer, rank)._asdict()
+    named = {tensor_name(1, part): tensors.get(part, factor.numpy()) for part, factor in factors.items()}
+    gate = Gate(1, kept, "route", {"rank": rank, "score": score})
+    return GateSite(gate, TOKENS, START, (1, TOKENS), PLACE, named, layer)
+
+
+def random_rows(seed: int, rows: int = START + TOKENS + 3, batch: int = 2) -> GateInputs:
+    """The last sample is padded by one row; positions have a gap behind the image."""
+    generator = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(batch, rows, WIDTH, generator=generator)
+    mask = torch.ones(batch, rows, dtype=torch.int64)
+    mask[-1, -1] = 0
+    positions = torch.arange(rows) + 3 * (torch.arange(rows) >= START + TOKENS)
+    index = torch.arange(TOKENS).repeat(batch, 1)
+    return GateInputs(hidden, positions.repeat(batch, 1), mask, index, START, {})
+
+
+def score_of(selector: LowRankSelector, rows: GateInputs) -> Tensor:
+    factors = lowrank.Factors(selector.down, selector.query_up, selector.key_up)
+    query, key = lowrank.queries_and_keys(factors, selector.projections, rows.hidden_states, rows.position_ids)
+    return importance(query, key, rows.attention_mask, START, TOKENS, selector.score)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 2**16),
+    heads=st.sampled_from([(1, 1), (4, 2), (6, 2), (3, 3)]),
+    start=st.integers(0, 3),
+    count=st.integers(1, 6),
+    tail=st.integers(1, 4),
+    score=st.sampled_from(["product", "v2v"]),
+    data=st.data(),
+)
+def test_importance_equals_loops(
+    seed: int, heads: tuple[int, int], start: int, count: int, tail: int, score: str, data: st.DataObject
+) -> None:
+    rows, rng = start + count + tail, np.random.default_rng(seed)
+    query, key = (rng.normal(size=(2, h, rows, 4)).round(1) * 2 for h in heads)
+    mask = np.ones((2, rows), np.int64)
+    mask[1, rows - data.draw(st.integers(0, tail - 1)) :] = 0
+    got = importance(torch.tensor(query).half(), torch.tensor(key).half(), torch.tensor(mask), start, count, score)
+    exact_query, exact_key = (x.astype(np.float16).astype(np.float64) for x in (query, key))
+    want = np.array(plain_importance(exact_query, exact_key, mask, start, count, score))
+    assert got.dtype == torch.float32
+    ratio = got.double().numpy() / want  # sums in place of means: one factor a sample
+    np.testing.assert_allclose(ratio, ratio[:, :1].repeat(count, 1), rtol=1e-4)
+
+
+@pytest.mark.parametrize("score", ["product", "v2v"])
+def test_selector_equals_loops(score: str) -> None:
+    """The whole gate from the residual stream on: norm, thin weights, grouped heads, RoPE, scores, the k best."""
+    layer, rows = projections(), random_rows(0)
+    selector = Method.selector(site(3, layer, 8, score))
+    assert isinstance(selector, LowRankSelector)
+    hidden = rows.hidden_states.double().numpy()
+    normalised = (
+        hidden
+        / np.sqrt((hidden**2).mean(-1, keepdims=True) + 1e-6)
+        * layer.norm.get_parameter("weight").double().numpy()
+    )
+    weights = []
+    for weight in (layer.query, layer.key):
+        u, s, v = np.linalg.svd(weight.double().numpy(), full_matrices=False)
+        weights.append(u[:, :8] * s[:8] @ v[:8])
+    query, key = (
+        np.stack([plain_heads(n @ w.T, p, heads) for n, p in zip(normalised, rows.position_ids.numpy(), strict=True)])
+        for w, heads in zip(weights, (HEADS, KV_HEADS), strict=True)
+    )
+    want = np.array(plain_importance(query, key, rows.attention_mask.numpy(), START, TOKENS, score))
+    got = score_of(selector, rows).double().numpy()
+    np.testing.assert_allclose(got / got.sum(1, keepdims=True), want / want.sum(1, keepdims=True), rtol=1e-4)
+    chosen = [sorted(range(TOKENS), key=lambda i, s=s: (-s[i], i))[:3] for s in want]  # type: ignore[misc]
+    assert selector(rows).tolist() == [sorted(each) for each in chosen]
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+def test_full_rank_equals_the_layer(kind: str) -> None:
+    layer, rows = projections(kind), random_rows(1)
+    selector = LowRankSelector(site(2, layer, 64))
+    exact = lowrank.exact_queries_and_keys(layer, rows.hidden_states, rows.position_ids)
+    truth = importance(*exact, rows.attention_mask, START, TOKENS)
+    torch.testing.assert_close(score_of(selector, rows), truth, rtol=1e-4, atol=1e-6)
+    thin = score_of(LowRankSelector(site(2, layer, 4)), rows)
+    assert not torch.allclose(thin, truth, rtol=1e-2)
+
+
+def test_decomposition_is_the_best_of_its_rank() -> None:
+    layer = projections()
+    factors = lowrank.svd(layer, 5)
+    assert [tuple(f.shape) for f in factors] == [(10, WIDTH), (HEADS * HEAD_DIM, 5), (KV_HEADS * HEAD_DIM, 5)]
+    for weight, up, down in (
+        (layer.query, factors.query_up, factors.down[:5]),
+        (layer.key, factors.key_up, factors.down[5:]),
+    ):
+        rest = torch.linalg.svdvals(weight)[5:].square().sum().sqrt()
+        torch.testing.assert_close(torch.linalg.norm(weight - up @ down), rest, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(up.norm(dim=0), down.norm(dim=1), rtol=1e-4, atol=1e-5)
+
+
+def test_padding_changes_nothing() -> None:
+    layer, rows = projections(), random_rows(2)
+    selector = LowRankSelector(site(2, layer, 8))
+    length = rows.hidden_states.shape[1]
+    together = score_of(selector, rows)
+    for i in (0, 1):
+        hidden, positions, mask = (tensor[i : i + 1, : length - i] for tensor in rows[:3])
+        short = GateInputs(hidden, positions, mask, rows.vision_index[:1], START, {})
+        torch.testing.assert_close(score_of(selector, short)[0], together[i], rtol=1e-5, atol=1e-7)
+
+
+def test_fp16_rows_are_scored_in_fp32() -> None:
+    layer, rows = projections(), random_rows(3)
+    selector = LowRankSelector(site(2, layer, 8))
+    halved = rows._replace(hidden_states=rows.hidden_states.half())
+    score = score_of(selector, halved)
+    assert score.dtype == torch.float32
+    torch.testing.assert_close(score, score_of(selector, rows), rtol=2e-2, atol=1e-3)
+
+
+def test_without_text_behind_the_image_the_product_says_nothing() -> None:
+    rows = random_rows(4, rows=START + TOKENS, batch=1)
+    mask, layer = torch.ones_like(rows.attention_mask), projections()
+    query, key = lowrank.exact_queries_and_keys(layer, rows.hidden_states, rows.position_ids)
+    assert not importance(query, key, mask, START, TOKENS).any()
+    assert importance(query, key, mask, START, TOKENS, "v2v").all()
+
+
+@pytest.mark.parametrize("kept", [0, TOKENS])
+def test_all_or_none_need_no_scores(kept: int) -> None:
+    selector = Method.selector(GateSite(Gate(1, kept, "route"), TOKENS, START, (1, TOKENS), PLACE))
+    assert isinstance(selector, Fixed)
+    assert selector(random_rows(0)).tolist() == [list(range(kept))] * 2
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"rank": 0}, "rank 0"),
+        ({"rank": "8"}, "rank '8'"),
+        ({"rank": 7}, "layer_01.down"),
+        ({"score": "mean"}, "score 'mean'"),
+    ],
+)
+def test_bad_parameters(change: dict[str, Any], message: str) -> None:
+    place = site(2, projections(), 8)
+    gate = Gate(1, 2, "route", {**place.gate.selector, **change})
+    with pytest.raises(BadSchedule, match=message):
+        Method.selector(GateSite(gate, TOKENS, START, (1, TOKENS), PLACE, place.tensors, place.projections))
+
+
+def test_bad_tensors() -> None:
+    layer = projections()
+    with pytest.raises(BadSchedule, match="layer_01.key_up"):
+        Method.selector(site(2, layer, 8, key_up=np.full((KV_HEADS * HEAD_DIM, 8), np.nan)))
+    place = site(2, layer, 8)
+    with pytest.raises(BadSchedule, match="no tensor 'layer_01.down'"):
+        Method.selector(GateSite(place.gate, TOKENS, START, (1, TOKENS), PLACE, {}, layer))
+    with pytest.raises(BadSchedule, match="kind 'route'"):
+        Method.selector(GateSite(place.gate, TOKENS, START, (1, TOKENS), PLACE, place.tensors))
+
+
+@pytest.mark.parametrize(
+    ("shape", "rank", "millions", "percent"),
+    [(LLAVA_7B, 256, 4.2, 2.0), (LLAVA_13B, 256, 5.2, 1.7), (QWEN_3B, 128, 0.8, 1.1)],
+)
+def test_table_4(shape: Dimensions, rank: int, millions: float, percent: float) -> None:
+    assert lowrank.default_rank(shape) == rank
+    weights = lowrank.parameters(shape, rank)
+    assert round(weights / 1e6, 1) == millions
+    assert 100 * weights / lowrank.layer_parameters(shape) == pytest.approx(percent, abs=0.1)
+
+
+def test_rank_of_other_shapes_is_two_percent() -> None:
+    assert lowrank.default_rank(SMOL) == 32
+    assert lowrank.parameters(SMOL, 64) / lowrank.layer_parameters(SMOL) == pytest.approx(0.0208, abs=1e-4)
+    mistral = Dimensions(32, 4096, 32, 8, 128, 14336, 32000, 4096, 1024)
+    rank = lowrank.default_rank(mistral)
+    shares = [lowrank.parameters(mistral, r) / lowrank.layer_parameters(mistral) for r in (rank, rank + 32)]
+    assert rank % 32 == 0 and shares[0] <= 0.02 < shares[1]
+    assert lowrank.default_rank(PLACE) == 32
+    assert lowrank.parameters(PLACE, 32) == 24 * 48 + 12 * 36  # no more than the matrices have
+
+
+@pytest.mark.parametrize(
+    ("shape", "tokens", "selector", "dense"), [(LLAVA_7B, 576, 4.36, 132.9), (QWEN_3B, 1024, 3.3, 88.7)]
+)
+def test_cost_model(shape: Dimensions, tokens: int, selector: float, dense: float) -> None:
+    rows = tokens + 64
+    assert lowrank.selector_macs(shape, lowrank.default_rank(shape), rows) / 1e9 == pytest.approx(selector, abs=0.05)
+    assert lowrank.layer_macs(shape, rows) / 1e9 == pytest.approx(dense, abs=0.05)
