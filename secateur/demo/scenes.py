@@ -27,7 +27,7 @@ from secateur.demo.digits import digit_images
 from secateur.errors import InputError
 
 __all__ = ["COLOR_WORDS", "DIGIT_WORDS", "KINDS", "POSITION_WORDS", "Object", "Question", "Sample", "Scene"]
-__all__ += ["questions", "samples", "scene"]
+__all__ += ["questions", "sample", "samples", "scene"]
 
 DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 COLOR_WORDS = tuple(COLORS)
@@ -139,15 +139,20 @@ def questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
 def samples(split: str, count: int, seed: int = 0) -> Iterator[Sample]:
     """count samples, each on a scene of its own; kinds take turns, and answers of presence questions do too."""
     for index in range(count):
-        rng = _generator("samples", split, seed, index)
-        shown = scene(int(rng.integers(2**62)), split)
-        kind = KINDS[index % len(KINDS)]
-        fitting = [each for each in questions(shown, rng) if each.kind == kind]
-        if kind == "presence":
-            wanted = ("yes", "no")[index // len(KINDS) % 2]
-            fitting = [each for each in fitting if each.answer == wanted]
-        chosen = fitting[rng.integers(len(fitting))]
-        yield Sample(shown.image, chosen.text, chosen.answer, chosen.kind)
+        yield sample(split, index, seed)
+
+
+def sample(split: str, index: int, seed: int = 0) -> Sample:
+    """The sample at index of those of a seed."""
+    rng = _generator("samples", split, seed, index)
+    shown = scene(int(rng.integers(2**62)), split)
+    kind = KINDS[index % len(KINDS)]
+    fitting = [each for each in questions(shown, rng) if each.kind == kind]
+    if kind == "presence":
+        wanted = ("yes", "no")[index // len(KINDS) % 2]
+        fitting = [each for each in fitting if each.answer == wanted]
+    chosen = fitting[rng.integers(len(fitting))]
+    return Sample(shown.image, chosen.text, chosen.answer, chosen.kind)
 
 
 def _generator(*key: str | int) -> np.random.Generator:

@@ -1,55 +1,76 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Accuracy and retention with intervals, from right and wrong answers to the same questions."""
+"""Score and retention with intervals: percentile bootstrap over questions, paired with the reference.
+
+A resample draws as many units of questions as there are, with replacement; it is a row of weights, how often each
+question was drawn, so that any metric of a task can be computed on it. Equal seeds give equal resamples, which makes
+the comparison of two schedules a paired one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
+Array = NDArray[np.float64]
+Interval = tuple[float, float]
 RESAMPLES = 2000
+CHUNK = 1 << 22  # weights held at once
 
 
 @dataclass(frozen=True)
 class Retention:
     """Each figure with its 95 % interval (low, high).
 
-    accuracy   share of right answers
-    retention  accuracy over the reference's
+    retention  score over the reference's; None where the reference scores 0. Its interval leaves out resamples in which
+               the reference scores 0, and is None where that are all.
     """
 
-    questions: int
-    accuracy: float
-    accuracy_interval: tuple[float, float]
-    retention: float
-    retention_interval: tuple[float, float]
+    score: float
+    score_interval: Interval
+    retention: float | None
+    retention_interval: Interval | None
 
 
-def retention(right: Sequence[bool], reference: Sequence[bool], seed: int = 0) -> Retention:
-    """Compare two runs over the same questions, in the same order; percentile bootstrap over questions, paired.
+def resamples(units: Sequence[str], seed: int = 0, count: int = RESAMPLES) -> Iterator[Array]:
+    """`count` rows of weights [., N] for N questions, in pieces; questions of equal unit have equal weights."""
+    names, index = np.unique(np.asarray(units), return_inverse=True)
+    rng = np.random.default_rng(seed)
+    piece = max(1, CHUNK // len(units))
+    for start in range(0, count, piece):
+        picks = rng.integers(0, names.size, (min(piece, count - start), names.size))
+        drawn = np.stack([np.bincount(row, minlength=names.size) for row in picks])
+        yield drawn[:, index].astype(np.float64)
+
+
+def retention(
+    ours: Callable[[Array], Array], reference: Callable[[Array], Array], units: Sequence[str], seed: int = 0
+) -> Retention:
+    """Compare two runs over the same questions.
+
+    ours, reference  the metric of each run, [...] of weights [..., N]
+    units            [N], the unit of each question
 
     Raises:
-        ValueError: the runs are empty, of different lengths, or the reference has no right answer.
+        ValueError: there are no questions.
     """
-    ours, theirs = np.asarray(right, bool), np.asarray(reference, bool)
-    if ours.shape != theirs.shape or ours.ndim != 1 or ours.size == 0:
-        raise ValueError(f"runs of {ours.size} and {theirs.size} questions cannot be paired")
-    if not theirs.any():
-        raise ValueError("the reference has no right answer; retention is undefined")
-    picks = np.random.default_rng(seed).integers(0, ours.size, (RESAMPLES, ours.size))
-    accuracies = ours[picks].mean(axis=1)
-    references = theirs[picks].mean(axis=1)
-    ratios = accuracies[references > 0] / references[references > 0]
+    if not units:
+        raise ValueError("there are no questions to compare")
+    every = np.ones(len(units))
+    score, whole = float(ours(every)), float(reference(every))
+    drawn = [(ours(weights), reference(weights)) for weights in resamples(units, seed)]
+    mine, theirs = (np.concatenate(parts) for parts in zip(*drawn, strict=True))
+    defined = theirs > 0
     return Retention(
-        questions=ours.size,
-        accuracy=float(ours.mean()),
-        accuracy_interval=_interval(accuracies),
-        retention=float(ours.mean() / theirs.mean()),
-        retention_interval=_interval(ratios),
+        score=score,
+        score_interval=_interval(mine),
+        retention=score / whole if whole > 0 else None,
+        retention_interval=_interval(mine[defined] / theirs[defined]) if whole > 0 and defined.any() else None,
     )
 
 
-def _interval(values: np.typing.NDArray[np.float64]) -> tuple[float, float]:
+def _interval(values: Array) -> Interval:
     low, high = np.percentile(values, (2.5, 97.5))
     return float(low), float(high)

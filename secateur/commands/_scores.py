@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tables of an evaluation, from its JSON document."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.table import Table
+
+from secateur.commands._report import table
+
+NOTHING = "-"
+
+
+def scores(result: dict[str, Any]) -> Table:
+    """Score and retention, with their intervals."""
+    title = f"{result['metric']}{_unit(result)} on {result['questions']} questions ({result['task']})"
+    made = table(title, "schedule", "pruned", "score", "95 %", "retention", "95 %")
+    for s in result["schedules"]:
+        made.add_row(
+            s["name"],
+            f"{s['compression']:.1%}",
+            f"{_factor(result) * s['score']:.1f}",
+            _interval(s["score_interval"], _factor(result)),
+            NOTHING if s["retention"] is None else f"{100 * s['retention']:.1f}",
+            _interval(s["retention_interval"], 100),
+        )
+    return made
+
+
+def against_full(result: dict[str, Any]) -> Table | None:
+    """What each schedule loses and wins, and the split by the downsampled image; None where nothing can be said."""
+    compared = [s for s in result["schedules"] if s["mcnemar"] or s["split"]]
+    if not compared:
+        return None
+    with_split = any(s["split"] for s in compared)
+    columns = ("lost", "won", "p") + (("hard, %", "of", "easy, %", "of") if with_split else ())
+    made = table("Against full, on the same questions", "schedule", *columns)
+    made.caption = "lost, won: questions that only full, only the schedule gets right; p: McNemar's exact test"
+    if with_split:
+        made.caption += "\nhard, easy: what full gets right and the downsampled image gets wrong, gets right as well"
+    made.caption_justify = "left"
+    for s in compared:
+        test, parts = s["mcnemar"], s["split"]
+        row = [str(test["only_full"]), str(test["only_this"]), f"{test['p']:.2g}"] if test else [NOTHING] * 3
+        if with_split:
+            row += [*_part(parts["hard"]), *_part(parts["easy"])] if parts else [NOTHING] * 4
+        made.add_row(s["name"], *row)
+    return made
+
+
+def costs(result: dict[str, Any]) -> Table:
+    """Time to first token and memory, one question at a time."""
+    title = f"Time to first token of {result['timed']} questions, one at a time"
+    made = table(title, "schedule", "tokens", "FLOPs", "p50 ms", "p95 ms", "cache MB")
+    for s in result["schedules"]:
+        made.add_row(
+            s["name"],
+            f"{s['average_tokens']:.1f}",
+            f"{s['prefill_flops_ratio']:.3f}",
+            f"{s['ttft_ms']['p50']:.1f}",
+            f"{s['ttft_ms']['p95']:.1f}",
+            f"{s['cache_bytes'] / 1e6:.2f}",
+        )
+    return made
+
+
+def groups(result: dict[str, Any]) -> Table:
+    """Score on each kind of question."""
+    kinds = list(result["schedules"][0]["groups"])
+    made = table(f"{result['metric']}{_unit(result)} by kind of question", "schedule", *kinds)
+    for s in result["schedules"]:
+        made.add_row(s["name"], *(f"{_factor(result) * s['groups'][kind]:.1f}" for kind in kinds))
+    return made
+
+
+def _factor(result: dict[str, Any]) -> float:
+    """Metrics from 0 to 1 are shown in percent."""
+    return 100.0 if result["full_marks"] == 1 else 1.0
+
+
+def _unit(result: dict[str, Any]) -> str:
+    return ", %," if result["full_marks"] == 1 else f" of {result['full_marks']:.0f}"
+
+
+def _interval(bounds: tuple[float, float] | None, factor: float) -> str:
+    return NOTHING if bounds is None else f"{factor * bounds[0]:.1f}-{factor * bounds[1]:.1f}"
+
+
+def _part(part: dict[str, Any]) -> tuple[str, str]:
+    return NOTHING if part["score"] is None else f"{100 * part['score']:.1f}", str(part["questions"])

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Put the same questions to every schedule of a bundle and compare the answers with those of `full`.
+
+secateur eval build/demo-btp --task demo --questions 600
+secateur eval build/llava-btp --task pope --data pope/llava_pope_test.jsonl --answers pope/coco --images pope/val2014
+secateur eval build/demo-btp --task demo --html report.html --out report.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from secateur.commands import _scores
+from secateur.commands._progress import bars
+
+HELP = "score, retention and time of every schedule"
+
+
+def add_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> None:
+    from secateur import plugins
+    from secateur.evaluation import tasks
+
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--task", default="demo", help=f"{', '.join(plugins.names(tasks))} (default: demo)")
+    parser.add_argument("--schedules", default="all", help="names, as in a,b; full comes along (default: all)")
+    parser.add_argument("--backend", default="ort", help="ort or torch (default: ort)")
+    parser.add_argument("--threads", type=int, help="threads of the backend (default: all cores)")
+    data = parser.add_argument_group("questions")
+    data.add_argument("--data", type=Path, help=".jsonl of question_id, image and text, or the folder that holds it")
+    data.add_argument("--answers", type=Path, help="file or folder of reference answers (default: those in --data)")
+    data.add_argument("--images", type=Path, help="folder of the images (default: beside the questions)")
+    data.add_argument("--questions", type=int, help="how many, drawn by --seed (default: all; demo: 600)")
+    data.add_argument("--seed", type=int, default=0, help="of the questions and the bootstrap (default: 0)")
+    data.add_argument("--batch", type=int, default=25, help="questions answered together (default: 25)")
+    data.add_argument("--max-new-tokens", type=int, help="longest answer (default: the task's)")
+    data.add_argument("--timed", type=int, default=50, help="questions timed one at a time (default: 50)")
+    output = parser.add_argument_group("output")
+    output.add_argument("--out", type=Path, help="write the result as JSON")
+    output.add_argument("--html", type=Path, help="write a report as one HTML page")
+    output.add_argument("--overlays", type=int, default=4, help="sample images in the report (default: 4)")
+    output.add_argument("--force", action="store_true", help="replace existing files")
+    parser.set_defaults(command_line=shlex.join(["secateur", *argv]))
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    from secateur import plugins
+    from secateur.errors import InputError
+    from secateur.evaluation import asking, tasks
+    from secateur.evaluation.run import Settings, chosen, evaluate
+    from secateur.evaluation.tasks.base import Source, Task
+    from secateur.files import check_free, write_text
+    from secateur.runtime import Pipeline
+
+    for path in (arguments.out, arguments.html):
+        if path is not None:
+            check_free(path, arguments.force)
+    if arguments.overlays < 0:
+        raise InputError(f"--overlays is {arguments.overlays}; it must be at least 0")
+    settings = Settings(arguments.seed, arguments.timed, arguments.batch, arguments.max_new_tokens)
+    source = Source(arguments.data, arguments.answers, arguments.images, arguments.questions, arguments.seed)
+    task: Task = plugins.load(tasks, arguments.task, "task").Task(source)
+    with Pipeline.load(arguments.bundle, arguments.backend, arguments.threads) as vlm, bars() as show:
+        names = chosen(vlm, arguments.schedules)
+        found = evaluate(
+            vlm,
+            task,
+            names,
+            settings,
+            show,
+            source=arguments.task if arguments.data is None else f"{arguments.task}: {arguments.data}",
+            backend=arguments.backend,
+            command=arguments.command_line,
+        )
+        if arguments.html is not None:
+            from secateur.evaluation.report import report
+
+            longest = settings.max_new_tokens or task.max_new_tokens
+            samples = asking.overlays(vlm, task, names, arguments.overlays, longest, show)
+            write_text(arguments.html, report(found, samples))
+    if arguments.out is not None:
+        write_text(arguments.out, found.to_json())
+    return found.as_dict()
+
+
+def show(result: dict[str, Any], console: Console) -> None:
+    console.print(_scores.scores(result))
+    if (compared := _scores.against_full(result)) is not None:
+        console.print(compared)
+    console.print(_scores.costs(result))
+    if any(schedule["groups"] for schedule in result["schedules"]):
+        console.print(_scores.groups(result))

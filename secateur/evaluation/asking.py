@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Put a task's questions to every schedule of a bundle: in batches for scores and overlays, one at a time for times.
+
+All schedules see a question before the next one comes, so that a drift of the machine hits all alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from secateur.errors import BadImage, BadPrompt
+from secateur.evaluation.results import Answered, Overlay
+from secateur.evaluation.tasks.base import Question, Task
+from secateur.runtime import Answer, Pipeline
+from secateur.runtime.preprocess import Preprocess, pixel_values
+
+Progress = Callable[[str, str, int, int], None]
+BATCH = 25
+WARM_UP = 2
+
+
+def scores(
+    vlm: Pipeline, task: Task, names: Sequence[str], max_new_tokens: int, batch: int, progress: Progress
+) -> dict[str, NDArray[np.float64]]:
+    """Score [N] of every question for each schedule. Holds the pixels of one batch."""
+    found: dict[str, list[float]] = {name: [] for name in names}
+    done, total = 0, len(task.questions) * len(names)
+    for start in range(0, len(task.questions), batch):
+        part = task.questions[start : start + batch]
+        images = [_load(q) for q in part]
+        for name in names:
+            answers = ask(vlm, part, images, name, max_new_tokens)
+            found[name] += [task.score(q, a.text) for q, a in zip(part, answers, strict=True)]
+            done += len(part)
+            progress("questions", name, done, total)
+    return {name: np.array(values, np.float64) for name, values in found.items()}
+
+
+def timed(
+    vlm: Pipeline, questions: Sequence[Question], names: Sequence[str], progress: Progress
+) -> dict[str, list[Answer]]:
+    """First tokens of each schedule, batch 1, after a warm-up; the schedules take turns in who comes first."""
+    found: dict[str, list[Answer]] = {name: [] for name in names}
+    total = len(questions) * len(names)
+    for turn, question in enumerate([questions[0]] * WARM_UP + list(questions), start=-WARM_UP):
+        images = [_load(question)]
+        first = turn % len(names)
+        for name in [*names[first:], *names[:first]]:
+            (answer,) = ask(vlm, [question], images, name, 1)
+            if turn >= 0:
+                found[name].append(answer)
+                progress("timing", name, sum(map(len, found.values())), total)
+    return found
+
+
+def overlays(
+    vlm: Pipeline, task: Task, names: Sequence[str], count: int, max_new_tokens: int, progress: Progress
+) -> list[Overlay]:
+    """The first `count` questions about different images, as the model sees them, and what each schedule kept."""
+    by_picture: dict[str, Question] = {}
+    for question in task.questions:
+        by_picture.setdefault(question.picture, question)
+    chosen = list(by_picture.values())[:count]
+    if not chosen:
+        return []
+    images = [_load(q) for q in chosen]
+    answers: list[dict[str, Answered]] = [{} for _ in chosen]
+    for done, name in enumerate(names, start=1):
+        for i, answer in enumerate(ask(vlm, chosen, images, name, max_new_tokens)):
+            layers = tuple(gate.layer for gate in answer.receipt.gates)
+            answers[i][name] = Answered(answer.text, task.score(chosen[i], answer.text), layers, answer.kept)
+        progress("overlays", name, done, len(names))
+    return [
+        Overlay(seen(image, vlm.bundle.preprocess), q.prompt, " / ".join(dict.fromkeys(q.answers)), a)
+        for image, q, a in zip(images, chosen, answers, strict=True)
+    ]
+
+
+def seen(image: Image.Image, steps: Preprocess) -> Image.Image:
+    """The part of an RGB image that the vision tokens cover: resized and cropped as the model gets it."""
+    values = pixel_values(image, steps)[0].transpose(1, 2, 0).astype(np.float64)
+    if steps.mean is not None and steps.std is not None:
+        values = values * np.array(steps.std) + np.array(steps.mean)
+    values /= 1.0 if steps.rescale is None else steps.rescale
+    return Image.fromarray(values.round().clip(0, 255).astype(np.uint8))
+
+
+def ask(
+    vlm: Pipeline, questions: Sequence[Question], images: Sequence[Image.Image], schedule: str, max_new_tokens: int
+) -> list[Answer]:
+    """Answers to one batch.
+
+    Raises:
+        BadPrompt, BadImage: as Pipeline.ask; the message names the question.
+    """
+    try:
+        return vlm.ask(list(images), [q.prompt for q in questions], schedule, max_new_tokens)
+    except (BadPrompt, BadImage):
+        for question, image in zip(questions, images, strict=True):  # which of them is it?
+            try:
+                vlm.ask(image, question.prompt, schedule, max_new_tokens)
+            except (BadPrompt, BadImage) as problem:
+                raise _named(problem, question) from None
+        raise
+
+
+def _load(question: Question) -> Image.Image:
+    try:
+        return question.load()
+    except BadImage as problem:
+        raise _named(problem, question) from None
+
+
+def _named(problem: BadPrompt | BadImage, question: Question) -> BadPrompt | BadImage:
+    return type(problem)(f"question '{question.id}' ({question.where}): {problem}")

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One HTML page of an evaluation: works from a file, without scripts or network; equal input gives equal bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from secateur.evaluation.report import formats
+from secateur.evaluation.report.bars import STAGES, bars
+from secateur.evaluation.report.budgets import CONTROLS, best, budgets
+from secateur.evaluation.report.curves import curves
+from secateur.evaluation.report.kept import images, notes, pictures, samples, shown_gates
+from secateur.evaluation.report.series import all_series
+from secateur.evaluation.results import Evaluation, Overlay
+
+__all__ = ["report"]
+Details = list[tuple[str, list[str], dict[str, dict[str, str]]]]
+
+
+def report(evaluation: Evaluation, overlays: Sequence[Overlay]) -> str:
+    """The page as text. Every string of the data is escaped, by Jinja2 and MarkupSafe.
+
+    overlays   sample images to show with what each gate kept; may be empty
+    """
+    series, groups = all_series(evaluation), budgets(evaluation)
+    page = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page.filters |= {
+        "headed": formats.headed,
+        "interval": formats.interval,
+        "mb": formats.megabytes,
+        "ms": formats.milliseconds,
+        "probability": formats.probability,
+        "score": formats.score,
+        "tokens": formats.tokens,
+    }
+    return page.get_template("page.html").render(
+        e=evaluation,
+        full=evaluation.schedules[0],
+        unit=formats.unit(evaluation.full_marks),
+        methods=len({s.method for s in evaluation.schedules[1:]}),
+        series=series,
+        budgets=[(budget, best(budget.schedules)) for budget in groups],
+        controls=CONTROLS,
+        details=_details(evaluation),
+        curves=curves(evaluation, series),
+        store=images(overlays, evaluation.grid),
+        samples=samples(evaluation, overlays),
+        kept=[(one, pictures(evaluation, overlays, one)) for one in series] if overlays else [],
+        notes=notes,
+        shown_gates=shown_gates,
+        stages=STAGES,
+        bars=bars(evaluation, groups),
+    )
+
+
+def _details(evaluation: Evaluation) -> Details:
+    """Title, columns, and text by schedule and column, of the tables behind the main one that have a column."""
+    marks = evaluation.full_marks
+    kinds = {s.name: {k: formats.score(v, marks) for k, v in s.groups.items()} for s in evaluation.schedules}
+    others = {s.name: {k: f"{v:,.4g}" for k, v in s.metrics.items()} for s in evaluation.schedules}
+    tables = ((f"{formats.headed(evaluation.metric)} by kind of question", kinds), ("Other metrics", others))
+    columns = [list(dict.fromkeys(key for row in rows.values() for key in row)) for _, rows in tables]
+    return [(title, keys, rows) for (title, rows), keys in zip(tables, columns, strict=True) if keys]

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What an evaluation found: one document per run, stored as JSON and shown as tables or as an HTML page.
+
+Intervals are (low, high), 95 % percentile bootstrap over questions. None stands for a figure that is undefined.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from PIL import Image
+
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class GateLine:
+    """A gate of a schedule: `keep` vision tokens enter decoder layer `layer`; `kind` is the kind of the gate."""
+
+    layer: int
+    kind: str
+    keep: int
+
+
+@dataclass(frozen=True)
+class McNemar:
+    """Questions that only `full` or only this schedule answers rightly, and the exact two-sided p."""
+
+    only_full: int
+    only_this: int
+    p: float
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some of the questions and the mean score on them; None when there are none."""
+
+    questions: int
+    score: float | None
+
+
+@dataclass(frozen=True)
+class Split:
+    """The questions that `full` gets right, split by whether the image downsampled to as few tokens suffices.
+
+    VTC-Bench (arXiv 2510.07143): on `easy` ones downsampling is enough, only `hard` ones tell methods apart.
+    `reference` is the schedule of the method downsample that is nearest in compression.
+    """
+
+    reference: str
+    hard: Part
+    easy: Part
+
+
+@dataclass(frozen=True)
+class Percentiles:
+    """Of time to first token, in milliseconds."""
+
+    p50: float
+    p95: float
+
+
+@dataclass(frozen=True)
+class ScheduleResult:
+    """One schedule. `full` is the first of an evaluation and what the others are compared with.
+
+    method                "full" for full
+    compression           share of vision tokens that an average decoder layer does not process
+    average_tokens        vision tokens of an average decoder layer
+    prefill_flops_ratio   of the vision rows, over the unpruned value
+    cache_bytes           keys and values of one question, median over the timed ones
+    score                 the task's main metric, higher is better
+    retention             score over that of full; None where full scores 0
+    mcnemar               None for full, and where a question can be half right
+    split                 None for full and for downsample itself, and where the bundle has no schedule of that method
+    ttft_ms, stage_ms     one question at a time: time to first token; median milliseconds of each stage
+    groups                score on each kind of question
+    metrics               the other metrics of the task
+    """
+
+    name: str
+    method: str
+    positions: str
+    gates: tuple[GateLine, ...]
+    compression: float
+    average_tokens: float
+    prefill_flops_ratio: float
+    cache_bytes: int
+    score: float
+    score_interval: Interval
+    retention: float | None
+    retention_interval: Interval | None
+    mcnemar: McNemar | None
+    split: Split | None
+    ttft_ms: Percentiles
+    stage_ms: dict[str, float]
+    groups: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All schedules of one bundle on the same questions.
+
+    task       "demo", or the path of the folder or file of questions
+    metric     name of the score; `full_marks` is its largest value (1, or 100 or 2800 where the field counts so)
+    timed      questions that were timed one at a time
+    machine    cpu, cores, and the versions of python, onnxruntime and secateur
+    grid       rows and columns of vision tokens
+    schedules  full first
+    """
+
+    task: str
+    metric: str
+    full_marks: float
+    questions: int
+    timed: int
+    seed: int
+    bundle: str
+    model: str
+    target: str
+    dtype: str
+    backend: str
+    machine: dict[str, str]
+    command: str
+    vision_tokens: int
+    grid: tuple[int, int]
+    schedules: tuple[ScheduleResult, ...]
+    schema: int = 1
+
+    def as_dict(self) -> dict[str, Any]:
+        """The document as plain values for JSON."""
+        return dataclasses.asdict(self)
+
+    def to_json(self) -> str:
+        """JSON text: keys in field order, two-space indent.
+
+        Raises:
+            ValueError: a figure is not finite.
+        """
+        return json.dumps(self.as_dict(), indent=2, allow_nan=False) + "\n"
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What one schedule said to the question of an overlay.
+
+    text    the answer
+    score   of this answer by the task, 0 (wrong) to 1 (right)
+    layers  decoder layers at whose entry it reduces vision tokens
+    kept    for each of these, the original vision-token indices (raster order) that stay
+    """
+
+    text: str
+    score: float
+    layers: tuple[int, ...]
+    kept: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """One image and question, with what each schedule said and kept; `answers` goes by schedule name."""
+
+    image: Image.Image
+    question: str
+    expected: str
+    answers: dict[str, Answered]

@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One evaluation: the same questions to every schedule of a bundle, then scores, comparisons and times."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from secateur import __version__
+from secateur.artifacts import Schedule
+from secateur.errors import InputError, UnknownName
+from secateur.evaluation import asking
+from secateur.evaluation.asking import BATCH, Progress
+from secateur.evaluation.compare import mcnemar, nearest_downsample, split
+from secateur.evaluation.results import Evaluation, GateLine, Percentiles, ScheduleResult
+from secateur.evaluation.retention import retention
+from secateur.evaluation.tasks.base import Task
+from secateur.runtime import Answer, Pipeline
+
+FULL = "full"
+TIMED = 50
+STAGES_LEFT_OUT = ("first_token", "decode", "decode_per_token", "total")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to run.
+
+    seed            of the bootstrap
+    timed           questions that are timed one at a time, at most as many as there are
+    batch           questions that are answered together for the scores
+    max_new_tokens  longest answer; None takes the task's
+    """
+
+    seed: int = 0
+    timed: int = TIMED
+    batch: int = BATCH
+    max_new_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("timed", "batch", "max_new_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InputError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
+
+
+def chosen(vlm: Pipeline, wanted: str) -> list[str]:
+    """Names of the schedules that "all" or "a,b" asks for; full is always the first.
+
+    Raises:
+        UnknownName: the bundle has no such schedule.
+    """
+    names = list(vlm.schedules)
+    asked = names if wanted == "all" else [name.strip() for name in wanted.split(",") if name.strip()]
+    for name in asked:
+        if name not in names:
+            raise UnknownName("schedule", name, names, "`secateur export --schedule FILE` adds one.")
+    return list(dict.fromkeys([FULL, *asked]))
+
+
+def evaluate(
+    vlm: Pipeline,
+    task: Task,
+    names: Sequence[str],
+    settings: Settings,
+    progress: Progress,
+    *,
+    source: str,
+    backend: str,
+    command: str,
+) -> Evaluation:
+    """Ask and compare.
+
+    names    schedules, full first
+    source   name of the task's data, backend and command: for the record
+
+    Raises:
+        BadPrompt, BadImage: a question that cannot be asked, by its id.
+    """
+    manifest = vlm.bundle.manifest
+    longest = settings.max_new_tokens or task.max_new_tokens
+    scores = asking.scores(vlm, task, names, longest, settings.batch, progress)
+    times = asking.timed(vlm, task.questions[: settings.timed], names, progress)
+    schedules = {name: vlm.bundle.schedule(name) for name in names}
+    return Evaluation(
+        task=source,
+        metric=task.metric,
+        full_marks=task.full_marks,
+        questions=len(task.questions),
+        timed=min(settings.timed, len(task.questions)),
+        seed=settings.seed,
+        bundle=vlm.bundle.root.name,
+        model=manifest.source,
+        target=manifest.target,
+        dtype=manifest.dtype,
+        backend=backend,
+        machine=machine(),
+        command=command,
+        vision_tokens=manifest.layout.vision_tokens,
+        grid=manifest.layout.grid,
+        schedules=tuple(_result(name, task, schedules, scores, times[name], settings.seed) for name in names),
+    )
+
+
+def _result(
+    name: str,
+    task: Task,
+    schedules: dict[str, Schedule],
+    scores: dict[str, NDArray[np.float64]],
+    answers: list[Answer],
+    seed: int,
+) -> ScheduleResult:
+    schedule, ours, full = schedules[name], scores[name], scores[FULL]
+    groups = np.array([q.group for q in task.questions])
+    kept = retention(
+        lambda weights: task.metrics(ours, weights)[task.metric],
+        lambda weights: task.metrics(full, weights)[task.metric],
+        [q.unit for q in task.questions],
+        seed,
+    )
+    reference = None if name == FULL else nearest_downsample(schedule, schedules)
+    first = [a.timings["first_token"] for a in answers]
+    by_time = sorted(answers, key=lambda answer: answer.timings["first_token"])
+    typical = by_time[len(answers) // 4 : -(len(answers) // 4) or None]  # so that the stages add up to the median
+    stages = [stage for stage in answers[0].timings if stage not in STAGES_LEFT_OUT]
+    whole = task.metrics(ours, np.ones(len(ours)))
+    return ScheduleResult(
+        name=name,
+        method=schedule.method,
+        positions=schedule.positions,
+        gates=tuple(GateLine(gate.layer, gate.kind, gate.keep) for gate in schedule.gates),
+        compression=schedule.budget.compression,
+        average_tokens=schedule.budget.average_tokens,
+        prefill_flops_ratio=schedule.budget.prefill_flops_ratio,
+        cache_bytes=int(np.median([a.receipt.cache_bytes for a in answers])),
+        score=kept.score,
+        score_interval=kept.score_interval,
+        retention=kept.retention,
+        retention_interval=kept.retention_interval,
+        mcnemar=mcnemar(ours, full) if task.binary and name != FULL else None,
+        split=None if reference is None else split(ours, full, scores[reference], reference),
+        ttft_ms=Percentiles(float(np.percentile(first, 50)), float(np.percentile(first, 95))),
+        stage_ms={stage: float(np.median([a.timings[stage] for a in typical])) for stage in stages},
+        groups={
+            group: float(task.metrics(ours, (groups == group).astype(float))[task.metric])
+            for group in sorted(set(groups.tolist()) - {""})
+        },
+        metrics={key: float(value) for key, value in whole.items() if key != task.metric},
+    )
+
+
+def machine() -> dict[str, str]:
+    """What the times were taken on."""
+    return {
+        "cpu": _cpu(),
+        "cores": str(os.cpu_count()),
+        "python": platform.python_version(),
+        "onnxruntime": _version("onnxruntime"),
+        "secateur": __version__,
+    }
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, "") or platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str:
+    """Of the CPU or the CUDA build, which bear different names."""
+    for name in (package, f"{package}-gpu"):
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return "not installed"

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Questions and answers in files: JSON lines, or one JSON document; every complaint names file and line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from secateur.errors import InputError
+
+Record = dict[str, Any]
+LISTS = ("data", "annotations", "questions")  # under which TextVQA, VQA and others keep the records of a document
+ANSWERS = ("answers", "answer", "label")
+
+
+def records(path: Path) -> Iterator[tuple[str, Record]]:
+    """(where, record) of a JSON-lines file, or of a JSON document that is a list, an object with a list, or id: record.
+
+    Raises:
+        InputError: the file cannot be read, or a line is no JSON object.
+    """
+    text = read(path)
+    document = _document(text) if path.suffix == ".json" else None
+    if document is not None:
+        for i, record in enumerate(document, start=1):
+            yield _checked(f"{path} entry {i}", record)
+        return
+    for i, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            try:
+                record = json.loads(line)
+            except (ValueError, RecursionError) as problem:
+                raise InputError(f"{path} line {i} is no JSON: {problem}") from None
+            yield _checked(f"{path} line {i}", record)
+
+
+def read(path: Path) -> str:
+    """Text of a file.
+
+    Raises:
+        InputError: it is missing, or cannot be read as UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; give a JSON-lines file") from None
+    except (OSError, UnicodeDecodeError) as problem:
+        raise InputError(f"{path} cannot be read: {problem}") from None
+
+
+def _checked(where: str, record: Any) -> tuple[str, Record]:
+    if not isinstance(record, dict):
+        raise InputError(f'{where} is no JSON object {{"question_id": ..., "image": ..., "text": ...}}')
+    return where, record
+
+
+def _document(text: str) -> list[Any] | None:
+    """The records of a JSON document; None where it is JSON lines, whatever the file is called."""
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if isinstance(document, list):
+        return document
+    if not isinstance(document, dict) or "question_id" in document:
+        return None
+    found = next((document[key] for key in LISTS if isinstance(document.get(key), list)), None)
+    if found is not None:
+        return list(found)
+    return [
+        {"question_id": key} | (value if isinstance(value, dict) else {"answers": value})
+        for key, value in document.items()
+    ]
+
+
+def text(record: Record, where: str, *names: str) -> str:
+    """The first of the fields `names` that the record has, as text.
+
+    Raises:
+        InputError: it has none, or it is empty or neither text nor number.
+    """
+    value = next((record[name] for name in names if record.get(name) is not None), None)
+    listed = " or ".join(f'"{name}"' for name in names)
+    if value is None:
+        raise InputError(f"{where} has no {listed}")
+    if isinstance(value, bool) or not isinstance(value, str | int | float) or not str(value).strip():
+        raise InputError(f"{where}: {listed} is {json.dumps(value)}; it must be text")
+    return str(value)
+
+
+def answers(record: Record, where: str) -> tuple[str, ...]:
+    """The reference answers in a record, as text; () where it has none.
+
+    Raises:
+        InputError: an answer is neither text, nor a number, nor an object with "answer".
+    """
+    name = next((name for name in ANSWERS if record.get(name) is not None), None)
+    if name is None:
+        return ()
+    value = record[name]
+    return tuple(
+        text(one if isinstance(one, dict) else {"answer": one}, where, "answer")
+        for one in (value if isinstance(value, list) else [value])
+    )

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The normal form in which the VQA evaluation compares answers (visualqa.org/evaluation.html).
+
+Lower case, no full stops and articles, number words as digits, contractions with their apostrophe, punctuation removed
+where a space stands beside it and replaced by one elsewhere.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+
+PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
+ARTICLES = {"a", "an", "the"}
+NUMBERS = {"none": "0"} | {
+    word: str(i)
+    for i, word in enumerate("zero one two three four five six seven eight nine ten".split())
+}  # fmt: skip
+CONTRACTIONS = """
+ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've he's
+how'd how'll how's i'd've i'm i've isn't it'd it'd've it'll let's ma'am might've mightn't mightn't've must've mustn't
+needn't not've o'clock oughtn't shan't she'd've should've shouldn't shouldn't've somebody'd've somebody'll somebody's
+someone'd someone'd've someone'll someone's something'd something'd've something'll that's there'd there'd've there're
+there's they'd they'd've they'll they're they've wasn't we'd've we've weren't what'll what're what's what've when's
+where'd where's where've who'd who'd've who'll who's who've why'll why're why's won't would've wouldn't wouldn't've
+y'all y'all'll you'd you'd've you'll you're you've
+""".split()
+
+
+def _misspelt(word: str) -> list[str]:
+    """`word` without one or more of its apostrophes."""
+    first, *parts = word.split("'")
+    every = itertools.product(("'", ""), repeat=len(parts))
+    return [first + "".join(j + p for j, p in zip(joints, parts, strict=True)) for joints in every if "" in joints]
+
+
+SPELLING = {wrong: right for right in CONTRACTIONS for wrong in _misspelt(right)}
+
+
+def normalized(answer: str) -> str:
+    """The normal form of one answer."""
+    text = answer.lower().replace(",", "").replace("?", "").replace("'s", " 's")
+    text = text.replace("\n", " ").replace("\t", " ").strip()
+    given = text
+    for mark in PUNCTUATION:
+        beside_a_space = f"{mark} " in given or f" {mark}" in given
+        text = text.replace(mark, "" if beside_a_space else " ")
+    text = re.sub(r"\.(?!\d)", "", text)
+    words = (NUMBERS.get(word, word) for word in text.split())
+    return " ".join(SPELLING.get(word, word) for word in words if word not in ARTICLES)

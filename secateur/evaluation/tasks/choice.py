@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Multiple choice, as in MMBench (arXiv 2307.06281) and ScienceQA (arXiv 2209.09513): the letter counts.
+
+A line has "text", the whole prompt, or "question", to which the choices are added in LLaVA's words. The choices are
+"options" or "choices" (a list), or fields A, B, C ...; the answer is a letter, the number of a choice from 0, or its
+text.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import string
+from collections.abc import Sequence
+from pathlib import Path
+
+from secateur.errors import InputError
+from secateur.evaluation.tasks import _folder, _records
+from secateur.evaluation.tasks._records import Record
+from secateur.evaluation.tasks.base import Question
+
+INSTRUCTION = "Answer with the option's letter from the given choices directly."
+ALONE = re.compile(r"\(([A-Za-z])\)|([A-Za-z])(?:[.:)]|\s*$)")
+STATED = re.compile(r"\b(?:answer|option|choice)(?:\s+is|:)?:?\s+(?:option\s+)?\(?([A-Z])\b(?!\s+\w)", re.I)
+
+
+class Task(_folder.FolderTask):
+    groups = ("category", "subject")
+
+    def question(
+        self, record: Record, where: str, folders: Sequence[Path], table: dict[str, tuple[str, ...]]
+    ) -> Question:
+        made = super().question(record, where, folders, table)
+        options = _options(record, where)
+        letter = _letter(made.answers[0], options)
+        if letter is None:
+            bound = f"one of {', '.join(options) or 'A to Z'}, a number from 0 or the text of a choice"
+            raise InputError(f"{where}: the answer is '{made.answers[0]}'; it must be {bound}")
+        return dataclasses.replace(made, answers=(letter,), options=tuple(options.values()))
+
+    def prompt(self, record: Record, where: str) -> str:
+        if record.get("text") is not None:
+            return super().prompt(record, where)
+        lines = [f"{letter}. {option}" for letter, option in _options(record, where).items()]
+        return "\n".join([_records.text(record, where, "question"), *lines, INSTRUCTION])
+
+    def score(self, question: Question, answer: str) -> float:
+        return float(chosen(answer, question.options) == question.answers[0])
+
+
+def chosen(answer: str, options: Sequence[str]) -> str | None:
+    """The letter that an answer means; None where it is none or several.
+
+    "A", "(A)", "A.", "A. cat", "The answer is A", or the text of one choice.
+    """
+    text = answer.strip()
+    letters = string.ascii_uppercase[: len(options) or None]
+    for pattern in (ALONE.match, STATED.search):
+        if (found := pattern(text)) and (letter := next(g for g in found.groups() if g).upper()) in letters:
+            return letter
+    named = [letter for letter, option in zip(letters, options, strict=False) if _plain(option) == _plain(text)]
+    if not named:
+        padded = f" {_plain(text)} "
+        named = [x for x, option in zip(letters, options, strict=False) if f" {_plain(option)} " in padded]
+    return named[0] if len(named) == 1 else None
+
+
+def _plain(text: str) -> str:
+    return " ".join(re.findall(r"\w+", text.lower()))
+
+
+def _options(record: Record, where: str) -> dict[str, str]:
+    """The choices by letter; {} where the line does not list them."""
+    value = next((record[name] for name in ("options", "choices") if record.get(name) is not None), None)
+    if value is None:
+        value = [record[x] for x in string.ascii_uppercase if record.get(x) is not None]
+    if isinstance(value, dict):
+        value = list(value.values())
+    if not isinstance(value, list) or len(value) > len(string.ascii_uppercase):
+        raise InputError(f'{where}: "options" must be a list of at most {len(string.ascii_uppercase)} texts')
+    texts = [_records.text({"option": option}, where, "option") for option in value]
+    return dict(zip(string.ascii_uppercase, texts, strict=False))
+
+
+def _letter(answer: str, options: dict[str, str]) -> str | None:
+    """The reference answer as a letter: it is one, or the number or the text of a choice."""
+    letters = list(options) or list(string.ascii_uppercase)
+    if answer.strip().upper().strip("().") in letters:
+        return answer.strip().upper().strip("().")
+    if answer in options.values():
+        return next(letter for letter, option in options.items() if option == answer)
+    if answer.isdecimal() and int(answer) < len(letters):
+        return letters[int(answer)]
+    return None

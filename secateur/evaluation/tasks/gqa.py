@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Short answers, exact match as GQA counts (arXiv 1902.09506): lower case, without a full stop at the end.
+
+Any of the reference answers will do. GQA's own file of questions, an object of id: {"answer": ...}, serves as
+--answers.
+"""
+
+from __future__ import annotations
+
+from secateur.evaluation.tasks import _folder
+from secateur.evaluation.tasks.base import Question
+
+
+class Task(_folder.FolderTask):
+    def score(self, question: Question, answer: str) -> float:
+        return float(_plain(answer) in map(_plain, question.answers))
+
+
+def _plain(answer: str) -> str:
+    return answer.strip().rstrip(".").strip().lower()

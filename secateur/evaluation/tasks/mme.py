@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""MME (arXiv 2306.13394): two yes-or-no questions an image; accuracy plus accuracy+ of each category, summed.
+
+accuracy counts questions, accuracy+ images with both questions right, each in percent: 200 a category. MME's own folder
+of answers (CATEGORY/IMAGE.txt, a question and its answer on each line) serves as --answers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from secateur.errors import InputError
+from secateur.evaluation.tasks import _folder, _records
+from secateur.evaluation.tasks._records import Record
+from secateur.evaluation.tasks.base import Array, Question, mean
+
+COGNITION = ("code_reasoning", "commonsense_reasoning", "numerical_calculation", "text_translation")
+PERCEPTION = ("OCR", "artwork", "celebrity", "color", "count", "existence", "landmark", "position", "posters", "scene")
+INSTRUCTIONS = re.compile(r"please answer yes or no\.?|answer the question using a single word or phrase\.?", re.I)
+
+
+class Task(_folder.FolderTask):
+    metric = "score"
+
+    @property
+    def full_marks(self) -> float:
+        return 200.0 * len({q.group for q in self.questions})
+
+    def score(self, question: Question, answer: str) -> float:
+        """MME reads "yes" or "no" at the start of an answer; anything else is wrong."""
+        start = answer.strip().lower()[:4]
+        said = next((word for word in ("yes", "no") if word in start), None)
+        return float(said == question.answers[0].lower())
+
+    def metrics(self, scores: Array, weights: Array) -> dict[str, Array]:
+        """score and its parts perception and cognition; accuracy and accuracy_plus (0 to 1) of all and by category."""
+        first, second = self._pairs()
+        both = scores[first] * scores[second]
+        groups = np.array([q.group for q in self.questions])
+        sums = {name: np.zeros(weights.shape[:-1]) for name in ("score", "perception", "cognition")}
+        parts = {"accuracy": mean(scores, weights), "accuracy_plus": mean(both, weights[..., first])}
+        for group in sorted(set(groups.tolist())):
+            inside = weights * (groups == group)
+            parts |= {
+                f"accuracy.{group}": mean(scores, inside),
+                f"accuracy_plus.{group}": mean(both, inside[..., first]),
+            }
+            marks = 100 * (parts[f"accuracy.{group}"] + parts[f"accuracy_plus.{group}"])
+            sums["score"] += marks
+            for name, categories in (("perception", PERCEPTION), ("cognition", COGNITION)):
+                if group in categories:
+                    sums[name] += marks
+        return sums | parts
+
+    def _pairs(self) -> tuple[list[int], list[int]]:
+        """Positions of the first and the second question of each image."""
+        pairs: dict[str, list[int]] = {}
+        for i, question in enumerate(self.questions):
+            pairs.setdefault(question.unit, []).append(i)
+        return [pair[0] for pair in pairs.values()], [pair[1] for pair in pairs.values()]
+
+    def identity(self, record: Record, where: str) -> str:
+        # Both questions of an image bear its name as question_id.
+        return f"{super().identity(record, where)}\n{_asked(self.prompt(record, where))}"
+
+    def unit(self, record: Record, where: str) -> str:
+        return f"{_records.text(record, where, 'category')}/{_records.text(record, where, 'image')}"
+
+    def keys(self, record: Record, where: str) -> tuple[str, ...]:
+        if "image" not in record:
+            return super().keys(record, where)
+        image = PurePosixPath(_records.text(record, where, "image")).stem
+        return (f"{_records.text(record, where, 'category')}/{image}\n{_asked(self.prompt(record, where))}",)
+
+    def answer_records(self, path: Path) -> Iterator[tuple[str, Record]]:
+        texts = sorted(path.rglob("*.txt")) if path.is_dir() else []
+        if not texts:
+            yield from super().answer_records(path)
+        for file in texts:
+            category = file.relative_to(path).parts[0]
+            for i, line in enumerate(_records.read(file).splitlines(), start=1):
+                question, tab, answer = line.strip().rpartition("\t")
+                if line.strip() and not tab:
+                    raise InputError(f"{file} line {i} is not a question, a tab and its answer")
+                if tab:
+                    yield (
+                        f"{file} line {i}",
+                        {
+                            "question_id": file.stem,
+                            "image": file.stem,
+                            "category": category,
+                            "text": question,
+                            "answer": answer,
+                        },
+                    )
+
+    def checked(self, questions: list[Question]) -> list[Question]:
+        counts: dict[str, int] = {}
+        for question in questions:
+            if question.answers[0].lower() not in ("yes", "no"):
+                raise InputError(f"{question.where}: the answer is '{question.answers[0]}'; it must be yes or no")
+            counts[question.unit] = counts.get(question.unit, 0) + 1
+        for question in questions:
+            if counts[question.unit] != 2:
+                raise InputError(
+                    f"{question.where}: image '{question.picture}' has {counts[question.unit]} questions; MME has 2"
+                )
+        return questions
+
+
+def _asked(prompt: str) -> str:
+    """The question without the instructions that differ from file to file."""
+    return " ".join(INSTRUCTIONS.sub(" ", prompt).split())

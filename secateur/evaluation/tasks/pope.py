@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""POPE (arXiv 2305.10355): is there such an object? F1 of "yes", averaged over the categories as papers report it.
+
+Labels are yes and no. POPE keeps them in one file a category (coco_pope_random.json ...): give the folder as --answers;
+they are matched by image and question, since each file numbers its questions anew.
+"""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+
+from secateur.errors import InputError
+from secateur.evaluation.tasks import _folder, _records
+from secateur.evaluation.tasks._records import Record
+from secateur.evaluation.tasks.base import Array, Question, mean, ratio
+
+
+class Task(_folder.FolderTask):
+    metric = "f1"
+
+    def score(self, question: Question, answer: str) -> float:
+        return float(says_yes(answer) == (question.answers[0].lower() == "yes"))
+
+    def metrics(self, scores: Array, weights: Array) -> dict[str, Array]:
+        """f1, and accuracy, precision, recall and yes_ratio over all questions."""
+        yes = np.array([q.answers[0].lower() == "yes" for q in self.questions])
+        said = np.where(scores > 0.5, yes, ~yes).astype(float)
+        groups = np.array([q.group for q in self.questions])
+        total, present = np.zeros(weights.shape[:-1]), np.zeros(weights.shape[:-1])
+        for group in sorted(set(groups.tolist())):
+            inside = weights * (groups == group)
+            hit = inside @ (said * yes)
+            there = (inside.sum(axis=-1) > 0).astype(float)
+            total += there * ratio(2 * hit, inside @ said + inside @ yes)
+            present += there
+        hit = weights @ (said * yes)
+        return {
+            "f1": ratio(total, present),
+            "accuracy": mean(scores, weights),
+            "precision": ratio(hit, weights @ said),
+            "recall": ratio(hit, weights @ yes),
+            "yes_ratio": mean(said, weights),
+        }
+
+    def keys(self, record: Record, where: str) -> tuple[str, ...]:
+        number = super().keys(record, where)
+        if "image" not in record or "text" not in record:
+            return number
+        seen = _records.text(record, where, "image"), _folder.first_line(_records.text(record, where, "text"))
+        return ("\n".join(seen), *number)
+
+    def checked(self, questions: list[Question]) -> list[Question]:
+        for question in questions:
+            if question.answers[0].lower() not in ("yes", "no"):
+                raise InputError(f"{question.where}: the label is '{question.answers[0]}'; it must be yes or no")
+        return questions
+
+
+def says_yes(answer: str) -> bool:
+    """POPE's reading of an answer: "no" or "not" in the first sentence means no, anything else yes."""
+    words = re.findall(r"[a-z]+", answer.partition(".")[0].lower())
+    return "no" not in words and "not" not in words

@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from secateur.artifacts import Budget, Gate, ModelIdentity, Schedule
+from secateur.evaluation.compare import mcnemar, nearest_downsample, sign_test, split
+from secateur.evaluation.results import Part
+
+
+@given(st.integers(0, 60), st.integers(0, 60))
+def test_sign_test_equals_its_definition(one: int, other: int) -> None:
+    n = one + other
+    tail = sum(math.comb(n, i) for i in range(min(one, other) + 1))
+    assert sign_test(one, other) == pytest.approx(float(min(Fraction(1), Fraction(2 * tail, 2**n))), rel=1e-12)
+    assert sign_test(one, other) == sign_test(other, one)
+
+
+def test_sign_test_of_known_and_of_large_counts() -> None:
+    assert sign_test(0, 0) == 1 and sign_test(5, 5) == 1
+    assert sign_test(1, 9) == pytest.approx(22 / 1024)
+    assert sign_test(0, 3000) == 0  # below the smallest float
+    assert 0.3 < sign_test(4960, 5060) < 0.33  # 1.0 standard deviations
+
+
+def test_mcnemar_counts_what_differs() -> None:
+    full = np.array([1, 1, 1, 1, 0, 0, 1.0])
+    ours = np.array([1, 0, 0, 0, 1, 0, 1.0])
+    found = mcnemar(ours, full)
+    assert (found.only_full, found.only_this) == (3, 1) and found.p == pytest.approx(10 / 16)
+
+
+def test_split_looks_at_what_full_knows() -> None:
+    full = np.array([1, 1, 1, 1, 0, 0.0])
+    downsampled = np.array([0, 0, 1, 0, 0, 1.0])
+    ours = np.array([1, 0, 1, 1, 1, 1.0])
+    found = split(ours, full, downsampled, "ds")
+    assert found.reference == "ds" and found.easy == Part(1, 1.0)
+    assert found.hard.questions == 3 and found.hard.score == pytest.approx(2 / 3)
+    assert split(ours, full * 0, downsampled, "ds").hard == Part(0, None)
+
+
+def schedule(name: str, method: str, compression: float) -> Schedule:
+    budget = Budget(1.0, compression, 1.0, 1.0, (1,))
+    return Schedule(name, method, ModelIdentity("f", 4, 9, "x"), (Gate(1, 4),), budget)
+
+
+def test_the_nearest_downsample() -> None:
+    ours = schedule("a", "btp", 0.7)
+    every = {s.name: s for s in (ours, schedule("d5", "downsample", 0.5), schedule("d8", "downsample", 0.8))}
+    assert nearest_downsample(ours, every) == "d8"
+    assert nearest_downsample(replace(ours, name="b", budget=replace(ours.budget, compression=0.1)), every) == "d5"
+    assert nearest_downsample(every["d5"], every) is None
+    assert nearest_downsample(ours, {"a": ours}) is None
