@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,24 @@ from secateur.methods.base import BudgetRequest, Method
 from secateur.models.base import Family, load
 
 ROOT = Path(__file__).parent.parent
-torch.set_num_threads(2)
+COMPRESSION = 0.5
+METHODS = plugins.names(methods)
+OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {  # what changes the wiring of a graph, beside every method's defaults
+    "btp-text": ("btp", {"query": "text"}),
+    "fopru-row-compact": ("fopru", {"strategy": "row", "positions": "compact"}),
+    "pdrop-compact": ("pdrop", {"positions": "compact"}),
+    "alvts-group": ("alvts", {"group": 2, "selectors": "svd"}),
+}
+VARIANTS = [name for name, (method, _) in OPTIONS.items() if method in METHODS]
+torch.set_num_threads(1)  # two workers run side by side
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """One worker runs all tests that share a bundle, which takes long to make; else one worker a file."""
+    for item in items:
+        names = getattr(item, "fixturenames", ())
+        shared = next((name for name in ("tiny_bundle", "demo_bundle") if name in names), str(item.path))
+        item.add_marker(pytest.mark.xdist_group(shared))
 
 
 @pytest.fixture(scope="session", params=plugins.names(models))
@@ -40,26 +58,27 @@ def demo() -> Family:
     return load("demo")
 
 
-def schedules(family: Family, layers: tuple[int, ...], keep: tuple[float, ...], **extra: Method) -> list[Schedule]:
-    """One schedule of every method, and of the given methods by name."""
-    found = {name: plugins.load(methods, name, "method").Method() for name in plugins.names(methods)} | extra
-    made = []
-    for name, method in found.items():
-        few = [Sample(s.image, "w1 w2 w3") for s in samples("calibration", 2, 0)] if method.statistics else []
-        statistics = capture(family, few, method.statistics)
-        schedule = method.calibrate(statistics, BudgetRequest(keep=keep, layers=layers))
-        made.append(Schedule(**{**vars(schedule), "name": name}))
+def method(name: str, **options: Any) -> Method:
+    """The method `name` with these options."""
+    made: Method = plugins.load(methods, name, "method").Method(**options)
     return made
+
+
+def schedules(family: Family, chosen: dict[str, Method], request: BudgetRequest) -> list[Schedule]:
+    """A schedule of each of the methods, by name."""
+    few = [Sample(s.image, "w1 w2 w3") for s in samples("calibration", 2, 0)]
+    wanted = frozenset[str]().union(*(method.statistics for method in chosen.values()))
+    statistics = capture(family, few, wanted)
+    return [replace(method.calibrate(statistics, request), name=name) for name, method in chosen.items()]
 
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tiny: Family, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Exported]:
-    """A bundle of the tiny model with every method, one that keeps all tokens, and a text query."""
-    from secateur.methods.btp import Method as Btp
-
-    text = schedules(tiny, (1, 3), (0.5, 5), **{"btp-text": Btp(query="text")})
-    everything = schedules(tiny, (1, 3), (1.0, 1.0))
-    chosen = text + [Schedule(**{**vars(s), "name": f"{s.name}-all"}) for s in everything]
+    """A bundle of the tiny model with every method, some variants, and every method keeping all tokens."""
+    every = {name: method(name) for name in METHODS}
+    special = {name: method(OPTIONS[name][0], **OPTIONS[name][1]) for name in VARIANTS}
+    chosen = schedules(tiny, every | special, BudgetRequest(compression=COMPRESSION))
+    chosen += [replace(s, name=f"{s.name}-all") for s in schedules(tiny, every, BudgetRequest(keep=(1.0,)))]
     folder = tmp_path_factory.mktemp("bundles") / f"tiny-{tiny.name}"
     return folder, export(tiny, chosen, target("cpu"), folder)
 

@@ -8,11 +8,17 @@ from pathlib import Path
 from types import ModuleType
 
 from secateur import methods, models, plugins
+from secateur.evaluation import tasks
 from secateur.runtime import backends
 
 README = Path(__file__).parent.parent / "README.md"
 BEGIN, END = "<!-- table: make table -->\n", "<!-- end of table -->\n"
-KINDS: tuple[tuple[str, ModuleType], ...] = (("--method", methods), ("--model", models), ("--backend", backends))
+KINDS: tuple[tuple[str, ModuleType], ...] = (
+    ("--method", methods),
+    ("--model", models),
+    ("--backend", backends),
+    ("--task", tasks),
+)
 
 
 def table() -> str:

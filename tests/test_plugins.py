@@ -9,15 +9,22 @@ import pytest
 
 from secateur import commands, methods, models, plugins
 from secateur.errors import UnknownName
+from secateur.evaluation import tasks
+from secateur.evaluation.tasks.base import Task
 from secateur.methods.base import Method
 from secateur.models.base import Family
 from secateur.runtime import backends
 from secateur.runtime.backends.base import Backend
 
-KINDS = [(methods, "Method", Method), (models, "Family", Family), (backends, "Backend", Backend)]
+KINDS = [
+    (methods, "Method", Method),
+    (models, "Family", Family),
+    (backends, "Backend", Backend),
+    (tasks, "Task", Task),
+]
 
 
-@pytest.mark.parametrize(("package", "name", "base"), KINDS, ids=["methods", "models", "backends"])
+@pytest.mark.parametrize(("package", "name", "base"), KINDS, ids=["methods", "models", "backends", "tasks"])
 def test_every_file_is_a_plug_in(package: ModuleType, name: str, base: type) -> None:
     found = plugins.names(package)
     assert found and "base" not in found and not any(n.startswith("_") for n in found)

@@ -18,13 +18,15 @@ if TYPE_CHECKING:
     from secateur.methods.base import BudgetRequest, Method
     from secateur.models.base import Family
 
-SAMPLES = 64
+METHOD = "btp"
+ALL = "all"
+WORK = Path("build/calibration")
 
 
 def add_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     """Add the shared options, and the fields of the method that `argv` names as flags of their own."""
     parser.add_argument("--model", default="demo", help="demo, a checkpoint directory or a hub id (default: demo)")
-    parser.add_argument("--method", default=None, help="pruning method (default: btp)")
+    parser.add_argument("--method", default=None, help=f"pruning method, several as a,b, or all (default: {METHOD})")
     budget = parser.add_argument_group("budget")
     budget.add_argument(
         "--keep", type=numbers, help="tokens kept by each gate: shares of all, or counts: 0.5,0.25,0.125"
@@ -43,24 +45,37 @@ def add_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     )
     data = parser.add_argument_group("calibration")
     data.add_argument("--samples", type=Path, help="folder of images, or .jsonl of image and text (default: generated)")
-    data.add_argument("--sample-count", type=int, default=SAMPLES, help=f"samples to use (default: {SAMPLES})")
+    data.add_argument("--sample-count", type=int, help="samples to use (default: what the method asks for)")
     data.add_argument("--seed", type=int, default=0, help="of every random choice (default: 0)")
+    data.add_argument(
+        "--work", type=Path, default=WORK, help=f"what a killed calibration goes on from (default: {WORK})"
+    )
 
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    peek.add_argument("--method", default="btp")
-    method = method_class(peek.parse_known_args(argv)[0].method)
-    group = parser.add_argument_group(f"options of {method.__module__.rpartition('.')[2]}")
+    peek.add_argument("--method", default=METHOD)
+    named = method_classes(peek.parse_known_args(argv)[0].method)
+    if len(named) > 1:  # each with its defaults
+        return
+    ((name, method),) = named.items()
+    group = parser.add_argument_group(f"options of {name}")
     hints = typing.get_type_hints(method)
     for field in dataclasses.fields(method):
         if field.name != "seed":  # one --seed for the samples and for the method
             _add_field(group, field, hints[field.name])
 
 
-def method_class(name: str) -> type[Method]:
+def method_classes(text: str | None) -> dict[str, type[Method]]:
+    """The methods that --method names, by name: one, several as "a,b", or all.
+
+    Raises:
+        UnknownName, InputError: there is no such method, or one is named twice.
+    """
     from secateur import methods, plugins
 
-    found: type[Method] = plugins.load(methods, name, "method").Method
-    return found
+    names = plugins.names(methods) if text == ALL else (text or METHOD).split(",")
+    if len(set(names)) < len(names):
+        raise InputError(f"--method {text} names a method twice")
+    return {name: plugins.load(methods, name, "method").Method for name in names}
 
 
 def _add_field(group: Any, field: dataclasses.Field[Any], hint: Any) -> None:
@@ -117,34 +132,45 @@ def requests(arguments: argparse.Namespace) -> list[BudgetRequest]:
 
 
 def make_schedules(
-    arguments: argparse.Namespace, family: Family, progress: Callable[[int, int], None]
+    arguments: argparse.Namespace, family: Family, progress: Callable[[str, str, int, int], None]
 ) -> list[Schedule]:
-    """Measure the model once and let the method make one schedule per request, with its control if asked."""
+    """Measure the model once and let each method make one schedule per request, with its control if asked."""
     from secateur.calibration.capture import capture
     from secateur.calibration.samples import samples
     from secateur.methods.random import Method as Random
 
-    cls = method_class(arguments.method or "btp")
-    method = cls(**{f.name: getattr(arguments, f.name) for f in dataclasses.fields(cls) if hasattr(arguments, f.name)})
-    wanted = requests(arguments)
-    chosen = (
-        samples(arguments.model, arguments.samples, arguments.sample_count, arguments.seed) if method.statistics else []
+    classes = method_classes(arguments.method)
+    chosen = [
+        cls(**{n: getattr(arguments, n) for n in _fields(cls) if hasattr(arguments, n)}) for cls in classes.values()
+    ]
+    asked = requests(arguments)
+    if arguments.name and len(chosen) > 1:
+        raise InputError(f"--name '{arguments.name}' names one schedule, but --method asks for {len(chosen)}")
+    wanted = frozenset[str]().union(*(method.statistics for method in chosen))
+    count = arguments.sample_count or max(method.samples for method in chosen)
+    data = samples(arguments.model, arguments.samples, count, arguments.seed) if wanted else []
+    measured = capture(family, data, wanted, arguments.seed, lambda done, total: progress("measure", "", done, total))
+    statistics = dataclasses.replace(
+        measured, work=arguments.work, progress=lambda step, done, total: progress(step, "", done, total)
     )
-    statistics = capture(family, chosen, method.statistics, arguments.seed, progress)
-    made = [method.calibrate(statistics, request) for request in wanted]
+    made = [method.calibrate(statistics, request) for method in chosen for request in asked]
     if arguments.name:
         made = [dataclasses.replace(made[0], name=arguments.name)]
-    made += [Random(seed).like(schedule) for schedule in made for seed in range(arguments.control)]
+    made += [Random(seed=seed).like(schedule) for schedule in made for seed in range(arguments.control)]
     names = [schedule.name for schedule in made]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise BadSchedule(f"two schedules would be called '{twice}'; ask for compressions further apart")
     return made
 
 
+def _fields(cls: type[Method]) -> list[str]:
+    return [field.name for field in dataclasses.fields(cls)]
+
+
 def given(arguments: argparse.Namespace) -> list[str]:
     """Flags in `arguments` that only matter when a schedule is made."""
-    own = {f.name for f in dataclasses.fields(method_class(arguments.method or "btp")) if f.name != "seed"}
-    shared = ("keep", "compression", "layers", "name", "control", "samples")
+    own = {name for cls in method_classes(arguments.method).values() for name in _fields(cls) if name != "seed"}
+    shared = ("keep", "compression", "layers", "name", "control", "samples", "sample_count")
     set_flags = [name for name in shared if getattr(arguments, name)] + [n for n in own if hasattr(arguments, n)]
     return sorted("--" + name.replace("_", "-") for name in set_flags)
 
@@ -153,6 +179,7 @@ def summary(schedule: Schedule) -> dict[str, Any]:
     """What a user wants to see of a schedule."""
     return {
         "method": schedule.method,
-        "gates": [{"layer": g.layer, "keep": g.keep} for g in schedule.gates],
+        "positions": schedule.positions,
+        "gates": [{"layer": g.layer, "kind": g.kind, "keep": g.keep} for g in schedule.gates],
         "budget": dataclasses.asdict(schedule.budget),
     }

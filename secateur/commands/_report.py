@@ -20,7 +20,7 @@ def schedules(found: dict[str, Any]) -> Table:
     """Gates and budget of each schedule, from `_options.summary`: average tokens and FLOPs ratio of vision rows."""
     made = table("Schedules", "schedule", "gates (layer: kept)", "tokens", "pruned", "FLOPs")
     for name, schedule in found.items():
-        gates = ", ".join(f"{g['layer']}: {g['keep']}" for g in schedule["gates"]) or "none"
+        gates = ", ".join(_runs(schedule["gates"])) or "none"
         cost = schedule["budget"]
         made.add_row(
             name,
@@ -30,6 +30,15 @@ def schedules(found: dict[str, Any]) -> Table:
             f"{cost['prefill_flops_ratio']:.3f}",
         )
     return made
+
+
+def _runs(gates: list[dict[str, Any]]) -> list[str]:
+    """ "3: 288" for a gate, "0..15: 48" for gates that route to the same count at every layer, and the kind."""
+    kind = {"prune": "", "route": " (route)", "vision": " (encoder)", "downsample": " (smaller image)"}
+    routes = [g for g in gates if g["kind"] == "route"]
+    if len(routes) > 2 and len({g["keep"] for g in routes}) == 1:
+        return [f"{routes[0]['layer']}..{routes[-1]['layer']}: {routes[0]['keep']}{kind['route']}"]
+    return [f"{g['layer']}: {g['keep']}{kind[g['kind']]}" for g in gates]
 
 
 def parity(checks: list[dict[str, Any]]) -> Table:
@@ -42,13 +51,41 @@ def parity(checks: list[dict[str, Any]]) -> Table:
     return made
 
 
+PER_LAYER = ("similarity_below_tau", "attention_to_vision", "mean_kl", "staircase")
+
+
 def calibration(measured: dict[str, Any]) -> Table:
     """What calibration found: a row for each layer where something was measured, the rest as the caption."""
-    per_layer = {k: measured[k] for k in ("similarity_below_tau", "attention_to_vision") if measured.get(k)}
-    longest = max((len(v) for v in per_layer.values()), default=0)
-    made = table("Calibration", "layer", *(k.replace("_", " ") for k in per_layer))
-    for layer in range(longest):
-        made.add_row(str(layer), *(f"{v[layer]:.3f}" for v in per_layer.values()))
-    made.caption = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in measured.items() if k not in per_layer)
+    columns: dict[str, dict[int, Any]] = {}
+    for name in PER_LAYER:
+        if measured.get(name):
+            columns[name] = dict(enumerate(measured[name]))
+    rest = dict(measured)
+    if _are_rows(measured.get("layers")):
+        for row in rest.pop("layers"):
+            for name, value in row.items():
+                columns.setdefault(name, {})[row["layer"]] = value
+        columns.pop("layer")
+    made = table("Calibration", "layer", *(name.replace("_", " ") for name in columns))
+    for layer in sorted(set().union(*columns.values())) if columns else []:
+        made.add_row(str(layer), *(_number(column.get(layer)) for column in columns.values()))
+    made.caption = ", ".join(f"{k.replace('_', ' ')} {_short(v)}" for k, v in rest.items() if k not in columns)
     made.caption_justify = "left"
     return made
+
+
+def _are_rows(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.3f}" if value == 0 or abs(value) >= 0.01 else f"{value:.2g}"
+    return "" if value is None else str(value)
+
+
+def _short(value: Any) -> str:
+    """A long list by its length and range."""
+    if isinstance(value, list) and len(value) > 8 and all(isinstance(v, int | float) for v in value):
+        return f"{len(value)} values from {min(value):.3g} to {max(value):.3g}"
+    return str(value)

@@ -7,7 +7,6 @@ secateur calibrate --method btp --compression 0.78 --out schedule.json
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +25,16 @@ def add_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> None:
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    from secateur.artifacts import to_json
+    from secateur.calibration.files import write_schedule
     from secateur.errors import BadOutput
+    from secateur.files import check_free
     from secateur.models.base import load
 
-    if arguments.out and arguments.out.is_file() and not arguments.force:
-        raise BadOutput(f"output {arguments.out} exists; add --force to replace it, or choose another --out")
+    if arguments.out and arguments.out.is_file():
+        check_free(arguments.out, arguments.force)
     family = load(arguments.model)
     with bars() as show:
-        schedules = _options.make_schedules(arguments, family, lambda done, total: show("calibrate", "", done, total))
+        schedules = _options.make_schedules(arguments, family, show)
     files = {}
     if len(schedules) > 1 and arguments.out and arguments.out.is_file():
         raise BadOutput(f"output {arguments.out} is a file, but {len(schedules)} schedules need a folder; change --out")
@@ -43,29 +43,15 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         if len(schedules) > 1 and arguments.out:
             path = arguments.out / f"{schedule.name}.json"
         files[schedule.name] = path
-    _write({files[s.name]: to_json(s) for s in schedules}, arguments.force)
+    for path in files.values():
+        check_free(path, arguments.force)
+    for schedule in schedules:
+        write_schedule(schedule, files[schedule.name])
     return {
         "schedules": {
             s.name: _options.summary(s) | {"file": str(files[s.name]), "calibration": s.calibration} for s in schedules
         }
     }
-
-
-def _write(texts: dict[Path, str], force: bool) -> None:
-    from secateur.errors import BadOutput
-
-    for path in texts:
-        if path.exists() and not force:
-            raise BadOutput(f"output {path} exists; add --force to replace it, or choose another --out")
-    for path, text in texts.items():
-        partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_text(text)
-            partial.replace(path)
-        except OSError as problem:
-            partial.unlink(missing_ok=True)
-            raise BadOutput(f"output {path} cannot be written: {problem.strerror}") from None
 
 
 def show(result: dict[str, Any], console: Console) -> None:

@@ -3,6 +3,7 @@
 
 secateur export --method btp
 secateur export --method btp --compression 0.78,0.89 --control --out build/demo-btp
+secateur export --method all --compression 0.67,0.78,0.89
 secateur export --schedule a.json b.json --target tensorrt
 """
 
@@ -35,8 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> None:
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    from secateur.artifacts import Schedule, read_json
-    from secateur.errors import BadSchedule, InputError
+    from secateur.calibration.files import read_schedule
+    from secateur.errors import InputError
     from secateur.export.bundle import export
     from secateur.export.folder import check_free
     from secateur.export.targets import target
@@ -45,22 +46,20 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
     start = time.perf_counter()
     kind = target(arguments.target, arguments.dtype)
-    schedules = [read_json(Schedule, path, BadSchedule) for path in arguments.schedule]
+    schedules = [read_schedule(path) for path in arguments.schedule]
     calibrate = bool(arguments.method or not schedules)
     if not calibrate and (ignored := _options.given(arguments)):
         raise InputError(
             f"{', '.join(ignored)} would be ignored: --schedule bundles as they are; add --method to calibrate"
         )
     _options.requests(arguments)
-    method = arguments.method or (schedules[0].method if schedules else "btp")
-    out = arguments.out or Path("build") / f"{Path(arguments.model).name}-{method}"
+    method = arguments.method or (schedules[0].method if schedules else _options.METHOD)
+    out = arguments.out or Path("build") / f"{Path(arguments.model).name}-{method.replace(',', '-')}"
     check_free(out, arguments.force, MANIFEST)
     family = load(arguments.model)
     with bars() as show:
         if calibrate:  # in fp32 whatever the target, so that a schedule does not depend on it
-            schedules += _options.make_schedules(
-                arguments, family, lambda done, total: show("calibrate", "", done, total)
-            )
+            schedules += _options.make_schedules(arguments, family, show)
         family.to(kind.torch_dtype)
         exported = export(
             family,

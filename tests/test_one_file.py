@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A method is one file: dropped into a copy of the project, the command line, the tests and the README have it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+TOY = '''# SPDX-License-Identifier: Apache-2.0
+"""Loudness: keeps the tokens of the largest norm. A toy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor
+
+from secateur.artifacts import Schedule
+from secateur.calibration.budget import plan
+from secateur.calibration.statistics import Statistics
+from secateur.methods import base
+
+
+class Loudest(base.Selector):
+    def __init__(self, site: base.GateSite) -> None:
+        super().__init__()
+        self.keep, self.power = site.gate.keep, float(site.gate.selector["power"])
+
+    def forward(self, rows: base.GateInputs) -> Tensor:
+        return base.best(rows.vision.float().abs().pow(self.power).sum(-1), self.keep)
+
+
+@dataclass(frozen=True)
+class Method(base.Method):
+    """Options of the toy."""
+
+    power: float = field(default=2.0, metadata={"help": "exponent of the norm"})
+
+    def calibrate(self, statistics: Statistics, request: base.BudgetRequest) -> Schedule:
+        model, dimensions = statistics.model, statistics.dimensions
+        placed = plan(request, dimensions.layers, model.vision_tokens, (0,), (0.5,), earliest=0)
+        return self.schedule(statistics, [replace(g, selector={"power": self.power}) for g in placed.gates()])
+
+    @classmethod
+    def selector(cls, site: base.GateSite) -> base.Selector:
+        if site.gate.keep in (0, site.vision_tokens):
+            return base.Fixed(range(site.gate.keep))
+        return Loudest(site)
+'''
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project with one more file, and without the other methods, so that the tests of the toy are few."""
+    copy = tmp_path_factory.mktemp("one-file") / "project"
+    shutil.copytree(ROOT / "secateur", copy / "secateur", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "tests", copy / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.cfg", "README.md", "export.py"):
+        shutil.copy(ROOT / name, copy / name)
+    for path in (copy / "secateur/methods").glob("[a-z]*.py"):
+        if path.stem not in ("base", "btp", "random"):
+            path.unlink()
+    (copy / "secateur/methods/loudness.py").write_text(TOY)
+    return copy
+
+
+def run(tree: Path, *command: str) -> str:
+    done = subprocess.run([sys.executable, *command], cwd=tree, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_command_line(tree: Path) -> None:
+    shown = run(tree, "export.py", "--method", "loudness", "-h")
+    assert "options of loudness" in shown and "--power" in shown and "exponent of the norm" in shown
+    made = run(
+        tree,
+        "-m",
+        "secateur.cli",
+        "calibrate",
+        "--method",
+        "loudness",
+        "--power",
+        "3",
+        "--compression",
+        "0.75",
+        "--json",
+    )
+    (schedule,) = json.loads(made)["schedules"].values()
+    assert schedule["gates"] == [{"layer": 0, "kind": "prune", "keep": 36}]
+    assert json.loads((tree / "loudness-25.json").read_text())["gates"][0]["selector"] == {"power": 3.0}
+    every = run(tree, "-m", "secateur.cli", "calibrate", "--method", "all", "--out", "build/all", "--json")
+    assert {name.partition("-")[0] for name in json.loads(every)["schedules"]} == {"btp", "random", "loudness"}
+
+
+def test_matrix(tree: Path) -> None:
+    shown = run(
+        tree,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-n",
+        "0",
+        "-k",
+        "loudness",
+        "tests/methods/test_discovered.py",
+        "tests/test_invariants.py",
+    )
+    summary = shown.strip().splitlines()[-1]
+    assert int(summary.split(" passed")[0].split()[-1]) >= 15 and "failed" not in summary, shown
+
+
+def test_readme_table(tree: Path) -> None:
+    run(tree, "-m", "tests.table")
+    assert (
+        "| `--method` | `loudness` | Loudness: keeps the tokens of the largest norm. A toy. |"
+        in (tree / "README.md").read_text()
+    )
