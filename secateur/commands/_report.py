@@ -7,6 +7,8 @@ from typing import Any
 
 from rich.table import Table
 
+KINDS = {"prune": "", "route": " (route)", "vision": " (encoder)", "downsample": " (smaller image)"}
+
 
 def table(title: str, *columns: str) -> Table:
     """A table whose first column is text and whose others are numbers."""
@@ -33,12 +35,22 @@ def schedules(found: dict[str, Any]) -> Table:
 
 
 def _runs(gates: list[dict[str, Any]]) -> list[str]:
-    """ "3: 288" for a gate, "0..15: 48" for gates that route to the same count at every layer, and the kind."""
-    kind = {"prune": "", "route": " (route)", "vision": " (encoder)", "downsample": " (smaller image)"}
-    routes = [g for g in gates if g["kind"] == "route"]
-    if len(routes) > 2 and len({g["keep"] for g in routes}) == 1:
-        return [f"{routes[0]['layer']}..{routes[-1]['layer']}: {routes[0]['keep']}{kind['route']}"]
-    return [f"{g['layer']}: {g['keep']}{kind[g['kind']]}" for g in gates]
+    """ "3: 288" for a gate, "0..15: 48" for routes to the same count at every layer, and the kind."""
+    made = [f"{g['layer']}: {g['keep']}{KINDS[g['kind']]}" for g in gates]
+    return [f"{gates[0]['layer']}..{made[-1]}"] if _alike(gates, "keep") else made
+
+
+def receipt(gates: list[dict[str, Any]]) -> str:
+    """What the gates of an answer did, from `Receipt.as_dict`."""
+    made = [f"layer {g['layer']}: {g['before']} -> {g['applied']} vision tokens{KINDS[g['kind']]}" for g in gates]
+    if _alike(gates, "applied"):
+        return f"layers {gates[0]['layer']} to {gates[-1]['layer']}: {made[-1].partition(': ')[2]}, anew at each"
+    return "; ".join(made) or "nothing pruned"
+
+
+def _alike(gates: list[dict[str, Any]], count: str) -> bool:
+    """Many gates that route to one count."""
+    return len(gates) > 2 and {(g["kind"], g[count]) for g in gates} == {("route", gates[0][count])}
 
 
 def parity(checks: list[dict[str, Any]]) -> Table:

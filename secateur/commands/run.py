@@ -61,8 +61,8 @@ def show(result: dict[str, Any], console: Console) -> None:
     receipt = result["receipt"]
     console.print(f"question  {result['question']}", markup=False, soft_wrap=True)
     console.print(f"answer    {result['answer']}", markup=False, soft_wrap=True, style="bold")
-    gates = "; ".join(f"layer {g['layer']}: {g['before']} -> {g['applied']} vision tokens" for g in receipt["gates"])
-    console.print(f"schedule  {receipt['schedule']} ({gates or 'nothing pruned'})", markup=False, soft_wrap=True)
+    gates = _report.receipt(receipt["gates"])
+    console.print(f"schedule  {receipt['schedule']} ({gates})", markup=False, soft_wrap=True)
     rows = " -> ".join(str(rows) for rows in receipt["segment_rows"])
     console.print(f"rows      {rows} through {len(receipt['segment_rows'])} segments; ", end="")
     console.print(f"cache {receipt['cache_bytes'] / 1024:.0f} KiB; {receipt['generated_tokens']} tokens generated")

@@ -136,7 +136,7 @@ def place(family: Family, schedule: Schedule) -> list[Placed]:
 def _check_reads(schedule: Schedule, gate: Gate, selector: Selector | None) -> None:
     who = f"schedule '{schedule.name}': method '{schedule.method}'"
     for name in selector.reads if selector is not None else ():
-        if is_encoder(name) != (gate.kind == "vision"):
+        if is_encoder(name) != (gate.kind == "vision") or gate.kind == "route":
             raise BadSchedule(f"{who} reads '{name}', which a gate of kind '{gate.kind}' does not have")
         if gate.kind == "prune" and gate.layer == 0:
             raise BadSchedule(f"{who} scores by the layer before, so its first gate must be at layer 1 or later, not 0")
