@@ -15,6 +15,7 @@ from secateur.errors import BadSchedule, InputError
 
 if TYPE_CHECKING:
     from secateur.artifacts import Schedule
+    from secateur.calibration.statistics import Statistics
     from secateur.methods.base import BudgetRequest, Method
     from secateur.models.base import Family
 
@@ -135,8 +136,6 @@ def make_schedules(
     arguments: argparse.Namespace, family: Family, progress: Callable[[str, str, int, int], None]
 ) -> list[Schedule]:
     """Measure the model once and let each method make one schedule per request, with its control if asked."""
-    from secateur.calibration.capture import capture
-    from secateur.calibration.samples import samples
     from secateur.methods.random import Method as Random
 
     classes = method_classes(arguments.method)
@@ -146,14 +145,12 @@ def make_schedules(
     asked = requests(arguments)
     if arguments.name and len(chosen) > 1:
         raise InputError(f"--name '{arguments.name}' names one schedule, but --method asks for {len(chosen)}")
-    wanted = frozenset[str]().union(*(method.statistics for method in chosen))
-    count = arguments.sample_count or max(method.samples for method in chosen)
-    data = samples(arguments.model, arguments.samples, count, arguments.seed) if wanted else []
-    measured = capture(family, data, wanted, arguments.seed, lambda done, total: progress("measure", "", done, total))
-    statistics = dataclasses.replace(
-        measured, work=arguments.work, progress=lambda step, done, total: progress(step, "", done, total)
-    )
-    made = [method.calibrate(statistics, request) for method in chosen for request in asked]
+    statistics = _measure(arguments, family, chosen, progress)
+    made = [
+        method.calibrate(measured, request)
+        for method, measured in zip(chosen, statistics, strict=True)
+        for request in asked
+    ]
     if arguments.name:
         made = [dataclasses.replace(made[0], name=arguments.name)]
     made += [Random(seed=seed).like(schedule) for schedule in made for seed in range(arguments.control)]
@@ -161,6 +158,31 @@ def make_schedules(
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise BadSchedule(f"two schedules would be called '{twice}'; ask for compressions further apart")
     return made
+
+
+def _measure(
+    arguments: argparse.Namespace,
+    family: Family,
+    chosen: list[Method],
+    progress: Callable[[str, str, int, int], None],
+) -> list[Statistics]:
+    """Statistics for each method. Those that ask for as many samples share a run; what they get is the same alone."""
+    from secateur.calibration.capture import capture
+    from secateur.calibration.samples import samples
+
+    asked = arguments.sample_count
+    if asked is not None and asked < 1:
+        raise InputError(f"--sample-count is {asked}; it must be at least 1")
+    counts = [method.samples if asked is None else asked for method in chosen]
+    measured = {}
+    for count in sorted(set(counts)):
+        wanted = frozenset[str]().union(*(m.statistics for m, n in zip(chosen, counts, strict=True) if n == count))
+        data = samples(arguments.model, arguments.samples, count, arguments.seed) if wanted else []
+        found = capture(family, data, wanted, arguments.seed, lambda done, total: progress("measure", "", done, total))
+        measured[count] = dataclasses.replace(
+            found, work=arguments.work, progress=lambda step, done, total: progress(step, "", done, total)
+        )
+    return [measured[count] for count in counts]
 
 
 def _fields(cls: type[Method]) -> list[str]:
@@ -171,7 +193,9 @@ def given(arguments: argparse.Namespace) -> list[str]:
     """Flags in `arguments` that only matter when a schedule is made."""
     own = {name for cls in method_classes(arguments.method).values() for name in _fields(cls) if name != "seed"}
     shared = ("keep", "compression", "layers", "name", "control", "samples", "sample_count")
-    set_flags = [name for name in shared if getattr(arguments, name)] + [n for n in own if hasattr(arguments, n)]
+    set_flags = [name for name in shared if getattr(arguments, name) not in (None, 0)] + [
+        n for n in own if hasattr(arguments, n)
+    ]
     return sorted("--" + name.replace("_", "-") for name in set_flags)
 
 

@@ -33,6 +33,7 @@ class Method(base.Method):
     """Options of ALVTS."""
 
     statistics: ClassVar[frozenset[str]] = frozenset({"layers"})
+    samples: ClassVar[int] = 256  # as in the paper, section 3.3
 
     rank: int | None = field(
         default=None,
