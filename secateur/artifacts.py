@@ -25,6 +25,8 @@ T = TypeVar("T")
 Json = dict[str, Any]
 Array = NDArray[Any]
 KINDS = ("prune", "route", "vision", "downsample")
+FULL = "full"
+"""Name and method of the schedule without gates, which every bundle holds."""
 
 
 @dataclass(frozen=True)
@@ -205,10 +207,7 @@ class Dimensions:
 
 @dataclass(frozen=True)
 class GateRef:
-    """A gate of a schedule as it stands in a bundle: `graph` runs before decoder layer `layer`.
-
-    A gate of kind "vision" runs behind the vision graph, one of kind "downsample" in its place.
-    """
+    """A gate of a schedule in a bundle: `graph` runs before decoder layer `layer`, or where its kind says."""
 
     layer: int
     graph: str

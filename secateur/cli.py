@@ -20,6 +20,16 @@ from rich.console import Console
 from secateur import __version__, commands, plugins
 from secateur.errors import InputError, SecateurError
 
+BASE = ("numpy", "PIL", "tokenizers", "onnxruntime", "rich", "jinja2", "markupsafe")
+"""What every installation has, by the names of import; what else is missing comes with the extra `export`."""
+
+
+class Printer(Console):
+    """Leaves it to `one_line` to say that the reader of our output has gone."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
 
 class Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, as every other error."""
@@ -43,7 +53,8 @@ def one_line(command: Callable[[], object]) -> int:
     except ModuleNotFoundError as problem:
         if problem.name is None or problem.name.partition(".")[0] == "secateur":
             raise
-        print(f"secateur: error: {problem.name} is not installed; pip install 'secateur[export]'", file=sys.stderr)
+        package = "secateur" if problem.name.partition(".")[0] in BASE else "'secateur[export]'"
+        print(f"secateur: error: {problem.name} is not installed; pip install {package}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("secateur: interrupted", file=sys.stderr)
@@ -70,7 +81,7 @@ def _run(argv: list[str]) -> None:
     if arguments.json:
         print(json.dumps(result, indent=2))
     else:
-        command.show(result, Console(highlight=False))
+        command.show(result, Printer(highlight=False))
 
 
 def _parser(argv: list[str]) -> argparse.ArgumentParser:

@@ -14,12 +14,18 @@ def check_free(path: Path, force: bool) -> None:
     """To be called before long work: nothing is at `path`, or a file that `force` lets us replace.
 
     Raises:
-        BadOutput: it exists and `force` is not set, or it is a folder.
+        BadOutput: it exists and `force` is not set, or it is something that must not be replaced: a folder, a link, a
+            device; or what stands on the way to it is no folder.
     """
     if path.is_dir():
         raise BadOutput(f"output {path} is a folder; name a file")
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise BadOutput(f"output {path} is no plain file; choose another name")
     if path.exists() and not force:
         raise BadOutput(f"output {path} exists; add --force to replace it, or choose another name")
+    way = next(folder for folder in path.absolute().parents if folder.exists())
+    if not way.is_dir() or not os.access(way, os.W_OK):
+        raise BadOutput(f"output {path} cannot be written: {way} is no folder that you may write to")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from typing import Any, TypeVar
@@ -50,6 +51,8 @@ def _decode(hint: Any, data: Any, where: str) -> Any:
         return data
     if hint is float and type(data) is int:
         return float(data)
+    if hint is float and type(data) is float and not math.isfinite(data):
+        _wrong(where, data, "finite number")
     return data if type(data) is hint else _wrong(where, data, hint.__name__)
 
 

@@ -99,7 +99,8 @@ def kept_by_layer(gates: Sequence[GateRef], kept: Sequence[Sequence[int]]) -> di
 def entering(family: Family, pixels: NDArray[np.float32], schedule: Schedule) -> tuple[list[int], Tensor] | None:
     """What a schedule's gate in the encoder keeps of one image, and the vision tokens [1, k, D] that it hands on.
 
-    None if the schedule has no such gate. Run in torch with the family's encoder, without any graph.
+    None if the schedule has no such gate. Run in torch with the family's encoder, without any graph; that the encoder's
+    scores and the smaller image are transformers' own is shown in tests/models.
     """
     gate = next((gate for gate in schedule.gates if gate.kind in ("vision", "downsample")), None)
     if gate is None:
@@ -109,15 +110,15 @@ def entering(family: Family, pixels: NDArray[np.float32], schedule: Schedule) ->
         features, index = family.vision(grid=tuple(gate.selector["grid"]))(image)
         return index[0].tolist(), family.projector()(features)
     layout = family.layout
-    selector = plugins.load(methods, schedule.method, "method").Method.selector(
+    selector = plugins.load(methods, schedule.method, "method").Method.choose(
         GateSite(gate, layout.vision_tokens, layout.image_start, layout.grid, family.dimensions, schedule.tensors)
     )
     seen = family.vision(selector.reads)(image)
     features, *scores = seen if isinstance(seen, tuple) else (seen,)
     every = torch.arange(layout.vision_tokens)[None]
     rows = GateInputs(features, every, torch.ones_like(every), every, 0, dict(zip(selector.reads, scores, strict=True)))
-    slots = selector(rows)
-    return slots[0].tolist(), family.projector()(selector.merged(rows, slots))
+    slots, kept = selector.kept(rows)
+    return slots[0].tolist(), family.projector()(kept)
 
 
 def _heads(layer: Any, hidden: Tensor, rotary: Any) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -35,3 +36,16 @@ def test_check_before_long_work(tmp_path: Path) -> None:
         check_free(tmp_path / "file", False)
     with pytest.raises(BadOutput, match="is a folder; name a file"):
         check_free(tmp_path, True)
+
+
+def test_only_plain_files_are_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "real").write_text("kept")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    for name in ("pipe", "link", "dangling"):
+        with pytest.raises(BadOutput, match="is no plain file"):
+            check_free(tmp_path / name, force=True)
+    with pytest.raises(BadOutput, match="is no folder that you may write to"):
+        check_free(tmp_path / "real" / "below.json", force=True)
+    assert (tmp_path / "real").read_text() == "kept"

@@ -111,7 +111,8 @@ def test_something_is_pruned(ort: Pipeline, method: str) -> None:
     """About half, as asked: every method spends the same budget. And it shows in the receipt."""
     answer = ort.ask(picture(0), QUESTION, schedule=method, max_new_tokens=1)
     tokens = ort.bundle.manifest.layout.vision_tokens
-    assert abs(ort.bundle.schedule(method).budget.compression - COMPRESSION) < 0.13
+    step = 0.06 if method == "downsample" else 0.01  # a smaller image has a whole number of rows and columns
+    assert abs(ort.bundle.schedule(method).budget.compression - COMPRESSION) < step
     assert all(
         gate.applied == gate.requested == len(kept)
         for gate, kept in zip(answer.receipt.gates, answer.kept, strict=True)
@@ -120,6 +121,18 @@ def test_something_is_pruned(ort: Pipeline, method: str) -> None:
     full = ort.ask(picture(0), QUESTION, schedule="full", max_new_tokens=1)
     assert answer.receipt.cache_bytes < full.receipt.cache_bytes
     assert not close(answer.first_logits, full.first_logits)
+
+
+@pytest.mark.parametrize("method", [*SCHEDULES, "full"])
+def test_the_time_to_the_first_token_counts_every_graph(ort: Pipeline, method: str) -> None:
+    """Gates in the encoder, and what stands in its place, too."""
+    spent = ort.ask(picture(0), QUESTION, schedule=method, max_new_tokens=1).timings
+    names = {graph.name for graph in ort.bundle.manifest.graphs}
+    graphs = sum(milliseconds for name, milliseconds in spent.items() if name in names)
+    assert spent["first_token"] == pytest.approx(spent["preprocess"] + spent["encode"] + spent["prefill"])
+    assert graphs <= spent["encode"] + spent["prefill"]
+    gates = [gate.graph for gate in ort.bundle.manifest.schedules[method].gates]
+    assert set(gates) <= spent.keys() and ("vision" in spent) == (method != "downsample")
 
 
 @pytest.mark.parametrize("method", SCHEDULES)
@@ -176,7 +189,7 @@ def test_gates_read_what_they_should(ort: Pipeline, tiny: Family, method: str) -
                 image_start=start,
                 read=_read(seen, gate.layer, stay, text) if gate.layer else {},
             )
-            chosen = alive[selector_class.selector(site)(given)[0].numpy()]
+            chosen = alive[selector_class.choose(site)(given)[0].numpy()]
             assert tuple(chosen.tolist()) == found, (method, gate.layer)
             alive = alive if route else chosen
 

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from secateur import methods, plugins
+
 PACKAGE = Path(__file__).parent.parent / "secateur"
 TORCH = {"torch", "transformers", "onnx", "onnxscript", "onnx_ir", "safetensors"}
 RULES = [  # files, what they must not import, exceptions
@@ -44,6 +46,15 @@ def test_who_may_know_whom(files: str, forbidden: set[str], exceptions: tuple[st
     assert paths
     for path in paths:
         wrong = {n for n in imported(path) if any(n == f or n.startswith(f + ".") for f in forbidden)}
+        assert not wrong, f"{path.relative_to(PACKAGE)} imports {sorted(wrong)}"
+
+
+def test_no_method_imports_another() -> None:
+    """What two methods share stands in a private file."""
+    plugs = {f"secateur.methods.{name}" for name in plugins.names(methods)}
+    assert plugs
+    for path in (PACKAGE / "methods").glob("*.py"):
+        wrong = imported(path) & plugs
         assert not wrong, f"{path.relative_to(PACKAGE)} imports {sorted(wrong)}"
 
 

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from secateur.artifacts import Budget, Dimensions, Gate, check_gates
+from secateur.artifacts import Budget, Dimensions, Gate, Json, check_gates
 from secateur.errors import BadSchedule
 from secateur.methods.base import BudgetRequest
 
@@ -27,6 +27,10 @@ class Plan:
     def gates(self) -> tuple[Gate, ...]:
         """Gates without selector parameters."""
         return tuple(Gate(layer, count) for layer, count in zip(self.layers, self.counts, strict=True))
+
+    def report(self) -> Json:
+        """What a calibration report says of the plan."""
+        return {"moved": list(self.moved) if self.moved else None}
 
 
 def alive(layers: int, vision_tokens: int, gates: Iterable[Gate]) -> tuple[int, ...]:
@@ -130,6 +134,7 @@ def counts_for(
     model_layers: int,
     vision_tokens: int,
     drop: int | None = None,
+    earliest: int = 0,
 ) -> tuple[int, ...]:
     """Kept tokens of gates at `layers`: the shares `shape` times one factor, so that `compression` is met most closely.
 
@@ -144,7 +149,7 @@ def counts_for(
         raise BadSchedule(f"keep shares {tuple(shape)} must be above 0 and must not grow")
     bound = reachable(layers[0], model_layers, vision_tokens, drop)
     if compression > bound:
-        raise BadSchedule(_too_late(compression, layers[0], bound, model_layers, vision_tokens, drop))
+        raise BadSchedule(_too_late(compression, layers[0], bound, model_layers, vision_tokens, drop, earliest))
 
     ends = [*layers[1:], model_layers if drop is None else drop]
     spans = [end - layer for layer, end in zip(layers, ends, strict=True)]
@@ -201,9 +206,11 @@ def _fed(
     return fits[-1] if fits else None
 
 
-def _too_late(compression: float, first: int, bound: float, layers: int, tokens: int, drop: int | None) -> str:
+def _too_late(
+    compression: float, first: int, bound: float, layers: int, tokens: int, drop: int | None, earliest: int
+) -> str:
     allows = f"layer {first} of {layers} allows at most {math.floor(100 * bound) / 100:.2f}"
-    latest = _latest(compression, first, 0, layers, tokens, drop)
+    latest = _latest(compression, first, earliest, layers, tokens, drop)
     if latest is None:
         return f"compression {compression:g} is out of reach for {tokens} tokens ({allows}); use a lower --compression"
     mend = "use --layers or a lower --compression"
@@ -259,7 +266,9 @@ def plan(
         first = _fed(request.compression, placed, shape, earliest, model_layers, vision_tokens, drop)
         if first is not None and first != placed[0]:
             moved, placed = (placed[0], first), (first, *placed[1:])
-    return Plan(placed, counts_for(request.compression, placed, shape, model_layers, vision_tokens, drop), moved)
+    return Plan(
+        placed, counts_for(request.compression, placed, shape, model_layers, vision_tokens, drop, earliest), moved
+    )
 
 
 def front(request: BudgetRequest, model_layers: int, vision_tokens: int, share: float) -> int:

@@ -11,8 +11,10 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from secateur.artifacts import Schedule, read_json, to_json
-from secateur.errors import BadSchedule
-from secateur.files import write_bytes
+from secateur.errors import BadOutput, BadSchedule
+from secateur.files import check_free, write_bytes
+
+WEIGHTS = ".safetensors"
 
 
 def encode(schedule: Schedule) -> dict[str, bytes]:
@@ -21,7 +23,20 @@ def encode(schedule: Schedule) -> dict[str, bytes]:
         return {".json": to_json(schedule).encode()}
     tensors = save(dict(schedule.tensors))
     digest = f"sha256:{hashlib.sha256(tensors).hexdigest()}"
-    return {".json": to_json(replace(schedule, weights=digest)).encode(), ".safetensors": tensors}
+    return {".json": to_json(replace(schedule, weights=digest)).encode(), WEIGHTS: tensors}
+
+
+def check_schedule_free(path: Path, force: bool, weights: bool = False) -> None:
+    """A schedule can be written to `path` and, with `weights`, its tensors to the file beside it.
+
+    Raises:
+        BadOutput: see `files.check_free`; or `path` does not end in .json.
+    """
+    if path.suffix != ".json":
+        raise BadOutput(f"output {path} must end in .json: weights of a schedule go beside it under the same name")
+    check_free(path, force)
+    if weights:
+        check_free(path.with_suffix(WEIGHTS), force)
 
 
 def write_schedule(schedule: Schedule, path: Path) -> None:
@@ -43,11 +58,14 @@ def read_schedule(path: Path) -> Schedule:
     schedule = read_json(Schedule, path, BadSchedule)
     if not schedule.weights:
         return schedule
-    beside = path.with_suffix(".safetensors")
+    beside = path.with_suffix(WEIGHTS)
     try:
         data = beside.read_bytes()
         if f"sha256:{hashlib.sha256(data).hexdigest()}" != schedule.weights:
             raise BadSchedule(f"{beside} is not the file that {path.name} was written with; calibrate again")
-        return replace(schedule, tensors=load(data))
+        tensors = load(data)
+    except KeyError as dtype:
+        raise BadSchedule(f"{beside} has tensors of the type {dtype}, which is not known; calibrate again") from None
     except (OSError, SafetensorError) as problem:
         raise BadSchedule(f"{beside}, the weights of schedule '{schedule.name}', cannot be read: {problem}") from None
+    return replace(schedule, tensors=tensors)

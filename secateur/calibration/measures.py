@@ -10,7 +10,7 @@ from torch import Tensor
 from secateur.artifacts import Layout
 from secateur.calibration.layers import Passage, run
 from secateur.calibration.statistics import Floats
-from secateur.methods._head_max import causal, head_max
+from secateur.methods._attention_map import attention_map, causal
 from secateur.methods._importance import attention_softmax
 from secateur.models.base import Decoder
 
@@ -37,8 +37,9 @@ def received(passage: Passage, layout: Layout, first: int, end: int) -> Floats:
     """Attention of the rows [first, end) to each vision row: the largest over heads, summed over these rows: [N]."""
     mask = torch.ones(1, passage.key.shape[0])
     total = torch.zeros(layout.vision_tokens)
+    key = passage.key.permute(1, 2, 3, 0)
     for rows in torch.arange(first, end).split(CHUNK):
-        seen = head_max(passage.query.index_select(2, rows), passage.key, causal(rows, mask))
+        seen = attention_map(passage.query.index_select(2, rows), key, causal(rows, mask)).amax((1, 2))
         total += seen[0, :, layout.image_start : layout.image_start + layout.vision_tokens].sum(0)
     out: Floats = total.numpy()
     return out

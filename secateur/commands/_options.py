@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     parser.add_argument("--method", default=None, help=f"pruning method, several as a,b, or all (default: {METHOD})")
     budget = parser.add_argument_group("budget")
     budget.add_argument(
-        "--keep", type=numbers, help="tokens kept by each gate: shares of all, or counts: 0.5,0.25,0.125"
+        "--keep", type=numbers, help="tokens kept by each gate: shares (1 is all) or counts: 0.5,0.25,0.125"
     )
     budget.add_argument("--compression", type=numbers, help="average share pruned; several make several schedules")
     budget.add_argument("--layers", type=integers, help="decoder layers whose entry gets a gate (default: calibrated)")
@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> None:
         "--work", type=Path, default=WORK, help=f"what a killed calibration goes on from (default: {WORK})"
     )
 
-    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    peek = type(parser)(add_help=False, allow_abbrev=False)
     peek.add_argument("--method", default=METHOD)
     named = method_classes(peek.parse_known_args(argv)[0].method)
     if len(named) > 1:  # each with its defaults
@@ -73,7 +73,7 @@ def method_classes(text: str | None) -> dict[str, type[Method]]:
     """
     from secateur import methods, plugins
 
-    names = plugins.names(methods) if text == ALL else (text or METHOD).split(",")
+    names = plugins.names(methods) if text == ALL else (METHOD if text is None else text).split(",")
     if len(set(names)) < len(names):
         raise InputError(f"--method {text} names a method twice")
     return {name: plugins.load(methods, name, "method").Method for name in names}
@@ -122,14 +122,21 @@ def requests(arguments: argparse.Namespace) -> list[BudgetRequest]:
         raise InputError(f"--seed is {arguments.seed}; it must be within 0 and {2**32 - 1}")
     if arguments.keep is not None and arguments.compression is not None:
         raise InputError("--keep and --compression both set the budget; give one of them")
+    several = len(method_classes(arguments.method)) > 1
+    if several and arguments.compression is None and arguments.keep is None:
+        raise InputError(f"--method {arguments.method} compares methods at one budget; add --compression or --keep")
     compressions = arguments.compression or (None,)
     if arguments.name in ("", "full"):
         raise InputError(f"--name '{arguments.name}' cannot be used; 'full' is the schedule without gates")
-    if arguments.name and len(compressions) > 1:
-        raise InputError(
-            f"--name '{arguments.name}' names one schedule, but --compression asks for {len(compressions)}"
-        )
+    if arguments.name and (several or len(compressions) > 1):
+        raise InputError(f"--name '{arguments.name}' names one schedule; give one method and one compression")
     return [BudgetRequest(arguments.keep, compression, arguments.layers) for compression in compressions]
+
+
+def number(arguments: argparse.Namespace) -> int:
+    """How many schedules `make_schedules` makes."""
+    controls: int = arguments.control
+    return len(method_classes(arguments.method)) * len(requests(arguments)) * (1 + controls)
 
 
 def make_schedules(
@@ -143,8 +150,6 @@ def make_schedules(
         cls(**{n: getattr(arguments, n) for n in _fields(cls) if hasattr(arguments, n)}) for cls in classes.values()
     ]
     asked = requests(arguments)
-    if arguments.name and len(chosen) > 1:
-        raise InputError(f"--name '{arguments.name}' names one schedule, but --method asks for {len(chosen)}")
     statistics = _measure(arguments, family, chosen, progress)
     made = [
         method.calibrate(measured, request)
@@ -153,7 +158,8 @@ def make_schedules(
     ]
     if arguments.name:
         made = [dataclasses.replace(made[0], name=arguments.name)]
-    made += [Random(seed=seed).like(schedule) for schedule in made for seed in range(arguments.control)]
+    seeds = range(arguments.seed, arguments.seed + arguments.control)
+    made += [Random(seed=seed).like(schedule) for schedule in made for seed in seeds]
     names = [schedule.name for schedule in made]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise BadSchedule(f"two schedules would be called '{twice}'; ask for compressions further apart")

@@ -8,6 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from secateur.commands._report import table
+from secateur.evaluation import notes
 
 NOTHING = "-"
 
@@ -38,7 +39,10 @@ def against_full(result: dict[str, Any]) -> Table | None:
     made = table("Against full, on the same questions", "schedule", *columns)
     made.caption = "lost, won: questions that only full, only the schedule gets right; p: McNemar's exact test"
     if with_split:
+        tokens = {s["name"]: s["average_tokens"] for s in result["schedules"]}
+        used = notes.references((s["split"]["reference"] for s in compared if s["split"]), tokens)
         made.caption += "\nhard, easy: what full gets right and the downsampled image gets wrong, gets right as well"
+        made.caption += f"\ndownsampled images, the nearest in tokens: {used}"
     made.caption_justify = "left"
     for s in compared:
         test, parts = s["mcnemar"], s["split"]
@@ -57,12 +61,20 @@ def costs(result: dict[str, Any]) -> Table:
         made.add_row(
             s["name"],
             f"{s['average_tokens']:.1f}",
-            f"{s['prefill_flops_ratio']:.3f}",
+            _flops(s),
             f"{s['ttft_ms']['p50']:.1f}",
             f"{s['ttft_ms']['p95']:.1f}",
             f"{s['cache_bytes'] / 1e6:.2f}",
         )
     return made
+
+
+def costs_note(result: dict[str, Any]) -> str:
+    """What FLOPs and times leave out; too long for a caption."""
+    with_gates = any(s["flops_ratio_with_gates"] is not None for s in result["schedules"])
+    said = [f"FLOPs: {notes.FLOPS}", notes.FLOPS_WITH_GATES if with_gates else ""]
+    said.append(notes.bundle(result["segments"], result["encoder_scores"]))
+    return " ".join(filter(None, said))
 
 
 def groups(result: dict[str, Any]) -> Table:
@@ -85,6 +97,11 @@ def _unit(result: dict[str, Any]) -> str:
 
 def _interval(bounds: tuple[float, float] | None, factor: float) -> str:
     return NOTHING if bounds is None else f"{factor * bounds[0]:.1f}-{factor * bounds[1]:.1f}"
+
+
+def _flops(schedule: dict[str, Any]) -> str:
+    gates = schedule["flops_ratio_with_gates"]
+    return f"{schedule['prefill_flops_ratio']:.3f}" + ("" if gates is None else f" ({gates:.3f})")
 
 
 def _part(part: dict[str, Any]) -> tuple[str, str]:

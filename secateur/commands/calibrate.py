@@ -25,26 +25,24 @@ def add_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> None:
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    from secateur.calibration.files import write_schedule
+    from secateur.calibration.files import check_schedule_free, write_schedule
     from secateur.errors import BadOutput
-    from secateur.files import check_free
     from secateur.models.base import load
 
-    if arguments.out and arguments.out.is_file():
-        check_free(arguments.out, arguments.force)
+    several = _options.number(arguments) > 1
+    if several and arguments.out and arguments.out.is_file():
+        raise BadOutput(f"output {arguments.out} is a file, but several schedules need a folder; change --out")
+    if arguments.out and not several:
+        check_schedule_free(arguments.out, arguments.force)
     family = load(arguments.model)
     with bars() as show:
         schedules = _options.make_schedules(arguments, family, show)
     files = {}
-    if len(schedules) > 1 and arguments.out and arguments.out.is_file():
-        raise BadOutput(f"output {arguments.out} is a file, but {len(schedules)} schedules need a folder; change --out")
     for schedule in schedules:
-        path = arguments.out or Path(f"{schedule.name}.json")
-        if len(schedules) > 1 and arguments.out:
-            path = arguments.out / f"{schedule.name}.json"
+        name = Path(f"{schedule.name}.json")
+        path = name if arguments.out is None else arguments.out / name if several else arguments.out
+        check_schedule_free(path, arguments.force, bool(schedule.tensors))
         files[schedule.name] = path
-    for path in files.values():
-        check_free(path, arguments.force)
     for schedule in schedules:
         write_schedule(schedule, files[schedule.name])
     return {

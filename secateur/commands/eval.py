@@ -9,6 +9,7 @@ secateur eval build/demo-btp --task demo --html report.html --out report.json
 from __future__ import annotations
 
 import argparse
+import importlib
 import shlex
 from pathlib import Path
 from typing import Any
@@ -19,48 +20,70 @@ from secateur.commands import _scores
 from secateur.commands._progress import bars
 
 HELP = "score, retention and time of every schedule"
+OVERLAYS = 4
 
 
 def add_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     from secateur import plugins
     from secateur.evaluation import tasks
 
-    parser.add_argument("bundle", type=Path)
+    parser.add_argument("bundle", type=_path)
     parser.add_argument("--task", default="demo", help=f"{', '.join(plugins.names(tasks))} (default: demo)")
     parser.add_argument("--schedules", default="all", help="names, as in a,b; full comes along (default: all)")
     parser.add_argument("--backend", default="ort", help="ort or torch (default: ort)")
     parser.add_argument("--threads", type=int, help="threads of the backend (default: all cores)")
     data = parser.add_argument_group("questions")
-    data.add_argument("--data", type=Path, help=".jsonl of question_id, image and text, or the folder that holds it")
-    data.add_argument("--answers", type=Path, help="file or folder of reference answers (default: those in --data)")
-    data.add_argument("--images", type=Path, help="folder of the images (default: beside the questions)")
+    data.add_argument("--data", type=_path, help=".jsonl of question_id, image and text, or the folder that holds it")
+    data.add_argument("--answers", type=_path, help="file or folder of reference answers, if --data has none")
+    data.add_argument("--images", type=_path, help="folder of the images (default: beside the questions)")
     data.add_argument("--questions", type=int, help="how many, drawn by --seed (default: all; demo: 600)")
     data.add_argument("--seed", type=int, default=0, help="of the questions and the bootstrap (default: 0)")
     data.add_argument("--batch", type=int, default=25, help="questions answered together (default: 25)")
     data.add_argument("--max-new-tokens", type=int, help="longest answer (default: the task's)")
     data.add_argument("--timed", type=int, default=50, help="questions timed one at a time (default: 50)")
     output = parser.add_argument_group("output")
-    output.add_argument("--out", type=Path, help="write the result as JSON")
-    output.add_argument("--html", type=Path, help="write a report as one HTML page")
-    output.add_argument("--overlays", type=int, default=4, help="sample images in the report (default: 4)")
+    output.add_argument("--out", type=_path, help="write the result as JSON")
+    output.add_argument("--html", type=_path, help="write a report as one HTML page")
+    output.add_argument("--overlays", type=int, help=f"sample images in the report (default: {OVERLAYS})")
     output.add_argument("--force", action="store_true", help="replace existing files")
     parser.set_defaults(command_line=shlex.join(["secateur", *argv]))
 
 
-def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    from secateur import plugins
-    from secateur.errors import InputError
-    from secateur.evaluation import asking, tasks
-    from secateur.evaluation.run import Settings, chosen, evaluate
-    from secateur.evaluation.tasks.base import Source, Task
-    from secateur.files import check_free, write_text
-    from secateur.runtime import Pipeline
+def _path(text: str) -> Path:
+    if not text:  # Path("") would be the current folder
+        raise argparse.ArgumentTypeError("the path is empty; name a file or folder")
+    return Path(text)
+
+
+def _check_output(arguments: argparse.Namespace) -> None:
+    """Find out before the questions, which may take hours, what would keep the result from being written."""
+    from secateur.errors import BadOutput, InputError
+    from secateur.files import check_free
 
     for path in (arguments.out, arguments.html):
         if path is not None:
             check_free(path, arguments.force)
-    if arguments.overlays < 0:
+    if arguments.out is not None and arguments.html is not None:
+        out, html = arguments.out.resolve(), arguments.html.resolve()
+        if out == html or out in html.parents or html in out.parents:
+            raise BadOutput(f"--out {arguments.out} and --html {arguments.html} cannot both be; name two files")
+    if arguments.overlays is not None and arguments.overlays < 0:
         raise InputError(f"--overlays is {arguments.overlays}; it must be at least 0")
+    if arguments.overlays is not None and arguments.html is None:
+        raise InputError(f"--overlays is {arguments.overlays}, but there is no report to show them; add --html")
+    if arguments.html is not None:
+        importlib.import_module("secateur.evaluation.report")  # a package that is missing is missed now
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    from secateur import plugins
+    from secateur.evaluation import asking, tasks
+    from secateur.evaluation.run import Settings, chosen, evaluate
+    from secateur.evaluation.tasks.base import Source, Task
+    from secateur.files import write_text
+    from secateur.runtime import Pipeline
+
+    _check_output(arguments)
     settings = Settings(arguments.seed, arguments.timed, arguments.batch, arguments.max_new_tokens)
     source = Source(arguments.data, arguments.answers, arguments.images, arguments.questions, arguments.seed)
     task: Task = plugins.load(tasks, arguments.task, "task").Task(source)
@@ -76,14 +99,15 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             backend=arguments.backend,
             command=arguments.command_line,
         )
+        if arguments.out is not None:  # first: it holds all that the questions gave
+            write_text(arguments.out, found.to_json())
         if arguments.html is not None:
             from secateur.evaluation.report import report
 
             longest = settings.max_new_tokens or task.max_new_tokens
-            samples = asking.overlays(vlm, task, names, arguments.overlays, longest, show)
+            count = OVERLAYS if arguments.overlays is None else arguments.overlays
+            samples = asking.overlays(vlm, task, names, count, longest, show)
             write_text(arguments.html, report(found, samples))
-    if arguments.out is not None:
-        write_text(arguments.out, found.to_json())
     return found.as_dict()
 
 
@@ -92,5 +116,6 @@ def show(result: dict[str, Any], console: Console) -> None:
     if (compared := _scores.against_full(result)) is not None:
         console.print(compared)
     console.print(_scores.costs(result))
+    console.print(_scores.costs_note(result), style="dim italic", markup=False, highlight=False)
     if any(schedule["groups"] for schedule in result["schedules"]):
         console.print(_scores.groups(result))

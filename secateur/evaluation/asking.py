@@ -7,6 +7,7 @@ All schedules see a question before the next one comes, so that a drift of the m
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,14 @@ from secateur.runtime.preprocess import Preprocess, pixel_values
 Progress = Callable[[str, str, int, int], None]
 BATCH = 25
 WARM_UP = 2
+
+
+@dataclass(frozen=True)
+class Timed:
+    """What is kept of a timed answer, see Receipt; its logits alone would fill the memory."""
+
+    milliseconds: dict[str, float]
+    cache_bytes: int
 
 
 def scores(
@@ -42,9 +51,9 @@ def scores(
 
 def timed(
     vlm: Pipeline, questions: Sequence[Question], names: Sequence[str], progress: Progress
-) -> dict[str, list[Answer]]:
+) -> dict[str, list[Timed]]:
     """First tokens of each schedule, batch 1, after a warm-up; the schedules take turns in who comes first."""
-    found: dict[str, list[Answer]] = {name: [] for name in names}
+    found: dict[str, list[Timed]] = {name: [] for name in names}
     total = len(questions) * len(names)
     for turn, question in enumerate([questions[0]] * WARM_UP + list(questions), start=-WARM_UP):
         images = [_load(question)]
@@ -52,7 +61,7 @@ def timed(
         for name in [*names[first:], *names[:first]]:
             (answer,) = ask(vlm, [question], images, name, 1)
             if turn >= 0:
-                found[name].append(answer)
+                found[name].append(Timed(answer.timings, answer.receipt.cache_bytes))
                 progress("timing", name, sum(map(len, found.values())), total)
     return found
 

@@ -10,11 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secateur.artifacts import Schedule
+from secateur.evaluation.controls import DOWNSAMPLE
 from secateur.evaluation.results import McNemar, Part, Split
 
 Array = NDArray[np.float64]
-DOWNSAMPLE = "downsample"
-RIGHT = 0.5  # from this score on an answer counts as right, where it can be half right
+RIGHT = 0.5
+SPREAD = 0.85
+"""Schedules are of about the same size where the smaller has at least this share of the larger one's tokens."""
+
+
+def right(scores: Array) -> NDArray[np.bool_]:
+    """Which answers count as right, of scores that may be half right."""
+    return scores >= RIGHT
 
 
 def mcnemar(ours: Array, full: Array) -> McNemar:
@@ -24,8 +31,8 @@ def mcnemar(ours: Array, full: Array) -> McNemar:
     either side by the toss of a coin: p is twice the binomial tail up to the smaller side, at most 1
     (McNemar 1947, exact form).
     """
-    only_full = int(((full > RIGHT) & ~(ours > RIGHT)).sum())
-    only_this = int((~(full > RIGHT) & (ours > RIGHT)).sum())
+    only_full = int((right(full) & ~right(ours)).sum())
+    only_this = int((~right(full) & right(ours)).sum())
     return McNemar(only_full, only_this, sign_test(only_full, only_this))
 
 
@@ -46,13 +53,16 @@ def _scaled(value: int, power: int) -> tuple[float, int]:
 
 
 def nearest_downsample(schedule: Schedule, every: Mapping[str, Schedule]) -> str | None:
-    """Name of the schedule of the method downsample that is nearest in compression; None where there is none."""
-    found = {n: abs(s.budget.compression - schedule.budget.compression) for n, s in every.items() if _downsamples(s)}
-    return None if _downsamples(schedule) else min(found, key=lambda n: (found[n], n), default=None)
+    """Name of the schedule of the method downsample that is nearest in average tokens; None where none is near.
 
-
-def _downsamples(schedule: Schedule) -> bool:
-    return schedule.method == DOWNSAMPLE
+    Near is within SPREAD: an image of another size would tell hard from easy at another budget.
+    """
+    if schedule.method == DOWNSAMPLE:
+        return None
+    ours = schedule.budget.average_tokens
+    found = {n: s.budget.average_tokens for n, s in every.items() if s.method == DOWNSAMPLE}
+    alike = {n: abs(tokens - ours) for n, tokens in found.items() if min(tokens, ours) >= SPREAD * max(tokens, ours)}
+    return min(alike, key=lambda n: (alike[n], n), default=None)
 
 
 def split(ours: Array, full: Array, downsampled: Array, reference: str) -> Split:
@@ -60,8 +70,7 @@ def split(ours: Array, full: Array, downsampled: Array, reference: str) -> Split
 
     VTC-Bench, arXiv 2510.07143: groups A and B.
     """
-    known = full >= RIGHT
-    hard, easy = known & (downsampled < RIGHT), known & (downsampled >= RIGHT)
+    hard, easy = right(full) & ~right(downsampled), right(full) & right(downsampled)
     return Split(reference, _part(ours[hard]), _part(ours[easy]))
 
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A picture of what each gate kept: the image, then one panel a gate with the dropped patches dimmed.
 
+Of more than three gates the first, the middle one and the last are shown.
+
 python -m secateur.evaluation.overlay build/demo-btp --image scene.png --prompt "..." --out kept.png
 """
 
@@ -15,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from secateur.cli import one_line
+from secateur.evaluation.gates import place, shown_gates
 from secateur.runtime import Pipeline
 from secateur.runtime.image import load_image
 
@@ -23,12 +26,12 @@ DIMMED = 0.22
 
 
 def overlay(
-    image: Image.Image, grid: tuple[int, int], kept: Sequence[Sequence[int]], layers: Sequence[int]
+    image: Image.Image, grid: tuple[int, int], kept: Sequence[Sequence[int]], places: Sequence[str]
 ) -> Image.Image:
-    """Panels side by side; kept[j] are the original raster indices that stay from layer layers[j] on."""
+    """Panels side by side; kept[j] are the original raster indices that stay behind the gate at places[j]."""
     every = range(grid[0] * grid[1])
     panels: list[tuple[str, Sequence[int]]] = [(f"{len(every)} tokens", every)]
-    panels += [(f"layer {layer}: {len(stay)}", stay) for layer, stay in zip(layers, kept, strict=True)]
+    panels += [(f"{places[j]}: {len(kept[j])}", kept[j]) for j in shown_gates(len(kept))]
     size = (len(panels) * (PANEL + GAP) - GAP, PANEL + CAPTION)
     sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
@@ -55,8 +58,8 @@ def main() -> None:
     with Pipeline.load(arguments.bundle) as vlm:
         answer = vlm.ask(arguments.image, arguments.prompt, schedule=arguments.schedule)
         grid = vlm.bundle.manifest.layout.grid
-    layers = [gate.layer for gate in answer.receipt.gates]
-    overlay(load_image(arguments.image), grid, answer.kept, layers).save(arguments.out)
+    places = [place(gate.kind, gate.layer) for gate in answer.receipt.gates]
+    overlay(load_image(arguments.image), grid, answer.kept, places).save(arguments.out)
     print(f"{arguments.prompt} {answer.text}; wrote {arguments.out}")
 
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What an evaluation found: one document per run, stored as JSON and shown as tables or as an HTML page.
 
-Intervals are (low, high), 95 % percentile bootstrap over questions. None stands for a figure that is undefined.
+Intervals are (low, high), 95 % percentile bootstrap; questions about one image are resampled together.
+None stands for a figure that is undefined.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import Any
 from PIL import Image
 
 Interval = tuple[float, float]
+SUMS = ("encode", "prefill")
+"""Entries of `stage_ms` that are sums of others: no stages of their own."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Split:
     """The questions that `full` gets right, split by whether the image downsampled to as few tokens suffices.
 
     VTC-Bench (arXiv 2510.07143): on `easy` ones downsampling is enough, only `hard` ones tell methods apart.
-    `reference` is the schedule of the method downsample that is nearest in compression.
+    `reference` is the schedule of the method downsample that is nearest in average tokens.
     """
 
     reference: str
@@ -70,13 +73,18 @@ class ScheduleResult:
     method                "full" for full
     compression           share of vision tokens that an average decoder layer does not process
     average_tokens        vision tokens of an average decoder layer
-    prefill_flops_ratio   of the vision rows, over the unpruned value
+    prefill_flops_ratio   of the vision rows in the decoder, over the unpruned value; counts neither the gates
+                          themselves nor the encoder, where a smaller image saves
+    flops_ratio_with_gates
+                          decoder and gates, text rows included, over the dense layers that the gates serve: as the
+                          schedule's calibration reports it; None where it does not
     cache_bytes           keys and values of one question, median over the timed ones
     score                 the task's main metric, higher is better
     retention             score over that of full; None where full scores 0
     mcnemar               None for full, and where a question can be half right
-    split                 None for full and for downsample itself, and where the bundle has no schedule of that method
-    ttft_ms, stage_ms     one question at a time: time to first token; median milliseconds of each stage
+    split                 None for full and for downsample itself, and where no schedule of that method has about
+                          as many tokens
+    ttft_ms, stage_ms     one question at a time: time to first token; median milliseconds of each stage, and SUMS
     groups                score on each kind of question
     metrics               the other metrics of the task
     """
@@ -88,6 +96,7 @@ class ScheduleResult:
     compression: float
     average_tokens: float
     prefill_flops_ratio: float
+    flops_ratio_with_gates: float | None
     cache_bytes: int
     score: float
     score_interval: Interval
@@ -110,6 +119,9 @@ class Evaluation:
     timed      questions that were timed one at a time
     machine    cpu, cores, and the versions of python, onnxruntime and secateur
     grid       rows and columns of vision tokens
+    segments   graphs into which the bundle cuts the decoder: at the gates of every schedule, so that all pay for them
+    encoder_scores
+               what its encoder returns beside the features, for the gates that read it; all pay for this too
     schedules  full first
     """
 
@@ -128,6 +140,8 @@ class Evaluation:
     command: str
     vision_tokens: int
     grid: tuple[int, int]
+    segments: int
+    encoder_scores: tuple[str, ...]
     schedules: tuple[ScheduleResult, ...]
     schema: int = 1
 

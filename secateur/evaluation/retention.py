@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Score and retention with intervals: percentile bootstrap over questions, paired with the reference.
+"""Score and retention with intervals: percentile bootstrap over pictures, paired with the reference.
 
-A resample draws as many units of questions as there are, with replacement; it is a row of weights, how often each
+Questions about one picture succeed and fail together, so they are resampled together: drawn one by one they would make
+the intervals too narrow. Where each question has a picture of its own this is the usual bootstrap over questions.
+
+A resample draws as many clusters of questions as there are, with replacement; it is a row of weights, how often each
 question was drawn, so that any metric of a task can be computed on it. Equal seeds give equal resamples, which makes
 the comparison of two schedules a paired one.
 """
@@ -34,11 +37,11 @@ class Retention:
     retention_interval: Interval | None
 
 
-def resamples(units: Sequence[str], seed: int = 0, count: int = RESAMPLES) -> Iterator[Array]:
-    """`count` rows of weights [., N] for N questions, in pieces; questions of equal unit have equal weights."""
-    names, index = np.unique(np.asarray(units), return_inverse=True)
+def resamples(clusters: Sequence[str], seed: int = 0, count: int = RESAMPLES) -> Iterator[Array]:
+    """`count` rows of weights [., N] for N questions, in pieces; questions of one cluster have equal weights."""
+    names, index = np.unique(np.asarray(clusters), return_inverse=True)
     rng = np.random.default_rng(seed)
-    piece = max(1, CHUNK // len(units))
+    piece = max(1, CHUNK // len(clusters))
     for start in range(0, count, piece):
         picks = rng.integers(0, names.size, (min(piece, count - start), names.size))
         drawn = np.stack([np.bincount(row, minlength=names.size) for row in picks])
@@ -46,21 +49,21 @@ def resamples(units: Sequence[str], seed: int = 0, count: int = RESAMPLES) -> It
 
 
 def retention(
-    ours: Callable[[Array], Array], reference: Callable[[Array], Array], units: Sequence[str], seed: int = 0
+    ours: Callable[[Array], Array], reference: Callable[[Array], Array], clusters: Sequence[str], seed: int = 0
 ) -> Retention:
     """Compare two runs over the same questions.
 
     ours, reference  the metric of each run, [...] of weights [..., N]
-    units            [N], the unit of each question
+    clusters         [N], the picture of each question: questions about one picture are resampled together
 
     Raises:
         ValueError: there are no questions.
     """
-    if not units:
+    if not clusters:
         raise ValueError("there are no questions to compare")
-    every = np.ones(len(units))
+    every = np.ones(len(clusters))
     score, whole = float(ours(every)), float(reference(every))
-    drawn = [(ours(weights), reference(weights)) for weights in resamples(units, seed)]
+    drawn = [(ours(weights), reference(weights)) for weights in resamples(clusters, seed)]
     mine, theirs = (np.concatenate(parts) for parts in zip(*drawn, strict=True))
     defined = theirs > 0
     return Retention(

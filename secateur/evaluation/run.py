@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 from collections.abc import Sequence
@@ -14,19 +15,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secateur import __version__
-from secateur.artifacts import Schedule
+from secateur.artifacts import FULL, Manifest, Schedule
 from secateur.errors import InputError, UnknownName
 from secateur.evaluation import asking
-from secateur.evaluation.asking import BATCH, Progress
+from secateur.evaluation.asking import BATCH, Progress, Timed
 from secateur.evaluation.compare import mcnemar, nearest_downsample, split
 from secateur.evaluation.results import Evaluation, GateLine, Percentiles, ScheduleResult
 from secateur.evaluation.retention import retention
 from secateur.evaluation.tasks.base import Task
-from secateur.runtime import Answer, Pipeline
+from secateur.runtime import Pipeline
 
-FULL = "full"
 TIMED = 50
-STAGES_LEFT_OUT = ("first_token", "decode", "decode_per_token", "total")
+WHOLE = ("first_token", "decode", "decode_per_token", "total")  # of a receipt: times of the answer, not of a stage
+WITH_GATES = "pruned_and_selector_of_dense_flops"
+"""Entry of a schedule's `calibration`: what is left of the decoder, with its gates, as a share of the dense layers."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +58,12 @@ def chosen(vlm: Pipeline, wanted: str) -> list[str]:
 
     Raises:
         UnknownName: the bundle has no such schedule.
+        InputError: `wanted` names none.
     """
     names = list(vlm.schedules)
     asked = names if wanted == "all" else [name.strip() for name in wanted.split(",") if name.strip()]
+    if not asked:
+        raise InputError(f"--schedules is '{wanted}', which names none; give names, as in a,b, or all")
     for name in asked:
         if name not in names:
             raise UnknownName("schedule", name, names, "`secateur export --schedule FILE` adds one.")
@@ -105,6 +110,8 @@ def evaluate(
         command=command,
         vision_tokens=manifest.layout.vision_tokens,
         grid=manifest.layout.grid,
+        segments=len(manifest.segments),
+        encoder_scores=encoder_scores(manifest),
         schedules=tuple(_result(name, task, schedules, scores, times[name], settings.seed) for name in names),
     )
 
@@ -114,7 +121,7 @@ def _result(
     task: Task,
     schedules: dict[str, Schedule],
     scores: dict[str, NDArray[np.float64]],
-    answers: list[Answer],
+    answers: list[Timed],
     seed: int,
 ) -> ScheduleResult:
     schedule, ours, full = schedules[name], scores[name], scores[FULL]
@@ -122,14 +129,14 @@ def _result(
     kept = retention(
         lambda weights: task.metrics(ours, weights)[task.metric],
         lambda weights: task.metrics(full, weights)[task.metric],
-        [q.unit for q in task.questions],
+        [q.picture for q in task.questions],
         seed,
     )
     reference = None if name == FULL else nearest_downsample(schedule, schedules)
-    first = [a.timings["first_token"] for a in answers]
-    by_time = sorted(answers, key=lambda answer: answer.timings["first_token"])
+    first = [a.milliseconds["first_token"] for a in answers]
+    by_time = sorted(answers, key=lambda answer: answer.milliseconds["first_token"])
     typical = by_time[len(answers) // 4 : -(len(answers) // 4) or None]  # so that the stages add up to the median
-    stages = [stage for stage in answers[0].timings if stage not in STAGES_LEFT_OUT]
+    stages = [stage for stage in answers[0].milliseconds if stage not in WHOLE]
     whole = task.metrics(ours, np.ones(len(ours)))
     return ScheduleResult(
         name=name,
@@ -139,7 +146,8 @@ def _result(
         compression=schedule.budget.compression,
         average_tokens=schedule.budget.average_tokens,
         prefill_flops_ratio=schedule.budget.prefill_flops_ratio,
-        cache_bytes=int(np.median([a.receipt.cache_bytes for a in answers])),
+        flops_ratio_with_gates=flops_ratio_with_gates(schedule),
+        cache_bytes=int(np.median([a.cache_bytes for a in answers])),
         score=kept.score,
         score_interval=kept.score_interval,
         retention=kept.retention,
@@ -147,13 +155,24 @@ def _result(
         mcnemar=mcnemar(ours, full) if task.binary and name != FULL else None,
         split=None if reference is None else split(ours, full, scores[reference], reference),
         ttft_ms=Percentiles(float(np.percentile(first, 50)), float(np.percentile(first, 95))),
-        stage_ms={stage: float(np.median([a.timings[stage] for a in typical])) for stage in stages},
+        stage_ms={stage: float(np.median([a.milliseconds[stage] for a in typical])) for stage in stages},
         groups={
             group: float(task.metrics(ours, (groups == group).astype(float))[task.metric])
             for group in sorted(set(groups.tolist()) - {""})
         },
         metrics={key: float(value) for key, value in whole.items() if key != task.metric},
     )
+
+
+def encoder_scores(manifest: Manifest) -> tuple[str, ...]:
+    """Names of what the vision graph returns beside the features."""
+    return tuple(output.name for output in manifest.graph("vision").outputs if output.name != "features")
+
+
+def flops_ratio_with_gates(schedule: Schedule) -> float | None:
+    """What the method itself reports of its gates' cost, if it does."""
+    value: object = schedule.calibration.get(WITH_GATES)
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def machine() -> dict[str, str]:

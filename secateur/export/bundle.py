@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from secateur import __version__
-from secateur.artifacts import Manifest, Schedule, ScheduleRef, to_json
+from secateur.artifacts import FULL, Manifest, Schedule, ScheduleRef, to_json
 from secateur.calibration.budget import budget
 from secateur.calibration.files import encode
 from secateur.errors import BadSchedule, ExportMismatch
@@ -22,7 +22,6 @@ from secateur.models.base import Family
 from secateur.runtime.bundle import MANIFEST, Bundle, sha256
 
 PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime")
-FULL = "full"
 
 
 @dataclass(frozen=True)
@@ -105,6 +104,8 @@ def _check_schedules(family: Family, schedules: Sequence[Schedule]) -> None:
                 f"{schedule.model.layers} layers, {schedule.model.fingerprint[:19]}), not for '{family.source}' "
                 f"({family.identity.fingerprint[:19]}); calibrate it again"
             )
+        if schedule.budget != budget(family.dimensions, family.layout.vision_tokens, schedule.gates):
+            raise BadSchedule(f"the budget of schedule '{schedule.name}' is not that of its gates; calibrate it again")
         if schedule.name in names:
             raise BadSchedule(f"two schedules are called '{schedule.name}'; rename one")
         names.append(schedule.name)

@@ -36,6 +36,7 @@ def atomic_folder(target: Path, force: bool, marker: str) -> Iterator[Path]:
         partial.mkdir()
         yield partial
         _sync(partial)
+        check_free(target, force, marker)  # another run may have been quicker
         if target.exists():
             _exchange(partial, target)
         else:

@@ -40,9 +40,9 @@ class Prune(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         named = dict(zip(self.selector.reads, read, strict=True))
         rows = GateInputs(hidden_states, position_ids, attention_mask, vision_index, self.start, named)
-        slots = self.selector(rows)
+        slots, kept = self.selector.kept(rows)
         return (
-            self._without(hidden_states, self.selector.merged(rows, slots)),
+            self._without(hidden_states, kept),
             self._positions(position_ids, slots),
             self._without(attention_mask, gather(self._vision(attention_mask), slots)),
             gather(vision_index, slots),
@@ -73,5 +73,5 @@ class Encoder(nn.Module):
     def forward(self, features: Tensor, vision_index: Tensor, *read: Tensor) -> tuple[Tensor, Tensor]:
         named = dict(zip(self.selector.reads, read, strict=True))
         rows = GateInputs(features, vision_index, torch.ones_like(vision_index), vision_index, 0, named)
-        slots = self.selector(rows)
-        return self.selector.merged(rows, slots), gather(vision_index, slots)
+        slots, kept = self.selector.kept(rows)
+        return kept, gather(vision_index, slots)

@@ -123,7 +123,7 @@ def place(family: Family, schedule: Schedule) -> list[Placed]:
             schedule.tensors,
             family.decoder.projections(gate.layer) if gate.kind == "route" else None,
         )
-        selector: Selector | None = None if gate.kind == "downsample" else method.selector(site)
+        selector: Selector | None = None if gate.kind == "downsample" else method.choose(site)
         _check_reads(schedule, gate, selector)
         placed.append(Placed(schedule, number, site, selector, routed))
         if gate.kind == "route":

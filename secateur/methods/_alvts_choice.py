@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from secateur.artifacts import Json
-from secateur.methods._alignment import Candidates
-from secateur.methods._lowrank import Factors
+from secateur.methods._alvts_alignment import Candidates
+from secateur.methods._alvts_lowrank import Factors
 from secateur.methods.base import best
 
 
@@ -32,11 +32,16 @@ class Chosen(NamedTuple):
     slots: NDArray[np.int64]
 
     def report(self, layer: int) -> Json:
-        """Before and after tuning, for schedule.json."""
+        """Before and after tuning, for schedule.json.
+
+        Overlap and mass are on the samples by which the candidate was chosen: held out from training, but used for
+        the choice, so of all that were tried the best counts. On new images they may be lower.
+        """
         out: Json = {"layer": layer, "passes": self.number}
         if self.overlap:
-            out |= {"overlap_before": round(self.overlap[0], 6), "overlap": round(self.overlap[self.number], 6)}
-            out |= {"mass_before": round(self.mass[0], 6), "mass": round(self.mass[self.number], 6)}
+            for name, values in (("overlap", self.overlap), ("mass", self.mass)):
+                out[f"choice_{name}_before"] = round(values[0], 6)
+                out[f"choice_{name}"] = round(values[self.number], 6)
         return out
 
 

@@ -6,6 +6,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from secateur.methods._attention_map import attention_map, causal
+
 SCORES = ("product", "v2v")
 
 
@@ -21,14 +23,9 @@ def importance(
     Text before the image sees no vision token, so rows from the image on give the same. Without text behind the image
     the product is zero everywhere; score "v2v" leaves the text out.
     """
-    batch, heads, rows, width = query.shape
-    kv_heads = key.shape[1]
-    grouped = query[:, :, image_start:].float().unflatten(1, (kv_heads, heads // kv_heads)) * width**-0.5
-    logits = torch.matmul(grouped, key.float().unsqueeze(2).transpose(-1, -2))  # [B, Hkv, H / Hkv, S', S]
-    column, row = (torch.arange(first, rows, device=query.device) for first in (0, image_start))
-    visible = (column <= row[:, None]) & (attention_mask[:, None, :] != 0)
-    logits = torch.where(visible[:, None, None], logits, torch.finfo(torch.float32).min)
-    shares = torch.softmax(logits, dim=-1)[..., image_start : image_start + vision_tokens].mean((1, 2))
+    rows = torch.arange(image_start, query.shape[2], device=query.device)
+    shares = attention_map(query[:, :, image_start:], key.transpose(-1, -2), causal(rows, attention_mask))
+    shares = shares[..., image_start : image_start + vision_tokens].mean((1, 2))
     from_vision = shares[:, :vision_tokens].sum(1)
     if score == "v2v":
         return from_vision

@@ -3,14 +3,30 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from torch import Tensor
 
 from secateur.errors import BadSchedule
 from secateur.methods import base
+from secateur.methods._alvts_lowrank import Factors, queries_and_keys
 from secateur.methods._alvts_score import SCORES, importance
-from secateur.methods._lowrank import Factors, queries_and_keys
+from secateur.methods._parameters import one_of, parameters
+
+
+@dataclass(frozen=True)
+class Thin:
+    """Constants of one gate: the rank of its factors, and what scores a token."""
+
+    rank: int
+    score: str
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise BadSchedule(f"rank {self.rank} must be at least 1")
+        one_of("score", self.score, SCORES)
 
 
 class LowRankSelector(base.Selector):
@@ -22,17 +38,14 @@ class LowRankSelector(base.Selector):
 
     def __init__(self, site: base.GateSite) -> None:
         super().__init__()
-        parameters = site.gate.selector
-        self.keep, self.tokens = site.gate.keep, site.vision_tokens
-        self.score: str = parameters.get("score", "")
-        if self.score not in SCORES:
-            raise BadSchedule(f"score {self.score!r} of an alvts gate must be one of {', '.join(SCORES)}")
+        thin = parameters(Thin, site.gate.selector, "alvts")
+        self.keep, self.tokens, self.score = site.gate.keep, site.vision_tokens, thin.score
         if site.projections is None:
             raise BadSchedule(
                 f"the alvts gate at layer {site.gate.layer} must be of kind 'route', not '{site.gate.kind}'"
             )
         self.projections = site.projections
-        for name, factor in _factors(site, parameters.get("rank"))._asdict().items():
+        for name, factor in _factors(site, thin.rank)._asdict().items():
             self.register_buffer(name, factor)
 
     def forward(self, rows: base.GateInputs) -> Tensor:
@@ -47,12 +60,10 @@ def tensor_name(layer: int, part: str) -> str:
     return f"layer_{layer:02}.{part}"
 
 
-def _factors(site: base.GateSite, rank: object) -> Factors:
+def _factors(site: base.GateSite, rank: int) -> Factors:
     """The gate's factors, checked against the layer's projections."""
     assert site.projections is not None
     layer, d = site.gate.layer, site.dimensions
-    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
-        raise BadSchedule(f"rank {rank!r} of an alvts gate must be a whole number, at least 1")
     query_out, key_out = d.heads * d.head_dim, d.kv_heads * d.head_dim
     query_rank, key_rank = (min(rank, d.width, out) for out in (query_out, key_out))
     shapes = ((query_rank + key_rank, d.width), (query_out, query_rank), (key_out, key_rank))

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -20,9 +19,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from secateur.calibration.statistics import LayerRows, Statistics
-from secateur.errors import BadOutput
-from secateur.methods._alignment import Candidates, Options
-from secateur.methods._lowrank import Factors
+from secateur.files import write_bytes
+from secateur.methods._alvts_alignment import Candidates, Options
+from secateur.methods._alvts_lowrank import Factors
 
 FORMAT = 1
 
@@ -74,19 +73,7 @@ class State:
         tensors = {"scores": candidates.scores, "truth": candidates.truth}
         for number, factors in enumerate(candidates.factors):
             tensors |= {f"{number}.{name}": tensor for name, tensor in factors._asdict().items()}
-        path = self._path(layer)
-        partial = path.with_suffix(".partial")
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            with partial.open("wb") as file:
-                file.write(save(tensors, {"sha256": self._digest(layer, tensors)}))
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-        except OSError as problem:
-            raise BadOutput(
-                f"calibration state {path} cannot be written: {problem.strerror}; free some space or use another folder"
-            ) from None
+        write_bytes(self._path(layer), save(tensors, {"sha256": self._digest(layer, tensors)}))
 
     def _path(self, layer: int) -> Path:
         assert self.folder is not None

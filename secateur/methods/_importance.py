@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor
 
+from secateur.methods._attention_map import attention_map, causal
 from secateur.methods.base import top
 
 
@@ -47,12 +48,8 @@ def attention_received(queries: Tensor, key: Tensor, mask: Tensor, start: int, c
     queries [S, B, H, dh], key [S, B, Hkv, dh], mask [B, S] (1 = valid). Row r sees the valid rows up to r; softmax,
     then mean over heads and rows. This is one whole attention map, S x S for each head.
     """
-    rows, width, kv_heads = queries.shape[0], queries.shape[3], key.shape[2]
-    grouped = queries.float().permute(1, 2, 0, 3).unflatten(1, (kv_heads, queries.shape[2] // kv_heads))
-    logits = grouped @ key.float().permute(1, 2, 3, 0).unsqueeze(2) / math.sqrt(width)
-    order, valid = torch.arange(rows, device=key.device), mask > 0
-    seen = (order.unsqueeze(1) >= order) & valid.unsqueeze(1)
-    shares = torch.softmax(torch.where(seen[:, None, None], logits, torch.finfo(torch.float32).min), dim=-1)
+    every, valid = torch.arange(mask.shape[1], device=mask.device), mask > 0
+    shares = attention_map(queries.permute(1, 2, 0, 3), key.permute(1, 2, 3, 0), causal(every, mask))
     paid = shares[..., start : start + count].mean((1, 2)) * valid.unsqueeze(2)
     return paid.sum(1) / valid.sum(1, keepdim=True)
 

@@ -17,13 +17,13 @@ from secateur.artifacts import Array, Dimensions, Gate, Json, Schedule
 from secateur.calibration.budget import counts, counts_for, reachable
 from secateur.calibration.statistics import LayerRows, Statistics
 from secateur.errors import BadSchedule
-from secateur.methods import _lowrank as lowrank
+from secateur.methods import _alvts_lowrank as lowrank
 from secateur.methods import base
-from secateur.methods._alignment import Options, align
+from secateur.methods._alvts_alignment import Options, align
 from secateur.methods._alvts_choice import Chosen, choose, mean_jaccard
+from secateur.methods._alvts_lowrank import STEP, Factors
 from secateur.methods._alvts_selector import LowRankSelector, tensor_name
 from secateur.methods._alvts_state import State
-from secateur.methods._lowrank import STEP, Factors
 
 SHARE = 2 / 9  # the paper's middle setting: 128 of 576 tokens
 
@@ -61,6 +61,8 @@ class Method(base.Method):
                 raise BadSchedule(f"{name} {getattr(self, name)} must be at least {bound}")
         if not 0 < self.learning_rate < 1:
             raise BadSchedule(f"learning_rate {self.learning_rate:g} must be above 0 and below 1")
+        if self.selectors == "svd":
+            self.refuse(["loss", "passes", "learning_rate"], "with selectors 'svd'")
         if self.positions == "compact":
             raise BadSchedule("positions 'compact' do not fit alvts, whose rows differ in every layer; use 'original'")
 
@@ -120,8 +122,6 @@ class Method(base.Method):
 
     @classmethod
     def selector(cls, site: base.GateSite) -> base.Selector:
-        if site.gate.keep in (0, site.vision_tokens):
-            return base.Fixed(range(site.gate.keep))
         return LowRankSelector(site)
 
 

@@ -7,6 +7,7 @@ for all methods in export/gates.py.
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from secateur.artifacts import Array, Dimensions, Gate, Json, Schedule
 from secateur.calibration.statistics import Statistics
+from secateur.errors import BadSchedule
 
 
 @dataclass(frozen=True)
@@ -119,9 +121,10 @@ class Selector(nn.Module):
         """Kept slots [B, k], int64, ascending, without repeats: positions among the N vision rows."""
         raise NotImplementedError
 
-    def merged(self, rows: GateInputs, slots: Tensor) -> Tensor:
-        """The rows [B, k, D] that go on; a method that merges dropped tokens into kept ones overrides this."""
-        return gather(rows.vision, slots)
+    def kept(self, rows: GateInputs) -> tuple[Tensor, Tensor]:
+        """The slots, and the rows [B, k, D] that go on; who merges dropped tokens into kept ones overrides this."""
+        slots: Tensor = self(rows)
+        return slots, gather(rows.vision, slots)
 
 
 class Fixed(Selector):
@@ -167,9 +170,39 @@ class Method(ABC):
         """
 
     @classmethod
+    def choose(cls, site: GateSite) -> Selector:
+        """The module at one gate: a constant where it keeps all tokens or none, else the method's `selector`.
+
+        Raises:
+            BadSchedule: the gate cannot keep so many, or its constants do not fit the method.
+        """
+        keep, tokens = site.gate.keep, site.vision_tokens
+        if not 0 <= keep <= tokens:
+            raise BadSchedule(
+                f"keep {keep} of the gate at layer {site.gate.layer} must be within 0 and {tokens}, "
+                "the tokens alive there"
+            )
+        return Fixed(range(keep)) if keep in (0, tokens) else cls.selector(site)
+
+    @classmethod
     @abstractmethod
     def selector(cls, site: GateSite) -> Selector:
-        """The module that chooses at one gate, from `site` alone: its gate's parameters and tensors."""
+        """The module that chooses, for a gate that keeps some tokens but not all, from `site` alone.
+
+        Raises:
+            BadSchedule: a constant in `site.gate.selector` is missing, unknown or out of its bounds.
+        """
+
+    def refuse(self, names: Sequence[str], when: str) -> None:
+        """Of the options `names`, none was changed, since `when` something holds they change nothing.
+
+        Raises:
+            BadSchedule: one was; a setting without an effect must not pass in silence.
+        """
+        for option in dataclasses.fields(self):
+            value = getattr(self, option.name)
+            if option.name in names and value != option.default:
+                raise BadSchedule(f"{option.name} {value} changes nothing {when}; leave it out")
 
     def schedule(
         self,

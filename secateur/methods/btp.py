@@ -20,9 +20,18 @@ from secateur.calibration.budget import Plan, plan, spread
 from secateur.calibration.statistics import Statistics
 from secateur.errors import BadSchedule
 from secateur.methods import base
-from secateur.methods._balanced import BalancedSelector
-from secateur.methods._quotas import Quotas, disjoint_quotas, first_points, union_quotas
-from secateur.methods._stages import LLAVA_SHARES, TAU, Stages, changed, scaled_drop, scaled_layers, stages, tuned_tau
+from secateur.methods._btp_quotas import Quotas, disjoint_quotas, first_points, union_quotas
+from secateur.methods._btp_selection import BalancedSelector
+from secateur.methods._btp_stages import (
+    LLAVA_SHARES,
+    TAU,
+    Stages,
+    changed,
+    scaled_drop,
+    scaled_layers,
+    stages,
+    tuned_tau,
+)
 
 RELEASED_ATTENTION = (0.3, 0.9, 1.0)
 PAPER_LAMBDAS = (0.6, 0.8, 1.0)
@@ -108,9 +117,8 @@ class Method(base.Method):
             "layers": list(placed.layers),
             "layers_from": source,
             "layers_scaled": [*scaled, scaled_drop(depth, scaled[-1])],
-            "moved": list(placed.moved) if placed.moved else None,
         }
-        return self.schedule(statistics, gates, report)
+        return self.schedule(statistics, gates, report | placed.report())
 
     def _measure(self, statistics: Statistics) -> tuple[Json, Stages | None]:
         """The calibration block so far, and what the rule found, if anything was measured."""
@@ -178,7 +186,4 @@ class Method(base.Method):
 
     @classmethod
     def selector(cls, site: base.GateSite) -> base.Selector:
-        keep, tokens = site.gate.keep, site.vision_tokens
-        if keep in (0, tokens):
-            return base.Fixed(range(keep))
-        return BalancedSelector(Quotas.read(site.gate.selector, tokens, keep), site)
+        return BalancedSelector(Quotas.read(site.gate.selector, site.vision_tokens, site.gate.keep), site)

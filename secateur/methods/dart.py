@@ -86,7 +86,7 @@ class Method(base.Method):
             _check_layer(0, pivots)
         placed = plan(request, depth, tokens, (LAYER * depth / 32,), (SHARE,), earliest=1 if pivots.keyed else 0)
         gates = tuple(replace(gate, selector=asdict(pivots)) for gate in placed.gates())
-        return self.schedule(statistics, gates, {"moved": list(placed.moved) if placed.moved else None})
+        return self.schedule(statistics, gates, placed.report())
 
     def _pivots(self) -> Pivots:
         return Pivots(self.image_pivots, self.text_pivots, self.text, self.norms, self.features)
@@ -95,8 +95,6 @@ class Method(base.Method):
     def selector(cls, site: base.GateSite) -> base.Selector:
         pivots = parameters(Pivots, site.gate.selector, "dart")
         _check_layer(site.gate.layer, pivots)
-        if site.gate.keep in (0, site.vision_tokens):
-            return base.Fixed(range(site.gate.keep))
         return LeastAlike(pivots, site)
 
 

@@ -31,8 +31,6 @@ class Method(base.Method):
     @classmethod
     def selector(cls, site: base.GateSite) -> base.Selector:
         parameters(Nothing, site.gate.selector, "divprune")
-        if site.gate.keep in (0, site.vision_tokens):
-            return base.Fixed(range(site.gate.keep))
         return Diverse(site.gate.keep)
 
 

@@ -50,11 +50,9 @@ class Method(base.Method):
         depth, tokens = statistics.dimensions.layers, statistics.model.vision_tokens
         placed = plan(request, depth, tokens, (LAYER * depth / 32,), (SHARE,), earliest=1)
         gates = tuple(replace(gate, selector=asdict(Score(self.query))) for gate in placed.gates())
-        return self.schedule(statistics, gates, {"moved": list(placed.moved) if placed.moved else None})
+        return self.schedule(statistics, gates, placed.report())
 
     @classmethod
     def selector(cls, site: base.GateSite) -> base.Selector:
         score = parameters(Score, site.gate.selector, "fastv")
-        if site.gate.keep in (0, site.vision_tokens):
-            return base.Fixed(range(site.gate.keep))
         return Attended(site, score.query)

@@ -21,8 +21,9 @@ from secateur.calibration.budget import plan
 from secateur.calibration.statistics import Statistics
 from secateur.errors import BadSchedule
 from secateur.methods import base
-from secateur.methods._head_max import causal, head_max
-from secateur.methods._staircase import from_table, levels, lost, merge, search
+from secateur.methods._attention_map import attention_map, causal
+from secateur.methods._fitprune_staircase import from_table, levels, lost, merge, search
+from secateur.methods._parameters import Nothing, parameters
 
 COMPRESSION = 0.6  # the published table for 60 % fewer FLOPs leaves 231 of 576 tokens on average
 
@@ -47,6 +48,8 @@ class Method(base.Method):
 
     def calibrate(self, statistics: Statistics, request: base.BudgetRequest) -> Schedule:
         """A count for each layer, merged into cuts, landed on the budget."""
+        if request.layers is not None or request.keep is not None:
+            self.refuse(["gates"], "when --layers or --keep sets the cuts")
         model, depth = statistics.model, statistics.dimensions.layers
         tokens = model.vision_tokens
         steps, report = self._steps(statistics, COMPRESSION if request.compression is None else request.compression)
@@ -66,9 +69,8 @@ class Method(base.Method):
             "cuts": list(cuts),
             "levels": [round(level, 3) for level in merged],
             "average_merged": round((cuts[0] * tokens + followed) / depth, 3),
-            "moved": list(placed.moved) if placed.moved else None,
         }
-        return self.schedule(statistics, placed.gates(), report)
+        return self.schedule(statistics, placed.gates(), report | placed.report())
 
     def _steps(self, statistics: Statistics, compression: float) -> tuple[tuple[int, ...], Json]:
         """The tokens that enter each layer, and where that comes from."""
@@ -90,11 +92,7 @@ class Method(base.Method):
 
     @classmethod
     def selector(cls, site: base.GateSite) -> base.Selector:
-        keep, tokens = site.gate.keep, site.vision_tokens
-        if site.gate.selector:
-            raise BadSchedule(f"a fitprune gate takes no parameters, not {', '.join(sorted(site.gate.selector))}")
-        if keep in (0, tokens):
-            return base.Fixed(range(keep))
+        parameters(Nothing, site.gate.selector, "fitprune")
         if site.gate.layer < 1:
             raise BadSchedule(
                 "a fitprune gate at layer 0 has no layer before it to read; it must be at layer 1 or later"
@@ -121,7 +119,9 @@ class ProductSelector(base.Selector):
         """[B, N] fp32. The text is every valid row behind the image; rows before it do not see it."""
         mask = rows.attention_mask
         every = torch.arange(mask.shape[1], device=mask.device)
-        seen = head_max(rows.read["queries"].permute(1, 2, 0, 3), rows.read["key"], causal(every, mask))
+        seen = attention_map(
+            rows.read["queries"].permute(1, 2, 0, 3), rows.read["key"].permute(1, 2, 3, 0), causal(every, mask)
+        ).amax((1, 2))
         end = self.start + self.tokens
         seen = seen[:, :, self.start : end]
         text = (mask[:, end:] > 0).to(seen.dtype).unsqueeze(2)

@@ -8,7 +8,7 @@ but one stay, one by one ("rank") or as whole rows of the image ("row"). No text
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import ClassVar, Literal
 
 import torch
@@ -19,9 +19,29 @@ from secateur.calibration.budget import front
 from secateur.calibration.statistics import Statistics
 from secateur.errors import BadSchedule
 from secateur.methods import base
+from secateur.methods._encoder_score import check_layer
+from secateur.methods._parameters import one_of, parameters
 
 SHARE = 0.25  # the ratio that the paper's headline cites
 MEASURED = -2  # the layer of Statistics.encoder_variance
+
+
+@dataclass(frozen=True)
+class Focus:
+    """Constants of one gate; the options of `Method` say what they mean."""
+
+    strategy: str = "rank"
+    score_layer: int = -2
+    row_fill: str = "none"
+    direction: str = "received"
+
+    def __post_init__(self) -> None:
+        one_of("strategy", self.strategy, ("rank", "row"))
+        check_layer(self.score_layer)
+        one_of("row_fill", self.row_fill, ("none", "rank"))
+        one_of("direction", self.direction, ("received", "auto"))
+        if self.row_fill == "rank" and self.strategy == "rank":
+            raise BadSchedule("row_fill 'rank' belongs to the strategy 'row'; use --strategy row")
 
 
 @dataclass(frozen=True)
@@ -46,12 +66,7 @@ class Method(base.Method):
     )
 
     def __post_init__(self) -> None:
-        if self.score_layer >= 0:
-            raise BadSchedule(
-                f"score_layer {self.score_layer} must be below 0: layers count from the end, -1 is the last"
-            )
-        if self.row_fill == "rank" and self.strategy == "rank":
-            raise BadSchedule("row_fill 'rank' belongs to the strategy 'row'; use --strategy row")
+        self._focus()
 
     def calibrate(self, statistics: Statistics, request: base.BudgetRequest) -> Schedule:
         """One gate. A share of the tokens is rounded down, as in the paper; a compression is met most closely."""
@@ -69,9 +84,10 @@ class Method(base.Method):
                 )
             if self.row_fill == "none":
                 keep = wanted // columns * columns
-        selector: Json = {"strategy": self.strategy, "score_layer": self.score_layer}
-        selector |= {"row_fill": self.row_fill, "direction": self.direction}
-        return self.schedule(statistics, (Gate(0, keep, "vision", selector),), report)
+        return self.schedule(statistics, (Gate(0, keep, "vision", asdict(self._focus())),), report)
+
+    def _focus(self) -> Focus:
+        return Focus(self.strategy, self.score_layer, self.row_fill, self.direction)
 
     def _measured(self, statistics: Statistics) -> Json:
         """The check of the direction on the calibration images.
@@ -99,29 +115,17 @@ class Method(base.Method):
 
     @classmethod
     def selector(cls, site: base.GateSite) -> base.Selector:
-        found = {name: site.gate.selector.get(name, default) for name, default in DEFAULTS.items()}
-        for name, values in CHOICES.items():
-            if found[name] not in values:
-                raise BadSchedule(f"{name} {found[name]!r} of a fopru gate is not one of {', '.join(values)}")
-        layer, keep = found["score_layer"], site.gate.keep
-        if not isinstance(layer, int) or layer >= 0:
-            raise BadSchedule(f"score_layer {layer!r} of a fopru gate must be a whole number below 0")
-        if found["strategy"] == "row":
+        focus, keep = parameters(Focus, site.gate.selector, "fopru"), site.gate.keep
+        if focus.strategy == "row":
             rows, columns = site.grid
             if site.vision_tokens != rows * columns:
                 raise BadSchedule(
                     f"a fopru gate by rows needs the whole image, {rows * columns} tokens, not {site.vision_tokens}"
                 )
-            if found["row_fill"] == "none" and keep % columns:
+            if focus.row_fill == "none" and keep % columns:
                 raise BadSchedule(f"keep {keep} of a fopru gate is no whole number of rows of {columns} tokens")
-        if keep in (0, site.vision_tokens):
-            return base.Fixed(range(keep))
-        auto = found["direction"] == "auto"
-        return FocalSelector(keep, layer, auto, site.grid if found["strategy"] == "row" else None)
-
-
-DEFAULTS = {"strategy": "rank", "score_layer": -2, "row_fill": "none", "direction": "received"}
-CHOICES = {"strategy": ("rank", "row"), "row_fill": ("none", "rank"), "direction": ("received", "auto")}
+        grid = site.grid if focus.strategy == "row" else None
+        return FocalSelector(keep, focus.score_layer, focus.direction == "auto", grid)
 
 
 class FocalSelector(base.Selector):

@@ -36,15 +36,15 @@ class Method(base.Method):
 
     def calibrate(self, statistics: Statistics, request: base.BudgetRequest) -> Schedule:
         """Stage i keeps ratio ** i of the original tokens, counted from 1."""
+        if request.keep is not None:
+            self.refuse(["ratio"], "beside --keep")
         depth, tokens = statistics.dimensions.layers, statistics.model.vision_tokens
         layers = [stage * depth / 32 + 1 for stage in STAGES]
         shares = [self.ratio ** (i + 1) for i in range(len(request.layers or layers))]
         placed = plan(request, depth, tokens, layers, shares, earliest=1)
-        return self.schedule(statistics, placed.gates(), {"moved": list(placed.moved) if placed.moved else None})
+        return self.schedule(statistics, placed.gates(), placed.report())
 
     @classmethod
     def selector(cls, site: base.GateSite) -> base.Selector:
         parameters(Nothing, site.gate.selector, "pdrop")
-        if site.gate.keep in (0, site.vision_tokens):
-            return base.Fixed(range(site.gate.keep))
         return Attended(site)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 
@@ -12,8 +12,20 @@ from secateur.calibration.budget import plan
 from secateur.calibration.statistics import Statistics
 from secateur.errors import BadSchedule
 from secateur.methods import base
+from secateur.methods._parameters import parameters
 
 SHARE = 0.25
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Constants of one gate."""
+
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**32:
+            raise BadSchedule(f"seed {self.seed} must be within 0 and 4294967295")
 
 
 @dataclass(frozen=True)
@@ -23,20 +35,19 @@ class Method(base.Method):
     seed: int = field(default=0, metadata={"help": "another seed makes another choice"})
 
     def __post_init__(self) -> None:
-        if not 0 <= self.seed < 2**32:
-            raise BadSchedule(f"seed {self.seed} must be within 0 and 4294967295")
+        Draw(self.seed)
 
     def calibrate(self, statistics: Statistics, request: base.BudgetRequest) -> Schedule:
         """One gate before the decoder unless the request names layers."""
         model, dimensions = statistics.model, statistics.dimensions
         placed = plan(request, dimensions.layers, model.vision_tokens, (0,), (SHARE,), earliest=0)
-        gates = tuple(replace(gate, selector={"seed": self.seed}) for gate in placed.gates())
+        gates = tuple(replace(gate, selector=asdict(Draw(self.seed))) for gate in placed.gates())
         return self.schedule(statistics, gates)
 
     def like(self, schedule: Schedule) -> Schedule:
         """The control of `schedule`: the same layers and counts, chosen at random."""
         gates = tuple(
-            replace(gate, selector={"seed": self.seed}, kind="vision" if gate.kind == "downsample" else gate.kind)
+            replace(gate, selector=asdict(Draw(self.seed)), kind="vision" if gate.kind == "downsample" else gate.kind)
             for gate in schedule.gates
         )
         name = f"{schedule.name}-random" + (f"-{self.seed}" if self.seed else "")
@@ -44,9 +55,7 @@ class Method(base.Method):
 
     @classmethod
     def selector(cls, site: base.GateSite) -> base.Selector:
-        seed = site.gate.selector.get("seed", 0)
-        if not isinstance(seed, int) or not 0 <= seed < 2**32:
-            raise BadSchedule(f"seed {seed!r} of a random gate must be within 0 and 4294967295")
+        seed = parameters(Draw, site.gate.selector, "random").seed
         # RandomState, because numpy freezes its stream: a schedule means the same tokens with every version.
         order = np.random.RandomState([seed, site.gate.layer]).permutation(site.vision_tokens)
         return base.Fixed(int(slot) for slot in order[: site.gate.keep])

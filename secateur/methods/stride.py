@@ -54,9 +54,7 @@ class Method(base.Method):
         pattern = parameters(Pattern, site.gate.selector, "stride").pattern
         keep, tokens = site.gate.keep, site.vision_tokens
         _check(pattern, site.grid, tokens, keep)
-        if pattern == "stride" or keep in (0, tokens):
-            return base.Fixed(strided(tokens, keep))
-        return base.Fixed(latticed(site.grid, keep))
+        return base.Fixed(strided(tokens, keep) if pattern == "stride" else latticed(site.grid, keep))
 
 
 def _check(pattern: str, grid: tuple[int, int], tokens: int, keep: int) -> None:

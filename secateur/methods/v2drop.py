@@ -29,13 +29,11 @@ class Method(base.Method):
         shares = (1 / 2, 1 / 4, min(1 / 4, 1 / tokens))
         layers = [layer * depth / 32 for layer in LAYERS]
         placed = plan(request, depth, tokens, layers, shares, earliest=1)
-        return self.schedule(statistics, placed.gates(), {"moved": list(placed.moved) if placed.moved else None})
+        return self.schedule(statistics, placed.gates(), placed.report())
 
     @classmethod
     def selector(cls, site: base.GateSite) -> base.Selector:
         parameters(Nothing, site.gate.selector, "v2drop")
-        if site.gate.keep in (0, site.vision_tokens):
-            return base.Fixed(range(site.gate.keep))
         return Changed(site)
 
 

@@ -9,7 +9,7 @@ no place in the image.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -20,9 +20,17 @@ from secateur.calibration.budget import front
 from secateur.calibration.statistics import Statistics
 from secateur.errors import BadSchedule
 from secateur.methods import base
-from secateur.methods.cls import score_name
+from secateur.methods._encoder_score import Score
+from secateur.methods._parameters import parameters
 
 SHARE = 64 / 576  # the published 54 dominant and 10 contextual tokens of LLaVA-1.5
+
+
+@dataclass(frozen=True)
+class Zip(Score):
+    """Constants of one gate: the score, and how many of the kept tokens dropped ones merge into."""
+
+    contextual: int = 0
 
 
 @dataclass(frozen=True)
@@ -39,31 +47,23 @@ class Method(base.Method):
     def __post_init__(self) -> None:
         if not 0 <= self.contextual <= 1:
             raise BadSchedule(f"contextual {self.contextual:g} must be a share from 0 to 1 of the kept tokens")
-        if self.score_layer >= 0:
-            raise BadSchedule(
-                f"score_layer {self.score_layer} must be below 0: layers count from the end, -1 is the last"
-            )
+        Zip(score_layer=self.score_layer)
 
     def calibrate(self, statistics: Statistics, request: base.BudgetRequest) -> Schedule:
         """One gate; without a class token the attention received scores. Nothing is measured."""
         model, dimensions = statistics.model, statistics.dimensions
         keep = front(request, dimensions.layers, model.vision_tokens, SHARE)
-        selector = {
-            "score": "class_token" if dimensions.class_token else "received",
-            "score_layer": self.score_layer,
-            "contextual": round(self.contextual * keep),
-        }
-        return self.schedule(statistics, (Gate(0, keep, "vision", selector),))
+        score = "class_token" if dimensions.class_token else "received"
+        constants = Zip(score, self.score_layer, round(self.contextual * keep))
+        return self.schedule(statistics, (Gate(0, keep, "vision", asdict(constants)),))
 
     @classmethod
     def selector(cls, site: base.GateSite) -> base.Selector:
-        keep, tokens, read = site.gate.keep, site.vision_tokens, score_name(site, "visionzip")
-        contextual = site.gate.selector.get("contextual", 0)
-        if not isinstance(contextual, int) or not 0 <= contextual <= keep:
-            raise BadSchedule(f"contextual {contextual!r} of a visionzip gate must be a count within 0 and {keep}")
-        if keep in (0, tokens):
-            return base.Fixed(range(keep))
-        return ZipSelector(tokens, keep - contextual, contextual, read)
+        keep, constants = site.gate.keep, parameters(Zip, site.gate.selector, "visionzip")
+        contextual, read = constants.contextual, constants.name(site, "visionzip")
+        if not 0 <= contextual <= keep:
+            raise BadSchedule(f"contextual {contextual} of a visionzip gate must be a count within 0 and {keep}")
+        return ZipSelector(site.vision_tokens, keep - contextual, contextual, read)
 
 
 class ZipSelector(base.Selector):
@@ -85,15 +85,15 @@ class ZipSelector(base.Selector):
         self.reads = (read, f"patch_key{read[read.rindex('.') :]}") if contextual else (read,)
 
     def forward(self, rows: base.GateInputs) -> Tensor:
-        dominant, targets, _ = self._split(rows)
-        return base.ascending(torch.cat([dominant, targets], dim=1))
+        return self.kept(rows)[0]
 
-    def merged(self, rows: base.GateInputs, slots: Tensor) -> Tensor:
-        """Kept rows [B, k, D]; to each target the mean of the rows that are dropped in its favour is added, in fp32."""
+    def kept(self, rows: base.GateInputs) -> tuple[Tensor, Tensor]:
+        """Slots and rows; to each target the mean of the rows that are dropped in its favour is added, in fp32."""
+        dominant, targets, others = self._split(rows)
+        slots = base.ascending(torch.cat([dominant, targets], dim=1))
         kept = base.gather(rows.vision, slots)
         if not self.contextual:
-            return kept
-        _, targets, others = self._split(rows)
+            return slots, kept
         keys = F.normalize(rows.read[self.reads[1]].float(), dim=-1)
         alike = torch.matmul(base.gather(keys, others), base.gather(keys, targets).transpose(1, 2))
         nearest = alike.argmax(dim=2, keepdim=True)
@@ -101,7 +101,7 @@ class ZipSelector(base.Selector):
         total = torch.matmul(belongs.transpose(1, 2), base.gather(rows.vision, others).float())
         mean = total / belongs.sum(dim=1).clamp(min=1)[:, :, None]
         at = (slots[:, :, None] == targets[:, None, :]).float()
-        return (kept.float() + torch.matmul(at, mean)).to(kept.dtype)
+        return slots, (kept.float() + torch.matmul(at, mean)).to(kept.dtype)
 
     def _split(self, rows: base.GateInputs) -> tuple[Tensor, Tensor, Tensor]:
         """Slots of the dominant tokens [B, D], the targets [B, C], and all others; the last two ascend."""

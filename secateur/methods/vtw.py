@@ -16,6 +16,7 @@ from secateur.calibration.budget import plan
 from secateur.calibration.statistics import Statistics
 from secateur.errors import BadSchedule
 from secateur.methods import base
+from secateur.methods._parameters import Nothing, parameters
 
 PUBLISHED, START, DEPTH = 15, 5, 32  # the layer for LLaVA-1.5-7B, and where its search starts
 ETA = 0.003
@@ -43,6 +44,8 @@ class Method(base.Method):
 
     def calibrate(self, statistics: Statistics, request: base.BudgetRequest) -> Schedule:
         """One gate; the layer comes from the request, its compression, or the search."""
+        if request.layers is not None or request.compression is not None:
+            self.refuse(["start"], "when --layers or --compression sets the layer")
         model, depth = statistics.model, statistics.dimensions.layers
         keep = _keep(request, model.vision_tokens)
         divergence = [float(kl) for kl in statistics.drop_divergence.mean(1)] if statistics.drop_divergence.size else []
@@ -79,10 +82,10 @@ class Method(base.Method):
 
     @classmethod
     def selector(cls, site: base.GateSite) -> base.Selector:
-        keep, tokens = site.gate.keep, site.vision_tokens
-        if keep not in (0, tokens):
-            raise BadSchedule(f"a vtw gate keeps 0 or all {tokens} tokens, not {keep}; calibrate the schedule again")
-        return base.Fixed(range(keep))
+        parameters(Nothing, site.gate.selector, "vtw")
+        raise BadSchedule(
+            f"a vtw gate keeps 0 or all {site.vision_tokens} tokens, not {site.gate.keep}; calibrate the schedule again"
+        )
 
 
 def _keep(request: base.BudgetRequest, tokens: int) -> float:

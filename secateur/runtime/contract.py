@@ -100,6 +100,8 @@ def _check_gate(manifest: Manifest, schedule: str, gate: GateRef, alive: int) ->
     layers = [s.layers for s in manifest.segments if s.layers]
     if gate.layer not in [first for first, _ in layers]:
         raise BadBundle(f"{where} stands before layer {gate.layer}, where no segment starts")
+    if graph.layers != (gate.layer, gate.layer):
+        raise BadBundle(f"{where} was made for layer {graph.layers and graph.layers[0]}, not {gate.layer}")
     if gate.kind in ENCODER_GATES:
         if gate.layer != 0:
             raise BadBundle(f"{where} stands before layer {gate.layer}, but a gate in the encoder before layer 0")

@@ -168,7 +168,7 @@ class Turn:
     def _milliseconds(self) -> dict[str, float]:
         spent = dict(self._watch.milliseconds)
         decode = spent.pop("decode", 0.0)
-        first = sum(spent.get(stage, 0.0) for stage in ("preprocess", "vision", "projector", "prefill"))
+        first = sum(spent.get(stage, 0.0) for stage in ("preprocess", "encode", "prefill"))
         per_token = decode / self._steps if self._steps else 0.0
         return spent | {
             "first_token": first, "decode": decode, "decode_per_token": per_token, "total": first + decode

@@ -32,6 +32,22 @@ def load_image(source: ImageLike) -> Image.Image:
     if not isinstance(source, str | os.PathLike):
         raise BadImage(f"an image is a path, a PIL image or a numpy array, not a {type(source).__name__}")
     path = os.fspath(source)
+    with _opened(path) as image:
+        return _upright(image, f"image {path}")
+
+
+def check_header(path: str | os.PathLike[str]) -> None:
+    """Open a file as an image and read no pixels: damage behind its header is found by `load_image` alone.
+
+    Raises:
+        BadImage: missing, a folder, not an image, or too large to be one; the message says which.
+    """
+    with _opened(os.fspath(path)):
+        pass
+
+
+def _opened(path: str) -> Image.Image:
+    """The image of a file, its pixels not yet read."""
     if not os.path.exists(path):
         raise BadImage(f"image {path} does not exist; give the path of an image file")
     if not os.path.isfile(path):
@@ -42,11 +58,9 @@ def load_image(source: ImageLike) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(path)
+            return Image.open(path)
     except Exception as problem:
         raise _bad(f"image {path}", problem) from None
-    with image:
-        return _upright(image, f"image {path}")
 
 
 def _from_array(array: NDArray[Any]) -> Image.Image:

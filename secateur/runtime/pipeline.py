@@ -184,7 +184,8 @@ class Pipeline:
         watch = Stopwatch()
         with watch("preprocess"):
             pixels = np.concatenate([pixel_values(load_image(i), self.bundle.preprocess) for i in images])
-        seen = self._chain.see(pixels, name, watch)
+        with watch("encode"):
+            seen = self._chain.see(pixels, name, watch)
         return Conversation(self._chain, self._tokenizer, seen, batch, name, capacity, watch)
 
     def _schedule(self, name: str | None) -> str:

@@ -38,9 +38,9 @@ class Receipt:
     cache_bytes       keys and values, of the whole batch
     prompt_rows       rows of this turn's prompt before any gate, image included in the first turn
     generated_tokens  a stop token included
-    milliseconds      of the whole batch: preprocess, vision, projector (in the first turn), embed, every segment and
-                      gate by name (before the first token), prefill (embed to logits), first_token (all of these),
-                      decode, decode_per_token, total
+    milliseconds      of the whole batch. First turn: preprocess, encode (all between pixels and vision tokens), prefill
+                      (embed to logits), and within these two every graph by its name: vision, projector, embed,
+                      segments and gates. first_token (preprocess, encode and prefill), decode, decode_per_token, total
     """
 
     schedule: str

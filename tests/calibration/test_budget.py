@@ -150,7 +150,7 @@ def test_plan_moves_its_own_first_gate_only() -> None:
     assert near.layers == (3, 6, 9) and near.moved is None
     with pytest.raises(BadSchedule, match="needs a first gate at layer 1 or earlier"):
         plan(BudgetRequest(compression=0.89, layers=(3, 6, 9)), 16, 576, (3, 6, 9), SHAPE)
-    with pytest.raises(BadSchedule, match="needs a first gate at layer 0 or earlier"):
+    with pytest.raises(BadSchedule, match="is out of reach for 576 tokens"):
         plan(BudgetRequest(compression=0.98), 16, 576, (3, 6, 9), SHAPE)
 
 

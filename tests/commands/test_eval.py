@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image
 
 from secateur.cli import main
+from secateur.errors import InputError
 from secateur.evaluation import results
 
 Bundle = tuple[Path, dict[str, Any]]
@@ -50,7 +52,8 @@ def test_the_demo_answers_and_pruning_keeps_most_of_it(
     assert full["score"] >= 0.93 and pruned["retention"] >= 0.8
     assert [gate["keep"] for gate in pruned["gates"]] == [72, 36, 12]
     assert set(full["groups"]) == {"color", "digit", "count", "position", "digit_at", "presence"}
-    assert {"vision", "projector", "embed", "segment_0", "prefill"} <= set(full["stage_ms"])
+    assert {"vision", "projector", "embed", "segment_0", "encode", "prefill"} <= set(full["stage_ms"])
+    assert found["segments"] == 4 and found["encoder_scores"] == []
     assert sum(stage.startswith(f"{name}.") for stage in pruned["stage_ms"]) == 3
     assert pruned["cache_bytes"] < full["cache_bytes"] and found["command"].startswith("secateur eval ")
     assert "exists; add --force" in refused(capsys, *argv)
@@ -64,6 +67,7 @@ def test_tables(demo_bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None
     assert code == 0
     assert "accuracy, %, on 12 questions (demo)" in out and "Time to first token of 1 questions" in out
     assert "by kind of question" in out and "presence" in out and "lost" in out
+    assert "This bundle cuts the decoder into 4 segments" in " ".join(out.split())
 
 
 def test_the_report_gets_result_and_overlays(
@@ -87,6 +91,57 @@ def test_the_report_gets_result_and_overlays(
     assert overlays[0].image.size == (96, 96)
     assert call(capsys, "eval", demo_bundle[0], *FEW, "--html", page, "--force", "--overlays", 0)[0] == 0
     assert given[3] == []
+
+
+def test_the_result_is_written_before_the_report(
+    demo_bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def report(evaluation: results.Evaluation, overlays: list[results.Overlay]) -> str:
+        raise InputError("no page")
+
+    monkeypatch.setattr("secateur.evaluation.report.report", report)
+    out, page = tmp_path / "found.json", tmp_path / "report.html"
+    assert "no page" in refused(capsys, "eval", demo_bundle[0], *FEW, "--out", out, "--html", page)
+    assert json.loads(out.read_text())["questions"] == 12 and not page.exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--out", "file/below.json"], "below.json cannot be written"),
+        (["--html", "file/below.html"], "below.html cannot be written"),
+        (["--html", "shut/report.html"], "report.html cannot be written"),
+        (["--out", "same", "--html", "same"], "cannot both be; name two files"),
+        (["--out", "./same", "--html", "x/../same"], "cannot both be; name two files"),
+        (["--out", "one", "--html", "one/below"], "cannot both be; name two files"),
+        (["--overlays", "9"], "--overlays is 9, but there is no report to show them; add --html"),
+        (["--data", ""], "argument --data: the path is empty; name a file or folder"),
+        (["--images", ""], "argument --images: the path is empty"),
+    ],
+)
+def test_output_is_checked_before_the_bundle_is_loaded(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    argv: list[str],
+    message: str,
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "shut").mkdir()
+    monkeypatch.chdir(tmp_path)
+    may = os.access  # a test may run as root, whom no mode of a folder keeps out
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "shut" and may(path, mode))
+    assert message in refused(capsys, "eval", "no-bundle", *argv)
+
+
+def test_a_missing_package_of_the_report_is_missed_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Jinja2 comes with Secateur itself, not with the extra of the exporter."""
+    monkeypatch.delitem(sys.modules, "secateur.evaluation.report", raising=False)
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    line = refused(capsys, "eval", "no-bundle", "--html", tmp_path / "report.html")
+    assert line.endswith("jinja2 is not installed; pip install secateur")
 
 
 def test_a_folder(demo_bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -132,6 +187,7 @@ def test_a_folder(demo_bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFix
         (["--timed", "0"], "--timed is 0"),
         (["--batch", "0"], "--batch is 0"),
         (["--seed", "-1"], "--seed is -1"),
+        (["--schedules", ","], "--schedules is ',', which names none; give names, as in a,b, or all"),
         (["--overlays", "-1"], "--overlays is -1"),
         (["--out", "tests"], "output tests is a folder"),
         (["--max-new-tokens", "0"], "--max-new-tokens is 0"),

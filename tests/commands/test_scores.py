@@ -19,6 +19,7 @@ FULL = ScheduleResult(
     compression=0.0,
     average_tokens=144.0,
     prefill_flops_ratio=1.0,
+    flops_ratio_with_gates=None,
     cache_bytes=1_290_000,
     score=0.9,
     score_interval=(0.85, 0.95),
@@ -36,14 +37,14 @@ OURS = replace(
     score=0.6,
     retention=0.667,
     mcnemar=McNemar(17, 3, 0.0026),
-    split=Split("ds", Part(40, 0.425), Part(0, None)),
+    split=Split("full", Part(40, 0.425), Part(0, None)),
     groups={"count": 0.25},
 )
 
 
 def shown(*schedules: ScheduleResult, full_marks: float = 1.0, metric: str = "accuracy") -> str:
     found = Evaluation(
-        "demo", metric, full_marks, 60, 9, 0, "b", "m", "cpu", "fp32", "ort", {}, "", 144, (12, 12), schedules
+        "demo", metric, full_marks, 60, 9, 0, "b", "m", "cpu", "fp32", "ort", {}, "", 144, (12, 12), 5, (), schedules
     )
     out = io.StringIO()
     command.show(found.as_dict(), Console(file=out, width=80))
@@ -63,6 +64,15 @@ def test_all_figures() -> None:
     assert row(text, "ours", 1) == ["ours", "17", "3", "0.0026", "42.5", "40", "-", "0"]
     assert row(text, "full", 1) == ["full", "144.0", "1.000", "19.5", "19.8", "1.29"]
     assert row(text, "ours", 3) == ["ours", "25.0"]
+
+
+def test_what_the_figures_leave_out() -> None:
+    text = shown(FULL, replace(OURS, flops_ratio_with_gates=0.5))
+    assert row(text, "ours", 2)[2] == "1.000 (0.500)"
+    words = " ".join(text.split())
+    assert "Not counted are the gates' own cost and the encoder" in words and "In brackets" in words
+    assert "This bundle cuts the decoder into 5 segments" in words and "full (144.0 tokens)" in words
+    assert "In brackets" not in shown(FULL, OURS)
 
 
 def test_undefined_figures() -> None:

@@ -34,12 +34,13 @@ def evaluation(
 ) -> Evaluation:
     """`full` at 95.3 %, and every method at every compression with a score of its own."""
     count, tokens = len(methods), grid[0] * grid[1]
+    reference = f"downsample-{round(100 * compressions[-1])}" if "downsample" in methods else None
     schedules = [result("full", "full", float(tokens), tokens, 0.953)]
     for i, method in enumerate(methods):
         for compression in compressions:
             score = 0.953 * (1 - compression * (i + 1) / (2 * count))
             name = f"{method}-{round(100 * compression)}"
-            schedules.append(result(name, method, tokens * (1 - compression), tokens, score))
+            schedules.append(result(name, method, tokens * (1 - compression), tokens, score, reference))
     return Evaluation(
         task="demo",
         metric="accuracy",
@@ -56,17 +57,24 @@ def evaluation(
         command="secateur eval build/demo-compare --html report.html",
         vision_tokens=tokens,
         grid=grid,
+        segments=5,
+        encoder_scores=("received.-2",),
         schedules=tuple(schedules),
     )
 
 
-def result(name: str, method: str, average: float, tokens: int, score: float) -> ScheduleResult:
+def result(
+    name: str, method: str, average: float, tokens: int, score: float, reference: str | None = None
+) -> ScheduleResult:
     full = method == "full"
     layers = () if full else tuple(range(16)) if method == "alvts" else (0,) if method in KINDS else (2, 4, 5)
     ratio = average / tokens
     stages = {"preprocess": 0.5, "vision": 4.0, "projector": 0.5, "embed": 0.1, "segment_0": 9 * ratio}
-    stages |= {"segment_1": 11 * ratio, "prefill": 99.0} | {f"{name}.{i}": 0.2 for i in range(len(layers))}
-    first = sum(stages.values()) - 99
+    stages |= {"segment_1": 11 * ratio} | {f"{name}.{i}": 0.2 for i in range(len(layers))}
+    if method == "downsample":  # its gate is the encoder
+        stages[f"{name}.0"] = stages.pop("vision") * ratio
+    first = sum(stages.values())
+    stages |= {"encode": 55.0, "prefill": 99.0}
     return ScheduleResult(
         name=name,
         method=method,
@@ -75,13 +83,14 @@ def result(name: str, method: str, average: float, tokens: int, score: float) ->
         compression=1 - ratio,
         average_tokens=average,
         prefill_flops_ratio=ratio,
+        flops_ratio_with_gates=2 * ratio if method == "alvts" else None,
         cache_bytes=int(1_180_000 * ratio),
         score=score,
         score_interval=(score - 0.021, min(1.0, score + 0.019)),
         retention=score / 0.953,
         retention_interval=(score / 0.953 - 0.02, score / 0.953 + 0.01),
         mcnemar=None if full else McNemar(61, 17, 0.0004),
-        split=None if full else Split("downsample-89", Part(120, score - 0.2), Part(452, None)),
+        split=None if reference is None else Split(reference, Part(120, score - 0.2), Part(452, None)),
         ttft_ms=Percentiles(first * 1.02, first * 1.2),
         stage_ms=stages,
         groups={"color": score, "count": score / 2},

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from fractions import Fraction
 
 import numpy as np
@@ -11,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from secateur.artifacts import Budget, Gate, ModelIdentity, Schedule
-from secateur.evaluation.compare import mcnemar, nearest_downsample, sign_test, split
+from secateur.evaluation.compare import mcnemar, nearest_downsample, right, sign_test, split
 from secateur.evaluation.results import Part
 
 
@@ -47,15 +46,28 @@ def test_split_looks_at_what_full_knows() -> None:
     assert split(ours, full * 0, downsampled, "ds").hard == Part(0, None)
 
 
-def schedule(name: str, method: str, compression: float) -> Schedule:
-    budget = Budget(1.0, compression, 1.0, 1.0, (1,))
+def test_half_right_counts_as_right_everywhere() -> None:
+    half = np.array([0.3, 0.5, 0.6])
+    assert right(half).tolist() == [False, True, True]
+    assert mcnemar(half, np.zeros(3)).only_this == 2
+    assert split(half, np.ones(3), half, "ds").easy.questions == 2
+
+
+def schedule(name: str, method: str, tokens: float) -> Schedule:
+    budget = Budget(tokens, 1 - tokens / 144, 1.0, 1.0, (1,))
     return Schedule(name, method, ModelIdentity("f", 4, 9, "x"), (Gate(1, 4),), budget)
 
 
 def test_the_nearest_downsample() -> None:
-    ours = schedule("a", "btp", 0.7)
-    every = {s.name: s for s in (ours, schedule("d5", "downsample", 0.5), schedule("d8", "downsample", 0.8))}
-    assert nearest_downsample(ours, every) == "d8"
-    assert nearest_downsample(replace(ours, name="b", budget=replace(ours.budget, compression=0.1)), every) == "d5"
-    assert nearest_downsample(every["d5"], every) is None
+    ours = schedule("a", "btp", 32)
+    every = {s.name: s for s in (ours, schedule("d30", "downsample", 30), schedule("d36", "downsample", 36))}
+    assert nearest_downsample(ours, every) == "d30"
+    assert nearest_downsample(schedule("b", "btp", 34), every) == "d36"
+    assert nearest_downsample(every["d30"], every) is None
     assert nearest_downsample(ours, {"a": ours}) is None
+
+
+@pytest.mark.parametrize(("tokens", "found"), [(25, None), (25.6, "d"), (35.2, "d"), (36, None), (8, None), (0, None)])
+def test_a_downsample_of_another_size_is_none(tokens: float, found: str | None) -> None:
+    every = {"d": schedule("d", "downsample", 30)}
+    assert nearest_downsample(schedule("a", "btp", tokens), every) == found

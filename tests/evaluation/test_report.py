@@ -146,6 +146,34 @@ def test_the_table_has_the_figures(page: Element, found: Evaluation) -> None:
     assert table["full"][6:11] == ["–"] * 5
 
 
+def test_the_split_is_in_per_cent_whatever_full_marks_are() -> None:
+    found = dataclasses.replace(evaluation(["btp", "downsample"], [0.5]), full_marks=2800.0, metric="perception")
+    ours = found.schedules[1]
+    assert ours.split is not None and ours.split.hard.score is not None
+    page = tree(found)
+    assert rows(page)["btp-50"][9] == f"{100 * ours.split.hard.score:.1f}"
+    assert rows(page)["btp-50"][3] == f"{ours.score:.1f}"
+    assert "VTC split, %" in [e.text for e in page.all("th")]
+
+
+def test_the_page_says_what_its_figures_leave_out(page: Element, found: Evaluation) -> None:
+    for said in (
+        "Not counted are the gates' own cost and the encoder, in which a smaller image saves much.",
+        "In brackets, where the schedule reports it",
+        "This bundle cuts the decoder into 5 segments because some schedule needs it",
+        "makes the encoder return received.-2 for the gates that read it: every schedule pays for that, full too.",
+        "Compare schedules here with each other, not with other bundles.",
+        "nearest in tokens, within 15 %: downsample-94 (8.6 tokens)",
+        "Questions about one image are resampled together.",
+        "Python between the graphs",
+    ):
+        assert said in page.text, said
+    assert rows(page)["alvts-78"][2] == "0.22 (0.44)"
+    alone = dataclasses.replace(evaluation(["btp"], [0.5]), segments=1, encoder_scores=())
+    words = tree(alone).text
+    assert not any(word in words for word in ("This bundle cuts", "In brackets", "within 15 %:"))
+
+
 def test_the_best_of_each_budget_is_bold(page: Element) -> None:
     groups = page.all("table")[0].all("tbody")
     assert len(groups) == 4 and not groups[0].all("strong")

@@ -15,10 +15,11 @@ from sklearn.isotonic import IsotonicRegression
 from secateur.evaluation.report import formats
 from secateur.evaluation.report.axes import Scale, halvings, spread, ticks
 from secateur.evaluation.report.bars import stages
-from secateur.evaluation.report.budgets import best, budgets
+from secateur.evaluation.report.budgets import Budget, best, budgets
 from secateur.evaluation.report.curves import curves
-from secateur.evaluation.report.kept import shown_gates, veil
+from secateur.evaluation.report.kept import veil
 from secateur.evaluation.report.series import all_series
+from secateur.evaluation.results import GateLine
 from tests.evaluation.made import METHODS, evaluation, result
 
 heights = st.lists(st.floats(-50, 450, allow_nan=False), min_size=1, max_size=20)
@@ -73,6 +74,13 @@ def test_best_shares_what_the_table_shows_as_equal() -> None:
     three = [result(n, "btp", 30.0, 144, score) for n, score in (("a", 0.9001), ("b", 0.9004), ("c", 0.8))]
     assert {(n, c) for n, c in best(three) if c == "score"} == {("a", "score"), ("b", "score")}
     assert not {c for _, c in best(three)} & {"ttft"}  # all the same: none is the best
+
+
+def test_more_tokens_are_no_merit() -> None:
+    sizes = (("a", 30.0, 0.7), ("b", 31.4, 0.8), ("c", 33.0, 0.9), ("d", 30.0, 0.7))
+    budget = Budget(30.0, tuple(result(n, "btp", tokens, 144, score) for n, tokens, score in sizes))
+    assert [s.name for s in budget.rivals] == ["a", "b", "d"]  # of 30.7, the median, 5 % more is 32.2
+    assert ("b", "score") in best(budget.rivals)
 
 
 def test_no_two_methods_look_alike() -> None:
@@ -145,7 +153,25 @@ def test_stages_sum_up_segments_and_gates() -> None:
         {"preprocess": 0.5, "vision": 4, "projector": 0.5, "embed": 0.1, "segments": 10, "gates": 0.6}
     )
     small = stages(result("downsample-50", "downsample", 72.0, 144, 0.9))
-    assert small["vision"] == pytest.approx(4.2) and small["gates"] == 0
+    assert small["vision"] == pytest.approx(2) and small["gates"] == 0
+    encoder = stages(result("visionzip-50", "visionzip", 72.0, 144, 0.9))
+    assert encoder["vision"] == 4 and encoder["gates"] == pytest.approx(0.2)
+
+
+def test_stages_add_up_to_the_first_token() -> None:
+    """Graphs and preprocessing, each once: "encode" and "prefill" are sums of others."""
+    for schedule in evaluation().schedules:
+        assert sum(stages(schedule).values()) == pytest.approx(schedule.ttft_ms.p50 / 1.02)
+
+
+def test_a_gate_behind_a_smaller_image_is_a_gate() -> None:
+    small = result("downsample-50", "downsample", 72.0, 144, 0.9)
+    pruned = dataclasses.replace(
+        small,
+        gates=(*small.gates, GateLine(3, "prune", 9)),
+        stage_ms={"downsample-50.0": 2.0, "downsample-50.1": 0.3, "encode": 9.0},
+    )
+    assert stages(pruned)["vision"] == 2 and stages(pruned)["gates"] == pytest.approx(0.3)
 
 
 @settings(deadline=None)
@@ -162,11 +188,6 @@ def test_the_veil_covers_what_was_dropped(rows: int, columns: int, data: st.Data
             covered |= {y * columns + x + i for i in range(int(first))}
             x += int(first)
     assert covered == set(range(rows * columns)) - kept
-
-
-def test_gates_shown() -> None:
-    assert shown_gates(0) == [] and shown_gates(3) == [0, 1, 2]
-    assert shown_gates(4) == [0, 1, 3] and shown_gates(16) == [0, 7, 15]
 
 
 def test_formats() -> None:

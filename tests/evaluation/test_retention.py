@@ -53,13 +53,13 @@ def test_equals_a_loop_over_resamples() -> None:
 
 
 def test_pieces_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
-    units = [str(i // 2) for i in range(14)]
-    whole = np.concatenate(list(resamples(units, 3)))
+    clusters = [str(i // 2) for i in range(14)]
+    whole = np.concatenate(list(resamples(clusters, 3)))
     monkeypatch.setattr(module, "CHUNK", 100)
-    pieces = list(resamples(units, 3))
+    pieces = list(resamples(clusters, 3))
     assert len(pieces) > 1 and (np.concatenate(pieces) == whole).all()
     assert whole.shape == (module.RESAMPLES, 14) and (whole.sum(axis=1) == 14).all()
-    assert (whole[:, ::2] == whole[:, 1::2]).all()  # a unit is drawn as one
+    assert (whole[:, ::2] == whole[:, 1::2]).all()  # a cluster is drawn as one
     assert not (whole == 1).all()
 
 
@@ -74,6 +74,20 @@ def test_takes_any_pairs(pairs: list[tuple[bool, bool]]) -> None:
     else:
         assert found.retention == pytest.approx(sum(ours) / sum(reference))
         assert found.retention_interval is not None and np.isfinite(found.retention_interval).all()
+
+
+def test_questions_about_one_picture_are_drawn_together() -> None:
+    """Six copies of a question tell no more than one, so the interval is that of the pictures."""
+    rng = np.random.default_rng(0)
+    right = rng.integers(0, 2, 50).astype(float)
+    pictures = [f"{i}.png" for i in range(50)]
+    once = retention(accuracy(right.tolist()), accuracy([1] * 50), pictures)
+    copies = accuracy(np.repeat(right, 6).tolist()), accuracy([1] * 300)
+    together = retention(*copies, [name for name in pictures for _ in range(6)])
+    assert together.score_interval == pytest.approx(once.score_interval)
+    assert together.retention_interval == pytest.approx(once.retention_interval)
+    low, high = retention(*copies, [str(i) for i in range(300)]).score_interval
+    assert high - low < 0.6 * (once.score_interval[1] - once.score_interval[0])
 
 
 def test_needs_questions() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,11 +15,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from secateur.artifacts import Budget, Gate, ModelIdentity, Schedule
+from secateur.artifacts import Budget, Gate, GraphSpec, ModelIdentity, Schedule, TensorSpec
 from secateur.errors import BadImage, BadPrompt, InputError, UnknownName
 from secateur.evaluation import asking
 from secateur.evaluation.results import Evaluation, GateLine, Part
-from secateur.evaluation.run import Settings, chosen, evaluate
+from secateur.evaluation.run import WITH_GATES, Settings, chosen, evaluate, flops_ratio_with_gates
 from secateur.evaluation.tasks import base
 from secateur.evaluation.tasks.base import Question, Source
 from secateur.runtime import Answer, Pipeline
@@ -27,7 +28,14 @@ from secateur.runtime.preprocess import Preprocess
 from secateur.runtime.receipt import GateReceipt, Receipt
 
 IDENTITY = ModelIdentity("f", 4, 9, "x")
-METHODS = {"full": ("full", 0.0), "ours": ("btp", 0.6), "small": ("downsample", 0.5)}
+METHODS = {"full": ("full", 0.0), "ours": ("btp", 0.6), "small": ("downsample", 0.55)}
+
+
+OUTPUTS = tuple(TensorSpec(name, "float32", ("B", 9)) for name in ("features", "received.-2", "class_token.-2"))
+
+
+def graph(name: str) -> GraphSpec:
+    return GraphSpec(name, "vision", "vision.onnx", (), OUTPUTS)
 
 
 class Canned:
@@ -39,7 +47,9 @@ class Canned:
         layout = SimpleNamespace(vision_tokens=9, grid=(3, 3))
         self.bundle = SimpleNamespace(
             root=Path("/x/canned"),
-            manifest=SimpleNamespace(layout=layout, source="demo", target="cpu", dtype="fp32"),
+            manifest=SimpleNamespace(
+                layout=layout, source="demo", target="cpu", dtype="fp32", segments=(1, 2, 3), graph=graph
+            ),
             preprocess=Preprocess((4, 4), "bilinear", None, 1 / 255, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2)),
             schedule=self.schedule,
         )
@@ -47,7 +57,9 @@ class Canned:
     def schedule(self, name: str) -> Schedule:
         method, compression = METHODS[name]
         gates = () if name == "full" else (Gate(1, 4),)
-        return Schedule(name, method, IDENTITY, gates, Budget(9 * (1 - compression), compression, 1.0, 0.5, (1,)))
+        budget = Budget(9 * (1 - compression), compression, 1.0, 0.5, (1,))
+        calibration = {"pruned_and_selector_of_dense_flops": 0.75} if name == "ours" else {}
+        return Schedule(name, method, IDENTITY, gates, budget, calibration=calibration)
 
     def ask(self, image: Any, prompt: Any, schedule: str, max_new_tokens: int) -> Any:
         if not isinstance(image, list):
@@ -57,7 +69,13 @@ class Canned:
             raise BadPrompt("the prompt is too long")
         gates = () if schedule == "full" else (GateReceipt(layer=1, before=9, requested=4, applied=4, kind="prune"),)
         kept = () if schedule == "full" else ((0, 2, 5, 8),)
-        milliseconds = {"vision": 1.0, "prefill": 2.0, "first_token": 3.0 + len(self.calls), "decode": 0.0}
+        milliseconds = {
+            "vision": 1.0,
+            "encode": 1.5,
+            "prefill": 2.0,
+            "first_token": 3.0 + len(self.calls),
+            "decode": 0.0,
+        }
         milliseconds |= {"decode_per_token": 0.0, "total": 3.0}
         receipt = Receipt(schedule, gates, (12,), 100, 12, 1, milliseconds)
         said = ["yes" if p in self.answers[schedule] else "no" for p in prompt]
@@ -111,8 +129,10 @@ def test_every_figure() -> None:
     assert small.split is None and small.mcnemar is not None
     assert ours.groups == {"a": 0.8, "b": 0.6}
     assert ours.gates == (GateLine(1, "prune", 4),) and ours.cache_bytes == 100
-    assert ours.stage_ms == {"vision": 1.0, "prefill": 2.0} and ours.ttft_ms.p50 <= ours.ttft_ms.p95
+    assert ours.stage_ms == {"vision": 1.0, "encode": 1.5, "prefill": 2.0} and ours.ttft_ms.p50 <= ours.ttft_ms.p95
     assert (found.questions, found.timed, found.bundle, found.grid) == (10, 4, "canned", (3, 3))
+    assert (found.segments, found.encoder_scores) == (3, ("received.-2", "class_token.-2"))
+    assert (full.flops_ratio_with_gates, ours.flops_ratio_with_gates) == (None, 0.75)
     assert json.loads(found.to_json()) == json.loads(json.dumps(found.as_dict()))
     assert set(found.machine) == {"cpu", "cores", "python", "onnxruntime", "secateur"}
 
@@ -127,6 +147,25 @@ def test_schedules_take_turns() -> None:
     rounds = [[name for name, _, _ in rest[i : i + 3]] for i in range(0, len(rest), 3)]
     assert all(sorted(each) == ["full", "ours", "small"] for each in rounds)
     assert [each[0] for each in rounds[asking.WARM_UP :]] == ["full", "ours", "small"]
+
+
+def test_of_a_timed_answer_only_figures_are_kept() -> None:
+    vlm = cast(Pipeline, Canned({"full": set()}))
+    times = asking.timed(vlm, Yes(PROMPTS).questions[:3], ["full"], silent)
+    assert [t.cache_bytes for t in times["full"]] == [100] * 3 and times["full"][0].milliseconds["prefill"] == 2
+    assert set(vars(times["full"][0])) == {"milliseconds", "cache_bytes"}
+
+
+def test_questions_about_one_picture_are_resampled_together() -> None:
+    """Of two pictures with one right and one wrong answer each, every resample scores a half."""
+    found = result(Canned({"full": {"p0", "p2"}}), Yes(PROMPTS[:4]))
+    assert found.schedules[0].score_interval == (0.5, 0.5)
+
+
+@pytest.mark.parametrize("value", [None, "0.5", float("nan")])
+def test_a_cost_of_gates_that_is_no_figure_is_none(value: object) -> None:
+    schedule = cast(Any, Canned({"full": set()})).schedule("full")
+    assert flops_ratio_with_gates(replace(schedule, calibration={WITH_GATES: value})) is None
 
 
 def test_full_gets_nothing_right() -> None:
@@ -189,6 +228,9 @@ def test_schedules_by_name() -> None:
     assert chosen(vlm, "small, ours,small") == ["full", "small", "ours"] and chosen(vlm, "full") == ["full"]
     with pytest.raises(UnknownName, match="unknown schedule 'our'. Did you mean 'ours'?"):
         chosen(vlm, "our")
+    for nothing in ("", ",", " , "):
+        with pytest.raises(InputError, match=f"--schedules is '{nothing}', which names none"):
+            chosen(vlm, nothing)
 
 
 def test_settings_have_bounds() -> None:

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from secateur.artifacts import Dimensions, Layout, ModelIdentity, to_json
 from secateur.calibration.statistics import Statistics
 from secateur.errors import BadSchedule
-from secateur.methods import _alignment as alignment
-from secateur.methods import _lowrank as lowrank
+from secateur.methods import _alvts_alignment as alignment
+from secateur.methods import _alvts_lowrank as lowrank
 from secateur.methods._alvts_score import importance
 from secateur.methods.alvts import Method
 from secateur.methods.base import BudgetRequest, Fixed, GateInputs, best
@@ -65,9 +65,9 @@ def test_report(statistics: Statistics, thin: None) -> None:
     assert report["samples"] == 8 and report["selectors"] == "calibrated" and report["rank"] == 6
     assert [line["layer"] for line in report["layers"]] == list(range(DEPTH))
     for line in report["layers"]:
-        assert line["overlap_before"] <= line["overlap"] <= 1 and 0 < line["mass"] <= 1
+        assert line["choice_overlap_before"] <= line["choice_overlap"] <= 1 and 0 < line["choice_mass"] <= 1
         assert line["passes"] in (0, 1, 2)
-    assert any(line["overlap_before"] < line["overlap"] < 1 for line in report["layers"])
+    assert any(line["choice_overlap_before"] < line["choice_overlap"] < 1 for line in report["layers"])
     assert 0 < report["mean_jaccard"] < 1  # the layers choose differently
     d = statistics.dimensions
     assert report["text_rows"] == 5  # 3 of the head, 2 of the question
@@ -88,13 +88,16 @@ def test_bare_decomposition(statistics: Statistics, thin: None) -> None:
         for part, factor in lowrank.svd(layer.projections, 6)._asdict().items():
             np.testing.assert_array_equal(schedule.tensors[f"layer_{layer.number:02}.{part}"], factor.numpy())
     lines = schedule.calibration["layers"]
-    assert all(line["overlap"] == line["overlap_before"] for line in lines) and lines[0]["overlap"] < 1
+    assert (
+        all(line["choice_overlap"] == line["choice_overlap_before"] for line in lines)
+        and lines[0]["choice_overlap"] < 1
+    )
 
 
 def test_full_rank_needs_no_tuning(statistics: Statistics) -> None:
     """Rank 32 is more than a layer 16 wide has: the selector is the layer's own attention."""
     report = Method(selectors="svd").calibrate(statistics, HALF).calibration
-    assert all(line["overlap"] == 1 and line["mass"] == 1 for line in report["layers"])
+    assert all(line["choice_overlap"] == 1 and line["choice_mass"] == 1 for line in report["layers"])
 
 
 def test_without_samples(statistics: Statistics, measured: Any) -> None:
@@ -145,7 +148,7 @@ def test_compression_is_met_as_closely_as_whole_tokens_allow(compression: float,
 def test_all_or_none(statistics: Statistics, site: Any, random_rows: Any, keep: float) -> None:
     schedule = Method().calibrate(statistics, BudgetRequest(keep=(keep,)))
     assert not schedule.tensors and len(schedule.gates) == DEPTH
-    selector = Method.selector(site(schedule.gates[0], TOKENS, GRID, schedule.tensors))
+    selector = Method.choose(site(schedule.gates[0], TOKENS, GRID, schedule.tensors))
     assert isinstance(selector, Fixed)
     assert selector(random_rows(TOKENS, batch=1)).tolist() == [list(range(int(keep * TOKENS)))]
 
@@ -165,7 +168,9 @@ def test_the_gate_does_what_the_report_says(statistics: Statistics, site: Any, t
         exact = lowrank.exact_queries_and_keys(layer.projections, batch.rows, batch.position_ids)
         truth = best(importance(*exact, batch.attention_mask, layout.image_start, TOKENS), 10)
         shared = [len(set(a) & set(b)) / 10 for a, b in zip(slots.tolist(), truth.tolist(), strict=True)]
-        assert schedule.calibration["layers"][layer.number]["overlap"] == pytest.approx(np.mean(shared), abs=1e-6)
+        assert schedule.calibration["layers"][layer.number]["choice_overlap"] == pytest.approx(
+            np.mean(shared), abs=1e-6
+        )
     assert any(line["passes"] for line in schedule.calibration["layers"])
 
 

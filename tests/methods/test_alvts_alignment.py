@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from secateur.artifacts import Layout, Schedule, to_json
 from secateur.calibration.statistics import LayerRows, Statistics
 from secateur.errors import BadOutput, BadSchedule
-from secateur.methods import _alignment as alignment
+from secateur.methods import _alvts_alignment as alignment
 from secateur.methods import _alvts_choice as choice
-from secateur.methods import _lowrank as lowrank
+from secateur.methods import _alvts_lowrank as lowrank
 from secateur.methods import alvts
+from secateur.methods._alvts_lowrank import Factors
 from secateur.methods._alvts_state import State
-from secateur.methods._lowrank import Factors
 from secateur.methods.base import BudgetRequest
 from tests.methods.alvts_toy import METHOD, learnable
 
@@ -233,12 +233,12 @@ def test_damaged_state_is_made_anew(
     assert contents(METHOD.calibrate(kept, HALF)) == want
     assert calls == [2]
     assert path.read_bytes() == whole
-    assert not list(tmp_path.rglob("*.partial"))
+    assert not list(tmp_path.rglob("*.partial*"))
 
 
 def test_state_that_cannot_be_written(small: Statistics, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(BadOutput, match="calibration state"):
+    with pytest.raises(BadOutput, match="cannot be written"):
         METHOD.calibrate(replace(small, work=tmp_path / "file"), HALF)
 
 

@@ -12,7 +12,7 @@ import torch
 from transformers import LlamaConfig, LlamaModel, Qwen2Config, Qwen2Model, Qwen3Config, Qwen3Model
 
 from secateur.artifacts import Dimensions, Gate
-from secateur.methods import _lowrank as lowrank
+from secateur.methods import _alvts_lowrank as lowrank
 from secateur.methods._alvts_selector import tensor_name
 from secateur.methods.alvts import Method
 from secateur.methods.base import GateSite

@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaModel, Qwen2Config, Qwen2Model
 
 from secateur.artifacts import Dimensions, Gate
 from secateur.errors import BadSchedule
-from secateur.methods import _lowrank as lowrank
+from secateur.methods import _alvts_lowrank as lowrank
 from secateur.methods._alvts_score import importance
 from secateur.methods._alvts_selector import LowRankSelector, tensor_name
 from secateur.methods.alvts import Method
@@ -229,7 +229,7 @@ def test_without_text_behind_the_image_the_product_says_nothing() -> None:
 
 @pytest.mark.parametrize("kept", [0, TOKENS])
 def test_all_or_none_need_no_scores(kept: int) -> None:
-    selector = Method.selector(GateSite(Gate(1, kept, "route"), TOKENS, START, (1, TOKENS), PLACE))
+    selector = Method.choose(GateSite(Gate(1, kept, "route"), TOKENS, START, (1, TOKENS), PLACE))
     assert isinstance(selector, Fixed)
     assert selector(random_rows(0)).tolist() == [list(range(kept))] * 2
 
@@ -238,7 +238,7 @@ def test_all_or_none_need_no_scores(kept: int) -> None:
     ("change", "message"),
     [
         ({"rank": 0}, "rank 0"),
-        ({"rank": "8"}, "rank '8'"),
+        ({"rank": "8"}, "rank is '8'"),
         ({"rank": 7}, "layer_01.down"),
         ({"score": "mean"}, "score 'mean'"),
     ],

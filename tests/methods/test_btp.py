@@ -84,7 +84,7 @@ def test_gates_that_choose_nothing_need_no_constants(measured: Any, site: Any) -
     schedule = Method().calibrate(measured(16, (4, 5)), BudgetRequest(keep=(1.0, 0.5, 0.0)))
     assert [bool(gate.selector) for gate in schedule.gates] == [False, True, False]
     for gate, tokens in zip(schedule.gates[::2], (20, 10), strict=True):
-        selector = Method.selector(site(gate, tokens, (4, 5)))
+        selector = Method.choose(site(gate, tokens, (4, 5)))
         assert isinstance(selector, Fixed) and not selector.reads
 
 

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from secateur.artifacts import Dimensions, Gate
 from secateur.errors import BadSchedule
 from secateur.methods import _diversity, _importance
-from secateur.methods._balanced import BalancedSelector
-from secateur.methods._quotas import Quotas, disjoint_quotas, first_points, union_quotas
+from secateur.methods._btp_quotas import Quotas, disjoint_quotas, first_points, union_quotas
+from secateur.methods._btp_selection import BalancedSelector
 from secateur.methods._spatial import lattice, spatial_points
 from secateur.methods.base import BudgetRequest, GateInputs, GateSite
 from secateur.methods.btp import Method
@@ -321,7 +321,7 @@ def test_padding_gets_no_share() -> None:
     [
         ({}, "lacks the field"),
         ({"merge": "union", "attention": 2, "over": 2, "early": 2, "depth": 1}, "depth"),
-        ({"merge": "sum", "attention": 2, "over": 2, "early": 2}, "not one of union, disjoint"),
+        ({"merge": "sum", "attention": 2, "over": 2, "early": 2}, "use one of union, disjoint"),
         ({"merge": "disjoint", "attention": 2, "over": 2, "early": 2}, "add up to 2, not to 3"),
         ({"merge": "union", "attention": 2, "over": 1, "early": 2}, "over 1 of a btp gate must be within 2 and 6"),
         ({"merge": "union", "attention": 4, "over": 4, "early": 2}, "within 0 and 3"),

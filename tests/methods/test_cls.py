@@ -69,9 +69,9 @@ def test_on_the_demo(demo: Family) -> None:
 @pytest.mark.parametrize(
     ("selector", "says"),
     [
-        ({"score": "given"}, "score 'given' of a cls gate is not one of class_token, received"),
-        ({"score_layer": 0}, "score_layer 0 of a cls gate"),
-        ({"score_layer": 1.5}, "score_layer 1.5"),
+        ({"score": "given"}, "selector of a cls gate: score 'given' is not known; use one of class_token, received"),
+        ({"score_layer": 0}, "selector of a cls gate: score_layer 0 must be below 0"),
+        ({"score_layer": 1.5}, "score_layer is 1.5"),
     ],
 )
 def test_bad_selector_block(selector: dict[str, Any], says: str, site: Any) -> None:
@@ -88,5 +88,5 @@ def test_bad_options_and_requests(measured: Any) -> None:
 
 @pytest.mark.parametrize("keep", [0, 20])
 def test_all_or_nothing_is_a_constant(keep: int, site: Any) -> None:
-    selector = Method.selector(site(Gate(0, keep, "vision"), 20, (4, 5)))
+    selector = Method.choose(site(Gate(0, keep, "vision"), 20, (4, 5)))
     assert isinstance(selector, Fixed) and selector.slots.tolist() == list(range(keep))

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,10 @@ import torch
 
 import secateur.methods
 from secateur import plugins
-from secateur.artifacts import Schedule, to_json
+from secateur.artifacts import Gate, Schedule, to_json
 from secateur.calibration.budget import budget
 from secateur.errors import BadSchedule
-from secateur.methods.base import BudgetRequest, Method, Selector
+from secateur.methods.base import BudgetRequest, Fixed, Method, Selector
 
 NAMES = plugins.names(secateur.methods)
 GRID, LAYERS = (4, 5), 16
@@ -36,7 +37,7 @@ def selectors(method: Method, schedule: Schedule, site: Callable[..., Any]) -> l
     out, tokens = [], schedule.model.vision_tokens
     for gate in schedule.gates:
         if gate.kind != "downsample":
-            out.append((type(method).selector(site(gate, tokens, GRID, schedule.tensors)), tokens, gate.keep))
+            out.append((type(method).choose(site(gate, tokens, GRID, schedule.tensors)), tokens, gate.keep))
         tokens = tokens if gate.kind == "route" else gate.keep
     return out
 
@@ -83,6 +84,24 @@ def test_schedule_and_slots(
             assert bool(((slots >= 0) & (slots < tokens)).all())
 
 
+def test_a_misspelt_constant_is_refused(method: Method, measured: Any, site: Any) -> None:
+    gates = method.calibrate(measured(LAYERS, GRID, CHANGE), BudgetRequest(compression=0.6)).gates
+    if gates[0].kind == "downsample":
+        pytest.skip("chooses nothing: the image is made smaller")
+    gate = replace(gates[0], selector={**gates[0].selector, "stratgy": "row"})
+    with pytest.raises(BadSchedule, match=f"selector of a {method.name} gate: .* unknown field 'stratgy'"):
+        type(method).selector(site(gate, GRID[0] * GRID[1], GRID))
+
+
+def test_all_or_none_is_a_constant(method: Method, site: Any) -> None:
+    """Of every method alike, and without reading anything; what is neither all, none nor between is refused."""
+    for keep in (0, 20):
+        selector = type(method).choose(site(Gate(3, keep), 20, GRID))
+        assert isinstance(selector, Fixed) and selector.reads == () and selector.slots.tolist() == list(range(keep))
+    with pytest.raises(BadSchedule, match="keep 21 of the gate at layer 3 must be within 0 and 20"):
+        type(method).choose(site(Gate(3, 21), 20, GRID))
+
+
 @pytest.mark.parametrize("opset", [20, 23])
 def test_onnx_chooses_the_same(
     method: Method, opset: int, measured: Any, site: Any, random_rows: Any, exported_slots: Any
@@ -97,3 +116,21 @@ def test_onnx_chooses_the_same(
     got = exported_slots([selector for selector, _, _ in gates], fed, [keep for _, _, keep in gates], opset)
     for (selector, _, _), rows, slots in zip(gates, fed, got.outputs, strict=True):
         np.testing.assert_array_equal(slots, selector(rows).numpy())
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "asked"),
+    [
+        ("pdrop", {"ratio": 0.4}, BudgetRequest(keep=(0.5, 0.25))),
+        ("vtw", {"start": 3}, BudgetRequest(compression=0.5)),
+        ("fitprune", {"gates": 2}, BudgetRequest(layers=(2, 5))),
+    ],
+)
+def test_an_option_without_effect_is_refused(
+    name: str, options: dict[str, Any], asked: BudgetRequest, measured: Any
+) -> None:
+    method = plugins.load(secateur.methods, name, "method").Method(**options)
+    with pytest.raises(BadSchedule, match="changes nothing"):
+        method.calibrate(measured(LAYERS, GRID, CHANGE), asked)
+    with pytest.raises(BadSchedule, match="passes 2 changes nothing with selectors 'svd'"):
+        plugins.load(secateur.methods, "alvts", "method").Method(selectors="svd", passes=2)

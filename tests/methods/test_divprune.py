@@ -88,7 +88,7 @@ def test_later_layers_compare_hidden_states(measured: Any, site: Any) -> None:
 
 @pytest.mark.parametrize("keep", [0, 20])
 def test_all_or_nothing(keep: int, site: Any, random_rows: Any) -> None:
-    selector = Method.selector(site(Gate(0, keep), 20, (4, 5)))
+    selector = Method.choose(site(Gate(0, keep), 20, (4, 5)))
     assert torch.equal(selector(random_rows(20, batch=2)), torch.arange(keep).expand(2, -1))
 
 

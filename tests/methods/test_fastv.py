@@ -67,7 +67,7 @@ def test_option_reaches_the_gate(measured: Any, site: Any) -> None:
 
 @pytest.mark.parametrize("keep", [0, 20])
 def test_all_or_nothing_reads_nothing(keep: int, site: Any, random_rows: Any) -> None:
-    selector = Method.selector(site(Gate(1, keep, selector={"query": "last"}), 20, (4, 5)))
+    selector = Method.choose(site(Gate(1, keep, selector={"query": "last"}), 20, (4, 5)))
     assert selector.reads == ()
     assert torch.equal(selector(random_rows(20, batch=2)), torch.arange(keep).expand(2, -1))
 

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from secateur.artifacts import Gate
 from secateur.errors import BadSchedule
-from secateur.methods._staircase import from_table, levels, lost, merge, search, staircase
+from secateur.methods._fitprune_staircase import from_table, levels, lost, merge, search, staircase
 from secateur.methods.base import BudgetRequest, Fixed, GateInputs
 from secateur.methods.fitprune import Method, ProductSelector
 
@@ -240,8 +240,8 @@ def test_bad_options(measured: Any, site: Any) -> None:
     ):
         with pytest.raises(BadSchedule, match=message):
             Method().calibrate(measured(LAYERS, GRID, [0.0] * LAYERS), request)
-    with pytest.raises(BadSchedule, match="takes no parameters, not alpha"):
+    with pytest.raises(BadSchedule, match="selector of a fitprune gate: nothing has an unknown field 'alpha'"):
         Method.selector(site(Gate(2, 3, selector={"alpha": 1}), 20, GRID))
     with pytest.raises(BadSchedule, match="at layer 1 or later"):
         Method.selector(site(Gate(0, 3), 20, GRID))
-    assert isinstance(Method.selector(site(Gate(0, 20), 20, GRID)), Fixed)
+    assert isinstance(Method.choose(site(Gate(0, 20), 20, GRID)), Fixed)

@@ -89,10 +89,10 @@ def test_everything_equals_no_gate(strategy: Any, fill: Any, measured: Any, site
     if (strategy, fill) == ("rank", "rank"):
         return
     gate = Method(strategy=strategy, row_fill=fill).calibrate(measured(), BudgetRequest(keep=(1.0,))).gates[0]
-    selector = Method.selector(site(gate, 20, (4, 5)))
+    selector = Method.choose(site(gate, 20, (4, 5)))
     rows = rows_of(torch.rand(2, 20))
-    slots = selector(rows)
-    assert slots.tolist() == [list(range(20))] * 2 and torch.equal(selector.merged(rows, slots), rows.vision)
+    slots, kept = selector.kept(rows)
+    assert slots.tolist() == [list(range(20))] * 2 and torch.equal(kept, rows.vision)
 
 
 def test_rows_stay_whole(measured: Any, site: Any) -> None:
@@ -133,7 +133,7 @@ def test_budgets(options: Any, request_: BudgetRequest, keep: int, measured: Any
     (gate,) = schedule.gates
     assert (gate.layer, gate.kind, gate.keep) == (0, "vision", keep)
     assert schedule.positions == "original" and schedule.budget.average_tokens == keep
-    assert Method.selector(site(gate, 20, (4, 5)))(rows_of(torch.rand(2, 20))).shape == (2, keep)
+    assert Method.choose(site(gate, 20, (4, 5)))(rows_of(torch.rand(2, 20))).shape == (2, keep)
 
 
 def test_published_budgets(measured: Any) -> None:
@@ -199,7 +199,7 @@ def test_a_batch_is_single_images(demo: Family) -> None:
         for images in (pixels, *pixels.split(1)):
             features, received, given_ = vision(images)
             rows = rows_of(received, given_)._replace(hidden_states=features)
-            found.append(selector.merged(rows, selector(rows)))
+            found.append(selector.kept(rows)[1])
         torch.testing.assert_close(found[0], torch.cat(found[1:]), rtol=1e-4, atol=1e-4)
         assert not torch.equal(selector(rows_of(*vision(pixels)[1:]))[0], selector(rows_of(*vision(pixels)[1:]))[1])
 
@@ -207,9 +207,9 @@ def test_a_batch_is_single_images(demo: Family) -> None:
 def test_kept_rows_are_gathered() -> None:
     rows = rows_of(torch.rand(2, 12))
     selector = FocalSelector(5, -2, False, None)
-    slots = selector(rows)
-    assert torch.equal(selector.merged(rows, slots), gather(rows.vision, slots))
-    assert all(torch.equal(selector.merged(rows, slots)[i], rows.vision[i, slots[i]]) for i in range(2))
+    slots, kept = selector.kept(rows)
+    assert torch.equal(slots, selector(rows)) and torch.equal(kept, gather(rows.vision, slots))
+    assert all(torch.equal(kept[i], rows.vision[i, slots[i]]) for i in range(2))
 
 
 @pytest.mark.parametrize(
@@ -242,11 +242,12 @@ def test_bad_requests(asked: BudgetRequest, says: str, measured: Any) -> None:
 @pytest.mark.parametrize(
     ("selector", "keep", "says"),
     [
-        ({"strategy": "column"}, 5, "strategy 'column' of a fopru gate is not one of rank, row"),
+        ({"strategy": "column"}, 5, "selector of a fopru gate: strategy 'column' is not known; use one of rank, row"),
         ({"direction": "both"}, 5, "direction 'both'"),
-        ({"row_fill": 1}, 5, "row_fill 1"),
-        ({"score_layer": 1}, 5, "score_layer 1 of a fopru gate"),
-        ({"score_layer": "x"}, 5, "score_layer 'x'"),
+        ({"row_fill": 1}, 5, "row_fill is 1"),
+        ({"row_fill": "rank"}, 5, "use --strategy row"),
+        ({"score_layer": 1}, 5, "selector of a fopru gate: score_layer 1 must be below 0"),
+        ({"score_layer": "x"}, 5, "score_layer is 'x'"),
         ({"strategy": "row"}, 7, "keep 7 of a fopru gate is no whole number of rows of 5"),
     ],
 )
@@ -258,4 +259,4 @@ def test_bad_selector_block(selector: dict[str, Any], keep: int, says: str, site
 
 
 def test_all_or_nothing_is_a_constant(site: Any) -> None:
-    assert isinstance(Method.selector(site(Gate(0, 0, "vision"), 20, (4, 5))), Fixed)
+    assert isinstance(Method.choose(site(Gate(0, 0, "vision"), 20, (4, 5))), Fixed)

@@ -65,7 +65,7 @@ def test_score_is_the_last_row_of_the_layer_before(site: Any) -> None:
 
 @pytest.mark.parametrize("keep", [0, 20])
 def test_all_or_nothing_reads_nothing(keep: int, site: Any, random_rows: Any) -> None:
-    selector = Method.selector(site(Gate(9, keep), 20, (4, 5)))
+    selector = Method.choose(site(Gate(9, keep), 20, (4, 5)))
     assert selector.reads == ()
     assert torch.equal(selector(random_rows(20, batch=2)), torch.arange(keep).expand(2, -1))
 

@@ -50,7 +50,7 @@ def test_grid_of_llava() -> None:
 def slots(method: Method, request: BudgetRequest, measured: Any, site: Any, grid: tuple[int, int]) -> list[list[int]]:
     tokens, out = grid[0] * grid[1], []
     for gate in method.calibrate(measured(16, grid), request).gates:
-        selector = Method.selector(site(gate, tokens, grid))
+        selector = Method.choose(site(gate, tokens, grid))
         assert isinstance(selector, Fixed) and selector.reads == ()
         out.append(selector.slots.tolist())
         tokens = gate.keep
@@ -83,7 +83,7 @@ def test_grid_needs_the_whole_grid(measured: Any, site: Any) -> None:
 @pytest.mark.parametrize("pattern", ["stride", "grid"])
 @pytest.mark.parametrize("keep", [0, 20])
 def test_all_or_nothing(pattern: str, keep: int, site: Any, random_rows: Any) -> None:
-    selector = Method.selector(site(Gate(0, keep, selector={"pattern": pattern}), 20, (4, 5)))
+    selector = Method.choose(site(Gate(0, keep, selector={"pattern": pattern}), 20, (4, 5)))
     assert torch.equal(selector(random_rows(20, batch=2)), torch.arange(keep).expand(2, -1))
 
 

@@ -80,7 +80,7 @@ def test_a_single_token_fits(measured: Any) -> None:
 
 @pytest.mark.parametrize("keep", [0, 20])
 def test_all_or_nothing_reads_nothing(keep: int, site: Any, random_rows: Any) -> None:
-    selector = Method.selector(site(Gate(3, keep), 20, (4, 5)))
+    selector = Method.choose(site(Gate(3, keep), 20, (4, 5)))
     assert selector.reads == ()
     assert torch.equal(selector(random_rows(20, batch=2)), torch.arange(keep).expand(2, -1))
 

@@ -73,8 +73,8 @@ def test_against_loops(tokens: int, seed: int, data: st.DataObject) -> None:
     contextual = data.draw(st.integers(0, keep))
     selector = ZipSelector(tokens, keep - contextual, contextual, READS[0])
     rows = random_rows_of(tokens, seed=seed)
-    slots = selector(rows)
-    merged = selector.merged(rows, slots)
+    slots, merged = selector.kept(rows)
+    assert torch.equal(slots, selector(rows))
     for i in range(2):
         score, keys, features = (x[i].numpy() for x in (rows.read[READS[0]], rows.read[READS[1]], rows.vision))
         wanted, values = oracle(score, keys, features, keep - contextual, contextual)
@@ -88,17 +88,17 @@ def test_equal_keys_go_to_the_lower_target_and_are_averaged() -> None:
     keys = torch.tensor([[[1.0, 0], [0, 3], [2, 0], [1, 0], [0, 1], [-1, 0]]])
     features = torch.tensor([[[1.0], [10], [100], [1000], [3], [5]]])
     rows, selector = rows_of(score, keys, features), ZipSelector(6, 1, 2, READS[0])
-    slots = selector(rows)
+    slots, merged = selector.kept(rows)
     assert slots.tolist() == [[0, 1, 3]]  # all three are as like to 0 as to 3
-    assert selector.merged(rows, slots).tolist() == [[[1 + (100 + 3 + 5) / 3], [10], [1000]]]
+    assert merged.tolist() == [[[1 + (100 + 3 + 5) / 3], [10], [1000]]]
     keys[0, 3] = torch.tensor([0.0, 7])  # the length of a key does not count
-    assert selector.merged(rows, slots).tolist() == [[[1 + 100], [10], [1000 + (3 + 5) / 2]]]
+    assert selector.kept(rows)[1].tolist() == [[[1 + 100], [10], [1000 + (3 + 5) / 2]]]
 
 
 def test_dominant_rows_are_untouched_and_order_is_by_place() -> None:
     rows, selector = random_rows_of(24), ZipSelector(24, 6, 3, READS[0])
-    slots = selector(rows)
-    plain, merged = gather(rows.vision, slots), selector.merged(rows, slots)
+    slots, merged = selector.kept(rows)
+    plain = gather(rows.vision, slots)
     changed = (plain != merged).any(dim=2)
     best = rows.read[READS[0]].sort(dim=1, descending=True, stable=True).indices[:, :6]
     for i in range(2):
@@ -110,20 +110,20 @@ def test_half_precision_adds_in_fp32() -> None:
     rows = random_rows_of(24)
     half = rows._replace(hidden_states=(rows.hidden_states * 100).half())
     selector = ZipSelector(24, 6, 1, READS[0])
-    slots = selector(half)
-    expected = selector.merged(half._replace(hidden_states=half.hidden_states.float()), slots)
-    assert selector.merged(half, slots).dtype == torch.float16
-    assert torch.equal(selector.merged(half, slots), expected.half())
+    _, merged = selector.kept(half)
+    _, expected = selector.kept(half._replace(hidden_states=half.hidden_states.float()))
+    assert merged.dtype == torch.float16
+    assert torch.equal(merged, expected.half())
 
 
 @pytest.mark.parametrize("keep", [0, 20])
 def test_everything_equals_no_gate(keep: int, measured: Any, site: Any) -> None:
     asked = BudgetRequest(keep=(keep if keep else 0.0,))
-    selector = Method.selector(site(Method().calibrate(measured(), asked).gates[0], 20, (4, 5)))
+    selector = Method.choose(site(Method().calibrate(measured(), asked).gates[0], 20, (4, 5)))
     rows = random_rows_of(20)
-    slots = selector(rows)
+    slots, kept = selector.kept(rows)
     assert isinstance(selector, Fixed) and slots.tolist() == [list(range(keep))] * 2
-    assert torch.equal(selector.merged(rows, slots), rows.vision[:, :keep])
+    assert torch.equal(kept, rows.vision[:, :keep])
 
 
 def test_published_split(measured: Any, site: Any) -> None:
@@ -147,9 +147,7 @@ class Zip(nn.Module):
         self.selector = selector
 
     def forward(self, features: Tensor, score: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-        rows = rows_of(score, keys, features)
-        slots = self.selector(rows)
-        return slots, self.selector.merged(rows, slots)
+        return self.selector.kept(rows_of(score, keys, features))
 
 
 @pytest.mark.parametrize("opset", [20, 23])
@@ -178,8 +176,7 @@ def test_a_batch_is_single_images(demo: Family) -> None:
     found = []
     for images in (pixels, *pixels.split(1)):
         features, score, keys = vision(images)
-        rows = rows_of(score, keys, features)
-        found.append(selector.merged(rows, selector(rows)))
+        found.append(selector.kept(rows_of(score, keys, features))[1])
     torch.testing.assert_close(found[0], torch.cat(found[1:]), rtol=1e-4, atol=1e-4)
 
 
@@ -191,7 +188,7 @@ def test_bad_options(measured: Any, site: Any) -> None:
         Method(score_layer=0)
     with pytest.raises(BadSchedule, match="--keep has 3 values"):
         Method().calibrate(measured(), BudgetRequest(keep=(0.5, 0.4, 0.3)))
-    for count in (-1, 6, 2.0):
+    for count, says in ((-1, "must be a count within 0 and 5"), (6, "within 0 and 5"), (2.0, "contextual is 2.0")):
         gate = Gate(0, 5, "vision", {"contextual": count})
-        with pytest.raises(BadSchedule, match="must be a count within 0 and 5"):
+        with pytest.raises(BadSchedule, match=says):
             Method.selector(site(gate, 20, (4, 5)))

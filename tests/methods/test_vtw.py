@@ -87,7 +87,7 @@ def test_all_tokens_for_a_test_of_the_wiring(measured: Any, site: Any, random_ro
         (gate,) = dropped(measured, [0.0] * 16, BudgetRequest(keep=(keep,), layers=(4,))).gates
         assert gate == Gate(4, 576)
     for keep, expected in ((6, list(range(6))), (0, [])):
-        selector = Method.selector(site(Gate(4, keep), 6, (2, 3)))
+        selector = Method.choose(site(Gate(4, keep), 6, (2, 3)))
         assert isinstance(selector, Fixed) and selector.reads == ()
         assert torch.equal(selector(random_rows(6, batch=2)), torch.tensor([expected] * 2, dtype=torch.int64))
 

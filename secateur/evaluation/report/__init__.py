@@ -8,11 +8,14 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from secateur.evaluation import notes as words
+from secateur.evaluation.controls import CONTROLS
+from secateur.evaluation.gates import shown_gates
 from secateur.evaluation.report import formats
 from secateur.evaluation.report.bars import STAGES, bars
-from secateur.evaluation.report.budgets import CONTROLS, best, budgets
+from secateur.evaluation.report.budgets import best, budgets
 from secateur.evaluation.report.curves import curves
-from secateur.evaluation.report.kept import images, notes, pictures, samples, shown_gates
+from secateur.evaluation.report.kept import images, notes, pictures, samples
 from secateur.evaluation.report.series import all_series
 from secateur.evaluation.results import Evaluation, Overlay
 
@@ -48,8 +51,14 @@ def report(evaluation: Evaluation, overlays: Sequence[Overlay]) -> str:
         unit=formats.unit(evaluation.full_marks),
         methods=len({s.method for s in evaluation.schedules[1:]}),
         series=series,
-        budgets=[(budget, best(budget.schedules)) for budget in groups],
+        budgets=[(budget, best(budget.rivals)) for budget in groups],
         controls=CONTROLS,
+        words=words,
+        shared=words.bundle(evaluation.segments, evaluation.encoder_scores),
+        references=words.references(
+            (s.split.reference for s in evaluation.schedules if s.split),
+            {s.name: s.average_tokens for s in evaluation.schedules},
+        ),
         details=_details(evaluation),
         curves=curves(evaluation, series),
         store=images(overlays, evaluation.grid),

@@ -8,23 +8,26 @@ from markupsafe import Markup
 from secateur.evaluation.report import formats
 from secateur.evaluation.report.axes import Scale, ticks
 from secateur.evaluation.report.budgets import Budget
-from secateur.evaluation.results import Evaluation, ScheduleResult
+from secateur.evaluation.results import SUMS, Evaluation, ScheduleResult
 
 STAGES = ("preprocess", "vision", "projector", "embed", "segments", "gates")
-SUMS = ("prefill", "first_token", "decode", "decode_per_token", "total")
 WIDTH, TOP, ROW, BAR = 1040, 30, 22, 15
 
 
 def stages(schedule: ScheduleResult) -> dict[str, float]:
     """Milliseconds of each of STAGES: segments in one sum, and gates (whatever else has a name) in one.
 
-    A downsample gate is the vision encoder on a smaller image, so its time counts as vision.
+    The graph of a downsample gate is the vision encoder on a smaller image and runs in its place: its time is vision.
     """
     found = dict.fromkeys(STAGES, 0.0)
-    gates = "vision" if any(gate.kind == "downsample" for gate in schedule.gates) else "gates"
+    smaller = {f"{schedule.name}.{i}" for i, gate in enumerate(schedule.gates) if gate.kind == "downsample"}
     for name, spent in schedule.stage_ms.items():
-        if name not in SUMS:
-            found[name if name in STAGES else "segments" if name.startswith("segment") else gates] += spent
+        if name in STAGES:
+            found[name] += spent
+        elif name in smaller:
+            found["vision"] += spent
+        elif name not in SUMS:
+            found["segments" if name.startswith("segment_") else "gates"] += spent
     return found
 
 

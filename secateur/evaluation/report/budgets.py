@@ -6,12 +6,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 
+from secateur.evaluation.compare import SPREAD
+from secateur.evaluation.controls import CONTROLS
 from secateur.evaluation.results import Evaluation, ScheduleResult
 
-CONTROLS = ("random", "stride", "downsample")
-SPREAD = 0.85
-"""A schedule opens a new budget when it keeps less than this share of the tokens of the budget's first."""
+MORE = 1.05
+"""A schedule with more than so many times the median tokens of its budget is no rival to the others."""
 
 
 @dataclass(frozen=True)
@@ -21,10 +23,17 @@ class Budget:
     tokens: float
     schedules: tuple[ScheduleResult, ...]
 
+    @property
+    def rivals(self) -> tuple[ScheduleResult, ...]:
+        """Those that do not have clearly more tokens than the others, and so may be called the best."""
+        limit = MORE * median(s.average_tokens for s in self.schedules)
+        return tuple(s for s in self.schedules if s.average_tokens <= limit)
+
 
 def budgets(evaluation: Evaluation) -> list[Budget]:
     """The pruned schedules by budget, the largest first.
 
+    A schedule opens a new budget when it keeps less than SPREAD of the tokens of the last one's first.
     Controls come in steps of their own (a downsampled image has a whole number of patches a side), so they join the
     nearest budget and open one only where there is nothing else.
     """

@@ -12,14 +12,12 @@ from itertools import groupby
 from markupsafe import Markup
 from PIL import Image
 
+from secateur.evaluation.gates import SHOWN, place, shown_gates
 from secateur.evaluation.report.series import Series
 from secateur.evaluation.results import Answered, Evaluation, Overlay, ScheduleResult
 
-GATES = 3
-"""Gates shown of a schedule that has more: the first, the middle one and the last."""
 LARGEST = 224
 PANEL, GAP, CAPTION = 120, 10, 20
-PLACES = {"vision": "encoder", "downsample": "smaller image"}  # of gates in front of the decoder
 NOTES = {
     "vision": "Chosen at the end of the vision encoder, before any decoder layer.",
     "downsample": "The encoder sees a smaller image; the patches shown are where its tokens stand.",
@@ -89,14 +87,9 @@ def pictures(
 
 def notes(schedule: ScheduleResult) -> list[str]:
     """What a reader must know of the gates of a schedule to read its pictures."""
-    hidden = len(schedule.gates) > GATES
+    hidden = len(schedule.gates) > SHOWN
     said = [f"The first, the middle and the last of {len(schedule.gates)} gates are shown."] if hidden else []
     return said + [note for kind, note in NOTES.items() if any(gate.kind == kind for gate in schedule.gates)]
-
-
-def shown_gates(count: int) -> list[int]:
-    """Numbers of the gates to draw: all, or GATES of them spread from the first to the last."""
-    return list(range(count)) if count <= GATES else [i * (count - 1) // (GATES - 1) for i in range(GATES)]
 
 
 def veil(kept: Collection[int], grid: tuple[int, int]) -> str:
@@ -123,11 +116,11 @@ def _picture(
     height = PANEL * rows / columns
     width = (len(shown) + 1) * (PANEL + GAP) - GAP
     tokens = rows * columns
-    names = [PLACES.get(g.kind, f"layer {layer}") for g, layer in zip(schedule.gates, answered.layers, strict=True)]
+    names = [place(g.kind, layer) for g, layer in zip(schedule.gates, answered.layers, strict=True)]
     parts = [_panel(0, f"{tokens} tokens", sample, columns, "")]
-    for place, j in enumerate(shown, start=1):
+    for at, j in enumerate(shown, start=1):
         caption = f"{names[j]}: {len(answered.kept[j])}"
-        parts.append(_panel(place, caption, sample, columns, veil(answered.kept[j], grid)))
+        parts.append(_panel(at, caption, sample, columns, veil(answered.kept[j], grid)))
     kept = "; ".join(f"{name}: {len(k)} of {tokens}" for name, k in zip(names, answered.kept, strict=True))
     panels = Markup(
         '<svg class="panels" viewBox="0 0 {0} {1:.0f}" style="max-width:{0}px" role="img"><title>{2}</title>'
@@ -142,8 +135,8 @@ def _picture(
     return Picture(overlay, answered, panels)
 
 
-def _panel(place: int, caption: str, sample: int, columns: int, dropped: str) -> Markup:
-    left = place * (PANEL + GAP)
+def _panel(at: int, caption: str, sample: int, columns: int, dropped: str) -> Markup:
+    left = at * (PANEL + GAP)
     over = Markup('<path class="veil" transform="translate(0 .5)" d="{}"/>').format(dropped) if dropped else ""
     return Markup(
         '<text x="{0}" y="13">{1}</text><g transform="translate({0} {2}) scale({3:.4g})">'

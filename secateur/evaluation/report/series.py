@@ -9,7 +9,7 @@ from statistics import mean
 
 from markupsafe import Markup
 
-from secateur.evaluation.report.budgets import CONTROLS
+from secateur.evaluation.controls import CONTROLS
 from secateur.evaluation.results import Evaluation, ScheduleResult
 
 COLOURS = 8

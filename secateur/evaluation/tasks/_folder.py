@@ -2,7 +2,7 @@
 """Questions in LLaVA's layout: JSON lines of question_id, image and text, with the images in a folder.
 
 The reference answers stand on the same lines (answers, answer or label), or in a file of their own that is matched to
-the questions by `keys`.
+the questions by `keys`; never in both.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
-from secateur.errors import InputError
+from secateur.errors import BadImage, InputError
 from secateur.evaluation.tasks import _records, base
 from secateur.evaluation.tasks._records import Record
 from secateur.evaluation.tasks.base import Question, Source
-from secateur.runtime.image import load_image
+from secateur.runtime.image import check_header, load_image
 
 PLACEHOLDER = re.compile(r"<image>\s*")
 
@@ -26,12 +26,13 @@ class FolderTask(base.Task):
     """A task whose questions lie in a file."""
 
     groups: ClassVar[tuple[str, ...]] = ("category",)  # fields that may name the kind of a question
+    one_answer: ClassVar[bool] = False  # a question has one right answer, no list of them
 
     def read(self, source: Source) -> Sequence[Question]:
         if source.data is None:
             raise InputError(f"--task {self.name} needs --data: a .jsonl of question_id, image and text, or its folder")
         file = _question_file(source.data)
-        table = self.answer_table(source.answers) if source.answers else {}
+        table = self.answer_table(source.answers) if source.answers else None
         folders = [source.images] if source.images else [file.parent, file.parent / "images"]
         found: dict[str, Question] = {}
         for where, record in _records.records(file):
@@ -41,21 +42,25 @@ class FolderTask(base.Task):
             found[identity] = self.question(record, where, folders, table)
         if not found:
             raise InputError(f"{file} holds no questions")
-        return base.choose(self.checked(list(found.values())), source.questions, source.seed)
+        chosen = base.choose(self.checked(list(found.values())), source.questions, source.seed)
+        _check_headers(chosen, folders)
+        return chosen
 
     def question(
-        self, record: Record, where: str, folders: Sequence[Path], table: dict[str, tuple[str, ...]]
+        self, record: Record, where: str, folders: Sequence[Path], table: dict[str, tuple[str, ...]] | None
     ) -> Question:
-        """The question on one line."""
+        """The question on one line; `table` has the answers, or is None where the line has them."""
         number = _records.text(record, where, "question_id", "id")
         image = _records.text(record, where, "image")
-        path = next((folder / image for folder in folders if (folder / image).is_file()), None)
-        if path is None:
-            raise InputError(f"{where}: image {folders[0] / image} does not exist; give its folder with --images")
-        answers = _records.answers(record, where)
-        if not answers:
+        path = _image_file(image, where, folders)
+        answers = self.answers(record, where)
+        if table is not None:
+            if answers:
+                raise InputError(f"--answers and answers in {where}: give one")
             answers = next((table[key] for key in self.keys(record, where) if key in table), ())
-        if not answers:
+            if not answers:
+                raise InputError(f"{where}: question '{number}' has no answer in what --answers names")
+        elif not answers:
             raise InputError(f"{where} has no answers, answer or label; give the file that has them with --answers")
         return Question(
             id=number,
@@ -88,6 +93,17 @@ class FolderTask(base.Task):
         """Where the answers to a question stand in the table, best first; a record of answers goes under the first."""
         return (_records.text(record, where, "question_id", "id"),)
 
+    def answers(self, record: Record, where: str) -> tuple[str, ...]:
+        """The reference answers in a record; () where it has none.
+
+        Raises:
+            InputError: an answer is no text, or there are several where the task takes one.
+        """
+        found = _records.answers(record, where)
+        if self.one_answer and len(found) > 1:
+            raise InputError(f"{where} has {len(found)} answers; --task {self.name} takes one")
+        return found
+
     def answer_table(self, path: Path) -> dict[str, tuple[str, ...]]:
         """Reference answers by key, from a file or from all .json and .jsonl files of a folder.
 
@@ -96,7 +112,7 @@ class FolderTask(base.Task):
         """
         table: dict[str, tuple[str, ...]] = {}
         for where, record in self.answer_records(path):
-            answers = _records.answers(record, where)
+            answers = self.answers(record, where)
             if not answers:
                 raise InputError(f"{where} has no answers, answer or label")
             key = self.keys(record, where)[0]
@@ -121,6 +137,29 @@ class FolderTask(base.Task):
 def first_line(text: str) -> str:
     """The question proper, without the instructions that follow it."""
     return PLACEHOLDER.sub("", text).strip().partition("\n")[0].strip()
+
+
+def _image_file(image: str, where: str, folders: Sequence[Path]) -> Path:
+    """The first file of this name in the folders."""
+    try:
+        path = next((folder / image for folder in folders if (folder / image).is_file()), None)
+    except OSError as problem:  # the name is too long, or a folder may not be looked into
+        raise InputError(f"{where}: its image cannot be looked up: {problem.strerror}; mend the name") from None
+    if path is None:
+        raise InputError(f"{where}: image {folders[0] / image} does not exist; give its folder with --images")
+    return path
+
+
+def _check_headers(questions: Sequence[Question], folders: Sequence[Path]) -> None:
+    """Open each image once, so that a damaged one is refused before any question is asked."""
+    first: dict[str, Question] = {}
+    for question in questions:
+        first.setdefault(question.picture, question)
+    for picture, question in first.items():
+        try:
+            check_header(_image_file(picture, question.where, folders))
+        except BadImage as problem:
+            raise BadImage(f"{question.where}: {problem}") from None
 
 
 def _question_file(path: Path) -> Path:

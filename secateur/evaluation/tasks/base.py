@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
@@ -51,11 +51,12 @@ class Question:
     """One question about one image.
 
     where    file and line, for messages
-    picture  name of the image; `load` reads its pixels, so that a list of questions holds none
+    picture  name of the image; `load` reads its pixels, so that a list of questions holds none; questions about one
+             picture are resampled together
     answers  right answers
     group    kind of question, on which the score is told apart; "" for none
-    unit     questions of one unit are kept or left out together, when some are chosen or resampled
-    options  texts of the choices, in order
+    unit     questions of one unit, which are about one picture, are kept or left out together when some are chosen
+    options  text of each choice by its letter, in order
     """
 
     id: str
@@ -66,7 +67,7 @@ class Question:
     answers: tuple[str, ...]
     group: str = ""
     unit: str = ""
-    options: tuple[str, ...] = ()
+    options: Mapping[str, str] = field(default_factory=dict)
 
 
 class Task(ABC):
@@ -82,10 +83,11 @@ class Task(ABC):
     max_new_tokens: ClassVar[int] = 16
 
     def __init__(self, source: Source) -> None:
-        """Read the questions, not the images.
+        """Read the questions, and of the images no more than the headers.
 
         Raises:
             InputError: a file or line is not as it should be, or there are fewer questions than asked for.
+            BadImage: an image is missing, or is none; the message names the line.
         """
         self.questions: tuple[Question, ...] = tuple(self.read(source))
 

@@ -2,8 +2,8 @@
 """Multiple choice, as in MMBench (arXiv 2307.06281) and ScienceQA (arXiv 2209.09513): the letter counts.
 
 A line has "text", the whole prompt, or "question", to which the choices are added in LLaVA's words. The choices are
-"options" or "choices" (a list), or fields A, B, C ...; the answer is a letter, the number of a choice from 0, or its
-text.
+"options" or "choices" (a list, or an object of letter: text), or fields A, B, C ...; letters that are given stay. The
+answer is a letter, the text of a choice, or its number from 0 where the letters run from A without a gap.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import string
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from secateur.errors import InputError
@@ -26,17 +26,18 @@ STATED = re.compile(r"\b(?:answer|option|choice)(?:\s+is|:)?:?\s+(?:option\s+)?\
 
 class Task(_folder.FolderTask):
     groups = ("category", "subject")
+    one_answer = True
 
     def question(
-        self, record: Record, where: str, folders: Sequence[Path], table: dict[str, tuple[str, ...]]
+        self, record: Record, where: str, folders: Sequence[Path], table: dict[str, tuple[str, ...]] | None
     ) -> Question:
         made = super().question(record, where, folders, table)
         options = _options(record, where)
         letter = _letter(made.answers[0], options)
         if letter is None:
-            bound = f"one of {', '.join(options) or 'A to Z'}, a number from 0 or the text of a choice"
+            bound = f"one of {', '.join(options) or 'A to Z'}, the text of a choice or its number from 0 in a list"
             raise InputError(f"{where}: the answer is '{made.answers[0]}'; it must be {bound}")
-        return dataclasses.replace(made, answers=(letter,), options=tuple(options.values()))
+        return dataclasses.replace(made, answers=(letter,), options=options)
 
     def prompt(self, record: Record, where: str) -> str:
         if record.get("text") is not None:
@@ -48,20 +49,20 @@ class Task(_folder.FolderTask):
         return float(chosen(answer, question.options) == question.answers[0])
 
 
-def chosen(answer: str, options: Sequence[str]) -> str | None:
-    """The letter that an answer means; None where it is none or several.
+def chosen(answer: str, options: Mapping[str, str]) -> str | None:
+    """The letter that an answer means; None where it is none or several. Without options, any letter may be meant.
 
     "A", "(A)", "A.", "A. cat", "The answer is A", or the text of one choice.
     """
     text = answer.strip()
-    letters = string.ascii_uppercase[: len(options) or None]
+    letters = list(options) or list(string.ascii_uppercase)
     for pattern in (ALONE.match, STATED.search):
         if (found := pattern(text)) and (letter := next(g for g in found.groups() if g).upper()) in letters:
             return letter
-    named = [letter for letter, option in zip(letters, options, strict=False) if _plain(option) == _plain(text)]
+    named = [letter for letter, option in options.items() if _plain(option) == _plain(text)]
     if not named:
         padded = f" {_plain(text)} "
-        named = [x for x, option in zip(letters, options, strict=False) if f" {_plain(option)} " in padded]
+        named = [letter for letter, option in options.items() if f" {_plain(option)} " in padded]
     return named[0] if len(named) == 1 else None
 
 
@@ -73,13 +74,19 @@ def _options(record: Record, where: str) -> dict[str, str]:
     """The choices by letter; {} where the line does not list them."""
     value = next((record[name] for name in ("options", "choices") if record.get(name) is not None), None)
     if value is None:
-        value = [record[x] for x in string.ascii_uppercase if record.get(x) is not None]
-    if isinstance(value, dict):
-        value = list(value.values())
-    if not isinstance(value, list) or len(value) > len(string.ascii_uppercase):
+        value = {letter: record[letter] for letter in string.ascii_uppercase if letter in record}
+    if isinstance(value, list) and len(value) <= len(string.ascii_uppercase):
+        lettered = list(zip(string.ascii_uppercase, value, strict=False))
+    elif isinstance(value, dict):
+        lettered = [(key.upper(), option) for key, option in value.items() if option is not None]
+    else:
         raise InputError(f'{where}: "options" must be a list of at most {len(string.ascii_uppercase)} texts')
-    texts = [_records.text({"option": option}, where, "option") for option in value]
-    return dict(zip(string.ascii_uppercase, texts, strict=False))
+    options: dict[str, str] = {}
+    for letter, option in lettered:
+        if letter not in list(string.ascii_uppercase) or letter in options:
+            raise InputError(f"{where}: the options have the letter '{letter}'; each must be one of A to Z, given once")
+        options[letter] = _records.text({"option": option}, where, "option")
+    return options
 
 
 def _letter(answer: str, options: dict[str, str]) -> str | None:
@@ -89,6 +96,7 @@ def _letter(answer: str, options: dict[str, str]) -> str | None:
         return answer.strip().upper().strip("().")
     if answer in options.values():
         return next(letter for letter, option in options.items() if option == answer)
-    if answer.isdecimal() and int(answer) < len(letters):
+    counted = letters == list(string.ascii_uppercase[: len(letters)])  # else a number may mean one or the other
+    if counted and answer.isdecimal() and int(answer) < len(letters):
         return letters[int(answer)]
     return None

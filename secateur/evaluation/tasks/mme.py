@@ -25,6 +25,7 @@ INSTRUCTIONS = re.compile(r"please answer yes or no\.?|answer the question using
 
 class Task(_folder.FolderTask):
     metric = "score"
+    one_answer = True
 
     @property
     def full_marks(self) -> float:

@@ -19,6 +19,7 @@ from secateur.evaluation.tasks.base import Array, Question, mean, ratio
 
 class Task(_folder.FolderTask):
     metric = "f1"
+    one_answer = True
 
     def score(self, question: Question, answer: str) -> float:
         return float(says_yes(answer) == (question.answers[0].lower() == "yes"))

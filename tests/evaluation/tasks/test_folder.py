@@ -31,16 +31,40 @@ def test_every_file_is_a_task() -> None:
         plugins.load(tasks, "poep", "task")
 
 
-def test_reads_questions_and_no_images(folder: Write, tmp_path: Path) -> None:
+def test_reads_questions_and_headers_of_images(folder: Write, tmp_path: Path) -> None:
     task = gqa.Task(folder([ONE, TWO]))
     one, two = task.questions
     assert (one.id, one.prompt, one.answers, one.group) == ("1", "what ?\nAnswer shortly.", ("cat",), "x")
     assert (two.id, two.prompt, two.answers, two.group) == ("2", "who ?", ("dog", "hound"), "")
     assert two.where.endswith("questions.jsonl line 2") and two.load().size == (6, 6)
-    (tmp_path / "b.png").write_text("no image")
-    again = gqa.Task(Source(tmp_path))  # the folder; the damaged image does not matter until it is asked about
+    image = (tmp_path / "b.png").read_bytes()
+    (tmp_path / "b.png").write_bytes(image[:40])
+    again = gqa.Task(Source(tmp_path))  # the folder; damage behind the header is found when it is asked about
     with pytest.raises(BadImage, match="b.png"):
         again.questions[1].load()
+    for data, reason in ((b"no image", "is no image that Pillow knows"), (b"", r"is empty \(0 bytes\)")):
+        (tmp_path / "b.png").write_bytes(data)
+        with pytest.raises(BadImage, match=rf"questions.jsonl line 2: image .*b.png {reason}"):
+            gqa.Task(Source(tmp_path))
+
+
+def test_only_images_of_chosen_questions_are_opened(folder: Write, tmp_path: Path) -> None:
+    source = folder([ONE, TWO], questions=1)
+    (chosen,) = gqa.Task(source).questions
+    for name in {"a.png", "b.png"} - {chosen.picture}:
+        (tmp_path / name).write_text("no image")
+    assert [q.id for q in gqa.Task(source).questions] == [chosen.id]
+    (tmp_path / chosen.picture).write_text("no image")
+    with pytest.raises(BadImage, match=chosen.picture):
+        gqa.Task(source)
+
+
+def test_a_name_that_cannot_be_looked_up(folder: Write) -> None:
+    source = folder([ONE, TWO])
+    assert source.data is not None
+    source.data.write_text("\n".join(json.dumps(x) for x in (ONE, TWO | {"image": "a" * 300})))
+    with pytest.raises(InputError, match="questions.jsonl line 2: its image cannot be looked up: File name too long"):
+        gqa.Task(source)
 
 
 def test_images_may_lie_elsewhere(folder: Write, tmp_path: Path) -> None:
@@ -72,6 +96,17 @@ def test_answers_from_a_file_of_their_own(folder: Write, tmp_path: Path, answers
     assert [q.answers for q in task.questions] == [("cat",), ("dog",)]
 
 
+def test_answers_stand_in_one_place(folder: Write, tmp_path: Path) -> None:
+    bare = {k: v for k, v in ONE.items() if k != "answer"}
+    gold = tmp_path / "gold.json"
+    gold.write_text('{"1": "cat"}')
+    with pytest.raises(InputError, match=r"--answers and answers in .*questions.jsonl line 2: give one"):
+        gqa.Task(folder([bare, TWO], answers=gold))
+    gold.write_text('{"7": "cat"}')
+    with pytest.raises(InputError, match=r"line 1: question '1' has no answer in what --answers names"):
+        gqa.Task(folder([bare], answers=gold))
+
+
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
@@ -101,6 +136,7 @@ def test_bad_lines_are_named(folder: Write, lines: list[Any], message: str) -> N
 
 def test_bad_answer_files_are_named(folder: Write, tmp_path: Path) -> None:
     gold = tmp_path / "gold.jsonl"
+    bare = {k: v for k, v in ONE.items() if k != "answer"}
     for text, message in (
         ('{"question_id": 1}', "gold.jsonl line 1 has no answers"),
         ('{"question_id": 1, "answer": "a"}\n{"question_id": 1, "answer": "b"}', "line 2 gives other answers"),
@@ -108,9 +144,9 @@ def test_bad_answer_files_are_named(folder: Write, tmp_path: Path) -> None:
     ):
         gold.write_text(text)
         with pytest.raises(InputError, match=message):
-            gqa.Task(folder([ONE], answers=gold))
+            gqa.Task(folder([bare], answers=gold))
     with pytest.raises(InputError, match="does not exist"):
-        gqa.Task(folder([ONE], answers=tmp_path / "none.jsonl"))
+        gqa.Task(folder([bare], answers=tmp_path / "none.jsonl"))
 
 
 def test_wrong_folders(folder: Write, tmp_path: Path) -> None:

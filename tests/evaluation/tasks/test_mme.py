@@ -70,6 +70,8 @@ def test_answers_from_mme_s_own_folder(folder: Write, tmp_path: Path) -> None:
         (place / "1.txt").write_text(lines)
     task = Task(folder([*pair("count", "1.png", False), *pair("OCR", "1.png", False)], answers=gold))
     assert [q.answers for q in task.questions] == [("Yes",), ("No",)] * 2
+    with pytest.raises(InputError, match=r"line 1 has 2 answers; --task mme takes one"):
+        Task(folder([record | {"answers": ["yes", "no"]} for record in pair("count", "1.png", False)]))
     (gold / "count" / "1.txt").write_text("Is it good? Yes\n")
     with pytest.raises(InputError, match=r"1.txt line 1 is not a question, a tab and its answer"):
         Task(folder(pair("count", "1.png", False), answers=gold))

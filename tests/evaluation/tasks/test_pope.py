@@ -81,7 +81,12 @@ def test_labels_in_files_of_their_own(folder: Write, tmp_path: Path) -> None:
     task = Task(folder(asked, answers=labels))
     assert [(q.group, q.answers) for q in task.questions] == [("random", ("no",)), ("popular", ("yes",))]
     (labels / "coco_pope_random.json").write_text("")
-    with pytest.raises(InputError, match="line 1 has no answers"):
+    with pytest.raises(InputError, match="line 1: question '0' has no answer in what --answers names"):
         Task(folder(asked, answers=labels))
+    (labels / "coco_pope_random.json").write_text(json.dumps(asked[0] | {"answers": ["no", "yes"]}))
+    with pytest.raises(InputError, match=r"coco_pope_random.json line 1 has 2 answers; --task pope takes one"):
+        Task(folder(asked, answers=labels))
+    with pytest.raises(InputError, match=r"questions.jsonl line 1 has 2 answers; --task pope takes one"):
+        Task(folder([asked[0] | {"answers": ["no", "yes"]}]))
     with pytest.raises(InputError, match="the label is 'maybe'; it must be yes or no"):
         Task(folder([asked[0] | {"label": "maybe"}]))

@@ -18,8 +18,8 @@ from torch import Tensor
 from secateur.artifacts import Layout
 from secateur.calibration.statistics import LayerRows
 from secateur.errors import BadSchedule
+from secateur.methods._alvts_lowrank import Factors, exact_queries_and_keys, queries_and_keys, svd
 from secateur.methods._alvts_score import importance
-from secateur.methods._lowrank import Factors, exact_queries_and_keys, queries_and_keys, svd
 
 BATCH = 8
 HELD_OUT = 4  # every fourth sample is for choosing, the others are for training

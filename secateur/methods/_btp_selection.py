@@ -11,7 +11,7 @@ from secateur.errors import BadSchedule
 from secateur.methods import _diversity as diversity
 from secateur.methods import _importance as importance
 from secateur.methods import base
-from secateur.methods._quotas import Quotas
+from secateur.methods._btp_quotas import Quotas
 from secateur.methods._spatial import farthest_points, spatial_points
 
 

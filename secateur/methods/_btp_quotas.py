@@ -4,13 +4,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
+from secateur.artifacts import Json
 from secateur.errors import BadSchedule
+from secateur.methods._parameters import one_of, parameters
 from secateur.methods._spatial import PATTERNS, spatial_points
-from secateur.strict import decode
 
 
 @dataclass(frozen=True)
@@ -43,30 +42,24 @@ class Quotas:
     features: str = "hidden"
 
     @classmethod
-    def read(cls, selector: Mapping[str, Any], tokens: int, keep: int) -> Quotas:
+    def read(cls, selector: Json, tokens: int, keep: int) -> Quotas:
         """Check a gate's selector block.
 
         Raises:
             BadSchedule: a constant is missing, unknown, or does not fit N = `tokens` and k = `keep`.
         """
-        try:
-            quotas = decode(cls, dict(selector))
-        except (TypeError, ValueError) as problem:
-            raise BadSchedule(f"selector of a btp gate: {problem}") from None
+        quotas = parameters(cls, selector, "btp")
         quotas._check(tokens, keep)
         return quotas
 
+    def __post_init__(self) -> None:
+        one_of("merge", self.merge, ("union", "disjoint"))
+        one_of("pattern", self.pattern, ("off", *PATTERNS))
+        one_of("score", self.score, ("logits", "softmax"))
+        one_of("query", self.query, ("last", "text"))
+        one_of("features", self.features, ("hidden", "key"))
+
     def _check(self, tokens: int, keep: int) -> None:
-        known = {
-            "merge": ("union", "disjoint"),
-            "pattern": ("off", *PATTERNS),
-            "score": ("logits", "softmax"),
-            "query": ("last", "text"),
-            "features": ("hidden", "key"),
-        }
-        for name, values in known.items():
-            if getattr(self, name) not in values:
-                raise BadSchedule(f"{name} '{getattr(self, name)}' of a btp gate is not one of {', '.join(values)}")
         for name in ("attention", "spatial", "diversity"):
             if not 0 <= getattr(self, name) <= keep:
                 raise BadSchedule(f"{name} {getattr(self, name)} of a btp gate must be within 0 and {keep}, its keep")

@@ -1,0 +1,22 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+from secateur.evaluation import notes
+
+
+def test_what_schedules_pay_for_each_other() -> None:
+    assert notes.bundle(1, ()) == ""
+    cut = notes.bundle(16, ())
+    assert cut.startswith(
+        "This bundle cuts the decoder into 16 segments because some schedule needs it: every schedule"
+    )
+    assert "fewer borders and is faster" in cut and "not with other bundles" in cut
+    both = notes.bundle(2, ("received.-2", "class_token.-2"))
+    assert "2 segments" in both and "makes the encoder return received.-2, class_token.-2 for" in both
+    assert "segments" not in notes.bundle(1, ("received.-2",))
+
+
+def test_references_are_named_once_with_their_size() -> None:
+    used = notes.references(["d33", "d11", "d33"], {"d33": 48.0, "d11": 16.0, "other": 1.0})
+    assert used == "d33 (48.0 tokens), d11 (16.0 tokens)"
+    assert notes.references([], {}) == ""
