@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from secateur.errors import BadImage
-from secateur.runtime.image import load_image
+from secateur.runtime.image import check_header, load_image
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (9, 14, 3), dtype=np.uint8)
 
@@ -106,6 +106,19 @@ def test_flipped_bytes_never_raise_anything_else(tmp_path: Path) -> None:
                 assert load_image(path).mode == "RGB"
             except BadImage as problem:
                 assert "\n" not in str(problem)
+
+
+def test_a_header_is_opened_and_no_pixels(tmp_path: Path) -> None:
+    path, whole = tmp_path / "a", encoded("PNG")
+    path.write_bytes(whole[:50])
+    check_header(path)
+    with pytest.raises(BadImage, match="cannot be decoded"):
+        load_image(path)
+    path.write_bytes(whole[:20])
+    with pytest.raises(BadImage, match="cannot be decoded, it may be damaged"):
+        check_header(path)
+    with pytest.raises(BadImage, match="does not exist"):
+        check_header(tmp_path / "none.png")
 
 
 def test_sources_that_are_no_image(tmp_path: Path) -> None:
