@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from secateur.artifacts import Schedule, read_json, to_json
+from secateur.calibration.budget import budget
 from secateur.errors import BadOutput, BadSchedule, ExportMismatch, InputError, UnknownName
 from secateur.export import bundle as module
 from secateur.export.bundle import Exported, export, full
@@ -92,7 +93,7 @@ def test_gates_say_what_they_are(tiny_bundle: tuple[Path, Exported]) -> None:
     folder, _ = tiny_bundle
     notes = {p.key: p.value for p in onnx.load(folder / "onnx" / "gates" / "btp.0.onnx").metadata_props}
     constants = json.loads(notes["secateur.gate"])
-    assert (constants["method"], constants["layer"], constants["before"], constants["keep"]) == ("btp", 1, 36, 18)
+    assert (constants["method"], constants["layer"], constants["before"], constants["keep"]) == ("btp", 1, 36, 21)
     assert {"attention", "over", "early", "score"} <= set(constants)
     assert notes["secateur.calibration"].startswith("sha256:")
 
@@ -100,9 +101,20 @@ def test_gates_say_what_they_are(tiny_bundle: tuple[Path, Exported]) -> None:
 def test_a_scoring_gate_at_layer_0_is_refused(tiny: Family, tiny_bundle: tuple[Path, Exported], tmp_path: Path) -> None:
     folder, exported = tiny_bundle
     made = read_json(Schedule, folder / exported.manifest.schedules["btp"].file, BadSchedule)
-    early = dataclasses.replace(made, gates=(dataclasses.replace(made.gates[0], layer=0),))
+    gates = (dataclasses.replace(made.gates[0], layer=0),)
+    early = dataclasses.replace(made, gates=gates, budget=budget(tiny.dimensions, tiny.layout.vision_tokens, gates))
     with pytest.raises(BadSchedule, match="scores by the layer before"):
         export(tiny, [early], target("cpu"), tmp_path / "out")
+
+
+def test_a_budget_that_is_not_that_of_the_gates_is_refused(
+    tiny: Family, tiny_bundle: tuple[Path, Exported], tmp_path: Path
+) -> None:
+    folder, exported = tiny_bundle
+    made = read_json(Schedule, folder / exported.manifest.schedules["btp"].file, BadSchedule)
+    fewer = dataclasses.replace(made, gates=(*made.gates[:-1], dataclasses.replace(made.gates[-1], keep=1)))
+    with pytest.raises(BadSchedule, match="the budget of schedule 'btp' is not that of its gates"):
+        export(tiny, [fewer], target("cpu"), tmp_path / "out")
 
 
 def test_a_decoder_that_does_more_than_its_layers_is_noticed(tiny: Family, tiny_bundle: tuple[Path, Exported]) -> None:

@@ -117,5 +117,5 @@ def test_the_tables_say_what_the_modules_take(tiny: Family, decomposed: Target) 
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         for spec, tensor in zip(graph.spec.outputs, outputs, strict=True):
             assert str(tensor.dtype) == f"torch.{spec.dtype}", spec.name
-            sizes = {"B": 2, "S": graph.rows, "T": 5}
+            sizes = {"B": 2, "S": graph.rows, "T": 5, "n": 5}
             assert tuple(tensor.shape) == tuple(d if isinstance(d, int) else sizes[d] for d in spec.shape), spec.name
