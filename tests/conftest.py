@@ -36,6 +36,7 @@ VARIANTS = [name for name, (method, _) in OPTIONS.items() if method in METHODS]
 torch.set_num_threads(1)  # two workers run side by side
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """One worker runs all tests that share a bundle, which takes long to make; else one worker a file."""
     for item in items:

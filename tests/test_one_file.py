@@ -25,12 +25,20 @@ from secateur.artifacts import Schedule
 from secateur.calibration.budget import plan
 from secateur.calibration.statistics import Statistics
 from secateur.methods import base
+from secateur.methods._parameters import parameters
+
+
+@dataclass(frozen=True)
+class Norm:
+    """Constants of a gate."""
+
+    power: float
 
 
 class Loudest(base.Selector):
     def __init__(self, site: base.GateSite) -> None:
         super().__init__()
-        self.keep, self.power = site.gate.keep, float(site.gate.selector["power"])
+        self.keep, self.power = site.gate.keep, parameters(Norm, site.gate.selector, "loudness").power
 
     def forward(self, rows: base.GateInputs) -> Tensor:
         return base.best(rows.vision.float().abs().pow(self.power).sum(-1), self.keep)
@@ -49,8 +57,6 @@ class Method(base.Method):
 
     @classmethod
     def selector(cls, site: base.GateSite) -> base.Selector:
-        if site.gate.keep in (0, site.vision_tokens):
-            return base.Fixed(range(site.gate.keep))
         return Loudest(site)
 '''
 
