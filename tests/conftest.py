@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from xdist.scheduler import LoadScopeScheduling
 
 from secateur import methods, models, plugins
 from secateur.artifacts import Schedule
@@ -36,13 +37,17 @@ VARIANTS = [name for name, (method, _) in OPTIONS.items() if method in METHODS]
 torch.set_num_threads(1)  # two workers run side by side
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """One worker runs all tests that share a bundle, which takes long to make; else one worker a file."""
-    for item in items:
-        names = getattr(item, "fixturenames", ())
-        shared = next((name for name in ("tiny_bundle", "demo_bundle") if name in names), str(item.path))
-        item.add_marker(pytest.mark.xdist_group(shared))
+class ByBundle(LoadScopeScheduling):  # type: ignore[misc]
+    """One worker runs all files that share a bundle, which takes long to make; else one worker a file."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        text = (ROOT / file).read_text(encoding="utf-8")
+        return next((name for name in ("tiny_bundle", "demo_bundle") if name in text), file)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByBundle:
+    return ByBundle(config, log)
 
 
 @pytest.fixture(scope="session", params=plugins.names(models))
