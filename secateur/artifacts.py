@@ -24,7 +24,8 @@ from secateur.strict import decode
 T = TypeVar("T")
 Json = dict[str, Any]
 Array = NDArray[Any]
-KINDS = ("prune", "route", "vision", "downsample")
+ENCODER_GATES = ("vision", "downsample")
+KINDS = ("prune", "route", *ENCODER_GATES)
 FULL = "full"
 """Name and method of the schedule without gates, which every bundle holds."""
 
@@ -49,7 +50,7 @@ class Gate:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise BadSchedule(f"gate kind '{self.kind}' is not known; use one of {', '.join(KINDS)}")
-        if self.kind in ("vision", "downsample") and self.layer != 0:
+        if self.kind in ENCODER_GATES and self.layer != 0:
             raise BadSchedule(f"a gate of kind '{self.kind}' stands before layer 0, not {self.layer}")
         if self.layer < 0:
             raise BadSchedule(f"gate layer {self.layer} is below 0; layers count from 0")

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from secateur import methods, plugins
-from secateur.artifacts import GateRef, Schedule
+from secateur.artifacts import ENCODER_GATES, GateRef, Schedule
 from secateur.methods.base import GateInputs, GateSite
 from secateur.models.base import Family
 
@@ -102,7 +102,7 @@ def entering(family: Family, pixels: NDArray[np.float32], schedule: Schedule) ->
     None if the schedule has no such gate. Run in torch with the family's encoder, without any graph; that the encoder's
     scores and the smaller image are transformers' own is shown in tests/models.
     """
-    gate = next((gate for gate in schedule.gates if gate.kind in ("vision", "downsample")), None)
+    gate = next((gate for gate in schedule.gates if gate.kind in ENCODER_GATES), None)
     if gate is None:
         return None
     image = torch.from_numpy(pixels)

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from secateur import methods, plugins
+from secateur.artifacts import ENCODER_GATES
 from secateur.calibration.files import read_schedule
 from secateur.export.bundle import Exported, export
 from secateur.export.targets import target
@@ -167,7 +168,7 @@ def test_gates_read_what_they_should(ort: Pipeline, tiny: Family, method: str) -
         text = [start + tiny.layout.vision_tokens + row for row in range(len(rows))]
         alive = np.arange(tiny.layout.vision_tokens)
         for gate, found in zip(schedule.gates, answer.kept, strict=True):
-            if gate.kind in ("vision", "downsample"):
+            if gate.kind in ENCODER_GATES:
                 assert entered is not None and tuple(entered[0]) == found
                 alive = np.array(entered[0])
                 continue

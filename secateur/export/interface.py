@@ -9,14 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from secateur.artifacts import Dimensions, TensorSpec
-
-ENCODER = ("received", "given", "class_token", "patch_key")
-SCORES = ENCODER[:3]
+from secateur.models._vision import SCORES
 
 
 def is_encoder(read: str) -> bool:
     """Is this what a selector reads of the vision encoder?"""
-    return read.partition(".")[0] in ENCODER
+    return read.partition(".")[0] in SCORES
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,7 @@ class Interface:
         """What a selector of a gate before `layer` reads, see methods.base.Selector."""
         d = self.dimensions
         if is_encoder(name):
-            if name.partition(".")[0] in SCORES:
+            if name.partition(".")[0] != "patch_key":
                 return TensorSpec(name, "float32", ("B", self.tokens))
             return self.floats(name, "B", self.tokens, self.patch_key)
         known = {

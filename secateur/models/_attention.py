@@ -7,8 +7,8 @@ of a layer through to it. So a `Tap` travels as an argument, and nothing global 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -108,15 +108,20 @@ def run_layer(
 
 
 @contextmanager
-def active(config: PreTrainedConfig) -> Iterator[None]:
-    """Within the block the decoder of this config calls `attention`; no other model and no registered name changes."""
-    AttentionInterface.register(NAME, attention)
+def calling(config: PreTrainedConfig, name: str, function: Callable[..., tuple[Tensor, None]]) -> Iterator[None]:
+    """Within the block models of this config call `function`; no other model and no registered name changes."""
+    AttentionInterface.register(name, function)
     before = config._attn_implementation
-    config._attn_implementation = NAME
+    config._attn_implementation = name
     try:
         yield
     finally:
         config._attn_implementation = before
+
+
+def active(config: PreTrainedConfig) -> AbstractContextManager[None]:
+    """Within the block the decoder of this config calls `attention`."""
+    return calling(config, NAME, attention)
 
 
 def causal_mask(attention_mask: Tensor, rows: int, past: int, dtype: torch.dtype) -> Tensor:

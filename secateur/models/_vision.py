@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from secateur.errors import BadModel
+from secateur.models._attention import calling
 
 NAME = "secateur-vision"
 SCORES = ("received", "given", "class_token", "patch_key")
@@ -56,15 +57,13 @@ def attention(
 @contextmanager
 def recorded(config: PreTrainedConfig) -> Iterator[list[Heads]]:
     """Within the block the encoder of this config calls `attention`; yields what its layers leave, in their order."""
-    AttentionInterface.register(NAME, attention)
-    before, record = config._attn_implementation, list[Heads]()
-    config._attn_implementation = NAME
+    record = list[Heads]()
     token = _record.set(record)
     try:
-        yield record
+        with calling(config, NAME, attention):
+            yield record
     finally:
         _record.reset(token)
-        config._attn_implementation = before
 
 
 class Vision(nn.Module):

@@ -13,11 +13,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from secateur.artifacts import GateRef, GraphSpec, Manifest
+from secateur.artifacts import ENCODER_GATES, GateRef, GraphSpec, Manifest
 from secateur.errors import BadBundle, InputError
 from secateur.runtime.backends.base import Array, Backend, Buffer
 from secateur.runtime.cache import KVCache
-from secateur.runtime.contract import ENCODER_GATES
 from secateur.runtime.dimensions import bind, resolve_shapes
 from secateur.runtime.receipt import GateReceipt, Stopwatch
 from secateur.runtime.rows import Ints, Rows

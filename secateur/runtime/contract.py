@@ -19,12 +19,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from secateur.artifacts import KINDS, GateRef, GraphSpec, Manifest, TensorSpec
+from secateur.artifacts import ENCODER_GATES, KINDS, GateRef, GraphSpec, Manifest, TensorSpec
 from secateur.errors import BadBundle
 from secateur.runtime.dimensions import terms
 
 GRAPHS = ("vision", "projector", "embed", "segment", "gate")
-ENCODER_GATES = ("vision", "downsample")
 FRONT = {
     "vision": ({"pixel_values"}, {"features"}),
     "projector": ({"features"}, {"vision_tokens"}),
