@@ -3,12 +3,16 @@
 
     SecateurError                 exit code 1: a check failed
     ├── ExportMismatch            an exported graph does not equal its module
-    ├── BackendMissing            (2) the library behind a backend is not installed
+    ├── BuildFailed               TensorRT could not build a plan
+    ├── BackendMissing            (2) the library behind a backend, or the tool behind a command, is not installed
     └── InputError (ValueError)   (2) wrong use or bad input
         ├── UnknownName           no method, model, backend or schedule of that name
         ├── BadSchedule           a schedule that cannot be, or of another model
         ├── BadModel              a checkpoint that cannot be loaded or exported
         ├── BadBundle             a bundle that is damaged, foreign or unsafe
+        ├── BadEngine             plans that are damaged, or of another device or TensorRT
+        ├── BadMeasurement        a file of timings that is not one
+        ├── Unparsable            a graph that a TensorRT version cannot take
         ├── BadImage              a file that is no image
         ├── BadPrompt             a prompt that does not fit
         └── BadOutput             an output that exists, or cannot be written
@@ -29,6 +33,10 @@ class SecateurError(Exception):
 
 
 class ExportMismatch(SecateurError):
+    pass
+
+
+class BuildFailed(SecateurError):
     pass
 
 
@@ -60,6 +68,18 @@ class BadModel(InputError):
 
 
 class BadBundle(InputError):
+    pass
+
+
+class BadEngine(InputError):
+    pass
+
+
+class BadMeasurement(InputError):
+    pass
+
+
+class Unparsable(InputError):
     pass
 
 

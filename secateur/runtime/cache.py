@@ -20,30 +20,35 @@ class KVCache:
 
     A segment behind a gate needs fewer rows, so each segment has its own capacity and its own filled length.
     A walk through the segments binds `past` and `slot`, and `advance` at its end makes the new rows count: a walk
-    that was interrupted leaves the cache as it was.
+    that was interrupted leaves the cache as it was. Where a backend wants them, the first rows are masked ones.
     """
 
     def __init__(
         self, backend: Backend, segments: Sequence[GraphSpec], capacity: Sequence[int], batch: int, shift: Sequence[int]
     ) -> None:
         self.batch = batch
-        self.capacity = tuple(capacity)
+        self.capacity = tuple(rows + backend.masked_past for rows in capacity)
         self.shift = tuple(shift)
         """How far new rows move up in each segment: the rows dropped before it, or 0 if positions stay original."""
-        self.position: Ints = np.zeros(batch, np.int64)
-        """Position of each sample's next row [B]; dropped rows count."""
-        self._masks: list[Ints] = [np.zeros((batch, 0), np.int64) for _ in segments]
+        self._masked = backend.masked_past
+        self.clear()
         self._segment: dict[int, int] = {}
         self._buffers: dict[str, Buffer] = {}
         self.bytes = 0
         """Size of all buffers."""
-        for i, (segment, rows) in enumerate(zip(segments, capacity, strict=True)):
+        for i, (segment, rows) in enumerate(zip(segments, self.capacity, strict=True)):
             first, end = segment.layers or (0, 0)
             self._segment.update(dict.fromkeys(range(first, end), i))
             specs = {spec.name: spec for spec in segment.inputs if spec.name.startswith("past_")}
             for name, shape in resolve_shapes(specs.values(), {"P": rows, "B": batch}).items():
                 self._buffers[name.removeprefix("past_")] = backend.allocate(shape, specs[name].dtype)
                 self.bytes += math.prod(shape) * np.dtype(specs[name].dtype).itemsize
+
+    def clear(self) -> None:
+        """Forget all rows."""
+        self.position: Ints = np.zeros(self.batch, np.int64)
+        """Position of each sample's next row [B]; dropped rows count."""
+        self._masks: list[Ints] = [np.zeros((self.batch, self._masked), np.int64) for _ in self.capacity]
 
     def filled(self, segment: int) -> int:
         """Rows of segment number `segment` that count."""
@@ -60,6 +65,10 @@ class KVCache:
     def past(self, layer: int) -> tuple[Buffer, Buffer]:
         """Keys and values of the filled part [filled,B,Hkv,dh]."""
         return self._view(layer, slice(0, self.filled(self._segment[layer])))
+
+    def whole(self, layer: int) -> tuple[Buffer, Buffer]:
+        """Keys and values of all rows [capacity,B,Hkv,dh], filled or not."""
+        return self._view(layer, slice(None))
 
     def slot(self, layer: int, rows: int) -> tuple[Buffer, Buffer]:
         """Keys and values of the `rows` rows behind the filled part.

@@ -7,6 +7,7 @@ A gate stands in the encoder (before the projector) or before a segment; see art
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -20,6 +21,10 @@ from secateur.runtime.cache import KVCache
 from secateur.runtime.dimensions import bind, resolve_shapes
 from secateur.runtime.receipt import GateReceipt, Stopwatch
 from secateur.runtime.rows import Ints, Rows
+from secateur.runtime.steps import Step
+
+ROUNDED = 64
+"""Where decode steps have fixed shapes, a cache has a multiple of so many rows: then they fit the next question too."""
 
 Buffers = dict[str, Buffer]
 
@@ -61,6 +66,8 @@ class Chain:
         self.backend = backend
         self._graphs = {graph.name: graph for graph in manifest.graphs}
         self._scratch: dict[tuple[str, str], Buffer] = {}
+        self._steps: weakref.WeakKeyDictionary[KVCache, Step] = weakref.WeakKeyDictionary()
+        self._spare: KVCache | None = None
         self._lock = threading.Lock()  # walks share the scratch buffers
         for graph in manifest.graphs:
             backend.load(graph)
@@ -72,12 +79,15 @@ class Chain:
         gate = next((g for g in self.manifest.schedules[schedule].gates if g.kind in ENCODER_GATES), None)
         smaller = gate is not None and gate.kind == "downsample"
         dtype = np.dtype(self._graphs["vision"].inputs[0].dtype)
-        with self._lock:
-            given = {"pixel_values": self._upload(pixels.astype(dtype)), "vision_index": self._upload(every)}
+        with self._lock, self.backend.clock(watch, "encode"):
+            given = {
+                "pixel_values": self._upload("pixel_values", pixels.astype(dtype)),
+                "vision_index": self._upload("vision_index", every),
+            }
             seen = self._run(gate.graph if gate and smaller else "vision", given, watch)
             if gate and not smaller:
                 seen |= self._run(gate.graph, given | seen, watch)
-            if gate:
+            if gate:  # the decoder's positions depend on it: the one place where the host waits before the logits
                 index = seen["vision_index"].numpy().copy()
             tokens = self._run("projector", seen, watch)["vision_tokens"]
             kept = self.backend.allocate(tokens.shape, tokens.dtype)
@@ -86,15 +96,23 @@ class Chain:
 
     def cache(self, batch: int, capacity: int, schedule: str) -> KVCache:
         """An empty cache for `capacity` prompt rows and answers; segments behind a gate get fewer."""
+        if self.backend.fixed_shapes:
+            capacity = -(-capacity // ROUNDED) * ROUNDED
+            capacity = min(capacity, self.backend.most_rows or capacity)
         dropped = self._dropped(schedule)
-        compact = self.manifest.schedules[schedule].positions == "compact"
-        return KVCache(
-            self.backend,
-            self.manifest.segments,
-            [capacity - rows for rows in dropped],
-            batch,
-            dropped if compact else [0] * len(dropped),
-        )
+        rows = [capacity - missing for missing in dropped]
+        shift = dropped if self.manifest.schedules[schedule].positions == "compact" else [0] * len(dropped)
+        spare, self._spare = self._spare, None
+        wanted = (batch, tuple(n + self.backend.masked_past for n in rows), tuple(shift))
+        if spare is not None and (spare.batch, spare.capacity, spare.shift) == wanted:
+            spare.clear()
+            return spare
+        return KVCache(self.backend, self.manifest.segments, rows, batch, shift)
+
+    def give_back(self, cache: KVCache) -> None:
+        """Nobody needs `cache` any more: it, and the step recorded for it, may serve the next conversation."""
+        if self.backend.fixed_shapes:
+            self._spare = cache
 
     def prefill(self, rows: Rows, seen: Seen, schedule: str, cache: KVCache, watch: Stopwatch) -> Walk:
         """First rows of a conversation: the image's rows become what was seen, [B or 1,k,D], and the gates are run."""
@@ -103,7 +121,7 @@ class Chain:
         rows = rows.without(layout.image_start, index, layout.vision_tokens, ref.positions == "compact")
         image = slice(layout.image_start, layout.image_start + index.shape[1])
         gates = {gate.layer: gate for gate in ref.gates if gate.kind not in ENCODER_GATES}
-        with self._lock:
+        with self._lock, self.backend.clock(watch, "prefill"):
             hidden = self._embed(rows, watch)
             for b in range(cache.batch):
                 sample = slice(b, b + 1)
@@ -113,13 +131,25 @@ class Chain:
         return replace(walk, gates=(*seen.gates, *walk.gates), kept=(*([index] if seen.gates else []), *walk.kept))
 
     def extend(self, rows: Rows, cache: KVCache, watch: Stopwatch) -> Walk:
-        """Further rows: one generated token each, or a follow-up question. Every segment reads all its cached rows."""
+        """A follow-up question. Every segment reads all its cached rows."""
+        with self._lock, self.backend.clock(watch, "prefill"):
+            return self._extend(rows, cache, watch)
+
+    def step(self, rows: Rows, cache: KVCache) -> NDArray[np.float32]:
+        """Logits [B,V] behind one generated token of each sample."""
         with self._lock:
-            nothing = np.zeros((cache.batch, 0), np.int64)
-            return self._decode(self._embed(rows, watch), rows, {}, nothing, cache.shift, cache, watch)
+            if not self.backend.fixed_shapes:
+                return self._extend(rows, cache, Stopwatch()).logits
+            if cache not in self._steps:
+                self._steps[cache] = Step(self.backend, (self._graphs["embed"], *self.manifest.segments), cache)
+            return self._steps[cache].run(rows, cache)
+
+    def _extend(self, rows: Rows, cache: KVCache, watch: Stopwatch) -> Walk:
+        nothing = np.zeros((cache.batch, 0), np.int64)
+        return self._decode(self._embed(rows, watch), rows, {}, nothing, cache.shift, cache, watch)
 
     def _embed(self, rows: Rows, watch: Stopwatch) -> Buffer:
-        return self._run("embed", {"input_ids": self._upload(rows.input_ids)}, watch)["hidden_states"]
+        return self._run("embed", {"input_ids": self._upload("input_ids", rows.input_ids)}, watch)["hidden_states"]
 
     def _decode(
         self,
@@ -131,45 +161,51 @@ class Chain:
         cache: KVCache,
         watch: Stopwatch,
     ) -> Walk:
-        """`index` [B,N] names the vision tokens among the rows; in segment i all rows move up by `shift[i]`."""
+        """`index` [B,N] names the vision tokens among the rows; in segment i all rows move up by `shift[i]`.
+
+        What gates kept is read, and checked, behind the last segment: no graph waits for the host.
+        """
         every, moved = index, 0
         named = self._named(hidden, rows, index)
         mask = rows.attention_mask
         given: Buffers = {}
         masks: list[Ints] = []
-        receipts: list[GateReceipt] = []
-        kept: list[Ints] = []
+        passed: list[tuple[GateRef, Buffer]] = []
         for i, segment in enumerate(self.manifest.segments):
             if gate := gates.get(_start(segment)):
-                if gate.kind == "route":  # chooses among all rows, whatever the gate before chose
-                    index = every
+                if gate.kind == "route":  # puts its choice of all rows beside them
                     named.setdefault("full_states", named["hidden_states"])
                 named |= self._run(gate.graph, named | given, watch)
-                kept.append(named["vision_index"].numpy().copy())
-                receipts.append(_receipt(gate, index, kept[-1]))
-                index = kept[-1]
-                mask = named["attention_mask"].numpy().copy()
-                named["last_index"] = self._upload(rows.last_index - (every.shape[1] - gate.keep))
+                passed.append((gate, named["vision_index"]))
+                dropped = every.shape[1] - gate.keep
+                mask = rows.attention_mask[:, dropped:]  # rows are padded on the right, image rows are all real
+                named["last_index"] = self._upload("last_index", rows.last_index - dropped)
             if shift[i] != moved:
                 moved = shift[i]
-                named["position_ids"] = self._upload(rows.position_ids - moved)
+                named["position_ids"] = self._upload("position_ids", rows.position_ids - moved)
             past, slots = self._cached(segment, cache, mask.shape[1])
-            whole_mask = self._upload(np.concatenate([cache.mask(i), mask], axis=1))
+            whole_mask = self._upload("whole_mask", np.concatenate([cache.mask(i), mask], axis=1))
             given = self._run(segment.name, named | past | {"attention_mask": whole_mask}, watch, slots)
             named["hidden_states"] = given.get("hidden_states", named["hidden_states"])
             masks.append(mask)
-        cache.advance(masks, rows.lengths)
         logits = given["logits"].numpy().astype(np.float32, copy=True)
+        receipts: list[GateReceipt] = []
+        kept: list[Ints] = []
+        for gate, chosen in passed:
+            before = every if gate.kind == "route" or not kept else kept[-1]
+            kept.append(chosen.numpy().copy())
+            receipts.append(_receipt(gate, before, kept[-1]))
+        cache.advance(masks, rows.lengths)
         return Walk(logits, tuple(m.shape[1] for m in masks), tuple(receipts), tuple(kept))
 
     def _named(self, hidden: Buffer, rows: Rows, index: Ints) -> Buffers:
         """The tensors that go through the chain, by name; routing gates read the full rows again and again."""
         named: Buffers = {
             "hidden_states": hidden,
-            "position_ids": self._upload(rows.position_ids),
-            "attention_mask": self._upload(rows.attention_mask),
-            "last_index": self._upload(rows.last_index),
-            "vision_index": self._upload(index),
+            "position_ids": self._upload("position_ids", rows.position_ids),
+            "attention_mask": self._upload("attention_mask", rows.attention_mask),
+            "last_index": self._upload("last_index", rows.last_index),
+            "vision_index": self._upload("vision_index", index),
         }
         return named | {f"full_{name}": named[name] for name in ("position_ids", "attention_mask")}
 
@@ -207,7 +243,7 @@ class Chain:
                 outputs[spec.name] = places[spec.name]
             else:
                 outputs[spec.name] = self._reuse(name, spec.name, shapes[spec.name], spec.dtype)
-        with watch(name):
+        with self.backend.clock(watch, name):
             self.backend.run(name, inputs, outputs)
         return {spec.flows_to: outputs[spec.name] for spec in graph.outputs}
 
@@ -218,8 +254,9 @@ class Chain:
             buffer = self._scratch[graph, tensor] = self.backend.allocate(shape, dtype)
         return buffer
 
-    def _upload(self, array: Array) -> Buffer:
-        buffer = self.backend.allocate(array.shape, array.dtype)
+    def _upload(self, name: str, array: Array) -> Buffer:
+        """`array` in a buffer that the next upload of this name and shape overwrites."""
+        buffer = self._reuse("", name, array.shape, array.dtype.name)
         buffer.write(array)
         return buffer
 

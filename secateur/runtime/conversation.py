@@ -63,20 +63,25 @@ class Conversation:
             rows = self._rows([[*start, *self.tokenizer.first(q)] for q in questions], None)
             needed = rows.input_ids.shape[1] + options.max_new_tokens
             capacity = needed if self.capacity is None else self.capacity
-            self._check(rows, options, capacity)
+            most = self.chain.backend.most_rows
+            self._check(rows, options, capacity if most is None else min(capacity, most))
             cache = self.chain.cache(self._batch, capacity, self.schedule)
-            with watch("prefill"):
-                walk = self.chain.prefill(rows, self._seen, self.schedule, cache, watch)
+            walk = self.chain.prefill(rows, self._seen, self.schedule, cache, watch)
             self._cache, self.gates, self.kept = cache, walk.gates, walk.kept
         else:
             unread = turn.unread(cache.position)
             tails = [[*u, *self.tokenizer.next(q)] for u, q in zip(unread, questions, strict=True)]
             rows = self._rows(tails, cache.position)
             self._check(rows, options, cache.room())
-            with watch("prefill"):
-                walk = self.chain.extend(rows, cache, watch)
+            walk = self.chain.extend(rows, cache, watch)
         self.turn = Turn(self, cache, rows, walk, options, watch)
         return self.turn
+
+    def close(self) -> None:
+        """Nothing more will be asked: the cache may serve another conversation."""
+        if self._cache is not None:
+            self.chain.give_back(self._cache)
+            self._cache = None
 
     def _rows(self, sequences: list[list[int]], start: Ints | None) -> Rows:
         return Rows.pad(sequences, self.tokenizer.prompt.pad, start)
@@ -118,7 +123,7 @@ class Turn:
                 fed = [tokens[-1:] if alive else [] for tokens, alive in zip(self.tokens, live, strict=True)]
                 rows = Rows.pad(fed, prompt.pad, self._cache.position)
                 with self._watch("decode"):
-                    logits = self._talk.chain.extend(rows, self._cache, Stopwatch()).logits
+                    logits = self._talk.chain.step(rows, self._cache)
                 self._steps += 1
             new = [s.pick(row) if alive else None for s, row, alive in zip(samplers, logits, live, strict=True)]
             for b, token in enumerate(new):

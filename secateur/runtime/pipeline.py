@@ -39,13 +39,19 @@ class Pipeline:
 
     @classmethod
     def load(
-        cls, path: str | os.PathLike[str], backend: str = "ort", threads: int | None = None, verify: bool = True
+        cls,
+        path: str | os.PathLike[str],
+        backend: str = "ort",
+        threads: int | None = None,
+        verify: bool = True,
+        device: str | None = None,
     ) -> Pipeline:
         """Open the bundle in the folder `path`.
 
         backend   name of a file in secateur/runtime/backends
         threads   CPU threads, None lets the backend decide
         verify    compare the sha256 of every file with the manifest
+        device    "cpu" or "cuda", as far as the backend knows it; None is the backend's own
 
         Raises:
             BadBundle: damaged, unsafe or no bundle.
@@ -56,7 +62,7 @@ class Pipeline:
             raise InputError(f"threads must be a whole number from 1 to {MAX_THREADS}, got {threads!r}")
         module = plugins.load(backends, backend, "backend")
         bundle = Bundle.load(path, verify)
-        return cls(bundle, module.Backend(bundle, threads=threads))
+        return cls(bundle, module.Backend(bundle, threads=threads, device=device))
 
     @property
     def schedules(self) -> tuple[str, ...]:
@@ -130,7 +136,9 @@ class Pipeline:
         if not images or not prompts or {len(images), len(prompts)} - {1, batch}:
             raise InputError(f"{len(images)} images and {len(prompts)} prompts do not pair; give as many of each")
         prompts = prompts if len(prompts) == batch else prompts * batch
-        answers = self._converse(images, batch, schedule, None).ask(prompts, options).answers()
+        conversation = self._converse(images, batch, schedule, None)
+        answers = conversation.ask(prompts, options).answers()
+        conversation.close()
         return answers if isinstance(image, list) or isinstance(prompt, list) else answers[0]
 
     def stream(
@@ -157,12 +165,13 @@ class Pipeline:
             BadImage, UnknownName, InputError: as for `ask`.
         """
         layout, context = self.bundle.manifest.layout, self.bundle.manifest.dimensions.context
+        context = min(context, self._backend.most_rows or context)
         image_rows = layout.image_start + layout.vision_tokens
         if capacity is None:
             capacity = min(context, image_rows + CHAT_ROWS)
         if not isinstance(capacity, int) or not image_rows < capacity <= context:
             raise InputError(
-                f"capacity must be above {image_rows} (the image's rows) and at most {context} (the model's context), "
+                f"capacity must be above {image_rows} (the image's rows) and at most {context} (what model and backend take), "
                 f"got {capacity!r}"
             )
         return Chat(self._converse([image], 1, schedule, capacity))
@@ -184,8 +193,7 @@ class Pipeline:
         watch = Stopwatch()
         with watch("preprocess"):
             pixels = np.concatenate([pixel_values(load_image(i), self.bundle.preprocess) for i in images])
-        with watch("encode"):
-            seen = self._chain.see(pixels, name, watch)
+        seen = self._chain.see(pixels, name, watch)
         return Conversation(self._chain, self._tokenizer, seen, batch, name, capacity, watch)
 
     def _schedule(self, name: str | None) -> str:

@@ -90,14 +90,14 @@ def test_decode_equals_fresh_masked_runs(
     vlm: Pipeline, picture: Picture, oracle: Oracle, schedule: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps: list[Array] = []
-    extend = vlm._chain.extend
+    step_once = vlm._chain.step
 
     def recorded(*arguments: Any) -> Any:
-        walk = extend(*arguments)
-        steps.append(walk.logits[0])
-        return walk
+        logits = step_once(*arguments)
+        steps.append(logits[0])
+        return logits
 
-    monkeypatch.setattr(vlm._chain, "extend", recorded)
+    monkeypatch.setattr(vlm._chain, "step", recorded)
     for seed in range(3):
         steps.clear()
         answer = vlm.ask(picture(seed), QUESTION, schedule, 12, temperature=float(seed), seed=seed)

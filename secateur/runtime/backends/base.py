@@ -4,13 +4,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Hashable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from secateur.artifacts import GraphSpec
+from secateur.runtime.receipt import Stopwatch
 
 Array = NDArray[Any]
 
@@ -29,16 +31,27 @@ class Buffer(Protocol):
         ...
 
     def write(self, source: Buffer | Array) -> None:
-        """Copy `source`, of the same shape, into this memory."""
+        """Copy `source`, of the same shape, into this memory; an array may be changed as soon as this returns."""
         ...
 
     def numpy(self) -> Array:
-        """The contents on the host. May share memory with the buffer: copy before the next run if kept."""
+        """The contents on the host; waits until they are there. May share memory: copy before the next run if kept."""
         ...
 
 
 class Backend(ABC):
-    """Opens graphs once and runs them many times. Not safe for use from several threads at once."""
+    """Opens graphs once and runs them many times. Not safe for use from several threads at once.
+
+    A backend of a device may only note what is to be done, in order, and do it later: `Buffer.numpy` waits.
+
+    fixed_shapes  decode steps should have the same shapes and buffers every time, see `repeat`
+    masked_past   rows that the past of a prefill must have at least; they are masked
+    most_rows     rows that a cache can have; None: no bound
+    """
+
+    fixed_shapes: ClassVar[bool] = False
+    masked_past: int = 0
+    most_rows: int | None = None
 
     @abstractmethod
     def load(self, graph: GraphSpec) -> None:
@@ -55,6 +68,14 @@ class Backend(ABC):
     @abstractmethod
     def run(self, graph: str, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> None:
         """Run the graph called `graph`, writing every output into the given buffer (contiguous, of the exact shape)."""
+
+    def repeat(self, key: Hashable, step: Callable[[], None]) -> None:
+        """Do `step`: nothing but runs, on the same buffers whenever `key` is the same object, so it may be recorded."""
+        step()
+
+    def clock(self, watch: Stopwatch, stage: str) -> AbstractContextManager[None]:
+        """Add the time that the block's work takes, where it is done, to `stage`."""
+        return watch(stage)
 
     @abstractmethod
     def close(self) -> None:

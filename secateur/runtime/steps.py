@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A decode step whose shapes and buffers never change, so that a device can record it once and replay it.
+
+It attends over the whole cache, filled or not, and masks what is empty; the new rows land in buffers of their own and
+are copied into the cache when the step is done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from secateur.artifacts import GraphSpec
+from secateur.runtime.backends.base import Array, Backend, Buffer
+from secateur.runtime.cache import KVCache
+from secateur.runtime.dimensions import bind, resolve_shapes
+from secateur.runtime.rows import Ints, Rows
+
+
+class Step:
+    """One row for each sample of a cache, through `graphs`: embed, then every decoder segment."""
+
+    def __init__(self, backend: Backend, graphs: Sequence[GraphSpec], cache: KVCache) -> None:
+        self._backend, self._segments = backend, graphs[1:]
+        self._written: dict[str, Buffer] = {}
+        """Inputs that the host writes before every step, by name and segment."""
+        self._runs: list[tuple[str, dict[str, Buffer], dict[str, Buffer]]] = []
+        self._new: list[tuple[int, Buffer, Buffer]] = []
+        """Layer, and its new key and value [1,B,Hkv,dh]."""
+        batch = cache.batch
+        self._written["input_ids"] = backend.allocate((batch, 1), np.int64)
+        self._written["last_index"] = backend.allocate((batch,), np.int64)
+        hidden = self._plan(graphs[0], self._written)["hidden_states"]
+        for i, segment in enumerate(self._segments):
+            mask = self._written[f"attention_mask.{i}"] = backend.allocate((batch, cache.capacity[i] + 1), np.int64)
+            position = f"position_ids.{cache.shift[i]}"
+            if position not in self._written:
+                self._written[position] = backend.allocate((batch, 1), np.int64)
+            named = {
+                "hidden_states": hidden,
+                "position_ids": self._written[position],
+                "attention_mask": mask,
+                "last_index": self._written["last_index"],
+            }
+            for layer in range(*(segment.layers or (0, 0))):
+                named[f"past_key.{layer}"], named[f"past_value.{layer}"] = cache.whole(layer)
+            given = self._plan(segment, named)
+            hidden = given.get("hidden_states", hidden)
+            for layer in range(*(segment.layers or (0, 0))):
+                self._new.append((layer, given[f"new_key.{layer}"], given[f"new_value.{layer}"]))
+        self._logits = given["logits"]
+
+    def run(self, rows: Rows, cache: KVCache) -> NDArray[np.float32]:
+        """Logits [B,V] behind one row for each sample of `cache`, the one this was made for; it has the rows then.
+
+        Raises:
+            BadPrompt: the cache has no room.
+        """
+        written = self._written
+        slots = {layer: cache.slot(layer, 1) for layer, _, _ in self._new}
+        written["input_ids"].write(rows.input_ids)
+        for i in range(len(self._segments)):
+            written[f"position_ids.{cache.shift[i]}"].write(rows.position_ids - cache.shift[i])
+            written[f"attention_mask.{i}"].write(_mask(cache, i, rows.attention_mask))
+        self._backend.repeat(self, self._launch)
+        for layer, key, value in self._new:
+            slots[layer][0].write(key)
+            slots[layer][1].write(value)
+        logits: Array = self._logits.numpy()
+        cache.advance([rows.attention_mask] * len(self._segments), rows.lengths)
+        return logits.astype(np.float32, copy=True)
+
+    def _plan(self, graph: GraphSpec, named: Mapping[str, Buffer]) -> dict[str, Buffer]:
+        """Note a run of `graph` on the buffers that its inputs name; outputs by the name they flow on under."""
+        inputs = {spec.name: named[spec.name] for spec in graph.inputs}
+        symbols = bind(graph.inputs, {name: buffer.shape for name, buffer in inputs.items()})
+        shapes = resolve_shapes(graph.outputs, symbols)
+        outputs = {x.name: self._backend.allocate(shapes[x.name], x.dtype) for x in graph.outputs}
+        self._runs.append((graph.name, inputs, outputs))
+        return {spec.flows_to: outputs[spec.name] for spec in graph.outputs}
+
+    def _launch(self) -> None:
+        for name, inputs, outputs in self._runs:
+            self._backend.run(name, inputs, outputs)
+
+
+def _mask(cache: KVCache, segment: int, now: Ints) -> Ints:
+    """[B,capacity+1]: the filled part, then nothing, then this row."""
+    filled = cache.mask(segment)
+    empty = np.zeros((cache.batch, cache.capacity[segment] - filled.shape[1]), np.int64)
+    return np.concatenate([filled, empty, now], axis=1)
