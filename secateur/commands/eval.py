@@ -30,7 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     parser.add_argument("bundle", type=_path)
     parser.add_argument("--task", default="demo", help=f"{', '.join(plugins.names(tasks))} (default: demo)")
     parser.add_argument("--schedules", default="all", help="names, as in a,b; full comes along (default: all)")
-    parser.add_argument("--backend", default="ort", help="ort or torch (default: ort)")
+    parser.add_argument("--backend", default="ort", help="ort, torch or trt (default: ort)")
+    parser.add_argument("--device", help="cpu or cuda, for ort (default: cpu; trt is always on cuda)")
     parser.add_argument("--threads", type=int, help="threads of the backend (default: all cores)")
     data = parser.add_argument_group("questions")
     data.add_argument("--data", type=_path, help=".jsonl of question_id, image and text, or the folder that holds it")
@@ -87,7 +88,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     settings = Settings(arguments.seed, arguments.timed, arguments.batch, arguments.max_new_tokens)
     source = Source(arguments.data, arguments.answers, arguments.images, arguments.questions, arguments.seed)
     task: Task = plugins.load(tasks, arguments.task, "task").Task(source)
-    with Pipeline.load(arguments.bundle, arguments.backend, arguments.threads) as vlm, bars() as show:
+    loaded = Pipeline.load(arguments.bundle, arguments.backend, arguments.threads, device=arguments.device)
+    with loaded as vlm, bars() as show:
         names = chosen(vlm, arguments.schedules)
         found = evaluate(
             vlm,

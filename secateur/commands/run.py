@@ -22,7 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     parser.add_argument("--image", required=True, help="image file")
     parser.add_argument("--prompt", required=True, help="the question")
     parser.add_argument("--schedule", help="schedule of the bundle (default: its only one besides 'full')")
-    parser.add_argument("--backend", default="ort", help="ort or torch (default: ort)")
+    parser.add_argument("--backend", default="ort", help="ort, torch or trt (default: ort)")
+    parser.add_argument("--device", help="cpu or cuda, for ort (default: cpu; trt is always on cuda)")
     parser.add_argument("--max-new-tokens", type=int, default=64, help="longest answer (default: 64)")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token (default)")
     parser.add_argument("--top-p", type=float, default=1.0, help="sample from this share of probability (default: 1)")
@@ -37,7 +38,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
     if arguments.repeat < 1:
         raise InputError(f"--repeat is {arguments.repeat}; it must be at least 1")
-    with Pipeline.load(arguments.bundle, backend=arguments.backend, threads=arguments.threads) as vlm:
+    with Pipeline.load(
+        arguments.bundle, backend=arguments.backend, threads=arguments.threads, device=arguments.device
+    ) as vlm:
         for _ in range(arguments.repeat):
             answer = vlm.ask(
                 arguments.image,

@@ -132,7 +132,7 @@ def test_wrong_use_is_one_line(capsys: pytest.CaptureFixture[str], argv: list[st
     ("argv", "message"),
     [
         (["--schedule", "btp-72"], "unknown schedule 'btp-72'"),
-        (["--backend", "otr"], "unknown backend 'otr'. Did you mean 'ort'?"),
+        (["--backend", "orrt"], "unknown backend 'orrt'. Did you mean 'ort'?"),
         (["--prompt", " "], "the prompt is empty"),
         (["--prompt", "red " * 2000], "positions"),
         (["--image", "no.png"], "no.png does not exist"),

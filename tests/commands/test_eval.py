@@ -191,7 +191,7 @@ def test_a_folder(demo_bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFix
         (["--overlays", "-1"], "--overlays is -1"),
         (["--out", "tests"], "output tests is a folder"),
         (["--max-new-tokens", "0"], "--max-new-tokens is 0"),
-        (["--backend", "otr"], "Did you mean 'ort'?"),
+        (["--backend", "orrt"], "Did you mean 'ort'?"),
     ],
 )
 def test_wrong_use_is_one_line(

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from secateur.artifacts import GraphSpec
-from secateur.errors import BackendMissing, BadBundle
+from secateur.errors import BackendMissing, BadBundle, InputError
 from secateur.runtime.backends import base
 from secateur.runtime.bundle import Bundle
 
@@ -63,7 +63,11 @@ class Backend(base.Backend):
         BadBundle: it is not the model that the bundle was made from.
     """
 
-    def __init__(self, bundle: Bundle, threads: int | None = None, family: Family | None = None) -> None:
+    def __init__(
+        self, bundle: Bundle, threads: int | None = None, family: Family | None = None, device: str | None = None
+    ) -> None:
+        if device not in (None, "cpu"):
+            raise InputError(f"backend 'torch' runs on the device 'cpu', not '{device}'")
         manifest = bundle.manifest
         kind = target(manifest.target, manifest.dtype)
         if threads is not None:
