@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+# The export, on a workstation without a GPU: torch for the CPU, transformers, onnx.
+# docker build -f docker/exporter.Dockerfile -t secateur:exporter .
+
+ARG PYTHON_IMAGE=python:3.11.14-slim-bookworm
+
+FROM ${PYTHON_IMAGE} AS wheel
+WORKDIR /src
+COPY LICENSE README.md constraints.txt pyproject.toml setup.cfg ./
+COPY secateur secateur
+RUN PIP_CONSTRAINT=constraints.txt pip wheel --no-cache-dir --no-deps --wheel-dir /wheel .
+
+FROM ${PYTHON_IMAGE} AS exporter
+COPY --from=wheel /src/constraints.txt /wheel/*.whl /opt/wheel/
+
+# torch first and alone from PyTorch's own index: the one of the package index brings several GB of CUDA along.
+RUN pip install --no-cache-dir --no-deps --index-url https://download.pytorch.org/whl/cpu \
+        --constraint /opt/wheel/constraints.txt torch \
+    && set -- /opt/wheel/*.whl \
+    && pip install --no-cache-dir --only-binary :all: --constraint /opt/wheel/constraints.txt "${1}[export]" \
+    && useradd --uid 10001 --create-home secateur \
+    && install --directory --owner secateur --group secateur /work/build
+
+# With --user, whoever runs it has neither a name nor a home in here, and torch asks for both.
+ENV HOME=/tmp \
+    USER=secateur
+VOLUME ["/work/build"]
+WORKDIR /work
+USER 10001
+HEALTHCHECK NONE
+ENTRYPOINT ["secateur"]
+CMD ["export", "--help"]

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+# Jetson Orin with JetPack 6 (L4T r36): TensorRT 10.3, CUDA 12.6, Python 3.10.
+# docker build -f docker/jetson-jp6.Dockerfile -t secateur:jetson-jp6 .
+
+ARG PYTHON_IMAGE=python:3.11.14-slim-bookworm
+ARG BASE_IMAGE=nvcr.io/nvidia/l4t-tensorrt:r10.3.0-runtime
+
+FROM ${PYTHON_IMAGE} AS wheel
+WORKDIR /src
+COPY LICENSE README.md constraints.txt pyproject.toml setup.cfg ./
+COPY secateur secateur
+RUN PIP_CONSTRAINT=constraints.txt pip wheel --no-cache-dir --no-deps --wheel-dir /wheel .
+
+FROM ${BASE_IMAGE} AS device
+COPY --from=wheel /src/constraints.txt /wheel/*.whl /opt/wheel/
+
+ENV PATH=/opt/secateur/bin:${PATH}:/usr/src/tensorrt/bin \
+    NVIDIA_VISIBLE_DEVICES=all \
+    NVIDIA_DRIVER_CAPABILITIES=compute,utility
+
+# The environment sees pip and the TensorRT bindings of the base image; all else comes from the index, pinned.
+# tensorrt is looked for, not imported: at run time only, the NVIDIA runtime mounts libraries that it needs.
+# cuda-python is no newer than the CUDA of JetPack 6.
+RUN python3 -m venv --without-pip --system-site-packages /opt/secateur \
+    && python -m pip install --no-cache-dir --ignore-installed --only-binary :all: \
+        --constraint /opt/wheel/constraints.txt /opt/wheel/*.whl \
+    && python -m pip install --no-cache-dir --ignore-installed --only-binary :all: \
+        cuda-python==12.6.2.post1 \
+    && python -c "import importlib.util as u; assert u.find_spec('tensorrt'), 'BASE_IMAGE has no TensorRT bindings'" \
+    && useradd --uid 10001 --groups video --create-home secateur \
+    && install --directory --owner secateur --group secateur /bundle/engines
+
+# Plans fit one device and one TensorRT version, so they are built on first start and never part of an image.
+VOLUME ["/bundle/engines"]
+WORKDIR /home/secateur
+USER 10001
+HEALTHCHECK NONE
+ENTRYPOINT ["secateur"]
+CMD ["--help"]
