@@ -3,9 +3,13 @@
 
 from __future__ import annotations
 
+import copy
+import importlib
 import json
+import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,7 +47,7 @@ class ByBundle(LoadScopeScheduling):  # type: ignore[misc]
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.partition("::")[0]
         text = (ROOT / file).read_text(encoding="utf-8")
-        return next((name for name in ("tiny_bundle", "demo_bundle") if name in text), file)
+        return next((name for name in ("tiny_bundle", "demo_bundle", "trt_bundle") if name in text), file)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByBundle:
@@ -90,6 +94,17 @@ def tiny_bundle(tiny: Family, tmp_path_factory: pytest.TempPathFactory) -> tuple
 
 
 @pytest.fixture(scope="session")
+def trt_bundle(tiny: Family, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Exported]:
+    """A bundle for TensorRT of the tiny model, with one method for each kind of gate."""
+    chosen = {name: method(name) for name in ("alvts", "btp", "visionzip", "vtw")}
+    folder = tmp_path_factory.mktemp("bundles") / f"tiny-{tiny.name}-tensorrt"
+    made = schedules(tiny, chosen, BudgetRequest(compression=COMPRESSION))
+    half = copy.deepcopy(tiny)
+    half.to(torch.float16)
+    return folder, export(half, made, target("tensorrt"), folder, verify=False)
+
+
+@pytest.fixture(scope="session")
 def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """What the README's `python export.py --method btp --json` writes, and what it prints."""
     folder = tmp_path_factory.mktemp("demo") / "demo-btp"
@@ -98,3 +113,16 @@ def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[st
     assert done.returncode == 0, done.stderr
     printed: dict[str, Any] = json.loads(done.stdout)
     return folder, printed
+
+
+@pytest.fixture
+def simulated(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """TensorRT and CUDA as tests/simulation has them, in this process and those it starts; gives what they count."""
+    folder, packages = str(ROOT / "tests" / "simulation"), ("simulated", "tensorrt", "cuda")
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (folder, os.environ.get("PYTHONPATH")))))
+    for name in [name for name in sys.modules if name.partition(".")[0] in packages]:
+        monkeypatch.delitem(sys.modules, name)
+    yield importlib.import_module("simulated").counters
+    for name in [name for name in sys.modules if name.partition(".")[0] in packages]:
+        del sys.modules[name]

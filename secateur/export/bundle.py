@@ -12,9 +12,11 @@ from secateur import __version__
 from secateur.artifacts import FULL, Manifest, Schedule, ScheduleRef, to_json
 from secateur.calibration.budget import budget
 from secateur.calibration.files import encode
-from secateur.errors import BadSchedule, ExportMismatch
+from secateur.engines.version import FLOORS
+from secateur.errors import BadSchedule, ExportMismatch, Unparsable
 from secateur.export.folder import atomic_folder
 from secateur.export.graphs import build
+from secateur.export.lint import lint
 from secateur.export.parity import Parity, check
 from secateur.export.targets import Target
 from secateur.export.to_onnx import to_onnx
@@ -49,6 +51,7 @@ def export(
     Raises:
         BadSchedule: a schedule of another model, or a name used twice.
         BadOutput: `out` exists (without force) or cannot be written.
+        Unparsable: the target is for TensorRT, and a graph needs what its oldest version does not take.
         ExportMismatch: with verify, a graph or the chain differs from torch; nothing is left behind.
     """
     _check_schedules(family, schedules)
@@ -57,6 +60,7 @@ def export(
         for done, graph in enumerate(graphs):
             progress("export", graph.spec.name, done, len(graphs))
             to_onnx(graph, folder / graph.spec.file, target.opset)
+            _check_operators(folder / graph.spec.file, target)
         progress("export", "", len(graphs), len(graphs))
         (folder / "schedules").mkdir()
         everything = (full(family), *schedules)
@@ -93,6 +97,15 @@ def export(
 def full(family: Family) -> Schedule:
     """The schedule without gates, which every bundle holds."""
     return Schedule(FULL, FULL, family.identity, (), budget(family.dimensions, family.layout.vision_tokens, ()))
+
+
+def _check_operators(path: Path, target: Target) -> None:
+    """Refuse a graph that TensorRT would refuse, on this machine and at once."""
+    floor = FLOORS.get(target.name)
+    findings = lint(path, floor) if floor is not None else ()
+    if findings:
+        others = f" ({len(findings) - 1} more in this graph)" if len(findings) > 1 else ""
+        raise Unparsable(f"TensorRT {floor} would not take it: {findings[0]}{others}")
 
 
 def _check_schedules(family: Family, schedules: Sequence[Schedule]) -> None:

@@ -52,6 +52,7 @@ def to_onnx(graph: Graph, path: Path, opset: int) -> None:
     assert program is not None
     model = program.model
     _tidy(model, spec.inputs, spec.outputs)
+    _norms_of_one_dtype(model)
     model.metadata_props.update(graph.notes)
     found = {node.op_type for node in model.graph.all_nodes()} & FORBIDDEN
     if found:
@@ -111,6 +112,23 @@ def _tidy(model: onnx_ir.Model, inputs: tuple[TensorSpec, ...], outputs: tuple[T
     model.metadata_props.clear()
     model.graph.metadata_props.clear()
     model.producer_name, model.producer_version = "secateur", None
+
+
+def _norms_of_one_dtype(model: onnx_ir.Model) -> None:
+    """Cast the input of each RMSNormalization to the dtype of its scale, which ONNX gives the output anyway.
+
+    TensorRT's parser gives the output the dtype of the input, and what follows would no longer fit. Computed is in
+    fp32 (stash_type) both ways.
+    """
+    for node in list(model.graph.all_nodes()):
+        rows, scale = (*node.inputs, None, None)[:2]
+        if node.op_type == "RMSNormalization" and rows is not None and scale is not None and rows.dtype != scale.dtype:
+            assert node.graph is not None and scale.dtype is not None
+            cast = onnx_ir.node("Cast", [rows], {"to": scale.dtype}, name=f"{node.name}_cast")
+            cast.outputs[0].dtype, cast.outputs[0].shape = scale.dtype, rows.shape
+            cast.outputs[0].name = f"{node.name}_input"
+            node.graph.insert_before(node, cast)
+            node.replace_input_with(0, cast.outputs[0])
 
 
 @contextmanager

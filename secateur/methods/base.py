@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from secateur.artifacts import Array, Dimensions, Gate, Json, Schedule
 from secateur.calibration.statistics import Statistics
 from secateur.errors import BadSchedule
+from secateur.methods import _rounds
 
 
 @dataclass(frozen=True)
@@ -229,18 +230,13 @@ class Method(ABC):
 
 
 def top(score: Tensor, count: int) -> Tensor:
-    """Indices [..., count] of the largest scores along the last axis, best first; ties go to the lower index.
-
-    ONNX TopK breaks ties so; eager torch.topk promises nothing, hence the stable sort outside of an export.
-    """
-    if torch.compiler.is_exporting():
-        return torch.topk(score, count, dim=-1).indices
-    return torch.sort(score, dim=-1, descending=True, stable=True).indices[..., :count]
+    """Indices [..., count] of the largest scores along the last axis, best first; ties go to the lower index."""
+    return _rounds.top(score, count)
 
 
 def ascending(slots: Tensor) -> Tensor:
-    """Sort slots [B, k] upwards; the values of a smallest-first TopK over the k kept slots."""
-    return torch.topk(slots, slots.shape[-1], dim=-1, largest=False).values
+    """Slots [B, k] upwards: no two of a row are alike, so a TopK over the k kept slots sorts them."""
+    return _rounds.ascending(slots)
 
 
 def best(score: Tensor, count: int) -> Tensor:

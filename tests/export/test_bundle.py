@@ -12,10 +12,13 @@ import torch
 
 from secateur.artifacts import Schedule, read_json, to_json
 from secateur.calibration.budget import budget
+from secateur.engines.version import FLOORS, Version
 from secateur.errors import BadOutput, BadSchedule, ExportMismatch, InputError, UnknownName
 from secateur.export import bundle as module
 from secateur.export.bundle import Exported, export, full
+from secateur.export.lint import lint_bundle
 from secateur.export.parity import Parity
+from secateur.export.precision import compare
 from secateur.export.targets import TARGETS, target
 from secateur.export.to_onnx import FORBIDDEN
 from secateur.models.base import Family
@@ -31,6 +34,12 @@ def test_a_bundle_is_checked_and_loads(tiny_bundle: tuple[Path, Exported]) -> No
     assert names >= {g.name for g in exported.manifest.graphs}
     assert names >= {f"chain, {name}" for name in exported.manifest.schedules}
     assert Bundle.load(folder).manifest == exported.manifest
+
+
+def test_in_fp32_it_is_its_checkpoint(tiny_bundle: tuple[Path, Exported], tiny: Family) -> None:
+    found = compare(Bundle.load(tiny_bundle[0]), 2, family=tiny)
+    assert not found.failures and len(found.schedules) == len(tiny_bundle[1].manifest.schedules)
+    assert all(s.overlap == s.same_token == 1 and s.relative_error < 1e-4 for s in found.schedules)
 
 
 def test_no_file_knows_where_it_was_made(tiny_bundle: tuple[Path, Exported]) -> None:
@@ -55,6 +64,12 @@ def test_graphs_hold_static_gates_and_no_forbidden_operator(tiny_bundle: tuple[P
                 assert node.input[1] in constants, f"{spec.name}: TopK with a K that is no constant"
                 assert all(a.i == 1 for a in node.attribute if a.name == "sorted")
         assert all(isinstance(x.shape[1], int) for x in (*spec.inputs, *spec.outputs) if "vision_index" in x.name)
+
+
+def test_every_method_is_fit_for_tensorrt(tiny_bundle: tuple[Path, Exported]) -> None:
+    bundle = Bundle.load(tiny_bundle[0])
+    for version in (FLOORS["tensorrt-10.15"], Version(11, 1)):
+        assert [str(finding) for finding in lint_bundle(bundle, version)] == []
 
 
 def test_weights_are_stored_once(tiny_bundle: tuple[Path, Exported], tiny: Family) -> None:

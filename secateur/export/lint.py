@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Will TensorRT take these graphs? Every node against the table of a version, without TensorRT.
+
+The tables are in secateur/export/operators/, the risks of fp16 in secateur/export/overflow.py.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+
+from secateur.engines.version import FLOORS, Version
+from secateur.export import overflow
+from secateur.export.facts import Facts, Node
+from secateur.export.operators import table
+from secateur.export.operators.rows import ANY, Refusal, Row, Table
+from secateur.runtime.bundle import Bundle
+
+LOWEST_OPSET = 9
+DOCS = "onnx-tensorrt docs/operators.md"
+NETWORK = ANY | {"uint8"}  # dtypes of what goes in and comes out
+EXTEND = "write it with operators of secateur/export/operators, or keep it out of the graph"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A node that a TensorRT version refuses, or that overflows: what is wrong, what to do, and who says so."""
+
+    graph: str
+    node: str
+    operator: str
+    problem: str
+    mend: str
+    source: str
+
+    def __str__(self) -> str:
+        return f"graph '{self.graph}', node '{self.node}' ({self.operator}): {self.problem}; {self.mend}"
+
+
+@dataclass(frozen=True)
+class Used:
+    """An operator of a bundle: how many nodes have it, whether all of them pass, and the source of its row."""
+
+    operator: str
+    count: int
+    ok: bool
+    source: str
+
+
+def lint(model: onnx.ModelProto | Path, version: Version) -> tuple[Finding, ...]:
+    """What TensorRT `version` refuses of a graph, and where it may overflow.
+
+    A file's weights are not read; constants are looked at where they are small and in the file itself.
+
+    Raises:
+        Unparsable: there is no table for so old a version.
+    """
+    name = model.stem if isinstance(model, Path) else model.graph.name
+    return tuple(_lint(name, Facts.of(model), table(version)))
+
+
+def lint_bundle(bundle: Bundle, version: Version | None = None) -> tuple[Finding, ...]:
+    """The same for all graphs of a bundle; by default at the floor of its target, and empty if it has none."""
+    rules = _rules(bundle, version)
+    return () if rules is None else tuple(x for name, facts in _graphs(bundle) for x in _lint(name, facts, rules))
+
+
+def operators_used(bundle: Bundle, version: Version | None = None) -> list[Used]:
+    """The operators of a bundle by name, judged as by `lint_bundle`; empty for a target that is not for TensorRT."""
+    rules = _rules(bundle, version)
+    if rules is None:
+        return []
+    counts: Counter[str] = Counter()
+    refused: set[str] = set()
+    for name, facts in _graphs(bundle):
+        counts.update(node.operator for node in facts.nodes)
+        refused.update(finding.operator for finding in _lint(name, facts, rules))
+    rows = rules.rows
+    return [
+        Used(operator, count, operator not in refused, rows[operator].source if operator in rows else "no row")
+        for operator, count in sorted(counts.items())
+    ]
+
+
+def _rules(bundle: Bundle, version: Version | None) -> Table | None:
+    version = version or FLOORS.get(bundle.manifest.target)
+    return None if version is None else table(version)
+
+
+def _graphs(bundle: Bundle) -> Iterator[tuple[str, Facts]]:
+    for graph in bundle.manifest.graphs:
+        yield graph.name, Facts.of(bundle.path(graph.file))
+
+
+def _lint(graph: str, facts: Facts, rules: Table) -> Iterator[Finding]:
+    opset = max((x.version for x in facts.model.opset_import if x.domain in ("", "ai.onnx")), default=0)
+    if not LOWEST_OPSET <= opset <= rules.opset:
+        problem = f"opset {opset} is not within {LOWEST_OPSET} and {rules.opset}, which TensorRT {rules.version} parses"
+        yield Finding(graph, "the whole graph", "opset", problem, "export with --target tensorrt", DOCS)
+    for value in (*facts.model.graph.input, *facts.model.graph.output):
+        dtype = facts.dtypes.get(value.name)
+        if dtype is not None and dtype not in NETWORK:
+            yield Finding(graph, value.name, "input or output", *_dtype(value.name, dtype, NETWORK), DOCS)
+    for node in facts.nodes:
+        row = rules.rows.get(node.operator)
+        if row is None:
+            problem = f"TensorRT {rules.version} is not known to have it"
+            yield Finding(graph, node.name, node.operator, problem, EXTEND, "no row")
+            continue
+        for refusal in _refusals(node, row):
+            yield Finding(graph, node.name, node.operator, *refusal, row.source)
+        risk = overflow.overflow(node)
+        if risk is not None:
+            yield Finding(graph, node.name, node.operator, *risk, overflow.SOURCE)
+
+
+def _refusals(node: Node, row: Row) -> Iterator[Refusal]:
+    if row.refusal is not None:
+        yield row.refusal
+        return
+    yield from (refusal for check in row.checks if (refusal := check(node)) is not None)
+    for i, name in enumerate(node.proto.input):
+        yield from _wrong([name], node, row.others.get(i, row.dtypes))
+        if i in row.sizes and name and name not in node.facts.sizes:
+            problem = f"input '{name}' sets the shape of the output and depends on the data"
+            yield Refusal(problem, "give it a constant, or what follows from shapes")
+    yield from _wrong(node.proto.output, node, ANY | row.dtypes)
+
+
+def _wrong(names: Iterable[str], node: Node, allowed: frozenset[str]) -> Iterator[Refusal]:
+    """Tensors of another dtype. One whose dtype is unknown stands behind an operator that is refused anyway."""
+    for name in names:
+        dtype = node.facts.dtypes.get(name)
+        if dtype is not None and dtype not in allowed:
+            yield _dtype(name, dtype, allowed)
+
+
+def _dtype(name: str, dtype: str, allowed: frozenset[str]) -> Refusal:
+    return Refusal(f"'{name}' is {dtype}, not {', '.join(sorted(allowed))}", "cast it to one of these")

@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which ONNX operators TensorRT takes: a table for each version that differs, said as the one before and more."""
+
+from __future__ import annotations
+
+from secateur.engines.version import Version
+from secateur.errors import Unparsable
+from secateur.export.operators import trt_10_3, trt_10_13, trt_10_14, trt_10_15, trt_11_0, trt_11_1
+from secateur.export.operators.rows import Table
+
+TABLES: tuple[Table, ...] = tuple(
+    module.TABLE for module in (trt_10_3, trt_10_13, trt_10_14, trt_10_15, trt_11_0, trt_11_1)
+)
+OLDEST, NEWEST = TABLES[0].version, TABLES[-1].version
+
+
+def table(version: Version) -> Table:
+    """The newest table that is not newer than `version`.
+
+    Raises:
+        Unparsable: there is none.
+    """
+    if version < OLDEST:
+        raise Unparsable(f"TensorRT {version} is too old; graphs are made for {OLDEST} and newer")
+    return [each for each in TABLES if each.version <= version][-1]
+
+
+def caution(version: Version) -> str:
+    """What to add to an answer for a version that is newer than the newest table; "" for others."""
+    if version[:2] <= NEWEST[:2]:
+        return ""
+    return f"TensorRT {version} is newer than the newest table; it was judged as {NEWEST}"

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The largest or smallest of many, in rounds: TensorRT's TopK gives at most 3840.
+
+Each round takes what it may and leaves out, for the next one, all that came before its last choice in the order of
+score, then index. Neither scatters nor compacts, so all sizes are constants. Up to `LIMIT` it is one TopK.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+LIMIT = 3840
+OUT = float(torch.finfo(torch.float32).min)  # finite: an infinite constant is a trap in a graph
+LAST_SLOT = torch.iinfo(torch.int32).max
+
+
+def top(score: Tensor, count: int) -> Tensor:
+    """Indices [..., count] of the largest scores along the last axis, best first; ties go to the lower index.
+
+    Beyond `LIMIT`, scores below -1.7e38, -inf among them, are all alike.
+    """
+    if count <= LIMIT:
+        return _first(score, count)
+    score = score.float().clamp_min(OUT / 2)
+    index = torch.arange(score.shape[-1], device=score.device)
+    rounds = [_first(score, LIMIT)]
+    for left in range(count - LIMIT, 0, -LIMIT):
+        last = rounds[-1][..., -1:]
+        bar = score.gather(-1, last)
+        score = torch.where((score > bar) | ((score == bar) & (index <= last)), OUT, score)
+        rounds.append(_first(score, min(left, LIMIT)))
+    return torch.cat(rounds, -1)
+
+
+def ascending(slots: Tensor) -> Tensor:
+    """Slots [B, k], no two of a row alike and each below 2**31 - 1, upwards."""
+    count = slots.shape[-1]
+    rounds = [_smallest(slots, min(count, LIMIT))]
+    for left in range(count - LIMIT, 0, -LIMIT):
+        slots = torch.where(slots <= rounds[-1][..., -1:], LAST_SLOT, slots)
+        rounds.append(_smallest(slots, min(left, LIMIT)))
+    return torch.cat(rounds, -1) if len(rounds) > 1 else rounds[0]
+
+
+def _first(score: Tensor, count: int) -> Tensor:
+    """ONNX TopK gives ties to the lower index; eager torch.topk promises nothing, hence the stable sort there."""
+    if torch.compiler.is_exporting():
+        return torch.topk(score, count, dim=-1).indices
+    return torch.sort(score, dim=-1, descending=True, stable=True).indices[..., :count]
+
+
+def _smallest(slots: Tensor, count: int) -> Tensor:
+    return torch.topk(slots, count, dim=-1, largest=False).values
