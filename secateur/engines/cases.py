@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is timed: each graph at the shapes that the schedules really give it, and where the results lie.
+
+DIR/cases.json                  Cases
+    <graph>.layers.json         --exportLayerInfo of the build, one per graph
+    <case>.inputs/<n>.bin       values for --loadInputs
+    <case>.times.json           --exportTimes
+    <case>.profile.json         --exportProfile
+    <case>.log                  console output of the run;  <graph>.build.log of the build
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from secateur.artifacts import read_json
+from secateur.errors import BadMeasurement
+
+CASES_FILE = "cases.json"
+KINDS = ("encode", "prefill", "decode")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One graph at one set of input shapes.
+
+    name       letters, digits, ".", "_" and "-"; begins with the graph's name
+    kind       encode (once per image), prefill (once per question) or decode (once per generated token)
+    profile    number of the plan's optimisation profile
+    shapes     of every input, static ones too
+    schedules  names of the schedules that run the graph at these shapes, once each
+    """
+
+    name: str
+    graph: str
+    kind: str
+    profile: int
+    shapes: dict[str, tuple[int, ...]]
+    schedules: tuple[str, ...]
+
+    @property
+    def times(self) -> str:
+        return f"{self.name}.times.json"
+
+    @property
+    def layer_times(self) -> str:
+        return f"{self.name}.profile.json"
+
+    @property
+    def log(self) -> str:
+        return f"{self.name}.log"
+
+    @property
+    def layers(self) -> str:
+        return layers(self.graph)
+
+    @property
+    def inputs(self) -> str:
+        """Folder of the input files."""
+        return f"{self.name}.inputs"
+
+    def __post_init__(self) -> None:
+        for name in (self.name, self.graph):
+            if not name or name[0] in ".-" or not all(c.isalnum() or c in "._-" for c in name):
+                raise BadMeasurement(f"case name '{name}' must be letters, digits, '.', '_' and '-'")
+        if self.kind not in KINDS:
+            raise BadMeasurement(f"case '{self.name}' has the kind '{self.kind}'; use one of {', '.join(KINDS)}")
+
+
+@dataclass(frozen=True)
+class Cases:
+    """Contents of cases.json."""
+
+    cases: tuple[Case, ...]
+    schema: int = 1
+
+    def __post_init__(self) -> None:
+        if self.schema != 1:
+            raise BadMeasurement(f"cases schema {self.schema} is not known; this version reads schema 1")
+
+    @classmethod
+    def read(cls, folder: Path) -> Cases:
+        """The cases of a folder that `secateur build --dry-run` or --script wrote.
+
+        Raises:
+            BadMeasurement: there is no such file, or it is none.
+        """
+        return read_json(cls, folder / CASES_FILE, BadMeasurement)
+
+
+def layers(graph: str) -> str:
+    """File of the layers of a graph's plan."""
+    return f"{graph}.layers.json"

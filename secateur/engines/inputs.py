@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Values of the integer inputs of a timing case, for trtexec --loadInputs: raw bytes in C order.
+
+trtexec draws integers from [-128, 127], which would index out of range. Its floats from [-1, 1] are what we want, so
+they are left to it. Empty tensors need no values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from secateur.artifacts import GraphSpec, Manifest, TensorSpec
+from secateur.engines.cases import Case
+from secateur.errors import BadBundle
+from secateur.files import write_bytes
+
+Ints = NDArray[np.int64]
+
+
+def values(manifest: Manifest, case: Case) -> dict[str, Ints]:
+    """The integer inputs of a case by name, int64, of its shapes; the same every time.
+
+    Raises:
+        BadBundle: an integer input whose meaning is not known.
+    """
+    graph = manifest.graph(case.graph)
+    past = next((case.shapes[spec.name][0] for spec in graph.inputs if spec.name.startswith("past_")), 0)
+    return {spec.name: _value(manifest, case, graph, spec, past) for spec in _integers(case, graph)}
+
+
+def files(manifest: Manifest, case: Case) -> dict[str, str]:
+    """Where the values of a case lie, by input, relative to the folder of the cases."""
+    names = [spec.name for spec in _integers(case, manifest.graph(case.graph))]
+    return {name: f"{case.inputs}/{name}.bin" for name in names}
+
+
+def write(manifest: Manifest, case: Case, folder: Path) -> None:
+    """Write the values of a case to the files in `folder`.
+
+    Raises:
+        BadOutput: they cannot be written.
+    """
+    made = values(manifest, case)
+    for name, file in files(manifest, case).items():
+        write_bytes(folder / file, np.ascontiguousarray(made[name]).tobytes())
+
+
+def _integers(case: Case, graph: GraphSpec) -> Iterator[TensorSpec]:
+    return (spec for spec in graph.inputs if spec.dtype.startswith("int") and 0 not in case.shapes[spec.name])
+
+
+def _value(manifest: Manifest, case: Case, graph: GraphSpec, spec: TensorSpec, past: int) -> Ints:
+    shape = case.shapes[spec.name]
+    columns = np.arange(shape[-1], dtype=np.int64)
+    match spec.name.removeprefix("full_"):
+        case "input_ids":
+            row = columns % manifest.dimensions.vocabulary
+        case "vision_index":  # spread over the image, ascending
+            row = columns * manifest.layout.vision_tokens // shape[-1]
+        case "position_ids":
+            row = past + columns
+        case "attention_mask":  # the past of a prefill is there only to be hidden
+            row = (columns >= (past if case.kind == "prefill" else 0)).astype(np.int64)
+        case "last_index":
+            rows = case.shapes["hidden_states"][1]
+            row = np.full(shape[-1], rows - 1, np.int64)
+        case _:
+            raise BadBundle(f"graph '{graph.name}' has the integer input '{spec.name}', whose values are not known")
+    return np.broadcast_to(row, shape).astype(spec.dtype)

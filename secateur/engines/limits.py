@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How much the engines leave room for: what the user asks, or what the model's context has."""
+
+from __future__ import annotations
+
+from secateur.artifacts import Manifest
+from secateur.engines.manifest import Limits
+from secateur.errors import InputError
+
+MAX_BATCH = 1024
+
+
+def limits(manifest: Manifest, batch: int = 1, text: int | None = None, new_tokens: int | None = None) -> Limits:
+    """Limits for a bundle. What is None gets its usual value, or less if the model's context is short.
+
+    Raises:
+        InputError: a number is below 1, or all rows together are more than the context; the message names the flag.
+    """
+    usual = Limits()
+    for flag, value in (("--max-batch", batch), ("--max-text", text), ("--max-new-tokens", new_tokens)):
+        if value is not None and value < 1:
+            raise InputError(f"{flag} is {value}; it must be at least 1")
+    if batch > MAX_BATCH:
+        raise InputError(f"--max-batch is {batch}; it must be at most {MAX_BATCH}")
+    layout, context = manifest.layout, manifest.dimensions.context
+    image = layout.image_start + layout.vision_tokens
+    room = context - image
+    if new_tokens is None:
+        new_tokens = max(1, min(usual.new_tokens, room // 2 if text is None else room - text))
+    if text is None:
+        text = max(1, min(usual.text, room - new_tokens))
+    made = Limits(batch, text, new_tokens)
+    if made.capacity(layout) > context:
+        raise InputError(
+            f"{image} rows up to the image's end, --max-text {text} and --max-new-tokens {new_tokens} are "
+            f"{made.capacity(layout)} rows; the model's context has {context}; lower --max-text or --max-new-tokens"
+        )
+    return made

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""engines.json: the plans in a folder, what they were built from, and the only device and version that may run them.
+
+BUNDLE/engines/<gpu>-sm<sm>-trt<version>/engines.json   Engines
+                                         <graph>.plan   one per graph, gates included
+                                         timing.cache   of that device and version
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from secateur.artifacts import Layout
+from secateur.errors import BadEngine
+
+ENGINES = "engines"
+ENGINES_FILE = "engines.json"
+TIMING_CACHE = "timing.cache"
+MEND = "build the engines on this device with `secateur build`"
+
+
+@dataclass(frozen=True)
+class Device:
+    """What a plan is tied to.
+
+    gpu       the name that CUDA gives, "Orin" or "NVIDIA H200"
+    sm        compute capability, "8.7"
+    tensorrt  all four numbers, "10.3.0.30"
+    cuda      runtime version, "12.6"
+    driver    CUDA version that the driver supports, "12.6"
+    os        system and machine, "Linux-aarch64"
+    """
+
+    gpu: str
+    sm: str
+    tensorrt: str
+    cuda: str
+    driver: str
+    os: str
+
+    def differs(self, other: Device) -> str:
+        """ "" if plans of this device run on `other`, else the first thing that differs, as "TensorRT 10.3, not 10.16".
+
+        A driver or CUDA runtime may be newer than at build time; GPU, TensorRT and system must be the same.
+        """
+        for name, label in (("gpu", "GPU"), ("sm", "SM"), ("tensorrt", "TensorRT"), ("os", "system")):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if mine != theirs:
+                return f"{label} {mine}, not {theirs}"
+        return ""
+
+    @property
+    def folder(self) -> str:
+        """Name of the folder for this device's plans, such as "orin-sm8.7-trt10.3.0.30"."""
+        gpu = "".join(c if c.isalnum() else "-" for c in self.gpu.lower())
+        return f"{'-'.join(part for part in gpu.split('-') if part)}-sm{self.sm}-trt{self.tensorrt}"
+
+
+@dataclass(frozen=True)
+class Range:
+    """Least, optimal and largest shape of one dynamic input in one optimisation profile."""
+
+    min: tuple[int, ...]
+    opt: tuple[int, ...]
+    max: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One optimisation profile: "prefill" or "decode" of a segment, "all" of other graphs; ranges of dynamic inputs."""
+
+    name: str
+    ranges: dict[str, Range]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One serialized engine.
+
+    sha256   of the plan file
+    source   sha256 over the ONNX file, its weights and the profiles, so that an unchanged graph is not built again
+    memory   bytes of activations that a context needs (device_memory_size_v2)
+    seconds  that the build took
+    """
+
+    graph: str
+    file: str
+    sha256: str
+    source: str
+    profiles: tuple[Profile, ...]
+    memory: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the profiles leave room for: batch, rows of text behind the image at once, generated tokens."""
+
+    batch: int = 1
+    text: int = 256
+    new_tokens: int = 128
+
+    def capacity(self, layout: Layout) -> int:
+        """Rows that a cache has at most: what stands before the image, all of the image, text, answer."""
+        return layout.image_start + layout.vision_tokens + self.text + self.new_tokens
+
+
+@dataclass(frozen=True)
+class Engines:
+    """Contents of engines.json. `flags` are the builder's settings, such as workspace_mib and optimization_level."""
+
+    device: Device
+    target: str
+    limits: Limits
+    flags: dict[str, int | str | bool]
+    plans: tuple[Plan, ...]
+    schema: int = 1
+
+    def __post_init__(self) -> None:
+        if self.schema != 1:
+            raise BadEngine(f"engines schema {self.schema} is not known; this version reads schema 1; {MEND}")
+        for plan in self.plans:
+            if "/" in plan.file or "\\" in plan.file or plan.file in ("", ".", ".."):
+                raise BadEngine(f"{ENGINES_FILE} names '{plan.file}', which leaves its folder; {MEND}")
+
+    def plan(self, graph: str) -> Plan:
+        """The plan of a graph.
+
+        Raises:
+            BadEngine: there is none.
+        """
+        for plan in self.plans:
+            if plan.graph == graph:
+                return plan
+        raise BadEngine(f"there is no plan of the graph '{graph}'; {MEND}")
+
+    @property
+    def masked_past(self) -> int:
+        """Rows, hidden by the mask, that the past of a prefill must have: 0, unless the profiles start above."""
+        pasts = [
+            shapes.min[0]
+            for plan in self.plans
+            for profile in plan.profiles
+            for name, shapes in profile.ranges.items()
+            if profile.name == "prefill" and name.startswith("past_")
+        ]
+        return max(pasts, default=0)

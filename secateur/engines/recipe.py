@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All trtexec commands for a bundle, in the order to run them, and the files that they read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from secateur.artifacts import Manifest, to_json
+from secateur.engines import inputs, trtexec
+from secateur.engines.cases import CASES_FILE, Case, Cases
+from secateur.engines.manifest import ENGINES, Profile
+from secateur.engines.settings import Settings
+from secateur.engines.shapes import dynamic
+from secateur.errors import BadOutput
+from secateur.files import write_text
+
+FOLDER = f"{ENGINES}/{trtexec.TRTEXEC}"
+"""Where the commands run, in the bundle, unless the user names another folder."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What to build and time.
+
+    folder  where the commands run: plans, inputs and results lie there
+    bundle  absolute folder of the bundle
+    """
+
+    manifest: Manifest
+    profiles: Mapping[str, tuple[Profile, ...]]
+    cases: tuple[Case, ...]
+    settings: Settings
+    folder: Path
+    bundle: Path
+
+    def builds(self) -> dict[str, list[str]]:
+        """The command that builds each graph."""
+        return {
+            graph.name: trtexec.build(
+                graph.name,
+                f"{self.way}/{graph.file}",
+                f"{graph.name}.plan",
+                self.profiles[graph.name],
+                self.settings,
+            )
+            for graph in self.manifest.graphs
+        }
+
+    def times(self) -> dict[str, list[str]]:
+        """The command that times each case."""
+        return {
+            case.name: trtexec.time(
+                case,
+                f"{case.graph}.plan",
+                dynamic(self.manifest.graph(case.graph)),
+                inputs.files(self.manifest, case),
+                len(self.profiles[case.graph]),
+            )
+            for case in self.cases
+        }
+
+    @property
+    def way(self) -> str:
+        """From `folder` to the bundle."""
+        return Path(os.path.relpath(self.bundle, self.folder.resolve())).as_posix()
+
+    def write(self) -> None:
+        """Write the input files and cases.json into `folder`; what has the same name is replaced.
+
+        Raises:
+            BadOutput: they cannot be written.
+        """
+        if self.folder.exists() and not self.folder.is_dir():
+            raise BadOutput(f"output {self.folder} is no folder; choose another --out")
+        for case in self.cases:
+            inputs.write(self.manifest, case, self.folder)
+        write_text(self.folder / CASES_FILE, to_json(Cases(self.cases)))

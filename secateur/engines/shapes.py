@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Optimisation profiles and timing cases of every graph, from the manifest and the limits.
+
+A segment has two profiles: "prefill" admits the first question (S from the rows of the schedules, no past) and a
+further one (S short, P up to the capacity); "decode" has S = 1. Every other graph has one, "all". The sizes at min,
+opt and max belong together, so that a dimension such as P+S holds at each of them. opt is at batch 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from secateur.artifacts import GraphSpec, Manifest
+from secateur.engines.cases import Case
+from secateur.engines.manifest import Limits, Profile, Range
+from secateur.engines.walk import USUAL_TEXT, Step, decode, prefill
+from secateur.errors import BadBundle
+from secateur.runtime.dimensions import resolve_shapes
+
+Symbols = dict[str, int]
+
+
+def profiles(manifest: Manifest, limits: Limits, usual: str, past: int = 0) -> dict[str, tuple[Profile, ...]]:
+    """The profiles of each graph by name.
+
+    usual  schedule whose row counts are the optimum
+    past   rows that the past of a prefill has at least, see past.py
+
+    Raises:
+        BadBundle: a graph belongs to no schedule.
+    """
+    text = min(USUAL_TEXT, limits.text)
+    first = [
+        step for name in manifest.schedules for length in (1, limits.text) for step in prefill(manifest, name, length)
+    ]
+    ordinary = [step for name in (usual, *manifest.schedules) for step in prefill(manifest, name, text)]
+    answering = list(decode(manifest, usual, text, limits.new_tokens // 2))
+    capacity = limits.capacity(manifest.layout) + past
+    made: dict[str, tuple[Profile, ...]] = {}
+    for graph in manifest.graphs:
+        low, best, high = _extremes(graph, first, ordinary)
+        if graph.kind == "segment":
+            middle = next(step.symbols for step in answering if step.graph == graph.name)
+            made[graph.name] = (
+                _profile("prefill", graph, {"S": 1, "P": past}, best | {"P": past}, high | {"P": capacity}, limits),
+                _profile("decode", graph, {"S": 1, "P": 1}, middle, {"S": 1, "P": capacity}, limits),
+            )
+        else:
+            if graph.kind == "embed":
+                low = {"T": 1}  # a generated token
+            made[graph.name] = (_profile("all", graph, low, best, high, limits),)
+    return made
+
+
+def cases(manifest: Manifest, limits: Limits, past: int = 0) -> tuple[Case, ...]:
+    """What each schedule runs for an ordinary question and for the token in the middle of an answer, at batch 1.
+
+    A graph that several schedules run at the same shapes is one case.
+    """
+    text = min(USUAL_TEXT, limits.text)
+    found: dict[str, tuple[Step, list[str]]] = {}
+    for schedule in manifest.schedules:
+        steps = [*prefill(manifest, schedule, text, past)]
+        steps += decode(manifest, schedule, text, limits.new_tokens // 2)
+        for step in steps:
+            found.setdefault(_name(step), (step, []))[1].append(schedule)
+    made = []
+    for name, (step, schedules) in found.items():
+        graph = manifest.graph(step.graph)
+        profile = 1 if graph.kind == "segment" and step.kind == "decode" else 0
+        shapes = resolve_shapes(graph.inputs, step.symbols | {"B": 1})
+        made.append(Case(name, graph.name, step.kind, profile, shapes, tuple(schedules)))
+    return tuple(made)
+
+
+def dynamic(graph: GraphSpec) -> tuple[str, ...]:
+    """Names of the inputs that have a dynamic dimension; only these may be given shapes."""
+    return tuple(spec.name for spec in graph.inputs if any(isinstance(size, str) for size in spec.shape))
+
+
+def _name(step: Step) -> str:
+    """Such as "segment_1.prefill-P0-S99"."""
+    return f"{step.graph}.{step.kind}" + "".join(f"-{symbol}{size}" for symbol, size in step.symbols.items())
+
+
+def _extremes(graph: GraphSpec, first: Iterable[Step], ordinary: Iterable[Step]) -> tuple[Symbols, Symbols, Symbols]:
+    """Sizes of the graph: least and largest of the steps `first`, and between them those of the first of `ordinary`."""
+    sizes = [step.symbols for step in first if step.graph == graph.name]
+    if not sizes:
+        raise BadBundle(f"no schedule runs the graph '{graph.name}'; export the bundle again")
+    low, high = ({symbol: pick(s[symbol] for s in sizes) for symbol in sizes[0]} for pick in (min, max))
+    return low, next(step.symbols for step in ordinary if step.graph == graph.name), high
+
+
+def _profile(
+    name: str,
+    graph: GraphSpec,
+    low: Mapping[str, int],
+    best: Mapping[str, int],
+    high: Mapping[str, int],
+    limits: Limits,
+) -> Profile:
+    specs = [spec for spec in graph.inputs if spec.name in dynamic(graph)]
+    least, usual, most = (
+        resolve_shapes(specs, {**symbols, "B": batch}) for symbols, batch in ((low, 1), (best, 1), (high, limits.batch))
+    )
+    return Profile(name, {spec.name: Range(least[spec.name], usual[spec.name], most[spec.name]) for spec in specs})

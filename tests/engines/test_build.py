@@ -1,0 +1,330 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The build on the simulated TensorRT, with real worker processes: what is built, kept, refused and left behind."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import onnx
+import pytest
+
+from secateur.artifacts import read_json
+from secateur.engines.build import Built, build, check_target
+from secateur.engines.manifest import ENGINES_FILE, TIMING_CACHE, Device, Engines, Limits, Profile
+from secateur.engines.settings import Settings
+from secateur.engines.shapes import profiles
+from secateur.engines.source import source
+from secateur.engines.version import Version
+from secateur.errors import BackendMissing, BadBundle, BadEngine, BadOutput, BuildFailed
+from secateur.export.bundle import Exported
+from secateur.runtime.bundle import Bundle, sha256
+
+SIMULATION = Path(__file__).parent.parent / "simulation"
+DEVICE = Device("Orin", "8.7", "10.3.0.30", "12.6", "12.6", "Linux-x86_64")
+LIMITS = Limits(1, 20, 10)
+GRAPHS = ("embed", "segment_0", "btp.0")
+Shapes = Mapping[str, tuple[Profile, ...]]
+
+
+@dataclasses.dataclass
+class Workshop:
+    """A bundle of which few graphs are built, which is quick."""
+
+    root: Path
+
+    @property
+    def folder(self) -> Path:
+        return self.root / "engines" / DEVICE.folder
+
+    def build(
+        self,
+        *graphs: str,
+        limits: Limits = LIMITS,
+        settings: Settings | None = None,
+        device: Device = DEVICE,
+        past: int = 0,
+    ) -> Built:
+        """Build these graphs, or one."""
+        bundle = Bundle.load(self.root)
+        shapes = profiles(bundle.manifest, limits, "btp", past)
+        few = tuple(bundle.manifest.graph(name) for name in graphs or ("embed",))
+        schedules = {name: s for name, s in bundle.manifest.schedules.items() if name == "full"}
+        small = dataclasses.replace(bundle.manifest, graphs=few, schedules=schedules)
+        return build(dataclasses.replace(bundle, manifest=small), device, shapes, limits, settings or Settings())
+
+    def read(self) -> Engines:
+        return read_json(Engines, self.folder / ENGINES_FILE, BadEngine)
+
+    def change(self, graph: str) -> None:
+        """Another ONNX file of the same meaning, and a manifest that vouches for it."""
+        manifest = Bundle.load(self.root).manifest
+        path = self.root / manifest.graph(graph).file
+        model = onnx.load(path, load_external_data=False)
+        model.doc_string += "changed"
+        path.write_bytes(model.SerializeToString())
+        text = json.loads((self.root / "manifest.json").read_text())
+        text["files"][manifest.graph(graph).file] = sha256(path)
+        (self.root / "manifest.json").write_text(json.dumps(text))
+
+    def leftovers(self) -> list[Path]:
+        return list(self.folder.glob(".*.partial-*"))
+
+
+@pytest.fixture
+def workshop(trt_bundle: tuple[Path, Exported], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workshop:
+    root = tmp_path / "bundle"
+    shutil.copytree(trt_bundle[0], root)
+    use(monkeypatch, SIMULATION)
+    return Workshop(root)
+
+
+def use(monkeypatch: pytest.MonkeyPatch, *folders: Path) -> None:
+    """Let the workers import from `folders` first."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(str(folder) for folder in folders))
+
+
+def pretend(folder: Path, text: str) -> Path:
+    """A module `tensorrt` that does this when it is imported."""
+    folder.mkdir(exist_ok=True)
+    (folder / "tensorrt.py").write_text(text)
+    return folder
+
+
+def test_builds_every_graph_once(workshop: Workshop) -> None:
+    built = workshop.build(*GRAPHS)
+    assert built.new == GRAPHS and built.warnings == () and built.folder == workshop.folder
+    engines = workshop.read()
+    assert engines == built.engines
+    assert (engines.device, engines.target, engines.limits) == (DEVICE, "tensorrt", LIMITS)
+    assert engines.flags["strongly_typed"] is True and engines.flags["workspace_mib"] == 2048
+    manifest = Bundle.load(workshop.root).manifest
+    shapes = profiles(manifest, LIMITS, "btp")
+    assert [plan.graph for plan in engines.plans] == list(GRAPHS)
+    for plan in engines.plans:
+        assert sha256(workshop.folder / plan.file) == plan.sha256
+        assert plan.profiles == shapes[plan.graph]
+        assert plan.source == source(manifest, manifest.graph(plan.graph), plan.profiles, engines.flags)
+        assert plan.memory > 0 and plan.seconds > 0
+    assert engines.masked_past == 0
+    assert not workshop.leftovers()
+    before = (workshop.folder / "embed.plan").stat().st_mtime_ns
+    again = workshop.build(*GRAPHS)
+    assert again.new == () and again.engines == engines
+    assert (workshop.folder / "embed.plan").stat().st_mtime_ns == before
+
+
+def test_rebuilds_what_changed(workshop: Workshop) -> None:
+    two, shorter = ("embed", "segment_0"), dataclasses.replace(LIMITS, new_tokens=5)
+    workshop.build(*two)
+    workshop.change("segment_0")
+    assert workshop.build(*two).new == ("segment_0",)
+    assert workshop.build(*two, limits=shorter).new == ("segment_0",)
+    assert workshop.build(*two, limits=dataclasses.replace(shorter, text=15)).new == two
+    assert workshop.build(settings=Settings(optimization_level=1)).new == ("embed",)
+
+
+def test_another_device_has_a_folder_of_its_own(workshop: Workshop) -> None:
+    first = workshop.build()
+    other = dataclasses.replace(DEVICE, tensorrt="10.16.1.7")
+    second = workshop.build(device=other)
+    assert second.new == ("embed",) and second.folder != first.folder
+    shutil.copy(second.folder / ENGINES_FILE, first.folder / ENGINES_FILE)
+    assert workshop.build().new == ("embed",)
+
+
+@pytest.mark.parametrize("damage", ["truncate", "remove"])
+def test_a_damaged_plan_is_built_again(workshop: Workshop, damage: str) -> None:
+    workshop.build()
+    path = workshop.folder / "embed.plan"
+    if damage == "truncate":
+        path.write_bytes(path.read_bytes()[:1000])
+    else:
+        path.unlink()
+    built = workshop.build()
+    assert built.new == ("embed",)
+    assert built.warnings == (f"{path} is missing or damaged; it is built again",)
+    assert workshop.build().new == ()
+
+
+@pytest.mark.parametrize("text", ["{", '{"schema": 1}'])
+def test_a_damaged_engines_file_is_made_anew(workshop: Workshop, text: str) -> None:
+    workshop.build()
+    (workshop.folder / ENGINES_FILE).write_text(text)
+    built = workshop.build()
+    assert built.new == ("embed",)
+    assert len(built.warnings) == 1 and "every plan is built again" in built.warnings[0]
+    assert workshop.read() == built.engines
+
+
+def test_a_damaged_timing_cache_is_made_anew(workshop: Workshop) -> None:
+    workshop.build()
+    cache = workshop.folder / TIMING_CACHE
+    cache.write_bytes(b"no cache at all")
+    workshop.change("embed")
+    built = workshop.build("embed", "btp.0")
+    assert built.new == ("embed", "btp.0")
+    assert built.warnings == (f"embed: {cache} is damaged or of another device; it was made anew",)
+
+
+def test_the_parser_says_what_it_cannot_take(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SIMULATED_UNSUPPORTED", "TopK")
+    with pytest.raises(
+        BuildFailed, match=r"graph 'btp.0': TensorRT cannot parse it: In node \d+ with name: \S+"
+    ) as seen:
+        workshop.build("embed", "btp.0")
+    assert "\n" not in str(seen.value) and "TopK" in str(seen.value)
+    assert "`secateur inspect` says which versions can" in str(seen.value) and "--workspace" not in str(seen.value)
+    assert [plan.graph for plan in workshop.read().plans] == ["embed"]
+    assert not workshop.leftovers() and not (workshop.folder / "btp.0.plan").exists()
+
+
+def test_out_of_memory_says_what_helps_and_the_next_build_goes_on(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SIMULATED_OUT_OF_MEMORY", "segment_0")
+    with pytest.raises(BuildFailed, match="graph 'segment_0': TensorRT could not build it: .*OutOfMemory") as seen:
+        workshop.build("embed", "segment_0")
+    assert "--workspace, --optimization-level 2, and close the desktop" in str(seen.value)
+    assert [plan.graph for plan in workshop.read().plans] == ["embed"]
+    monkeypatch.delenv("SIMULATED_OUT_OF_MEMORY")
+    assert workshop.build("embed", "segment_0").new == ("segment_0",)
+
+
+def test_a_killed_worker(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = """
+import json, os, pathlib, sys
+plan = pathlib.Path(json.load(open(sys.argv[1]))["plan"])
+plan.with_name(f".{plan.name}.partial-{os.getpid()}").write_text("half")
+os.kill(os.getpid(), 9)
+"""
+    use(monkeypatch, pretend(workshop.root / "fake", text), SIMULATION)
+    with pytest.raises(
+        BuildFailed, match=r"the build of 'embed' was killed \(SIGKILL\), most likely for want of memory"
+    ):
+        workshop.build()
+    assert not workshop.leftovers() and workshop.read().plans == ()
+
+
+def test_a_crashed_worker(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, pretend(workshop.root / "fake", "raise RuntimeError('never heard of')"), SIMULATION)
+    log = workshop.folder / "embed.build.log"
+    with pytest.raises(BuildFailed, match=f"graph 'embed': the build ended with exit code 1; the log is {log}"):
+        workshop.build()
+    assert "never heard of" in log.read_text()
+
+
+def test_an_interrupted_build_leaves_no_worker(workshop: Workshop) -> None:
+    text = """
+import sys, time
+__version__ = "10.3.0.30"
+if sys.argv[0].endswith("worker.py"):
+    print("started", flush=True)
+    time.sleep(60)
+"""
+    fake = pretend(workshop.root / "fake", text)
+    environment = os.environ | {"PYTHONPATH": f"{fake}{os.pathsep}{SIMULATION}"}
+    command = [sys.executable, "-m", "secateur.cli", "build", str(workshop.root)]
+    with subprocess.Popen(
+        command, env=environment, start_new_session=True, stderr=subprocess.PIPE, text=True
+    ) as process:
+        deadline = time.monotonic() + 60
+        while not any("started" in log.read_text() for log in workshop.root.glob("engines/*/*.build.log")):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130 and errors.strip() == "secateur: interrupted"
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+    (written,) = workshop.root.glob(f"engines/*/{ENGINES_FILE}")
+    assert read_json(Engines, written, BadEngine).plans == ()
+    assert not list(written.parent.glob(".*.partial-*"))
+
+
+def test_one_build_at_a_time(workshop: Workshop) -> None:
+    workshop.build()
+    with (workshop.folder / ".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(BadOutput, match=f"another build is at work in {workshop.folder}; wait for it"):
+            workshop.build()
+    assert workshop.build().new == ()
+
+
+def test_what_a_killed_build_left_is_cleared(workshop: Workshop) -> None:
+    workshop.folder.mkdir(parents=True)
+    (workshop.folder / ".embed.plan.partial-1").write_text("half")
+    workshop.build()
+    assert not workshop.leftovers()
+
+
+def test_version_eleven(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SIMULATED_TENSORRT_VERSION", "11.1.0.106")
+    assert workshop.build(device=dataclasses.replace(DEVICE, tensorrt="11.1.0.106")).new == ("embed",)
+
+
+def test_tensorrt_that_cannot_be_loaded(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "raise ImportError('libnvinfer.so.10: cannot open shared object file')"
+    use(monkeypatch, pretend(workshop.root / "fake", text), SIMULATION)
+    with pytest.raises(BuildFailed, match=r"TensorRT cannot be loaded \(libnvinfer.so.10: cannot open"):
+        workshop.build()
+
+
+def test_targets(trt_bundle: tuple[Path, Exported]) -> None:
+    manifest = trt_bundle[1].manifest
+    check_target(manifest)
+    check_target(manifest, Version(11, 1))
+    with pytest.raises(BadBundle, match="needs TensorRT 10.3, this is 10.2; install TensorRT 10.3 or later"):
+        check_target(manifest, Version(10, 2))
+    newer = dataclasses.replace(manifest, target="tensorrt-10.15")
+    check_target(newer, Version(10, 15))
+    with pytest.raises(BadBundle, match=r"needs TensorRT 10.15, this is 10.3; export with --target tensorrt$"):
+        check_target(newer, Version(10, 3))
+    for target in ("cpu", "cuda"):
+        with pytest.raises(BadBundle, match=f"for the target '{target}', not for TensorRT; export it with --target"):
+            check_target(dataclasses.replace(manifest, target=target))
+
+
+def test_the_source_depends_on_all_that_matters(trt_bundle: tuple[Path, Exported]) -> None:
+    manifest = trt_bundle[1].manifest
+    graph = manifest.graph("segment_0")
+    shapes = profiles(manifest, LIMITS, "btp")[graph.name]
+    weights = f"{graph.file}.data"
+    made = {
+        source(manifest, graph, shapes, {"level": 3}),
+        source(manifest, graph, shapes, {"level": 2}),
+        source(manifest, graph, shapes[:1], {"level": 3}),
+        source(manifest, manifest.graph("segment_1"), shapes, {"level": 3}),
+        source(dataclasses.replace(manifest, files=manifest.files | {weights: "another"}), graph, shapes, {"level": 3}),
+    }
+    assert len(made) == 5
+    assert source(manifest, graph, tuple(shapes), {"level": 3}) in made
+
+
+def test_a_version_that_refuses_an_empty_past(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A masked row helps, and engines.json tells the runtime of it."""
+    monkeypatch.setenv("SIMULATED_REFUSES_EMPTY", "1")
+    with pytest.raises(BuildFailed, match="may be empty"):
+        workshop.build("segment_0")
+    assert workshop.build("segment_0", past=1).engines.masked_past == 1
+    assert workshop.read().masked_past == 1
+
+
+def test_device_without_libraries(tmp_path: Path) -> None:
+    """In a process of its own: this one may have TensorRT."""
+    fake = pretend(tmp_path / "fake", "raise ImportError('libnvinfer.so.10: cannot open shared object file')")
+    code = "from secateur.engines.device import this_device; this_device()"
+    environment = os.environ | {"PYTHONPATH": str(fake)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    last = done.stderr.strip().splitlines()[-1]
+    assert BackendMissing.__name__ in last and "TensorRT cannot be loaded (libnvinfer.so.10" in last
+    assert "--backend ort" in last and "--dry-run" in last
