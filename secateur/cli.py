@@ -82,6 +82,8 @@ def _run(argv: list[str]) -> None:
         print(json.dumps(result, indent=2))
     else:
         command.show(result, Printer(highlight=False))
+    if "failed" in result:  # a check did not pass: the result is worth seeing all the same
+        raise SecateurError(result["failed"])
 
 
 def _parser(argv: list[str]) -> argparse.ArgumentParser:

@@ -1,34 +1,90 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Check a bundle's files and say what is in it.
+"""Check a bundle's files and say what is in it; lint it for TensorRT, and compare it with fp32.
 
 secateur inspect build/demo-btp
+secateur inspect build/demo-tensorrt --tensorrt 10.16
+secateur inspect build/demo-tensorrt --check --questions 120
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import importlib.util
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from secateur.commands import _report
+from secateur.commands import _inspection, _report
+from secateur.commands._progress import bars
+from secateur.errors import InputError
+
+if TYPE_CHECKING:
+    from secateur.runtime import Bundle
 
 HELP = "check a bundle and say what is in it"
 
 
 def add_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     parser.add_argument("bundle", type=Path)
+    parser.add_argument(
+        "--tensorrt", metavar="VERSION", help="lint for this version (default: the oldest of the target)"
+    )
+    parser.add_argument("--check", action="store_true", help="compare with the checkpoint in fp32 on torch")
+    parser.add_argument("--questions", type=int, help="how many to compare by, with --check (default: 60)")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    from secateur.commands._options import summary
     from secateur.runtime import Bundle
 
+    if arguments.questions is not None and not arguments.check:
+        raise InputError("--questions belongs to --check; add it")
+    if arguments.questions is not None and arguments.questions < 1:
+        raise InputError(f"--questions is {arguments.questions}; it must be at least 1")
     bundle = Bundle.load(arguments.bundle)
+    result = _contents(bundle, arguments.bundle)
+    failed = []
+    if (lint := _lint(bundle, arguments.tensorrt)) is not None:
+        result["lint"] = lint
+        if findings := lint.get("findings"):
+            failed.append(f"TensorRT {lint['tensorrt']} refuses the bundle at {len(findings)} nodes")
+    if arguments.check:
+        from secateur.export.precision import QUESTIONS, compare
+
+        with bars() as show_progress:
+            found = compare(bundle, arguments.questions or QUESTIONS, show_progress)
+        result["precision"] = dataclasses.asdict(found)
+        failed += found.failures
+    if failed:
+        result["failed"] = "; ".join(failed)
+    return result
+
+
+def _lint(bundle: Bundle, version: str | None) -> dict[str, Any] | None:
+    """What TensorRT takes of the bundle; None for a target that is not meant for it, unless a version is given."""
+    from secateur.engines.version import FLOORS, Version
+
+    wanted = FLOORS.get(bundle.manifest.target) if version is None else Version.parse(version)
+    if wanted is None:
+        return None
+    if version is None and importlib.util.find_spec("onnx") is None:
+        return {"skipped": "onnx is not installed; pip install 'secateur[export]'"}
+    from secateur.export.lint import lint_bundle, operators_used
+
+    return {
+        "tensorrt": str(wanted),
+        "operators": [dataclasses.asdict(used) for used in operators_used(bundle, wanted)],
+        "findings": [dataclasses.asdict(finding) for finding in lint_bundle(bundle, wanted)],
+    }
+
+
+def _contents(bundle: Bundle, folder: Path) -> dict[str, Any]:
+    from secateur.commands._options import summary
+
     manifest = bundle.manifest
     return {
-        "bundle": str(arguments.bundle),
+        "bundle": str(folder),
         "model": {
             "source": manifest.source,
             "family": manifest.model.family,
@@ -75,3 +131,7 @@ def show(result: dict[str, Any], console: Console) -> None:
             layers = f"before {first}" if graph["kind"] == "gate" else f"{first} to {end - 1}"
         graphs.add_row(graph["name"], layers, f"{graph['bytes'] / 1024:.0f}")
     console.print(graphs)
+    if "lint" in result:
+        _inspection.lint(result["lint"], console)
+    if "precision" in result:
+        _inspection.precision(result["precision"], console)

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from secateur.artifacts import GraphSpec, Manifest
+from secateur.artifacts import GraphSpec
+from secateur.export.examples import example
 from secateur.models.base import Family
 from secateur.runtime.backends import base, ort
 from secateur.runtime.backends import torch as eager
@@ -23,7 +24,6 @@ from secateur.runtime.rows import Rows
 
 TOLERANCE = {"fp32": 1e-4, "fp16": 3e-2}
 KEPT_TOLERANCE = {"fp32": 0.0, "fp16": 0.25}
-QUESTION_ROWS = 6
 DECODE_STEPS = 2
 RESIDENT_BYTES = 256 << 20
 
@@ -113,7 +113,7 @@ def check(
 def _model(chain: Chain, bundle: Bundle, family: Family) -> Parity:
     """The segments, run by torch, against the model's own forward pass: does the decoder more than its layers?"""
     walk = _walks(chain, bundle, "full", steps=0)[0]
-    image, rows = _example(bundle)
+    image, rows = example(bundle)
     layout = bundle.manifest.layout
     placeholder = family.model.config.image_token_id
     ids = rows.input_ids[0].tolist()
@@ -147,7 +147,7 @@ def _walks(
 ) -> list[Walk]:
     """Prefill and decode steps on a fixed image and question; `tokens` are fed, or each step's likeliest."""
     watch = Stopwatch()
-    image, rows = _example(bundle)
+    image, rows = example(bundle)
     seen = chain.see(image, schedule, watch)
     cache = chain.cache(1, rows.input_ids.shape[1] + steps, schedule)
     walks = [chain.prefill(rows, seen, schedule, cache, watch)]
@@ -155,21 +155,3 @@ def _walks(
         token = int(walks[-1].logits.argmax()) if tokens is None else tokens[step]
         walks.append(chain.extend(Rows.pad([[token]], bundle.prompt.pad, cache.position), cache, watch))
     return walks
-
-
-def _example(bundle: Bundle) -> tuple[base.Array, Rows]:
-    """The same pixel values and prompt at every call; the question keeps clear of special tokens, at either end."""
-    manifest, prompt = bundle.manifest, bundle.prompt
-    rng = np.random.default_rng(0)
-    image = _image(manifest, rng)
-    words = manifest.dimensions.vocabulary
-    tail = rng.integers(words // 4, words // 2, QUESTION_ROWS).tolist()
-    placeholders = [prompt.pad] * manifest.layout.vision_tokens
-    return image, Rows.pad([[*prompt.head, *placeholders, *tail]], prompt.pad)
-
-
-def _image(manifest: Manifest, rng: np.random.Generator) -> base.Array:
-    """Smooth noise, so that neighbouring patches are neither equal nor unrelated."""
-    _, channels, height, width = (d if isinstance(d, int) else 1 for d in manifest.graph("vision").inputs[0].shape)
-    noise = rng.normal(size=(1, channels, height // 4 + 1, width // 4 + 1)).repeat(4, axis=2).repeat(4, axis=3)
-    return (noise[:, :, :height, :width] + 0.3 * rng.normal(size=(1, channels, height, width))).astype(np.float32)

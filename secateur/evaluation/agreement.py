@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two backends on the same inputs, graph by graph, compared by Polygraphy.
+
+The inputs are real: a walk of the reference backend through the whole chain, prefill and one decode step, is recorded.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from secateur.artifacts import GraphSpec
+from secateur.errors import BackendMissing
+from secateur.export.examples import example
+from secateur.runtime.backends import base
+from secateur.runtime.bundle import Bundle
+from secateur.runtime.chain import Chain
+from secateur.runtime.dimensions import bind, resolve_shapes
+from secateur.runtime.receipt import Stopwatch
+from secateur.runtime.rows import Rows
+
+try:
+    from polygraphy.backend.base import BaseRunner
+    from polygraphy.common import TensorMetadata
+    from polygraphy.comparator import Comparator, SimpleCompareFunc
+    from polygraphy.logger import G_LOGGER
+except ImportError:
+    raise BackendMissing("comparing backends needs Polygraphy; pip install 'polygraphy>=0.53'") from None
+
+SHARE = {"fp32": 1e-4, "fp16": 3e-2}
+"""Allowed difference as a share of the largest magnitude in an output, as in the check after an export."""
+
+Feed = dict[str, base.Array]
+Progress = Callable[[str, str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """A value agrees within one of them: `atol` absolute, `rtol` relative to the reference's value.
+
+    None: `atol` is SHARE of the largest magnitude of the output, `rtol` is 0. Integers must always be equal.
+    """
+
+    atol: float | None = None
+    rtol: float | None = None
+
+
+@dataclass(frozen=True)
+class Output:
+    """The worst of an output's runs.
+
+    absolute  largest difference
+    relative  the same over the largest magnitude of the reference
+    """
+
+    name: str
+    dtype: str
+    absolute: float
+    relative: float
+    passed: bool
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """One graph, run so many times on both backends."""
+
+    graph: str
+    runs: int
+    outputs: tuple[Output, ...]
+
+    @property
+    def passed(self) -> bool:
+        return all(output.passed for output in self.outputs)
+
+
+class Recording(base.Backend):
+    """Runs everything on `inner`, and keeps a copy of the inputs of each run by graph."""
+
+    def __init__(self, inner: base.Backend, masked_past: int) -> None:
+        self.masked_past = masked_past
+        self.feeds: dict[str, list[Feed]] = {}
+        self._inner = inner
+
+    def load(self, graph: GraphSpec) -> None:
+        self._inner.load(graph)
+
+    def allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any] | type | str) -> base.Buffer:
+        return self._inner.allocate(shape, dtype)
+
+    def run(self, graph: str, inputs: Mapping[str, base.Buffer], outputs: Mapping[str, base.Buffer]) -> None:
+        feed = {name: buffer.numpy().copy() for name, buffer in inputs.items()}
+        self.feeds.setdefault(graph, []).append(feed)
+        self._inner.run(graph, inputs, outputs)
+
+    def close(self) -> None:
+        self._inner.close()
+
+
+class Runner(BaseRunner):  # type: ignore[misc]
+    """One graph on one of our backends, as Polygraphy wants it."""
+
+    def __init__(self, name: str, backend: base.Backend, graph: GraphSpec) -> None:
+        super().__init__(name=name)
+        self._backend, self._graph = backend, graph
+
+    def get_input_metadata_impl(self) -> Any:
+        metadata = TensorMetadata()
+        for spec in self._graph.inputs:
+            metadata.add(spec.name, np.dtype(spec.dtype), [d if isinstance(d, int) else None for d in spec.shape])
+        return metadata
+
+    def infer_impl(self, feed_dict: Feed) -> Feed:
+        """The outputs that have any values."""
+        start = time.perf_counter()
+        inputs = {name: self._buffer(array.shape, array.dtype) for name, array in feed_dict.items()}
+        for name, array in feed_dict.items():
+            inputs[name].write(array)
+        symbols = bind(self._graph.inputs, {name: array.shape for name, array in feed_dict.items()})
+        shapes = resolve_shapes(self._graph.outputs, symbols)
+        outputs = {spec.name: self._buffer(shapes[spec.name], spec.dtype) for spec in self._graph.outputs}
+        self._backend.run(self._graph.name, inputs, outputs)
+        arrays = {name: buffer.numpy().copy() for name, buffer in outputs.items()}
+        self.inference_time = time.perf_counter() - start
+        return {name: array for name, array in arrays.items() if array.size}
+
+    def _buffer(self, shape: tuple[int, ...], dtype: Any) -> base.Buffer:
+        return self._backend.allocate(shape, dtype)
+
+
+def agree(
+    bundle: Bundle,
+    reference: base.Backend,
+    candidate: base.Backend,
+    schedules: Sequence[str],
+    bounds: Bounds = Bounds(),
+    progress: Progress = lambda stage, note, done, total: None,
+) -> tuple[Agreement, ...]:
+    """Every graph that these schedules run, in the manifest's order.
+
+    Raises:
+        UnknownName: the bundle has no such schedule.
+    """
+    recording = Recording(reference, max(reference.masked_past, candidate.masked_past))
+    chain = Chain(bundle.manifest, recording)
+    graphs = {graph.name: graph for graph in bundle.manifest.graphs}
+    for graph in graphs.values():
+        candidate.load(graph)
+    runs: dict[str, list[list[Output]]] = {}
+    for done, schedule in enumerate(schedules):
+        progress("check", schedule, done, len(schedules))
+        recording.feeds.clear()
+        _walk(chain, bundle, schedule)
+        for name, feeds in recording.feeds.items():
+            pair = Runner("found", candidate, graphs[name]), Runner("expected", reference, graphs[name])
+            share = SHARE[bundle.manifest.dtype]
+            runs.setdefault(name, []).extend(_compare(pair, feed, bounds, share) for feed in feeds)
+    progress("check", "", len(schedules), len(schedules))
+    return tuple(Agreement(name, len(runs[name]), _worst(runs[name])) for name in graphs if name in runs)
+
+
+def _walk(chain: Chain, bundle: Bundle, schedule: str) -> None:
+    """Prefill and one decode step on a made picture and question."""
+    watch = Stopwatch()
+    pixels, rows = example(bundle)
+    cache = chain.cache(1, rows.input_ids.shape[1] + 1, schedule)
+    walk = chain.prefill(rows, chain.see(pixels, schedule, watch), schedule, cache, watch)
+    chain.step(Rows.pad([[int(walk.logits.argmax())]], bundle.prompt.pad, cache.position), cache)
+
+
+def _compare(pair: tuple[Runner, Runner], feed: Feed, bounds: Bounds, share: float) -> list[Output]:
+    """What came out of one run on both sides."""
+    with G_LOGGER.verbosity(), np.errstate(all="ignore"):  # it would write to stdout, and it divides by zero
+        results = Comparator.run(list(pair), data_loader=[feed])
+        expected: Feed = {name: np.asarray(array) for name, array in results[1][1][0].items()}
+        sizes = {name: float(np.abs(array.astype(np.float64)).max()) for name, array in expected.items()}
+        whole = {name for name, array in expected.items() if not np.issubdtype(array.dtype, np.floating)}
+        atol = {name: share * size if bounds.atol is None else bounds.atol for name, size in sizes.items()}
+        rtol = dict.fromkeys(sizes, bounds.rtol or 0.0)
+        exact = dict.fromkeys(whole, 0.0)
+        rule = SimpleCompareFunc(atol=atol | exact, rtol=rtol | exact)
+        (compared,) = Comparator.compare_accuracy(results, compare_func=rule)
+        (found,) = compared[pair[0].name, pair[1].name]
+    return [_output(name, array.dtype.name, found[name], sizes[name]) for name, array in expected.items()]
+
+
+def _output(name: str, dtype: str, result: Any, size: float) -> Output:
+    difference = result.max_absdiff if result.max_absdiff == result.max_absdiff else float("inf")
+    return Output(name, dtype, difference, difference / max(size, 1e-12), bool(result))
+
+
+def _worst(runs: list[list[Output]]) -> tuple[Output, ...]:
+    """The outputs of one graph over its runs; one that is empty in a run does not count there."""
+    worst: dict[str, Output] = {}
+    for output in (output for run in runs for output in run):
+        before = worst.get(output.name, output)
+        worst[output.name] = Output(
+            output.name,
+            output.dtype,
+            max(before.absolute, output.absolute),
+            max(before.relative, output.relative),
+            before.passed and output.passed,
+        )
+    return tuple(worst.values())

@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What half precision changes: a bundle on ONNX Runtime against its checkpoint in fp32 on torch, question by question.
+
+Each side goes its own way from pixels to answer, so a token that changes place at one gate is seen by all that follow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from secateur.artifacts import Manifest, TensorSpec
+from secateur.errors import SecateurError
+from secateur.evaluation import asking
+from secateur.evaluation.tasks import demo
+from secateur.evaluation.tasks.base import Question, Source, Task
+from secateur.export import examples
+from secateur.models.base import DEMO, Family
+from secateur.runtime import Answer, Pipeline
+from secateur.runtime.backends import base, ort
+from secateur.runtime.backends import torch as eager
+from secateur.runtime.bundle import Bundle
+
+OVERLAP = 0.99
+"""Share of the kept tokens that must be the same, mean over the gates of a schedule and over the questions."""
+LARGEST = float(np.finfo(np.float16).max)
+QUESTIONS = 60
+"""By default. One early pick that flips can change a third of a picture's tokens, so that few questions say little."""
+BATCH = 8
+Progress = Callable[[str, str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """|A and B| / k of the tokens that one gate kept in both precisions: mean and worst of the questions."""
+
+    layer: int
+    keep: int
+    mean: float
+    worst: float
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Share of right answers in both precisions, and of questions whose two answers are the same words."""
+
+    accuracy: float
+    accuracy_fp32: float
+    same: float
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One schedule.
+
+    logits_error     largest difference of the first token's logits, mean over the questions
+    relative_error   the same over the largest magnitude in fp32
+    same_token       share of questions whose first token is the same
+    overlap          mean over gates and questions; 1 without gates
+    answers          None for a model whose questions have no known answers
+    """
+
+    schedule: str
+    logits_error: float
+    relative_error: float
+    same_token: float
+    overlap: float
+    gates: tuple[Overlap, ...]
+    answers: Answers | None
+
+
+@dataclass(frozen=True)
+class Activation:
+    """Largest magnitude in the outputs of a graph, and how many times it fits into fp16."""
+
+    graph: str
+    largest: float
+    headroom: float
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The whole comparison; `failures` is empty if every bound holds."""
+
+    dtype: str
+    questions: int
+    schedules: tuple[Difference, ...]
+    activations: tuple[Activation, ...]
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """One line for each schedule that keeps too many other tokens."""
+        return tuple(
+            f"schedule '{s.schedule}' keeps {s.overlap:.4f} of the tokens that fp32 keeps, the bound is {OVERLAP} "
+            f"({self.questions} questions; ask more with --questions, or export with --dtype fp32)"
+            for s in self.schedules
+            if s.overlap < OVERLAP
+        )
+
+
+class Watched(ort.Backend):
+    """ONNX Runtime that notes the largest magnitude in each graph's outputs.
+
+    Raises:
+        SecateurError: an output holds inf or NaN.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        super().__init__(bundle)
+        self.largest: dict[str, float] = {}
+
+    def run(self, graph: str, inputs: Mapping[str, base.Buffer], outputs: Mapping[str, base.Buffer]) -> None:
+        super().run(graph, inputs, outputs)
+        for name, buffer in outputs.items():
+            array = buffer.numpy()
+            if not array.size or not np.issubdtype(array.dtype, np.floating):
+                continue
+            largest = float(np.abs(array).max())
+            if not np.isfinite(largest):
+                raise SecateurError(
+                    f"graph '{graph}' gives {largest} in '{name}': it leaves the range of {array.dtype}, at most "
+                    f"{np.finfo(array.dtype).max:g}; export with --dtype fp32"
+                )
+            self.largest[graph] = max(self.largest.get(graph, 0.0), largest)
+
+
+def compare(
+    bundle: Bundle,
+    count: int = QUESTIONS,
+    progress: Progress = lambda stage, note, done, total: None,
+    family: Family | None = None,
+) -> Precision:
+    """Put `count` questions to every schedule in both precisions, fp32 first; one model is in memory at a time.
+
+    The demo model is asked the questions of the demo task; any other is asked about made pictures.
+
+    Args:
+        family: the checkpoint in fp32; None loads the one that the manifest names.
+
+    Raises:
+        BadModel: the checkpoint cannot be loaded.
+        BadBundle: it is not the model that the bundle was made from.
+        SecateurError: inf or NaN came out of a graph.
+    """
+    manifest = bundle.manifest
+    task = demo.Task(Source(questions=count)) if manifest.source == DEMO else None
+    asked = list(task.questions) if task else examples.questions(manifest, count)
+    longest = task.max_new_tokens if task else 1
+    single = in_fp32(bundle)
+    expected = _ask(single, eager.Backend(single, family=family), asked, longest, "fp32", progress)
+    watched = Watched(bundle)
+    found = _ask(bundle, watched, asked, longest, manifest.dtype, progress)
+    differences = [_difference(name, found[name], expected[name], manifest, asked, task) for name in found]
+    activations = [Activation(graph, size, LARGEST / max(size, 1e-12)) for graph, size in watched.largest.items()]
+    return Precision(manifest.dtype, len(asked), tuple(differences), tuple(activations))
+
+
+def in_fp32(bundle: Bundle) -> Bundle:
+    """The bundle as an export in fp32 would describe it: for the torch backend, which reads no graph file."""
+    graphs = tuple(replace(g, inputs=_floats(g.inputs), outputs=_floats(g.outputs)) for g in bundle.manifest.graphs)
+    return replace(bundle, manifest=replace(bundle.manifest, dtype="fp32", graphs=graphs))
+
+
+def _floats(specs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
+    return tuple(replace(spec, dtype=spec.dtype.replace("float16", "float32")) for spec in specs)
+
+
+def _ask(
+    bundle: Bundle, backend: base.Backend, asked: Sequence[Question], longest: int, stage: str, progress: Progress
+) -> dict[str, list[Answer]]:
+    """The answers of every schedule. The logits of all first tokens stay in memory."""
+    names = tuple(bundle.manifest.schedules)
+    answers: dict[str, list[Answer]] = {name: [] for name in names}
+    with Pipeline(bundle, backend) as vlm:
+        for start in range(0, len(asked), BATCH):
+            part = asked[start : start + BATCH]
+            images = [question.load() for question in part]
+            for name in names:
+                progress(stage, name, sum(map(len, answers.values())), len(asked) * len(names))
+                answers[name] += asking.ask(vlm, part, images, name, longest)
+    progress(stage, "", len(asked) * len(names), len(asked) * len(names))
+    return answers
+
+
+def _difference(
+    name: str,
+    found: Sequence[Answer],
+    expected: Sequence[Answer],
+    manifest: Manifest,
+    asked: Sequence[Question],
+    task: Task | None,
+) -> Difference:
+    pairs = list(zip(found, expected, strict=True))
+    errors = np.array([np.abs(a.first_logits - b.first_logits).max() for a, b in pairs])
+    scale = np.array([np.abs(b.first_logits).max() for b in expected])
+    gates = []
+    for number, gate in enumerate(manifest.schedules[name].gates):
+        shares = [overlap(a.kept[number], b.kept[number]) for a, b in pairs]
+        gates.append(Overlap(gate.layer, gate.keep, float(np.mean(shares)), min(shares)))
+    return Difference(
+        name,
+        float(errors.mean()),
+        float((errors / scale).mean()),
+        float(np.mean([a.tokens[0] == b.tokens[0] for a, b in pairs])),
+        float(np.mean([gate.mean for gate in gates])) if gates else 1.0,
+        tuple(gates),
+        _answers(pairs, asked, task) if task else None,
+    )
+
+
+def overlap(found: Sequence[int], expected: Sequence[int]) -> float:
+    """|A and B| / k of two sets of k; 1 for k = 0."""
+    return len(set(found) & set(expected)) / len(expected) if expected else 1.0
+
+
+def _answers(pairs: Sequence[tuple[Answer, Answer]], asked: Sequence[Question], task: Task) -> Answers:
+    right, right_fp32 = (
+        np.mean([task.score(q, pair[side].text) for q, pair in zip(asked, pairs, strict=True)]) for side in (0, 1)
+    )
+    return Answers(float(right), float(right_fp32), float(np.mean([a.text == b.text for a, b in pairs])))

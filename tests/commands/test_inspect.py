@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`secateur inspect`: what it lints, when it does not, and what wrong use it names."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from secateur.cli import main
+from secateur.export import lint
+from secateur.export.bundle import Exported
+from secateur.export.lint import Finding
+
+Bundle = tuple[Path, Exported]
+
+
+def call(capsys: pytest.CaptureFixture[str], *argv: object) -> tuple[int, str, str]:
+    code = main([str(word) for word in argv])
+    return code, *capsys.readouterr()
+
+
+def test_operators_of_a_tensorrt_bundle(trt_bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = call(capsys, "inspect", trt_bundle[0], "--json")
+    found = json.loads(out)["lint"]
+    assert code == 0 and found["tensorrt"] == "10.3" and found["findings"] == []
+    assert {"MatMul", "TopK"} <= {used["operator"] for used in found["operators"]}
+    assert all(used["ok"] and used["count"] > 0 and used["source"] for used in found["operators"])
+    code, out, _ = call(capsys, "inspect", trt_bundle[0])
+    assert code == 0 and "TensorRT 10.3" in out and "TopK" in out and "source 1:" in out
+
+
+def test_another_version(trt_bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = call(capsys, "inspect", trt_bundle[0], "--tensorrt", "10.16", "--json")
+    assert json.loads(out)["lint"]["tensorrt"] == "10.16"
+
+
+def test_findings_are_shown_and_fail(
+    trt_bundle: Bundle, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = Finding("btp.0", "n7", "TopK", "K is no constant", "export again", "operators.md")
+    monkeypatch.setattr(lint, "lint_bundle", lambda *_: (wrong,))
+    code, out, err = call(capsys, "inspect", trt_bundle[0])
+    assert code == 1 and "K is no constant" in out and "TensorRT 10.3 refuses the bundle at 1 nodes" in err
+
+
+def test_without_onnx_the_rest_is_shown(
+    trt_bundle: Bundle, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find = importlib.util.find_spec
+
+    def hidden(name: str, *rest: Any) -> Any:
+        return None if name == "onnx" else find(name, *rest)
+
+    monkeypatch.setattr(importlib.util, "find_spec", hidden)
+    code, out, _ = call(capsys, "inspect", trt_bundle[0])
+    assert code == 0 and "segment_1" in out and "onnx is not installed" in " ".join(out.split())
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--questions", "3"], "--questions belongs to --check"),
+        (["--check", "--questions", "0"], "--questions is 0; it must be at least 1"),
+        (["--tensorrt", "ten"], "'ten' is no TensorRT version"),
+    ],
+)
+def test_wrong_use_is_one_line(
+    trt_bundle: Bundle, capsys: pytest.CaptureFixture[str], argv: list[str], message: str
+) -> None:
+    code, out, err = call(capsys, "inspect", trt_bundle[0], *argv)
+    assert code == 2 and not out and err.count("\n") == 1 and message in err

@@ -1,0 +1,287 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Half precision: gates compute in fp32, nothing overflows at 1e4, and the comparison with fp32 tells the truth."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from secateur.artifacts import GraphSpec, TensorSpec
+from secateur.cli import main
+from secateur.errors import BadBundle, SecateurError
+from secateur.export import precision
+from secateur.export.bundle import Exported
+from secateur.export.graphs import Graph, build
+from secateur.export.precision import OVERLAP, Answers, Difference, Overlap, Precision, Watched, compare, overlap
+from secateur.export.targets import target
+from secateur.methods.base import BudgetRequest
+from secateur.models.base import Family
+from secateur.runtime import Bundle
+from secateur.runtime.backends import ort
+from secateur.runtime.chain import Buffers
+from secateur.runtime.dimensions import bind, resolve, resolve_shapes
+from tests.conftest import COMPRESSION, METHODS, OPTIONS, VARIANTS, method, schedules
+
+LARGE = 1e4
+BATCH = 2
+MOVES = {  # operators that copy values or change their type, and compute nothing
+    *("_to_copy", "to", "float", "copy_", "clone", "contiguous", "alias", "detach", "cat", "slice", "select", "narrow"),
+    *("gather", "index", "index_put", "index_put_", "index_select", "split", "split_with_sizes", "expand", "view"),
+    *("reshape", "flatten", "unflatten", "permute", "transpose", "squeeze", "unsqueeze", "_unsafe_view"),
+}
+
+
+ONNX_MOVES = {
+    *("Cast", "Concat", "Expand", "Gather", "GatherElements", "GatherND", "Identity", "Reshape", "ScatterND", "Shape"),
+    *("Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"),
+}
+
+
+class NoHalfArithmetic(TorchDispatchMode):
+    """Refuses every operator that computes with nothing but fp16 values, or gives fp16 values that it computed."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        name = func.overloadpacket.__name__
+        read, given = (
+            {x.dtype for x in tree_leaves(values) if isinstance(x, Tensor) and x.is_floating_point()}
+            for values in ((args, kwargs), made)
+        )
+        assert name in MOVES or (read != {torch.float16} and torch.float16 not in given), f"{name} computes in fp16"
+        return made
+
+
+@dataclasses.dataclass
+class Pair:
+    """The graphs of one schedule in fp16, and the same weights in fp32."""
+
+    half: list[Graph]
+    single: list[Graph]
+
+    def gates(self) -> list[tuple[Graph, Graph]]:
+        """In both precisions; of the downsampled encoder none, for it is no gate on activations."""
+        both = zip(self.half, self.single, strict=True)
+        gates = [(a, b) for a, b in both if a.spec.kind == "gate" and a.twin != "vision"]
+        assert gates or any(graph.twin == "vision" for graph in self.half)
+        return gates
+
+
+@pytest.fixture(scope="module")
+def halved(tiny: Family) -> tuple[Family, Family]:
+    """The tiny model in fp16, and in fp32 with the same rounded weights."""
+    half = copy.deepcopy(tiny)
+    half.to(torch.float16)
+    single = copy.deepcopy(half)
+    single.to(torch.float32)
+    return half, single
+
+
+@pytest.fixture(scope="module", params=[*METHODS, *VARIANTS])
+def pair(request: pytest.FixtureRequest, tiny: Family, halved: tuple[Family, Family]) -> Pair:
+    name, options = OPTIONS.get(request.param, (request.param, {}))
+    made = schedules(tiny, {request.param: method(name, **options)}, BudgetRequest(compression=COMPRESSION))
+    half, single = halved
+    return Pair(build(half, made, target("tensorrt"))[0], build(single, made, target("tensorrt", "fp32"))[0])
+
+
+def values(graph: Graph, shape: str, seed: int) -> tuple[Tensor, ...]:
+    """Inputs in fp32 that fp16 holds exactly: activations up to 1e4, all of them or one channel, and a real prompt."""
+    torch.manual_seed(seed)
+    symbols = {"B": BATCH, "S": graph.rows, "P": 3, "T": 5, "n": 5}
+    return tuple(_value(x, [resolve(d, symbols) for d in x.shape], shape) for x in graph.spec.inputs)
+
+
+def _value(spec: TensorSpec, size: list[int], shape: str) -> Tensor:
+    if spec.name.endswith("mask"):
+        return torch.ones(size, dtype=torch.int64)
+    if spec.name == "last_index":
+        return torch.full(size, 4)
+    if spec.dtype == "int64":  # positions, and the tokens that are left
+        return torch.arange(size[1]).repeat(size[0], 1)
+    made = torch.randn(size)
+    if spec.dtype == "float32":  # scores of the encoder
+        return made.abs()
+    if shape == "channel":
+        made[..., -1] *= LARGE
+    if spec.name.startswith("past"):
+        return made.half().float()
+    return (made * (LARGE / made.abs().amax().clamp_min(1e-6))).half().float()
+
+
+def run(graph: Graph, inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    dtypes = [getattr(torch, x.dtype) for x in graph.spec.inputs]
+    with torch.inference_mode():
+        found = graph.module(*(x.to(dtype) for x, dtype in zip(inputs, dtypes, strict=True)))
+    found = found if isinstance(found, tuple) else (found,)
+    return {spec.name: x for spec, x in zip(graph.spec.outputs, found, strict=True)}
+
+
+@pytest.mark.parametrize("shape", ["rows", "channel"])
+def test_gates_in_fp16_keep_what_fp32_keeps_at_1e4(pair: Pair, shape: str) -> None:
+    for half, single in pair.gates():
+        inputs = values(half, shape, 0)
+        found, expected = run(half, inputs), run(single, inputs)
+        assert torch.equal(found["vision_index.out"], expected["vision_index.out"]), half.spec.name
+        for name, tensor in found.items():
+            assert torch.isfinite(tensor).all(), f"{half.spec.name}: {name}"
+            torch.testing.assert_close(tensor.float(), expected[name].float(), rtol=1e-3, atol=1e-3)
+
+
+def test_gates_compute_nothing_in_fp16(pair: Pair) -> None:
+    for half, _ in pair.gates():
+        with NoHalfArithmetic():  # type: ignore[no-untyped-call]
+            run(half, values(half, "rows", 1))
+
+
+def test_the_guard_sees_arithmetic_in_fp16() -> None:
+    half = torch.ones(2, dtype=torch.float16)
+    for compute in (lambda: half * 2, lambda: half.argmax()):
+        with pytest.raises(AssertionError, match="computes"), NoHalfArithmetic():  # type: ignore[no-untyped-call]
+            compute()  # type: ignore[no-untyped-call]
+    with NoHalfArithmetic():  # type: ignore[no-untyped-call]
+        (half[:1].float() * 2).to(torch.float16)
+
+
+@pytest.mark.parametrize("shape", ["rows", "channel"])
+@pytest.mark.parametrize("name", ["tensorrt", "tensorrt-10.15"])
+def test_segments_in_fp16_stay_finite_at_1e4(
+    tiny: Family, halved: tuple[Family, Family], name: str, shape: str
+) -> None:
+    made = schedules(tiny, {"btp": method("btp"), "v2drop": method("v2drop")}, BudgetRequest(compression=COMPRESSION))
+    half, single = (build(f, made, target(name, dtype))[0] for f, dtype in zip(halved, ("fp16", "fp32"), strict=True))
+    segments = [(a, b) for a, b in zip(half, single, strict=True) if a.spec.kind == "segment"]
+    assert len(segments) > 2
+    for a, b in segments:
+        inputs = values(a, shape, 2)
+        found, expected = run(a, inputs), run(b, inputs)
+        for tensor, reference in zip(found.values(), expected.values(), strict=True):
+            assert torch.isfinite(tensor).all(), a.spec.name
+            assert (tensor.float() - reference).abs().max() <= 1e-2 * reference.abs().max(), a.spec.name
+
+
+@pytest.mark.parametrize("shape", ["rows", "channel"])
+def test_onnx_graphs_stay_finite_at_1e4(trt_bundle: tuple[Path, Exported], shape: str) -> None:
+    """The files themselves, with ONNX Runtime's kernels: a cast that the exporter lost would show here."""
+    bundle = Bundle.load(trt_bundle[0])
+    backend = ort.Backend(bundle)
+    specs = [spec for spec in bundle.manifest.graphs if spec.kind in ("segment", "gate")]
+    assert len(specs) >= 8
+    for spec in specs:
+        backend.load(spec)
+        inputs, outputs = buffers(backend, spec, shape, 3)
+        backend.run(spec.name, inputs, outputs)
+        for name, buffer in outputs.items():
+            assert np.isfinite(buffer.numpy()).all(), f"{spec.name}: {name}"
+
+
+def test_gate_files_compute_nothing_in_fp16(trt_bundle: tuple[Path, Exported]) -> None:
+    gates = sorted((trt_bundle[0] / "onnx" / "gates").glob("*.onnx"))
+    assert gates
+    for path in gates:
+        graph = onnx.shape_inference.infer_shapes(onnx.load(path, load_external_data=False)).graph
+        types = {v.name: v.type.tensor_type.elem_type for v in (*graph.value_info, *graph.input, *graph.output)}
+        types |= {constant.name: constant.data_type for constant in graph.initializer}
+        for node in graph.node:
+            touched = {types[name] for name in (*node.input, *node.output) if name}
+            assert node.op_type in ONNX_MOVES or onnx.TensorProto.FLOAT16 not in touched, f"{path.name}: {node}"
+
+
+def buffers(backend: ort.Backend, spec: GraphSpec, shape: str, seed: int) -> tuple[Buffers, Buffers]:
+    graph = Graph(spec, torch.nn.Identity(), rows=50)
+    inputs: Buffers = {}
+    for x, value in zip(spec.inputs, values(graph, shape, seed), strict=True):
+        inputs[x.name] = backend.allocate(tuple(value.shape), x.dtype)
+        inputs[x.name].write(value.numpy().astype(x.dtype))
+    sizes = resolve_shapes(spec.outputs, bind(spec.inputs, {name: b.shape for name, b in inputs.items()}))
+    return inputs, {x.name: backend.allocate(sizes[x.name], x.dtype) for x in spec.outputs}
+
+
+def in_fp32(folder: Path, tiny: Family) -> Precision:
+    return compare(Bundle.load(folder), 3, family=tiny)
+
+
+def test_a_bundle_in_fp16_is_near_its_checkpoint(trt_bundle: tuple[Path, Exported], tiny: Family) -> None:
+    folder, exported = trt_bundle
+    found = in_fp32(folder, tiny)
+    assert [s.schedule for s in found.schedules] == list(exported.manifest.schedules)
+    assert (found.dtype, found.questions) == ("fp16", 3)
+    for schedule in found.schedules:
+        assert schedule.answers is None and schedule.overlap >= 0.9
+        assert len(schedule.gates) == len(exported.manifest.schedules[schedule.schedule].gates)
+    full = found.schedules[0]
+    assert 0 < full.relative_error < 3e-2 and full.same_token == full.overlap == 1
+    assert {a.graph for a in found.activations} == {g.name for g in exported.manifest.graphs}
+    assert all(a.headroom == pytest.approx(65504 / a.largest) for a in found.activations)
+
+
+def test_another_model_is_refused(trt_bundle: tuple[Path, Exported], tiny: Family) -> None:
+    other = type(tiny).tiny(seed=1)
+    with pytest.raises(BadBundle, match="not the one this bundle was exported from"):
+        in_fp32(trt_bundle[0], other)
+
+
+def test_inf_names_the_graph(trt_bundle: tuple[Path, Exported]) -> None:
+    bundle = Bundle.load(trt_bundle[0])
+    spec = bundle.manifest.segments[1]
+    backend = Watched(bundle)
+    backend.load(spec)
+    inputs, outputs = buffers(backend, spec, "rows", 4)
+    backend.run(spec.name, inputs, outputs)
+    assert LARGE <= backend.largest["segment_1"] < 2 * LARGE
+    inputs["hidden_states"].numpy()[0, 0, 0] = np.inf
+    with pytest.raises(SecateurError, match=r"graph 'segment_1' gives (inf|nan) in 'hidden_states.out'.*--dtype fp32"):
+        backend.run(spec.name, inputs, outputs)
+
+
+@given(st.integers(1, 40).flatmap(lambda k: st.tuples(*[st.sets(st.integers(0, 60), min_size=k, max_size=k)] * 2)))
+def test_overlap_is_the_share_of_common_tokens(sets: tuple[set[int], set[int]]) -> None:
+    found, expected = (np.isin(np.arange(61), list(s)) for s in sets)
+    assert overlap(sorted(sets[0]), sorted(sets[1])) == pytest.approx((found & expected).sum() / expected.sum())
+
+
+def test_no_tokens_overlap_wholly() -> None:
+    assert overlap((), ()) == 1.0
+
+
+def made(share: float) -> Precision:
+    gates = (Overlap(2, 8, share, 0.5),)
+    schedule = Difference("btp-22", 0.1, 0.01, 1.0, share, gates, Answers(0.9, 0.92, 0.98))
+    return Precision("fp16", 5, (schedule,), ())
+
+
+@pytest.mark.parametrize(("share", "code"), [(OVERLAP, 0), (OVERLAP - 0.001, 1)])
+def test_inspect_fails_below_the_bound_and_shows_the_table(
+    trt_bundle: tuple[Path, Exported],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    share: float,
+    code: int,
+) -> None:
+    monkeypatch.setattr(precision, "compare", lambda *_: made(share))
+    assert main(["inspect", str(trt_bundle[0]), "--check", "--json"]) == code
+    out, err = capsys.readouterr()
+    assert json.loads(out)["precision"]["schedules"][0]["answers"]["accuracy_fp32"] == 0.92
+    assert ("schedule 'btp-22' keeps 0.9890" in err) == bool(code)
+    assert main(["inspect", str(trt_bundle[0]), "--check"]) == code
+    assert f"{share:.4f}" in capsys.readouterr().out
+
+
+def test_inspect_without_the_checkpoint_is_one_line(
+    trt_bundle: tuple[Path, Exported], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["inspect", str(trt_bundle[0]), "--check"]) == 2
+    out, err = capsys.readouterr()
+    assert not out and err.count("\n") == 1 and "model 'random'" in err
