@@ -90,7 +90,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     task: Task = plugins.load(tasks, arguments.task, "task").Task(source)
     loaded = Pipeline.load(arguments.bundle, arguments.backend, arguments.threads, device=arguments.device)
     with loaded as vlm, bars() as show:
-        names = chosen(vlm, arguments.schedules)
+        names = chosen(vlm.schedules, arguments.schedules)
         found = evaluate(
             vlm,
             task,

@@ -53,14 +53,14 @@ class Settings:
                 raise InputError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
 
 
-def chosen(vlm: Pipeline, wanted: str) -> list[str]:
-    """Names of the schedules that "all" or "a,b" asks for; full is always the first.
+def chosen(available: Sequence[str], wanted: str) -> list[str]:
+    """Names of the schedules among those `available` that "all" or "a,b" asks for; full is always the first.
 
     Raises:
         UnknownName: the bundle has no such schedule.
         InputError: `wanted` names none.
     """
-    names = list(vlm.schedules)
+    names = list(available)
     asked = names if wanted == "all" else [name.strip() for name in wanted.split(",") if name.strip()]
     if not asked:
         raise InputError(f"--schedules is '{wanted}', which names none; give names, as in a,b, or all")

@@ -105,7 +105,7 @@ def silent(bar: str, note: str, done: int, total: int) -> None:
 
 
 def result(vlm: Canned, task: base.Task, **options: Any) -> Evaluation:
-    names = chosen(cast(Pipeline, vlm), "all")
+    names = chosen(vlm.schedules, "all")
     settings = Settings(**options)
     return evaluate(
         cast(Pipeline, vlm), task, names, settings, silent, source="yes", backend="ort", command="secateur eval"
@@ -223,14 +223,14 @@ def test_seen_undoes_the_normalisation() -> None:
 
 
 def test_schedules_by_name() -> None:
-    vlm = cast(Pipeline, Canned({"full": set(), "ours": set(), "small": set()}))
-    assert chosen(vlm, "all") == ["full", "ours", "small"]
-    assert chosen(vlm, "small, ours,small") == ["full", "small", "ours"] and chosen(vlm, "full") == ["full"]
+    names = ("full", "ours", "small")
+    assert chosen(names, "all") == ["full", "ours", "small"]
+    assert chosen(names, "small, ours,small") == ["full", "small", "ours"] and chosen(names, "full") == ["full"]
     with pytest.raises(UnknownName, match="unknown schedule 'our'. Did you mean 'ours'?"):
-        chosen(vlm, "our")
+        chosen(names, "our")
     for nothing in ("", ",", " , "):
         with pytest.raises(InputError, match=f"--schedules is '{nothing}', which names none"):
-            chosen(vlm, nothing)
+            chosen(names, nothing)
 
 
 def test_settings_have_bounds() -> None:

@@ -12,11 +12,12 @@ from secateur.evaluation import notes as words
 from secateur.evaluation.controls import CONTROLS
 from secateur.evaluation.gates import shown_gates
 from secateur.evaluation.report import formats
-from secateur.evaluation.report.bars import STAGES, bars
+from secateur.evaluation.report.bars import bars
 from secateur.evaluation.report.budgets import best, budgets
 from secateur.evaluation.report.curves import curves
 from secateur.evaluation.report.kept import images, notes, pictures, samples
 from secateur.evaluation.report.series import all_series
+from secateur.evaluation.report.stacked import STAGES
 from secateur.evaluation.results import Evaluation, Overlay
 
 __all__ = ["report"]

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the time goes: every graph and the whole chain of every schedule.
+
+secateur profile build/demo-btp
+secateur profile build/demo-trt --trtexec --html profile.html
+secateur profile build/demo-trt --import results --out profile.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import shlex
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from secateur.commands import _profile
+from secateur.commands._progress import bars
+
+if TYPE_CHECKING:
+    from secateur.profiling.results import Profiling
+
+HELP = "times of every graph and schedule, here or by trtexec"
+HERE = ("backend", "threads", "image", "prompt", "rounds", "warmup", "new_tokens")
+"""Options that trtexec has no use for."""
+
+
+def add_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> None:
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--schedules", default="all", help="names, as in a,b; full comes along (default: all)")
+    here = parser.add_argument_group("timed in this process")
+    here.add_argument("--backend", help="ort, torch or trt (default: ort)")
+    here.add_argument("--threads", type=int, help="threads of the backend (default: all cores)")
+    here.add_argument("--image", help="image file (default: noise; time does not depend on what is to be seen)")
+    here.add_argument("--prompt", help="the question (default: a short one)")
+    here.add_argument("--rounds", type=int, help="timed questions of each schedule (default: 30)")
+    here.add_argument("--warmup", type=int, help="questions before them (default: 3)")
+    here.add_argument("--new-tokens", type=int, help="longest answer; decode steps are timed (default: 8)")
+    trtexec = parser.add_argument_group("timed by trtexec")
+    trtexec.add_argument(
+        "--trtexec",
+        nargs="?",
+        const="",
+        metavar="PATH",
+        help="build and time every graph with this program (default: the trtexec of this machine)",
+    )
+    trtexec.add_argument("--work", type=Path, help="where trtexec works (default: BUNDLE/engines/trtexec)")
+    trtexec.add_argument("--import", type=Path, dest="folder", metavar="DIR", help="read what trtexec left there")
+    output = parser.add_argument_group("output")
+    output.add_argument("--out", type=Path, help="write the result as JSON")
+    output.add_argument("--html", type=Path, help="write a report as one HTML page")
+    output.add_argument("--force", action="store_true", help="replace existing files")
+    parser.set_defaults(command_line=shlex.join(["secateur", *argv]))
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    from secateur.files import write_text
+
+    _check(arguments)
+    found = _here(arguments) if arguments.trtexec is None and arguments.folder is None else _trtexec(arguments)
+    if arguments.out is not None:
+        write_text(arguments.out, found.to_json())
+    if arguments.html is not None:
+        from secateur.profiling.report import report
+
+        write_text(arguments.html, report(found))
+    result = found.as_dict()
+    if found.failures:
+        named = textwrap.shorten(", ".join(failure.case for failure in found.failures), 100, placeholder=" ...")
+        result["failed"] = f"{len(found.failures)} measurements failed: {named}"
+    return result
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Find out before the work, which may take hours, what would keep the result from being written."""
+    from secateur.errors import BadOutput, InputError
+    from secateur.files import check_free
+
+    if arguments.trtexec is not None and arguments.folder is not None:
+        raise InputError("--trtexec runs it here, --import reads what it left; give one of them")
+    if arguments.work is not None and arguments.trtexec is None:
+        raise InputError(f"--work is {arguments.work}, but nothing runs there; add --trtexec")
+    given = [name for name in HERE if getattr(arguments, name) is not None]
+    if given and (arguments.trtexec is not None or arguments.folder is not None):
+        raise InputError(f"--{given[0].replace('_', '-')} is of no use to trtexec; leave it out")
+    for path in filter(None, (arguments.out, arguments.html)):
+        check_free(path, arguments.force)
+    if arguments.out is not None and arguments.html is not None and arguments.out.resolve() == arguments.html.resolve():
+        raise BadOutput(f"--out and --html are both {arguments.out}; name two files")
+    if arguments.html is not None:
+        importlib.import_module("secateur.profiling.report")  # a package that is missing is missed now
+
+
+def _here(arguments: argparse.Namespace) -> Profiling:
+    from secateur.evaluation.run import chosen
+    from secateur.profiling.clocked import PROMPT, Settings
+    from secateur.profiling.run import here
+    from secateur.runtime import Pipeline
+
+    given = {name: getattr(arguments, name) for name in ("rounds", "warmup", "new_tokens")}
+    settings = Settings(**{name: value for name, value in given.items() if value is not None})
+    prompt = PROMPT if arguments.prompt is None else arguments.prompt
+    backend = arguments.backend or "ort"
+    with Pipeline.load(arguments.bundle, backend, arguments.threads) as vlm, bars() as progress:
+        names = chosen(vlm.schedules, arguments.schedules)
+        return here(vlm, backend, names, arguments.image, prompt, settings, progress, arguments.command_line)
+
+
+def _trtexec(arguments: argparse.Namespace) -> Profiling:
+    from secateur.engines.recipe import FOLDER
+    from secateur.evaluation.run import chosen
+    from secateur.profiling.run import from_trtexec, run_trtexec
+    from secateur.runtime import Bundle
+
+    bundle = Bundle.load(arguments.bundle)
+    names = chosen(list(bundle.manifest.schedules), arguments.schedules)
+    folder = arguments.folder or arguments.work or bundle.root / FOLDER
+    if arguments.trtexec is not None:
+        with bars() as progress:
+            run_trtexec(bundle, arguments.trtexec, folder, progress)
+    return from_trtexec(bundle, names, folder, arguments.command_line)
+
+
+def show(result: dict[str, Any], console: Console) -> None:
+    _profile.show(result, console)

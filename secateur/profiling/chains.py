@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What both sources share: the kind of a graph, and a schedule's figures as a chain."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from secateur.artifacts import FULL, Manifest
+from secateur.profiling.percentiles import Spread
+from secateur.profiling.results import Chain, GraphTimes
+from secateur.runtime.bundle import Bundle
+
+
+def kinds(manifest: Manifest) -> dict[str, str]:
+    """Kind of each graph by name. The gate of a smaller image is the encoder at another size: vision."""
+    smaller = {gate.graph for ref in manifest.schedules.values() for gate in ref.gates if gate.kind == "downsample"}
+    return {graph.name: "vision" if graph.name in smaller else graph.kind for graph in manifest.graphs}
+
+
+def chain(
+    bundle: Bundle,
+    name: str,
+    encode: Spread,
+    prefill: Spread,
+    first_token: Spread,
+    decode: Spread | None,
+    stages: Mapping[str, float],
+) -> Chain:
+    """The figures of one schedule; how it compares with full is not known yet."""
+    schedule = bundle.schedule(name)
+    return Chain(
+        schedule=name,
+        method=schedule.method,
+        average_tokens=schedule.budget.average_tokens,
+        prefill_flops_ratio=schedule.budget.prefill_flops_ratio,
+        encode=encode,
+        prefill=prefill,
+        first_token=first_token,
+        decode=decode,
+        stages=dict(stages),
+        gates_share=stages.get("gates", 0.0) / first_token.p50 if first_token.p50 else 0.0,
+        speed_up=None,
+        prefill_speed_up=None,
+    )
+
+
+def compared(chains: Sequence[Chain]) -> tuple[Chain, ...]:
+    """The same with their speed-up over full, if it is among them."""
+    full = next((one for one in chains if one.schedule == FULL), None)
+    if full is None:
+        return tuple(chains)
+    return tuple(
+        replace(
+            one,
+            speed_up=_ratio(full.first_token, one.first_token),
+            prefill_speed_up=_ratio(full.prefill, one.prefill),
+        )
+        for one in chains
+    )
+
+
+def with_shares(graphs: Sequence[GraphTimes], chains: Sequence[Chain]) -> tuple[GraphTimes, ...]:
+    """The same with their share of each chain: `shares` holds the schedules that run the graph, and whatever figure."""
+    whole = {
+        (one.schedule, decode): spread.p50
+        for one in chains
+        for decode, spread in ((False, one.first_token), (True, one.decode))
+        if spread is not None and spread.p50
+    }
+    return tuple(
+        replace(
+            graph,
+            shares={
+                name: graph.compute.p50 / whole[name, graph.part == "decode"]
+                for name in graph.shares
+                if (name, graph.part == "decode") in whole
+            },
+        )
+        for graph in graphs
+    )
+
+
+def _ratio(full: Spread, this: Spread) -> float | None:
+    return full.p50 / this.p50 if this.p50 else None

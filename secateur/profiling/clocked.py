@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Times a backend in this process: the same question to every schedule, in turn: a slow moment hits all alike."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from secateur.artifacts import Manifest
+from secateur.engines.walk import prefill
+from secateur.errors import InputError
+from secateur.profiling.chains import chain, compared, kinds, with_shares
+from secateur.profiling.percentiles import spread
+from secateur.profiling.results import STAGES, Chain, GraphTimes
+from secateur.runtime import Pipeline
+from secateur.runtime.image import ImageLike
+
+Progress = Callable[[str, str, int, int], None]
+Timings = Sequence[dict[str, float]]
+SIDE = 336
+PROMPT = "what is in the picture ?"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to run: rounds that are not timed, rounds that are, and tokens of each answer (one is the first token)."""
+
+    rounds: int = 30
+    warmup: int = 3
+    new_tokens: int = 8
+
+    def __post_init__(self) -> None:
+        for name, least in (("rounds", 1), ("warmup", 0), ("new_tokens", 1)):
+            if (value := getattr(self, name)) < least:
+                raise InputError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}")
+
+
+def noise(manifest: Manifest) -> ImageLike:
+    """An image for a profile that is given none: time does not depend on what is to be seen."""
+    sizes = manifest.graph("vision").inputs[0].shape[2:]
+    height, width = (size if isinstance(size, int) else SIDE for size in sizes)
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def clock(
+    vlm: Pipeline, image: ImageLike, prompt: str, names: Sequence[str], settings: Settings, progress: Progress
+) -> tuple[tuple[Chain, ...], tuple[GraphTimes, ...]]:
+    """Chains and graphs of the schedules `names`.
+
+    Raises:
+        BadImage, BadPrompt: as Pipeline.ask.
+    """
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    turns = settings.warmup + settings.rounds
+    for turn in range(turns):
+        first = turn % len(names)  # nobody is always behind the same neighbour
+        for name in [*names[first:], *names[:first]]:
+            answer = vlm.ask(image, prompt, name, settings.new_tokens)
+            if turn >= settings.warmup:
+                found[name].append(answer.timings)
+        progress("rounds", "", turn + 1, turns)
+    chains = compared([_chain(vlm, name, timings) for name, timings in found.items()])
+    graphs = [graph for name, timings in found.items() for graph in _graphs(vlm, name, timings)]
+    return chains, with_shares(graphs, chains)
+
+
+def _chain(vlm: Pipeline, name: str, timings: Timings) -> Chain:
+    kind = kinds(vlm.bundle.manifest)
+    stages = {"preprocess": spread([one["preprocess"] for one in timings]).p50}
+    for graph_kind, stage in STAGES.items():
+        sums = [sum(ms for key, ms in one.items() if kind.get(key) == graph_kind) for one in timings]
+        stages[stage] = spread(sums).p50
+    steps = [one["decode_per_token"] for one in timings if one["decode_per_token"]]
+    encode, rest, first = ([one[key] for one in timings] for key in ("encode", "prefill", "first_token"))
+    decode = spread(steps) if steps else None
+    return chain(vlm.bundle, name, spread(encode), spread(rest), spread(first), decode, stages)
+
+
+def _graphs(vlm: Pipeline, name: str, timings: Timings) -> list[GraphTimes]:
+    kind = kinds(vlm.bundle.manifest)
+    return [
+        GraphTimes(
+            name=step.graph,
+            graph=step.graph,
+            kind=kind[step.graph],
+            part=step.kind,
+            runs=len(timings),
+            compute=spread([one[step.graph] for one in timings]),
+            enqueue=None,
+            shares={name: 0.0},
+        )
+        for step in prefill(vlm.bundle.manifest, name, 1)
+    ]

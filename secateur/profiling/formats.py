@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Figures as text, the same on the page and in the printed tables."""
+
+from __future__ import annotations
+
+from secateur.profiling.results import Profiling
+
+NONE = "\N{EN DASH}"
+APART = (
+    "trtexec timed the graphs one by one; a chain is the sum of its graphs, without preprocessing and what lies "
+    "between graphs. Percentiles of separate runs do not add up: p99 is the sum of the graphs' p99, an upper estimate."
+)
+IN_TURN = "All schedules were asked the same question, in turn, in one process; one image and one question at a time."
+
+
+def milliseconds(value: float | None) -> str:
+    return NONE if value is None else f"{value:,.2f}"
+
+
+def fine(value: float | None) -> str:
+    """Milliseconds of a graph or a layer, which may be a few hundredths."""
+    return NONE if value is None else f"{value:,.3f}"
+
+
+def percent(value: float | None) -> str:
+    """0.042 is "4.2"."""
+    return NONE if value is None else f"{100 * value:.1f}"
+
+
+def times(value: float | None) -> str:
+    """A speed-up: "1.37x"."""
+    return NONE if value is None else f"{value:.2f}x"
+
+
+def plain(text: str) -> str:
+    """Without control characters, which names of layers have, and which would command a terminal."""
+    return "".join(c if c.isprintable() else "\N{MIDDLE DOT}" for c in text)
+
+
+def note(profiling: Profiling) -> str:
+    """How the times were taken."""
+    return APART if profiling.apart else IN_TURN

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A folder of trtexec's results as chains and graphs. Graphs were timed apart: a chain is their sum."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from secateur.engines.cases import CASES_FILE, Case, Cases
+from secateur.engines.results.console import Console, read_console
+from secateur.engines.results.times import read_times
+from secateur.errors import BadMeasurement
+from secateur.profiling.chains import chain, compared, kinds, with_shares
+from secateur.profiling.layers import slowest
+from secateur.profiling.percentiles import Spread, spread, total
+from secateur.profiling.results import STAGES, Chain, Failure, GraphTimes
+from secateur.runtime.bundle import Bundle
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What a folder holds; `machine` is what trtexec says of GPU and version."""
+
+    chains: tuple[Chain, ...]
+    graphs: tuple[GraphTimes, ...]
+    failures: tuple[Failure, ...]
+    machine: dict[str, str]
+
+
+def read_folder(bundle: Bundle, folder: Path, names: Sequence[str]) -> Imported:
+    """Every case of the schedules `names`; those that cannot be read are listed, and their schedules have no chain.
+
+    Raises:
+        BadMeasurement: it is no such folder, is of another bundle, or no case can be read.
+    """
+    cases = [case for case in _cases(bundle, folder) if set(case.schedules) & set(names)]
+    kind = kinds(bundle.manifest)
+    graphs, failures, machine = [], [], dict[str, str]()
+    for case in cases:
+        try:
+            console = _console(folder, case)
+            graphs.append(_graph(folder, case, console, kind[case.graph], names))
+            if console is not None:
+                machine |= {"GPU": console.device or "not said", "TensorRT": str(console.version)}
+        except BadMeasurement as problem:
+            failures.append(Failure(case.name, str(problem)))
+    if not graphs:
+        first = f"; the first says: {failures[0].reason}" if failures else ""
+        raise BadMeasurement(f"{folder} has no result of any of its {len(cases)} cases{first}")
+    chains = compared([found for name in names if (found := _chain(bundle, name, cases, graphs)) is not None])
+    return Imported(chains, with_shares(graphs, chains), tuple(failures), machine)
+
+
+def _cases(bundle: Bundle, folder: Path) -> tuple[Case, ...]:
+    if not (folder / CASES_FILE).is_file():
+        raise BadMeasurement(
+            f"{folder} has no {CASES_FILE}; name the folder in which the script of `secateur build --script` was run"
+        )
+    cases = Cases.read(folder).cases
+    graphs, schedules = {graph.name for graph in bundle.manifest.graphs}, set(bundle.manifest.schedules)
+    for case in cases:
+        if case.graph not in graphs or not set(case.schedules) <= schedules:
+            raise BadMeasurement(
+                f"{folder / CASES_FILE} names the graph '{case.graph}' of {', '.join(case.schedules)}, which this "
+                "bundle lacks; name the bundle that it was written for"
+            )
+    return cases
+
+
+def _console(folder: Path, case: Case) -> Console | None:
+    """What trtexec said; None where nobody kept it.
+
+    Raises:
+        BadMeasurement: it failed or was killed, here or when it built the plan.
+    """
+    log = folder / case.log
+    if not log.exists():
+        if (folder / case.times).exists():
+            return None
+        log = folder / f"{case.graph}.build.log"
+        if not log.exists():
+            return None
+    console = read_console(log)
+    if console.passed is not True:
+        how = "failed" if console.passed is False else "was killed or is still at work"
+        raise BadMeasurement(f"trtexec {how} ({log}): {console.reason}")
+    return console
+
+
+def _graph(folder: Path, case: Case, console: Console | None, kind: str, names: Sequence[str]) -> GraphTimes:
+    times = read_times(folder / case.times)
+    told = console.enqueue if console is not None else None  # exact, where the file rounds
+    return GraphTimes(
+        name=case.name,
+        graph=case.graph,
+        kind=kind,
+        part=case.kind,
+        runs=len(times.compute),
+        compute=spread(times.compute),
+        enqueue=told.median if told else spread(times.enqueue).p50,
+        shares=dict.fromkeys([name for name in names if name in case.schedules], 0.0),
+        layers=slowest(folder, case),
+    )
+
+
+def _chain(bundle: Bundle, name: str, cases: Sequence[Case], graphs: Sequence[GraphTimes]) -> Chain | None:
+    """The sums of one schedule; None where a graph before the first token is missing."""
+    found = {graph.name: graph for graph in graphs}
+    parts: dict[str, list[Spread]] = {"encode": [], "prefill": [], "decode": []}
+    stages = dict.fromkeys(STAGES.values(), 0.0)
+    lacking = set()
+    for case in cases:
+        if name not in case.schedules:
+            continue
+        graph = found.get(case.name)
+        if graph is None:
+            lacking.add(case.kind)
+            continue
+        parts[case.kind].append(graph.compute)
+        if case.kind != "decode":
+            stages[STAGES[graph.kind]] += graph.compute.p50
+    if lacking & {"encode", "prefill"} or not parts["prefill"]:
+        return None
+    decode = total(parts["decode"]) if parts["decode"] and "decode" not in lacking else None
+    encode, prefill = total(parts["encode"]), total(parts["prefill"])
+    return chain(bundle, name, encode, prefill, total([encode, prefill]), decode, stages)

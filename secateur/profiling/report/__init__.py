@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One HTML page of a profile, in the style of the evaluation's, without scripts; equal input gives equal bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from secateur.engines.cases import KINDS
+from secateur.evaluation import report as evaluation
+from secateur.evaluation.report.stacked import STAGES, Bar, stacked
+from secateur.profiling import formats
+from secateur.profiling.results import Chain, GraphTimes, Profiling
+
+__all__ = ["report"]
+
+
+def report(profiling: Profiling) -> str:
+    """The page as text. Every string of the data is escaped, by Jinja2 and MarkupSafe."""
+    folders = [Path(__file__).parent, Path(evaluation.__file__).parent]  # the second has style.css
+    page = Environment(
+        loader=FileSystemLoader(folders),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page.filters |= {
+        "ms": formats.milliseconds,
+        "fine": formats.fine,
+        "percent": formats.percent,
+        "plain": formats.plain,
+        "times": formats.times,
+    }
+    chains, graphs = profiling.chains, profiling.graphs
+    groups = [("", [Bar(one.schedule, one.stages, one.first_token.p50, one.first_token.p95) for one in chains])]
+    return page.get_template("page.html").render(
+        p=profiling,
+        fastest=min(chains[1:], key=lambda one: one.first_token.p50, default=None),
+        runs=[(one, _graphs(one, graphs)) for one in chains],
+        layered=[graph for graph in graphs if graph.layers],
+        enqueued=any(graph.enqueue is not None for graph in graphs),
+        stages=[stage for stage in STAGES if any(stage in one.stages for one in chains)],
+        bars=stacked(groups) if chains else "",
+        note=formats.note(profiling),
+    )
+
+
+def _graphs(chain: Chain, graphs: Sequence[GraphTimes]) -> list[GraphTimes]:
+    """Those that the schedule runs, in the order of KINDS: the decode step comes last."""
+    mine = [graph for graph in graphs if chain.schedule in graph.shares]
+    return sorted(mine, key=lambda graph: KINDS.index(graph.part))

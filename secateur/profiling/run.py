@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One profile, from either source: a backend in this process, or trtexec here or on another device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from secateur import __version__
+from secateur.engines import program
+from secateur.engines.build import check_target
+from secateur.engines.limits import limits
+from secateur.engines.past import first_past
+from secateur.engines.recipe import Recipe
+from secateur.engines.settings import Settings as BuildSettings
+from secateur.engines.shapes import cases, profiles
+from secateur.engines.trtexec import TRTEXEC
+from secateur.engines.walk import usual_schedule
+from secateur.evaluation.run import machine
+from secateur.profiling.advice import advice
+from secateur.profiling.clocked import Progress, Settings, clock, noise
+from secateur.profiling.imported import read_folder
+from secateur.profiling.results import Chain, Failure, GraphTimes, Profiling
+from secateur.runtime import Bundle, Pipeline
+from secateur.runtime.image import ImageLike
+
+
+def here(
+    vlm: Pipeline,
+    backend: str,
+    names: Sequence[str],
+    image: ImageLike | None,
+    prompt: str,
+    settings: Settings,
+    progress: Progress,
+    command: str,
+) -> Profiling:
+    """Ask the schedules `names`, full first; without an image, about noise.
+
+    backend, command   for the record
+
+    Raises:
+        BadImage, BadPrompt: as Pipeline.ask.
+    """
+    asked = noise(vlm.bundle.manifest) if image is None else image
+    chains, graphs = clock(vlm, asked, prompt, names, settings, progress)
+    return _profiling(vlm.bundle, backend, settings.rounds, machine(), command, chains, graphs)
+
+
+def run_trtexec(bundle: Bundle, given: str, folder: Path, progress: Progress) -> None:
+    """Build every graph and time every case of the bundle in `folder`, with the program `given` or the one found.
+
+    Raises:
+        BackendMissing: there is no trtexec.
+        BadBundle: the bundle is not for TensorRT.
+        BadOutput: the folder cannot be written.
+    """
+    manifest = bundle.manifest
+    check_target(manifest)
+    found = program.find(given)
+    room, past = limits(manifest), first_past(None)
+    shapes = profiles(manifest, room, usual_schedule(manifest), past)
+    recipe = Recipe(manifest, shapes, cases(manifest, room, past), BuildSettings(), folder, bundle.root)
+    program.run(recipe, found, progress)
+
+
+def from_trtexec(bundle: Bundle, names: Sequence[str], folder: Path, command: str) -> Profiling:
+    """What trtexec left in `folder`, of the schedules `names`, full first.
+
+    Raises:
+        BadMeasurement: there is no result, or it is of another bundle.
+    """
+    found = read_folder(bundle, folder, names)
+    on = {**found.machine, "secateur": __version__}
+    return _profiling(bundle, TRTEXEC, None, on, command, found.chains, found.graphs, found.failures)
+
+
+def _profiling(
+    bundle: Bundle,
+    source: str,
+    rounds: int | None,
+    on: dict[str, str],
+    command: str,
+    chains: tuple[Chain, ...],
+    graphs: tuple[GraphTimes, ...],
+    failures: tuple[Failure, ...] = (),
+) -> Profiling:
+    apart = source == TRTEXEC
+    return Profiling(
+        bundle=bundle.root.name,
+        model=bundle.manifest.source,
+        target=bundle.manifest.target,
+        dtype=bundle.manifest.dtype,
+        source=source,
+        apart=apart,
+        rounds=rounds,
+        machine=on,
+        command=command,
+        chains=chains,
+        graphs=graphs,
+        advice=advice(chains, graphs, apart),
+        failures=failures,
+    )

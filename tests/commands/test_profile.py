@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`secateur profile`: timed here, by a trtexec that only writes files, and imported."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from secateur.cli import main
+from secateur.engines import program
+from secateur.export.bundle import Exported
+from secateur.runtime.bundle import Bundle
+from tests.profiling import made
+
+Trt = tuple[Path, Exported]
+FEW = ("--rounds", 2, "--warmup", 0, "--new-tokens", 3, "--threads", 1)
+
+
+def call(capsys: pytest.CaptureFixture[str], *argv: object) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of one command."""
+    code = main([str(word) for word in ("profile", *argv)])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def refused(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
+    """The one line that a wrong use gets."""
+    code, out, err = call(capsys, *argv)
+    assert code == 2 and out == "", (code, out, err)
+    (line,) = err.strip().splitlines()
+    assert line.startswith("secateur: error: ")
+    return line
+
+
+def test_a_backend_here(trt_bundle: Trt, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out, html = tmp_path / "found.json", tmp_path / "found.html"
+    argv = [trt_bundle[0], *FEW, "--schedules", "btp", "--out", out, "--html", html]
+    code, printed, err = call(capsys, *argv, "--json")
+    found = json.loads(printed)
+    assert code == 0 and json.loads(out.read_text()) == found, err
+    assert found["source"] == "ort" and found["rounds"] == 2 and not found["apart"]
+    full, pruned = found["chains"]
+    assert (full["schedule"], pruned["schedule"]) == ("full", "btp")
+    gates = [g for g in found["graphs"] if g["kind"] == "gate"]
+    assert gates and all(set(g["shares"]) == {"btp"} and g["runs"] == 2 for g in gates)
+    for chain in found["chains"]:
+        assert 0 < chain["encode"]["p50"] < chain["first_token"]["p50"] and chain["first_token"]["p99"] > 0
+        assert chain["gates_share"] == chain["stages"]["gates"] / chain["first_token"]["p50"]
+    assert "found.html" in found["command"] and html.read_text().startswith("<!doctype html>")
+    assert "exists; add --force" in refused(capsys, *argv)
+    code, printed, _ = call(capsys, *argv, "--force")
+    assert code == 0 and "Time to first token, ms, by ort" in printed and "Slowest graphs" in printed
+
+
+def test_by_trtexec(
+    trt_bundle: Trt, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool, work = made.program(tmp_path / "trtexec"), tmp_path / "work"
+    argv = [trt_bundle[0], "--schedules", "vtw", "--trtexec", tool, "--work", work]
+    code, printed, err = call(capsys, *argv, "--json")
+    found = json.loads(printed)
+    assert code == 0, err
+    assert found["source"] == "trtexec" and found["apart"] and found["machine"]["TensorRT"] == "10.3"
+    assert [chain["schedule"] for chain in found["chains"]] == ["full", "vtw"] and not found["failures"]
+    manifest = Bundle.load(trt_bundle[0]).manifest
+    first = [c for c in made.usual_cases(manifest) if "full" in c.schedules and c.kind != "decode"]
+    assert found["chains"][0]["first_token"]["p50"] == pytest.approx(len(first))  # a millisecond each
+    assert call(capsys, trt_bundle[0], "--schedules", "vtw", "--import", work, "--json")[0] == 0
+
+    monkeypatch.setenv("FAIL", "projector")
+    (work / "projector.plan").unlink()
+    code, printed, err = call(capsys, *argv)
+    assert code == 1 and "failed: projector.encode" in printed and "OutOfMemory" in printed
+    assert err.startswith("secateur: error: ") and "projector.encode" in err and len(err.strip().splitlines()) == 1
+    assert "vision.encode" in printed  # the others count
+
+
+def test_imported_tables(trt_bundle: Trt, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cases = made.usual_cases(Bundle.load(trt_bundle[0]).manifest)
+    results = made.folder(tmp_path / "results", cases, lambda case: 0.01 if case.graph == "embed" else 2.0)
+    code, printed, _ = call(capsys, trt_bundle[0], "--import", results)
+    assert code == 0
+    said = " ".join(printed.split())
+    for words in ("by trtexec", "an upper estimate", "Slowest layers of gates", 'say "top"', "mul [/red]", "enqueue"):
+        assert words in said, words
+    assert "note: The host is slower than the GPU (enqueue over compute): embed." in said
+    assert "note: GPU times vary by more than 2.5 %" in said and "note: No real speed-up over full" in said
+
+
+def test_without_trtexec(
+    trt_bundle: Trt, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("TRTEXEC", raising=False)
+    monkeypatch.setattr(program, "USUAL", tmp_path / "trtexec")
+    line = refused(capsys, trt_bundle[0], "--trtexec")
+    assert "libnvinfer-bin" in line and "--import" in line and "--backend ort" in line
+    assert "'nowhere' is no program" in refused(capsys, trt_bundle[0], "--trtexec", "nowhere")
+
+
+def test_wrong_use(trt_bundle: Trt, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bundle = trt_bundle[0]
+    assert "give one of them" in refused(capsys, bundle, "--trtexec", "x", "--import", tmp_path)
+    assert "--rounds is of no use to trtexec" in refused(capsys, bundle, "--import", tmp_path, "--rounds", 3)
+    assert "add --trtexec" in refused(capsys, bundle, "--work", tmp_path)
+    assert "--rounds is 0; it must be at least 1" in refused(capsys, bundle, "--rounds", 0)
+    assert "unknown schedule 'btq'. Did you mean 'btp'?" in refused(capsys, bundle, "--schedules", "btq")
+    assert "unknown backend 'orr'" in refused(capsys, bundle, "--backend", "orr")
+    both = tmp_path / "both"
+    assert "name two files" in refused(capsys, bundle, "--out", both, "--html", both)
+    assert "has no cases.json" in refused(capsys, bundle, "--import", tmp_path)
+    assert "does not exist" in refused(capsys, tmp_path / "no", "--import", tmp_path)
+    image = tmp_path / "image.png"
+    image.write_text("no image")
+    assert "image.png" in refused(capsys, bundle, "--image", image)

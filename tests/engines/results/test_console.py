@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What trtexec prints in 10.3, 10.16 and 11.1: passed, failed, killed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from secateur.engines.results.console import Average, Statistics, read_console
+from secateur.engines.version import Version
+from secateur.errors import BadMeasurement
+
+DATA = Path(__file__).parent.parent / "data"
+
+
+def test_a_run_of_10_3() -> None:
+    found = read_console(DATA / "10.3" / "segment.log")
+    assert found.passed is True and found.version == Version(10, 3) and found.device == "Orin"
+    assert found.throughput == 1155.36
+    assert found.compute == Statistics(
+        0.856049, 0.873472, 0.866066, 0.867371, {50.0: 0.862183, 90.0: 0.873472, 95.0: 0.873472, 99.0: 0.873472}
+    )
+    assert found.latency == found.compute
+    assert found.enqueue is not None and found.enqueue.median == 0.0338898
+    assert found.h2d is not None and found.h2d == found.d2h and found.h2d.max == 0
+    assert found.trace == (Average(1, 0.873472, 0.873472, 0.0338898), Average(1, 0.862183, 0.862183, 0.0338898))
+    assert not found.enqueue_bound and found.variation is None and found.warnings == found.errors == ()
+
+
+def test_warnings_of_10_16() -> None:
+    found = read_console(DATA / "10.16" / "segment.log")
+    assert found.version == Version(10, 16, 0, 72) and found.device == "NVIDIA H200"
+    assert found.enqueue_bound and found.variation == 3.27155 and len(found.warnings) == 4
+
+
+def test_11_1_warns_of_flags_that_do_nothing() -> None:
+    found = read_console(DATA / "11.1" / "segment.log")
+    assert found.passed is True and found.version == Version(11, 1, 0, 24)
+    assert len(found.warnings) == 4 and not found.enqueue_bound
+
+
+def test_a_failed_build_says_why_in_its_own_words() -> None:
+    found = read_console(DATA / "10.3" / "failed.log")
+    assert found.passed is False and found.compute is None and found.throughput is None
+    assert not any("insufficient to use tactic" in line for line in found.errors)  # a tactic was skipped, no more
+    assert found.reason.startswith("Error[2]: ") and found.reason.endswith("Building engine failed")
+
+
+def test_a_killed_run_has_no_result(tmp_path: Path) -> None:
+    whole = (DATA / "10.16" / "segment.log").read_text()
+    path = tmp_path / "killed.log"
+    path.write_text(whole[: whole.index("=== Trace details")])
+    found = read_console(path)
+    assert found.passed is None and found.compute is None
+    assert "Timing trace has 4 queries" in found.reason
+
+
+def test_the_last_run_of_a_log_counts(tmp_path: Path) -> None:
+    path = tmp_path / "twice.log"
+    path.write_text((DATA / "10.3" / "failed.log").read_text() + (DATA / "11.1" / "segment.log").read_text())
+    found = read_console(path)
+    assert found.passed is True and found.version.major == 11 and found.errors == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "it is empty"),
+        ("bash: trtexec: command not found\n", "no line says '&&&& RUNNING TensorRT.trtexec'"),
+        ("&&&& RUNNING TensorRT.trtexec [TensorRT v?] # trtexec", "no line says"),
+        ('[\n  { "count" : 3 }\n]', "it is what --exportProfile writes"),
+    ],
+)
+def test_files_that_are_none(text: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.log"
+    path.write_text(text)
+    with pytest.raises(BadMeasurement) as refused:
+        read_console(path)
+    assert said in str(refused.value) and str(path) in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_a_damaged_summary(tmp_path: Path) -> None:
+    whole = (DATA / "10.3" / "segment.log").read_text()
+    path = tmp_path / "a.log"
+    for old, new, said in (("mean = ", "average = ", "has no 'mean'"), ("= 0.866066", "= 0.8x", "could not convert")):
+        path.write_text(whole.replace(old, new))
+        with pytest.raises(BadMeasurement, match=said):
+            read_console(path)

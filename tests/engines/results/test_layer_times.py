@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""--exportProfile: names are not escaped, so any name must come back as it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from secateur.engines.results.layer_times import read_layer_times
+from secateur.errors import BadMeasurement
+
+DATA = Path(__file__).parent.parent / "data"
+
+
+def written(count: int, layers: list[tuple[str, float, float]]) -> str:
+    """As trtexec writes it, samples/common/sampleReporting.cpp."""
+    lines = [f'[\n  {{ "count" : {count} }}\n']
+    for name, average, median in layers:
+        lines.append(
+            f', {{ "name" : "{name}", "timeMs" : {average * count:g}, "averageMs" : {average!r}, '
+            f'"medianMs" : {median!r}, "percentage" : nan }}\n'
+        )
+    return "".join([*lines, "]\n"])
+
+
+def test_names_of_10_3() -> None:
+    found = read_layer_times(DATA / "10.3" / "gate.profile.json")
+    assert found.count == 200
+    assert [layer.name for layer in found.layers] == [
+        "Reformatting CopyNode for Input Tensor 0 to /score/MatMul",
+        '__myl_Score "q\\k" \x1e[0]',
+        "/top/TopK",
+        "/gather/Gather + /gather/Gather_1",
+        "/gather/Gather + /gather/Gather_1",
+        "idle",
+    ]
+    assert [layer.median for layer in found.layers] == [0.00512, 0.012288, 0.031744, 0.0092, 0.0041, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("version", "count", "names"),
+    [
+        ("10.16", 1954, ["__myl_MulMatMul_myl0_0 [profile 0]", "__myl_Topk_myl0_1 [profile 0]"]),
+        ("11.1", 512, ['__mye_TopK{"k":36}', "/cut/Gather\t\x1f1"]),
+    ],
+)
+def test_later_versions(version: str, count: int, names: list[str]) -> None:
+    found = read_layer_times(DATA / version / "gate.profile.json")
+    assert (found.count, [layer.name for layer in found.layers]) == (count, names)
+
+
+odd = st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from('"\\{}[],: \n\r\t\x1e\x1f\0'), max_size=40)
+milliseconds = st.floats(0, 1e4)
+
+
+@settings(deadline=None)
+@given(st.integers(1, 10**6), st.lists(st.tuples(odd, milliseconds, milliseconds), max_size=6))
+@example(1, [('a", "timeMs" : 1, "averageMs" : 2, "medianMs" : 3, "percentage" : 4 }', 1.0, 2.0)])
+@example(1, [('", "', 1.0, 2.0), ("\n]\n", 0.0, 0.0), ("count", 0.5, 0.5), ("count", 0.5, 0.5)])
+def test_any_name_comes_back(
+    tmp_path_factory: pytest.TempPathFactory, count: int, layers: list[tuple[str, float, float]]
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "odd.profile.json"
+    path.write_bytes(written(count, layers).encode())
+    found = read_layer_times(path)
+    assert found.count == count
+    assert [(layer.name, layer.average, layer.median) for layer in found.layers] == layers
+
+
+def test_bytes_that_are_no_utf_8_become_escapes(tmp_path: Path) -> None:
+    path = tmp_path / "latin.profile.json"
+    path.write_bytes(written(1, [("caf@", 1.0, 1.0)]).encode().replace(b"@", b"\xe9"))
+    assert read_layer_times(path).layers[0].name == "caf\\xe9"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "it is empty"),
+        ("[]", "not with the count"),
+        ("[ 1, 2", "its end is cut off"),
+        (written(0, []), "no query was profiled"),
+        (written(1, [("a", 1.0, float("nan"))]), "this is no layer"),
+        (written(1, [("a", 1.0, 1.0)]).replace("1.0", "fast"), "this is no layer"),
+        (written(1, [("a", 1.0, 1.0)]).replace("medianMs", "meanMs"), "this is no layer"),
+        ('[ { "startEnqMs" : 1 } ]', "it is what --exportTimes writes"),
+        ('{"Layers": []}', "it is what --exportLayerInfo writes"),
+    ],
+)
+def test_files_that_are_none(text: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.profile.json"
+    path.write_text(text)
+    with pytest.raises(BadMeasurement) as refused:
+        read_layer_times(path)
+    message = str(refused.value)
+    assert said in message and str(path) in message and "--exportProfile=a.profile.json" in message
+
+
+def test_every_truncation_is_noticed(tmp_path: Path) -> None:
+    whole = (DATA / "10.3" / "gate.profile.json").read_text().rstrip()
+    path = tmp_path / "cut.json"
+    for end in range(len(whole)):
+        path.write_text(whole[:end])
+        with pytest.raises(BadMeasurement):
+            read_layer_times(path)

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""--exportTimes of 10.3, 10.16 and 11.1, and files that are none."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from secateur.engines.results.console import Statistics, read_console
+from secateur.engines.results.times import read_times
+from secateur.errors import BadMeasurement
+from secateur.profiling.percentiles import spread
+
+DATA = Path(__file__).parent.parent / "data"
+VERSIONS = ("10.3", "10.16", "11.1")
+FIELDS = "startEnqMs endEnqMs startH2dMs endH2dMs startComputeMs endComputeMs startD2hMs endD2hMs".split()
+FIELDS += "h2dMs computeMs d2hMs latencyMs".split()
+
+
+def test_a_file_of_10_3() -> None:
+    times = read_times(DATA / "10.3" / "segment.times.json")
+    assert times.compute == times.latency == (0.873472, 0.862183, 0.856049, 0.872559)
+    assert times.enqueue == pytest.approx((0.03389, 0.03389, 0.033, 0.034))
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_our_percentiles_are_those_of_the_console(version: str) -> None:
+    ours = spread(read_times(DATA / version / "segment.times.json").compute)
+    theirs = read_console(DATA / version / "segment.log").compute
+    assert isinstance(theirs, Statistics)
+    assert {50.0: ours.p50, 90.0: ours.p90, 95.0: ours.p95, 99.0: ours.p99} == theirs.percentiles
+
+
+@given(times=st.lists(st.floats(0, 1e6), min_size=1, max_size=20))
+@settings(deadline=None)
+def test_every_query_is_read(times: list[float], tmp_path_factory: pytest.TempPathFactory) -> None:
+    path = tmp_path_factory.getbasetemp() / "times.json"
+    path.write_text(json.dumps([dict.fromkeys(FIELDS, t) for t in times]))
+    found = read_times(path)
+    assert list(found.compute) == list(found.latency) == times and set(found.enqueue) == {0.0}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "it is empty"),
+        ("[\n]\n", "it holds no query"),
+        ("{}", "no list of queries"),
+        ("hello", "cut off or no JSON"),
+        ('[ { "startEnqMs" : 1, "endEnqMs" : 2', "cut off or no JSON"),
+        ('[ { "startEnqMs" : 1, "endEnqMs" : 2, "computeMs" : "1", "latencyMs" : 1 } ]', "computeMs '1', not a time"),
+        ('[ { "startEnqMs" : 1, "endEnqMs" : 2, "computeMs" : NaN, "latencyMs" : 1 } ]', "computeMs nan, not a time"),
+        ('[ { "startEnqMs" : 1, "endEnqMs" : 2, "latencyMs" : 1 } ]', "computeMs None, not a time"),
+        ("[ 7 ]", "computeMs None, not a time"),
+        ('[\n  { "count" : 3 }\n]', "it is what --exportProfile writes"),
+        ('{"Layers": [], "Bindings": []}', "it is what --exportLayerInfo writes"),
+        ("[" * 100_000, "cut off or no JSON"),
+    ],
+)
+def test_files_that_are_none(text: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.times.json"
+    path.write_text(text)
+    with pytest.raises(BadMeasurement) as refused:
+        read_times(path)
+    message = str(refused.value)
+    assert said in message and str(path) in message and "\n" not in message
+    assert "run trtexec again with --exportTimes=a.times.json" in message
+
+
+def test_every_truncation_is_noticed(tmp_path: Path) -> None:
+    whole = (DATA / "11.1" / "segment.times.json").read_text().rstrip()
+    path = tmp_path / "cut.json"
+    for end in range(len(whole)):
+        path.write_text(whole[:end])
+        with pytest.raises(BadMeasurement):
+            read_times(path)
+
+
+def test_a_missing_file_and_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(BadMeasurement, match="does not exist; run trtexec again with --exportTimes=no.json"):
+        read_times(tmp_path / "no.json")
+    with pytest.raises(BadMeasurement, match="cannot be read: Is a directory"):
+        read_times(tmp_path)

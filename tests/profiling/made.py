@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Folders of trtexec's results, and a trtexec that only writes files, for the tests of profiles."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from secateur.artifacts import Manifest, to_json
+from secateur.engines.cases import CASES_FILE, Case, Cases
+from secateur.engines.limits import limits
+from secateur.engines.shapes import cases
+from secateur.profiling.percentiles import Spread
+from secateur.profiling.results import Chain, Failure, GraphTimes, LayerLine, Profiling
+
+RUNS = (1.0, 1.0, 1.5, 1.0)
+"""What the milliseconds of a case are multiplied by, in each of its queries."""
+
+
+def log(enqueue: float = 0.05, result: str = "PASSED", error: str = "") -> str:
+    """Console output of 10.16."""
+    at = "[11/20/2025-10:00:00]"
+    lines = ["&&&& RUNNING TensorRT.trtexec [TensorRT v101600] [b72] # trtexec", f"{at} [I] Selected Device: Orin"]
+    lines += [f"{at} [E] {error}"] if error else []
+    lines.append(f"{at} [I] Enqueue Time: min = 0 ms, max = 1 ms, mean = 0.5 ms, median = {enqueue} ms")
+    return "\n".join([*lines, f"&&&& {result} TensorRT.trtexec [TensorRT v101600] [b72] # trtexec", ""])
+
+
+def times(milliseconds: float) -> str:
+    """--exportTimes of RUNS."""
+    return json.dumps(
+        [
+            {"startEnqMs": 0, "endEnqMs": 0.04, "computeMs": milliseconds * r, "latencyMs": milliseconds * r}
+            for r in RUNS
+        ]
+    )
+
+
+def usual_cases(manifest: Manifest) -> tuple[Case, ...]:
+    """What `secateur build --script` writes for a bundle."""
+    return cases(manifest, limits(manifest))
+
+
+def folder(where: Path, shown: Sequence[Case], milliseconds: Callable[[Case], float]) -> Path:
+    """Results of all cases, with the layers of gates."""
+    where.mkdir()
+    (where / CASES_FILE).write_text(to_json(Cases(tuple(shown))))
+    for case in shown:
+        (where / case.times).write_text(times(milliseconds(case)))
+        (where / case.log).write_text(log())
+        if "." in case.graph:
+            layers = "".join(
+                f', {{ "name" : "{name}", "timeMs" : 1, "averageMs" : {ms}, "medianMs" : {ms}, "percentage" : 9 }}\n'
+                for name, ms in (("mul [/red] [profile 0]", 0.2), ('say "top" [profile 0]', 0.8))
+            )
+            (where / case.layer_times).write_text(f'[\n  {{ "count" : 4 }}\n{layers}]\n')
+            said = '{"Layers": [{"Name": "say \\"top\\"", "LayerType": "kgen", "Metadata": "[ONNX Layer: /top/TopK]"}]}'
+            (where / case.layers).write_text(said)
+    return where
+
+
+PROGRAM = '''#!{python}
+"""Writes what trtexec writes. Graphs named in $FAIL cannot be built."""
+import os, pathlib, sys
+flags = dict(word.partition("=")[::2] for word in sys.argv[1:])
+name = " ".join(sys.argv)
+graph = pathlib.Path(flags.get("--saveEngine", flags.get("--loadEngine"))).name.removesuffix(".plan")
+print("&&&& RUNNING TensorRT.trtexec [TensorRT v100300] # " + name)
+if graph in os.environ.get("FAIL", "").split(","):
+    print("[11/20/2025-10:00:00] [E] Error[2]: OutOfMemory")
+    print("&&&& FAILED TensorRT.trtexec [TensorRT v100300] # " + name)
+    sys.exit(1)
+if "--onnx" in flags:
+    assert pathlib.Path(flags["--onnx"]).is_file()
+    pathlib.Path(flags["--saveEngine"]).write_text("plan")
+    pathlib.Path(flags["--exportLayerInfo"]).write_text('{{"Layers": ["layer"], "Bindings": []}}')
+else:
+    pairs = filter(None, flags.get("--loadInputs", "").split(","))
+    assert all(pathlib.Path(pair.rpartition(":")[2]).is_file() for pair in pairs)
+    pathlib.Path(flags["--exportTimes"]).write_text({times!r})
+    pathlib.Path(flags["--exportProfile"]).write_text('[\\n  {{ "count" : 4 }}\\n]\\n')
+print("&&&& PASSED TensorRT.trtexec [TensorRT v100300] # " + name)
+'''
+
+
+def program(where: Path) -> Path:
+    """An executable trtexec without TensorRT: every case takes one millisecond."""
+    where.write_text(PROGRAM.format(python=sys.executable, times=times(1.0)))
+    where.chmod(0o755)
+    return where
+
+
+def profiling() -> Profiling:
+    """Two schedules, timed by trtexec, with everything that a report shows."""
+
+    def spread(ms: float) -> Spread:
+        return Spread(ms, ms * 1.1, ms * 1.2, ms * 1.5, 0.05)
+
+    def total(ms: float) -> Spread:
+        return Spread(ms, None, None, ms * 1.5, None)
+
+    layers = (
+        LayerLine('top <b>"k"</b>\x1e[/red]', "kgen", ("/top/TopK", "/cut/Gather"), 0.03, 0.75, True),
+        LayerLine("mul", "kgen", (), 0.01, 0.25, False),
+    )
+    graphs = (
+        GraphTimes("vision.encode", "vision", "vision", "encode", 200, spread(4.0), 0.1, {"full": 0.4, "btp-22": 0.6}),
+        GraphTimes("segment_0.prefill", "segment_0", "segment", "prefill", 200, spread(6.0), 0.1, {"full": 0.6}),
+        GraphTimes("segment_0.less", "segment_0", "segment", "prefill", 200, spread(2.0), 0.1, {"btp-22": 0.3}),
+        GraphTimes("btp-22.0.prefill", "btp-22.0", "gate", "prefill", 200, spread(0.6), 0.9, {"btp-22": 0.1}, layers),
+        GraphTimes("segment_0.decode", "segment_0", "segment", "decode", 200, spread(1.0), 0.1, {"full": 1.0}),
+    )
+    stages = {"vision": 4.0, "projector": 0.0, "embed": 0.0, "segments": 6.0, "gates": 0.0}
+    full = Chain("full", "full", 144.0, 1.0, total(4), total(6), total(10), total(1), stages, 0.0, 1.0, 1.0)
+    fewer = stages | {"segments": 2.0, "gates": 0.6}
+    btp = Chain("btp-22", "btp", 32.0, 0.22, total(4), total(2.6), total(6.6), None, fewer, 0.09, 10 / 6.6, 6 / 2.6)
+    return Profiling(
+        bundle="demo-trt",
+        model="demo",
+        target="tensorrt",
+        dtype="fp16",
+        source="trtexec",
+        apart=True,
+        rounds=None,
+        machine={"GPU": "Orin", "TensorRT": "10.3"},
+        command="secateur profile demo-trt --import results",
+        chains=(full, btp),
+        graphs=graphs,
+        advice=("The host is slower than the GPU (enqueue over compute): btp-22.0.prefill.",),
+        failures=(Failure("embed.decode", "trtexec failed: Error[2]: OutOfMemory"),),
+    )

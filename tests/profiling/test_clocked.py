@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Times taken here: what is measured and how it adds up, by receipts that are made up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from secateur.engines.walk import prefill
+from secateur.errors import InputError
+from secateur.export.bundle import Exported
+from secateur.profiling.clocked import Settings, clock, noise
+from secateur.runtime import Pipeline
+from secateur.runtime.bundle import Bundle
+
+
+@dataclass
+class Answered:
+    timings: dict[str, float]
+
+
+class Canned:
+    """Answers of known times: every graph takes a millisecond more each round, and one more in `full`."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.bundle = bundle
+        self.asked: list[str] = []
+
+    def ask(self, image: Any, prompt: str, schedule: str, max_new_tokens: int) -> Answered:
+        self.asked.append(schedule)
+        ms = float(self.asked.count(schedule)) + (schedule == "full")
+        encode, rest = 2 * ms, 10 * ms
+        timings = dict.fromkeys((step.graph for step in prefill(self.bundle.manifest, schedule, 1)), ms)
+        return Answered(
+            timings
+            | {"preprocess": 1.0, "encode": encode, "prefill": rest, "first_token": 1.0 + encode + rest}
+            | {"decode": 4.0, "decode_per_token": 4.0 if schedule == "full" else 0.0, "total": 99.0}
+        )
+
+
+def quiet(*_: object) -> None:
+    pass
+
+
+@pytest.fixture(scope="module")
+def bundle(trt_bundle: tuple[Path, Exported]) -> Bundle:
+    return Bundle.load(trt_bundle[0])
+
+
+def test_figures_of_known_times(bundle: Bundle) -> None:
+    vlm = Canned(bundle)
+    names = list(bundle.manifest.schedules)
+    chains, graphs = clock(cast(Pipeline, vlm), "", "?", names, Settings(rounds=3, warmup=2), quiet)
+    full, pruned = chains[0], chains[1]
+    assert full.schedule == "full" and full.first_token.p50 == 1 + 12 * 5 and pruned.first_token.p50 == 1 + 12 * 4
+    assert full.speed_up == 1 and pruned.speed_up == pytest.approx(61 / 49) and pruned.prefill_speed_up == 5 / 4
+    assert full.decode is not None and full.decode.p50 == 4 and pruned.decode is None
+    assert full.stages["preprocess"] == 1 and full.stages["vision"] == 5 and full.stages["gates"] == 0
+    assert full.stages["segments"] == 5 * len(bundle.manifest.segments)
+    mine = [graph for graph in graphs if "full" in graph.shares]
+    assert [graph.name for graph in mine[:3]] == ["vision", "projector", "embed"]
+    assert {graph.runs for graph in mine} == {3} and {graph.compute.p50 for graph in mine} == {5.0}
+    assert all(graph.shares == {"full": pytest.approx(5 / 61)} and graph.enqueue is None for graph in mine)
+
+
+def test_only_the_gates_of_a_schedule_are_its_gates(bundle: Bundle) -> None:
+    vlm = Canned(bundle)
+    names = list(bundle.manifest.schedules)
+    _, graphs = clock(cast(Pipeline, vlm), "", "?", names, Settings(rounds=1, warmup=0), quiet)
+    for name in names:
+        gates = {graph.name for graph in graphs if graph.kind == "gate" and name in graph.shares}
+        assert gates == {gate.graph for gate in bundle.manifest.schedules[name].gates if gate.kind != "downsample"}
+
+
+def test_schedules_take_turns_and_each_is_once_the_first(bundle: Bundle) -> None:
+    vlm = Canned(bundle)
+    names = list(bundle.manifest.schedules)
+    clock(cast(Pipeline, vlm), "", "?", names, Settings(rounds=len(names), warmup=0), quiet)
+    rounds = [vlm.asked[i : i + len(names)] for i in range(0, len(vlm.asked), len(names))]
+    assert all(sorted(each) == sorted(names) for each in rounds)
+    assert [each[0] for each in rounds] == names
+
+
+def test_noise_fits_the_encoder_and_is_the_same_every_time(bundle: Bundle) -> None:
+    image = np.asarray(noise(bundle.manifest))
+    assert image.shape == (*bundle.manifest.graph("vision").inputs[0].shape[2:], 3) and image.dtype == np.uint8
+    assert (image == np.asarray(noise(bundle.manifest))).all()
+
+
+@pytest.mark.parametrize(("field", "value"), [("rounds", 0), ("warmup", -1), ("new_tokens", 0)])
+def test_settings_have_bounds(field: str, value: int) -> None:
+    with pytest.raises(InputError, match=rf"--{field.replace('_', '-')} is {value}; it must be at least"):
+        Settings(**{field: value})

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A folder of results becomes chains: sums by hand, failed cases by name, folders of another bundle refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from secateur.engines.cases import Case
+from secateur.errors import BadMeasurement
+from secateur.export.bundle import Exported
+from secateur.profiling.imported import read_folder
+from secateur.runtime.bundle import Bundle
+from tests.profiling import made
+
+Trt = tuple[Path, Exported]
+
+
+@pytest.fixture(scope="module")
+def bundle(trt_bundle: Trt) -> Bundle:
+    return Bundle.load(trt_bundle[0])
+
+
+def cost(case: Case) -> float:
+    """Milliseconds of a case that differ from those of every other one of its schedule."""
+    return 1.0 + len(case.graph) + case.shapes.get("hidden_states", (1, 1, 1))[1] / 64
+
+
+def test_a_chain_is_the_sum_of_its_graphs(bundle: Bundle, tmp_path: Path) -> None:
+    cases = made.usual_cases(bundle.manifest)
+    names = list(bundle.manifest.schedules)
+    found = read_folder(bundle, made.folder(tmp_path / "results", cases, cost), names)
+    assert [chain.schedule for chain in found.chains] == names and not found.failures
+    assert found.machine == {"GPU": "Orin", "TensorRT": "10.16.0.72"}
+    for chain in found.chains:
+        mine = [case for case in cases if chain.schedule in case.schedules]
+        first = sum(cost(case) for case in mine if case.kind != "decode")
+        assert chain.first_token.p50 == pytest.approx(first)
+        assert chain.first_token.p99 == pytest.approx(1.5 * first)
+        assert chain.first_token.p90 is chain.first_token.p95 is None
+        assert chain.decode is not None
+        assert chain.decode.p50 == pytest.approx(sum(cost(case) for case in mine if case.kind == "decode"))
+        assert sum(chain.stages.values()) == pytest.approx(first)
+        assert chain.encode.p50 + chain.prefill.p50 == pytest.approx(first)
+        assert chain.speed_up == pytest.approx(found.chains[0].first_token.p50 / first)
+        gates = {gate.graph for gate in bundle.manifest.schedules[chain.schedule].gates}
+        spent = sum(cost(case) for case in mine if case.graph in gates)
+        assert chain.gates_share == pytest.approx(spent / first)
+        for part in (False, True):
+            shares = [
+                g.shares[chain.schedule]
+                for g in found.graphs
+                if chain.schedule in g.shares and (g.part == "decode") == part
+            ]
+            assert sum(shares) == pytest.approx(1)
+
+
+def test_times_and_layers_of_a_gate(bundle: Bundle, tmp_path: Path) -> None:
+    cases = made.usual_cases(bundle.manifest)
+    found = read_folder(bundle, made.folder(tmp_path / "results", cases, cost), list(bundle.manifest.schedules))
+    gate = next(graph for graph in found.graphs if graph.kind == "gate")
+    case = next(case for case in cases if case.name == gate.name)
+    assert gate.runs == 4 and gate.compute.p50 == cost(case) and gate.compute.p99 == 1.5 * cost(case)
+    assert gate.enqueue == 0.05  # of the console, not the 0.04 of the file
+    top, other = gate.layers
+    assert (top.name, top.type, top.nodes, top.selects, top.share) == ('say "top"', "kgen", ("/top/TopK",), True, 0.8)
+    assert other.name == "mul [/red]" and not other.selects
+
+
+def test_failed_cases_are_named_and_the_rest_counts(bundle: Bundle, tmp_path: Path) -> None:
+    cases = made.usual_cases(bundle.manifest)
+    results = made.folder(tmp_path / "results", cases, cost)
+    (pruned,) = [name for name in bundle.manifest.schedules if name.startswith("btp")]
+    gates = [case for case in cases if case.graph == bundle.manifest.schedules[pruned].gates[0].graph]
+    decode = next(
+        case
+        for case in cases
+        if case.kind == "decode" and case.graph.startswith("segment") and "full" in case.schedules
+    )
+    (results / gates[0].log).write_text(made.log(result="FAILED", error="Error[1]: Cuda failure"))
+    (results / decode.times).unlink()
+    (results / decode.log).unlink()
+    (results / f"{decode.graph}.build.log").write_text(made.log(result="FAILED", error="Error[2]: OutOfMemory"))
+    found = read_folder(bundle, results, list(bundle.manifest.schedules))
+    reasons = {failure.case: failure.reason for failure in found.failures}
+    assert set(reasons) == {gates[0].name, decode.name}
+    assert "Error[1]: Cuda failure" in reasons[gates[0].name] and "Error[2]: OutOfMemory" in reasons[decode.name]
+    chains = {chain.schedule: chain for chain in found.chains}
+    assert pruned not in chains and chains["full"].decode is None and len(chains) >= 2
+    assert any(chain.decode is not None for chain in found.chains) or len(decode.schedules) > 1
+
+
+@pytest.mark.parametrize("damage", ["", "[", "{}", '[\n  { "count" : 3 }\n]'])
+def test_a_damaged_file_fails_its_case_alone(bundle: Bundle, tmp_path: Path, damage: str) -> None:
+    cases = made.usual_cases(bundle.manifest)
+    results = made.folder(tmp_path / "results", cases, cost)
+    (results / cases[0].times).write_text(damage)
+    found = read_folder(bundle, results, ["full"])
+    (failure,) = found.failures
+    assert failure.case == cases[0].name and cases[0].times in failure.reason and len(found.graphs) > 3
+
+
+def test_without_logs_the_times_are_enough(bundle: Bundle, tmp_path: Path) -> None:
+    results = made.folder(tmp_path / "results", made.usual_cases(bundle.manifest), cost)
+    for path in results.glob("*.log"):
+        path.unlink()
+    found = read_folder(bundle, results, ["full"])
+    assert not found.failures and found.machine == {} and {graph.enqueue for graph in found.graphs} == {0.04}
+
+
+def test_only_the_schedules_asked_for(bundle: Bundle, tmp_path: Path) -> None:
+    results = made.folder(tmp_path / "results", made.usual_cases(bundle.manifest), cost)
+    found = read_folder(bundle, results, ["full"])
+    assert [chain.schedule for chain in found.chains] == ["full"]
+    assert all(set(graph.shares) == {"full"} for graph in found.graphs)
+
+
+def test_folders_that_are_none(bundle: Bundle, tmp_path: Path) -> None:
+    cases = made.usual_cases(bundle.manifest)
+    with pytest.raises(BadMeasurement, match="has no cases.json; name the folder in which the script"):
+        read_folder(bundle, tmp_path, ["full"])
+    (tmp_path / "cases.json").write_text("[]")
+    with pytest.raises(BadMeasurement, match="cases.json"):
+        read_folder(bundle, tmp_path, ["full"])
+    other = Case("alien", "alien", "prefill", 0, {}, ("full",))
+    with pytest.raises(BadMeasurement, match="names the graph 'alien' of full, which this bundle lacks"):
+        read_folder(bundle, made.folder(tmp_path / "other", [other], cost), ["full"])
+    empty = made.folder(tmp_path / "empty", cases, cost)
+    for path in empty.glob("*.times.json"):
+        path.unlink()
+    with pytest.raises(
+        BadMeasurement, match=r"has no result of any of its \d+ cases; the first says: .* does not exist"
+    ):
+        read_folder(bundle, empty, list(bundle.manifest.schedules))
