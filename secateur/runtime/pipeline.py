@@ -171,8 +171,8 @@ class Pipeline:
             capacity = min(context, image_rows + CHAT_ROWS)
         if not isinstance(capacity, int) or not image_rows < capacity <= context:
             raise InputError(
-                f"capacity must be above {image_rows} (the image's rows) and at most {context} (what model and backend take), "
-                f"got {capacity!r}"
+                f"capacity must be above {image_rows} (the image's rows) and at most {context} (what model and backend "
+                f"take), got {capacity!r}"
             )
         return Chat(self._converse([image], 1, schedule, capacity))
 
