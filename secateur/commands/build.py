@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> None:
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    from secateur.engines.build import build, check_target
+    from secateur.engines.build import build
     from secateur.engines.device import this_device
     from secateur.engines.limits import limits
     from secateur.engines.past import first_past
@@ -51,6 +51,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from secateur.engines.script import write_script
     from secateur.engines.settings import Settings
     from secateur.engines.shapes import cases, profiles
+    from secateur.engines.target import check_target
     from secateur.engines.version import Version
     from secateur.engines.walk import usual_schedule
     from secateur.errors import InputError

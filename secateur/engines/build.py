@@ -18,13 +18,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from secateur.artifacts import GraphSpec, Manifest, read_json, to_json
+from secateur.artifacts import GraphSpec, read_json, to_json
 from secateur.engines.manifest import ENGINES, ENGINES_FILE, TIMING_CACHE, Device, Engines, Limits, Plan, Profile
 from secateur.engines.settings import Settings
 from secateur.engines.source import source
-from secateur.engines.version import FLOORS, Version
 from secateur.engines.worker import Job, Result
-from secateur.errors import BadBundle, BadEngine, BadOutput, BuildFailed
+from secateur.errors import BadEngine, BadOutput, BuildFailed
 from secateur.files import write_text
 from secateur.runtime.bundle import Bundle, sha256
 
@@ -43,24 +42,6 @@ class Built:
     engines: Engines
     new: tuple[str, ...]
     warnings: tuple[str, ...]
-
-
-def check_target(manifest: Manifest, version: Version | None = None) -> None:
-    """The bundle's graphs are for TensorRT, and for `version`.
-
-    Raises:
-        BadBundle: they are not; the message says what to export.
-    """
-    floor = FLOORS.get(manifest.target)
-    if floor is None:
-        raise BadBundle(
-            f"the bundle was exported for the target '{manifest.target}', not for TensorRT; "
-            f"export it with --target {next(iter(FLOORS))}"
-        )
-    if version is not None and version < floor:
-        fitting = [name for name, oldest in FLOORS.items() if version >= oldest]
-        mend = f"export with --target {fitting[-1]}" if fitting else f"install TensorRT {floor} or later"
-        raise BadBundle(f"the target '{manifest.target}' needs TensorRT {floor}, this is {version}; {mend}")
 
 
 def build(

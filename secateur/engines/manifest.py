@@ -67,7 +67,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Profile:
-    """One optimisation profile: "prefill" or "decode" of a segment, "all" of other graphs; ranges of dynamic inputs."""
+    """One optimisation profile: "prefill" or "decode" (segments, embed) or "all"; ranges of the dynamic inputs."""
 
     name: str
     ranges: dict[str, Range]

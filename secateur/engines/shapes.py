@@ -2,8 +2,8 @@
 """Optimisation profiles and timing cases of every graph, from the manifest and the limits.
 
 A segment has two profiles: "prefill" admits the first question (S from the rows of the schedules, no past) and a
-further one (S short, P up to the capacity); "decode" has S = 1. Every other graph has one, "all". The sizes at min,
-opt and max belong together, so that a dimension such as P+S holds at each of them. opt is at batch 1.
+further one (S short, P up to the capacity); "decode" has S = 1. So has embed, with T. Every other graph has one, "all".
+The sizes at min, opt and max belong together, so that a dimension such as P+S holds at each of them. opt is at batch 1.
 """
 
 from __future__ import annotations
@@ -45,9 +45,13 @@ def profiles(manifest: Manifest, limits: Limits, usual: str, past: int = 0) -> d
                 _profile("prefill", graph, {"S": 1, "P": past}, best | {"P": past}, high | {"P": capacity}, limits),
                 _profile("decode", graph, {"S": 1, "P": 1}, middle, {"S": 1, "P": capacity}, limits),
             )
+        elif graph.kind == "embed":
+            one = {"T": 1}
+            made[graph.name] = (
+                _profile("prefill", graph, one, best, high, limits),
+                _profile("decode", graph, one, one, one, limits),
+            )
         else:
-            if graph.kind == "embed":
-                low = {"T": 1}  # a generated token
             made[graph.name] = (_profile("all", graph, low, best, high, limits),)
     return made
 
@@ -67,9 +71,8 @@ def cases(manifest: Manifest, limits: Limits, past: int = 0) -> tuple[Case, ...]
     made = []
     for name, (step, schedules) in found.items():
         graph = manifest.graph(step.graph)
-        profile = 1 if graph.kind == "segment" and step.kind == "decode" else 0
         shapes = resolve_shapes(graph.inputs, step.symbols | {"B": 1})
-        made.append(Case(name, graph.name, step.kind, profile, shapes, tuple(schedules)))
+        made.append(Case(name, graph.name, step.kind, int(step.kind == "decode"), shapes, tuple(schedules)))
     return tuple(made)
 
 

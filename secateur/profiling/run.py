@@ -8,12 +8,12 @@ from pathlib import Path
 
 from secateur import __version__
 from secateur.engines import program
-from secateur.engines.build import check_target
 from secateur.engines.limits import limits
 from secateur.engines.past import first_past
 from secateur.engines.recipe import Recipe
 from secateur.engines.settings import Settings as BuildSettings
 from secateur.engines.shapes import cases, profiles
+from secateur.engines.target import check_target
 from secateur.engines.trtexec import TRTEXEC
 from secateur.engines.walk import usual_schedule
 from secateur.evaluation.run import machine

@@ -57,14 +57,14 @@ class Conversation:
         """
         cache, turn, watch = self._cache, self.turn, Stopwatch()
         if cache is None or turn is None:
-            watch = Stopwatch(self._watch.milliseconds)
+            watch = self._watch  # a device tells this one its times, when somebody waits for it
             layout, prompt = self.chain.manifest.layout, self.tokenizer.prompt
             start = [*prompt.head, *[prompt.pad] * layout.vision_tokens]
             rows = self._rows([[*start, *self.tokenizer.first(q)] for q in questions], None)
             needed = rows.input_ids.shape[1] + options.max_new_tokens
             capacity = needed if self.capacity is None else self.capacity
             most = self.chain.backend.most_rows
-            self._check(rows, options, capacity if most is None else min(capacity, most))
+            self._check(rows, options, capacity if most is None else min(capacity, most), len(start))
             cache = self.chain.cache(self._batch, capacity, self.schedule)
             walk = self.chain.prefill(rows, self._seen, self.schedule, cache, watch)
             self._cache, self.gates, self.kept = cache, walk.gates, walk.kept
@@ -86,8 +86,15 @@ class Conversation:
     def _rows(self, sequences: list[list[int]], start: Ints | None) -> Rows:
         return Rows.pad(sequences, self.tokenizer.prompt.pad, start)
 
-    def _check(self, rows: Rows, options: Sampling, room: int) -> None:
+    def _check(self, rows: Rows, options: Sampling, room: int, image: int = 0) -> None:
+        """`image` of the rows are those of the image and what stands before it."""
         new, context = options.max_new_tokens, self.chain.manifest.dimensions.context
+        text, most = rows.input_ids.shape[1] - image, self.chain.backend.most_text
+        if most is not None and text > most:
+            raise BadPrompt(
+                f"the question has {text} rows with its template, the engines take {most}; shorten it, or build them "
+                "with a larger --max-text"
+            )
         last = int(rows.position_ids[:, -1].max()) + 1 + new
         if last > context:
             raise BadPrompt(

@@ -62,7 +62,12 @@ class Pipeline:
             raise InputError(f"threads must be a whole number from 1 to {MAX_THREADS}, got {threads!r}")
         module = plugins.load(backends, backend, "backend")
         bundle = Bundle.load(path, verify)
-        return cls(bundle, module.Backend(bundle, threads=threads, device=device))
+        opened = module.Backend(bundle, threads=threads, device=device)
+        try:
+            return cls(bundle, opened)
+        except BaseException:
+            opened.close()
+            raise
 
     @property
     def schedules(self) -> tuple[str, ...]:

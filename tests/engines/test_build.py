@@ -19,11 +19,12 @@ import onnx
 import pytest
 
 from secateur.artifacts import read_json
-from secateur.engines.build import Built, build, check_target
+from secateur.engines.build import Built, build
 from secateur.engines.manifest import ENGINES_FILE, TIMING_CACHE, Device, Engines, Limits, Profile
 from secateur.engines.settings import Settings
 from secateur.engines.shapes import profiles
 from secateur.engines.source import source
+from secateur.engines.target import check_target
 from secateur.engines.version import Version
 from secateur.errors import BackendMissing, BadBundle, BadEngine, BadOutput, BuildFailed
 from secateur.export.bundle import Exported

@@ -47,11 +47,13 @@ class Backend(ABC):
     fixed_shapes  decode steps should have the same shapes and buffers every time, see `repeat`
     masked_past   rows that the past of a prefill must have at least; they are masked
     most_rows     rows that a cache can have; None: no bound
+    most_text     rows of text that a question can have, with its template; None: no bound
     """
 
     fixed_shapes: ClassVar[bool] = False
     masked_past: int = 0
     most_rows: int | None = None
+    most_text: int | None = None
 
     @abstractmethod
     def load(self, graph: GraphSpec) -> None:

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ONNX Runtime on the CPU: buffers are numpy arrays, bound in place by address."""
+"""ONNX Runtime, on the CPU or on a CUDA device: buffers are bound in place by address."""
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
@@ -14,9 +15,11 @@ import numpy as np
 from secateur.artifacts import GraphSpec, TensorSpec
 from secateur.errors import BackendMissing, BadBundle, SecateurError
 from secateur.runtime.backends import base
+from secateur.runtime.backends._check import check_buffers, check_device
+from secateur.runtime.backends._ort_cuda import Cuda
 from secateur.runtime.backends.base import Array
 from secateur.runtime.bundle import Bundle
-from secateur.runtime.dimensions import bind, resolve_shapes
+from secateur.runtime.receipt import Stopwatch
 
 TYPES = {
     "tensor(float)": "float32",
@@ -69,6 +72,34 @@ class HostBuffer:
         return self._array
 
 
+class Host:
+    """The CPU: buffers are numpy arrays."""
+
+    device = "cpu"
+    buffers = HostBuffer
+
+    def __init__(self, ort: ModuleType) -> None:
+        self.providers: list[Any] = ["CPUExecutionProvider"]
+
+    def allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any] | type | str) -> HostBuffer:
+        return HostBuffer(np.zeros(shape, dtype))
+
+    def check(self, session: Any) -> None:
+        """This provider is always there."""
+
+    def run(self, session: Any, binding: Any) -> None:
+        session.run_with_iobinding(binding)
+
+    def clock(self, watch: Stopwatch, stage: str) -> AbstractContextManager[None]:
+        return watch(stage)
+
+    def wait(self) -> None:
+        """A run waits by itself."""
+
+    def close(self) -> None:
+        """Python frees what is left."""
+
+
 @dataclass
 class _Session:
     """An open graph; `bound` remembers address and shape of each tensor, so that only changes are bound again."""
@@ -83,21 +114,20 @@ class Backend(base.Backend):
 
     threads   cores to use; None lets ONNX Runtime decide
     resident  False opens a session for each run and drops it afterwards: slow, but only one graph is in memory
-
-    Another provider is a subclass with its own `device`, `providers`, `buffers` (shape, dtype, contiguous, address,
-    view, write, numpy) and `allocate`.
+    device    "cpu" (also None) or "cuda", see Host and _ort_cuda.py
 
     Raises:
-        BackendMissing: onnxruntime is not installed.
+        BackendMissing: onnxruntime, or its CUDA provider, is not installed.
     """
 
-    device = "cpu"
-    providers: tuple[str, ...] = ("CPUExecutionProvider",)
-    package = "onnxruntime"
-    buffers: type[Any] = HostBuffer
+    places: Mapping[str, type[Any]] = {"cpu": Host, "cuda": Cuda}
 
-    def __init__(self, bundle: Bundle, threads: int | None = None, resident: bool = True) -> None:
-        self._ort = _import(self.package)
+    def __init__(
+        self, bundle: Bundle, threads: int | None = None, resident: bool = True, device: str | None = None
+    ) -> None:
+        place = self.places[check_device("ort", device, tuple(self.places))]
+        self._ort = _import()
+        self._place = place(self._ort)
         self._bundle = bundle
         self._resident = resident
         self._options = self.options(threads)
@@ -125,34 +155,42 @@ class Backend(base.Backend):
         if self._resident:
             self._sessions[graph.name] = opened
 
-    def allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any] | type | str) -> HostBuffer:
-        return HostBuffer(np.zeros(shape, dtype))
+    def allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any] | type | str) -> base.Buffer:
+        buffer: base.Buffer = self._place.allocate(shape, dtype)
+        return buffer
 
     def run(self, graph: str, inputs: Mapping[str, base.Buffer], outputs: Mapping[str, base.Buffer]) -> None:
         spec = self._graphs.get(graph)
         if spec is None:
             raise SecateurError(f"graph '{graph}' is not loaded, or the backend was closed")
-        check(spec, inputs, outputs, self.buffers)
+        check_buffers(spec, inputs, outputs, self._place.buffers)
         opened = self._sessions[graph] if self._resident else self._open(spec)
         for name, buffer in inputs.items():
             self._bind(opened, opened.binding.bind_input, name, buffer)
         for name, buffer in outputs.items():
             self._bind(opened, opened.binding.bind_output, name, buffer)
         try:
-            opened.session.run_with_iobinding(opened.binding)
+            self._place.run(opened.session, opened.binding)
         except Exception as problem:
             raise SecateurError(f"graph '{graph}' failed in ONNX Runtime: {_line(problem)}") from problem
 
+    def clock(self, watch: Stopwatch, stage: str) -> AbstractContextManager[None]:
+        timer: AbstractContextManager[None] = self._place.clock(watch, stage)
+        return timer
+
     def close(self) -> None:
+        self._place.wait()  # sessions must not go while they are at work
         self._sessions.clear()
         self._graphs.clear()
+        self._place.close()
 
     def _open(self, graph: GraphSpec) -> _Session:
         path = self._bundle.path(graph.file)
         try:
-            session = self._ort.InferenceSession(str(path), self._options, providers=list(self.providers))
+            session = self._ort.InferenceSession(str(path), self._options, providers=self._place.providers)
         except Exception as problem:
             raise BadBundle(f"{path} cannot be opened ({_line(problem)}); export the bundle again") from None
+        self._place.check(session)
         compare(graph, graph.inputs, session.get_inputs())
         compare(graph, graph.outputs, session.get_outputs())
         return _Session(session, session.io_binding())
@@ -160,31 +198,8 @@ class Backend(base.Backend):
     def _bind(self, opened: _Session, bind: Any, name: str, buffer: Any) -> None:
         now = (address, shape) = buffer.address, buffer.shape
         if opened.bound.get(name) != now:
-            bind(name, self.device, 0, buffer.dtype.type, shape, address)
+            bind(name, self._place.device, 0, buffer.dtype.type, shape, address)
             opened.bound[name] = now
-
-
-def check(graph: GraphSpec, inputs: Mapping[str, Any], outputs: Mapping[str, Any], kind: type[Any]) -> None:
-    """The buffers are of this `kind` and those that `graph` declares: a run gets bare addresses, so it must be sure.
-
-    Raises:
-        ValueError: a tensor is missing, unknown, of another dtype or shape, or has gaps.
-    """
-    for specs, buffers in ((graph.inputs, inputs), (graph.outputs, outputs)):
-        if {spec.name for spec in specs} != buffers.keys():
-            wanted = ", ".join(spec.name for spec in specs)
-            raise ValueError(f"graph '{graph.name}' takes {wanted}; got {', '.join(buffers)}")
-        for spec in specs:
-            buffer = buffers[spec.name]
-            if not isinstance(buffer, kind) or not buffer.contiguous:
-                raise ValueError(f"graph '{graph.name}': {spec.name} is no contiguous buffer of this backend")
-            if buffer.dtype != np.dtype(spec.dtype):
-                raise ValueError(f"graph '{graph.name}': {spec.name} is {buffer.dtype}, not {spec.dtype}")
-    symbols = bind(graph.inputs, {name: buffer.shape for name, buffer in inputs.items()})
-    for name, shape in resolve_shapes(graph.outputs, symbols).items():
-        if shape != outputs[name].shape:
-            got = list(outputs[name].shape)
-            raise ValueError(f"graph '{graph.name}': {name} needs the shape {list(shape)}, not {got}")
 
 
 def compare(graph: GraphSpec, specs: Iterable[TensorSpec], nodes: Iterable[Any]) -> None:
@@ -209,11 +224,11 @@ def compare(graph: GraphSpec, specs: Iterable[TensorSpec], nodes: Iterable[Any])
             )
 
 
-def _import(package: str) -> ModuleType:
+def _import() -> ModuleType:
     try:
         return importlib.import_module("onnxruntime")
     except ImportError:
-        raise BackendMissing(f"backend 'ort' needs ONNX Runtime; pip install {package}") from None
+        raise BackendMissing("backend 'ort' needs ONNX Runtime; pip install onnxruntime") from None
 
 
 def _line(problem: Exception) -> str:

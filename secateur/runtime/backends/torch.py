@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from secateur.artifacts import GraphSpec
-from secateur.errors import BackendMissing, BadBundle, InputError
+from secateur.errors import BackendMissing, BadBundle
 from secateur.runtime.backends import base
+from secateur.runtime.backends._check import check_device
 from secateur.runtime.bundle import Bundle
 
 try:
@@ -56,7 +57,7 @@ class TensorBuffer:
 
 
 class Backend(base.Backend):
-    """Modules of the loaded checkpoint, by graph name.
+    """Modules of the loaded checkpoint, by graph name; on the CPU.
 
     Raises:
         BadModel: the checkpoint that the manifest names cannot be loaded.
@@ -66,8 +67,7 @@ class Backend(base.Backend):
     def __init__(
         self, bundle: Bundle, threads: int | None = None, family: Family | None = None, device: str | None = None
     ) -> None:
-        if device not in (None, "cpu"):
-            raise InputError(f"backend 'torch' runs on the device 'cpu', not '{device}'")
+        check_device("torch", device, ("cpu",))
         manifest = bundle.manifest
         kind = target(manifest.target, manifest.dtype)
         if threads is not None:

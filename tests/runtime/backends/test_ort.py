@@ -98,7 +98,7 @@ def test_wrong_buffers(backend: Backend, spoil: Any, message: str) -> None:
 
 def test_onnx_runtime_refuses_an_output_of_another_size(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second line of defence: a graph whose result has not the bound size raises, and writes nothing."""
-    monkeypatch.setattr("secateur.runtime.backends.ort.check", lambda *_: None)
+    monkeypatch.setattr("secateur.runtime.backends.ort.check_buffers", lambda *_: None)
     inputs, outputs = segment(backend)
     outputs["new_key.0"] = HostBuffer(np.zeros((2, 2, 2, 4), np.float32))
     with pytest.raises(SecateurError, match="'segment_0' failed in ONNX Runtime: "):
@@ -106,7 +106,7 @@ def test_onnx_runtime_refuses_an_output_of_another_size(backend: Backend, monkey
 
 
 def test_a_view_keeps_no_memory_of_its_own(backend: Backend) -> None:
-    whole = backend.allocate((4, 3), np.int64)
+    whole: Any = backend.allocate((4, 3), np.int64)
     part = whole.view(slice(1, 3))
     part.write(np.ones((2, 3), np.int64))
     part.view(slice(1, 2), slice(0, 2)).write(HostBuffer(np.full((1, 2), 7)))

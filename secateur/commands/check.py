@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compare two backends on the graphs of a bundle, each graph on the same inputs. Needs Polygraphy.
+
+secateur check build/demo-btp --against torch
+secateur check build/demo-tensorrt --against ort --backend trt --schedule btp-22
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from secateur.commands import _report
+from secateur.commands._progress import bars
+from secateur.errors import InputError, UnknownName
+
+if TYPE_CHECKING:
+    from secateur.runtime import Bundle
+    from secateur.runtime.backends.base import Backend
+
+HELP = "compare two backends on every graph of a bundle"
+
+
+def add_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> None:
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--against", required=True, help="the reference: ort, torch or trt")
+    parser.add_argument("--backend", default="ort", help="what is checked: ort, torch or trt (default: ort)")
+    parser.add_argument("--schedule", help="schedule of the bundle (default: all)")
+    parser.add_argument(
+        "--atol",
+        type=float,
+        help="allowed difference (default: 1e-4 in fp32, 3e-2 in fp16, of an output's largest value)",
+    )
+    parser.add_argument("--rtol", type=float, help="or allowed share of the reference's value (default: 0)")
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    from secateur.evaluation.agreement import Bounds, agree
+    from secateur.runtime import Bundle
+
+    if arguments.against == arguments.backend:
+        raise InputError(f"--against and --backend are both '{arguments.backend}'; name two backends")
+    for name in ("atol", "rtol"):
+        value = getattr(arguments, name)
+        if value is not None and not 0 <= value < float("inf"):
+            raise InputError(f"--{name} is {value}; it must be a number of at least 0")
+    bundle = Bundle.load(arguments.bundle)
+    schedules = list(bundle.manifest.schedules) if arguments.schedule is None else [arguments.schedule]
+    if unknown := [name for name in schedules if name not in bundle.manifest.schedules]:
+        raise UnknownName("schedule", unknown[0], bundle.manifest.schedules)
+    bounds = Bounds(arguments.atol, arguments.rtol)
+    with closing(_open(arguments.against, bundle)) as reference, closing(_open(arguments.backend, bundle)) as candidate:
+        with bars() as show_progress:
+            found = agree(bundle, reference, candidate, schedules, bounds, show_progress)
+    result: dict[str, Any] = {
+        "bundle": str(arguments.bundle),
+        "backend": arguments.backend,
+        "against": arguments.against,
+        "schedules": schedules,
+        "graphs": [{**dataclasses.asdict(graph), "passed": graph.passed} for graph in found],
+    }
+    if failed := [graph.graph for graph in found if not graph.passed]:
+        result["failed"] = f"{arguments.backend} differs from {arguments.against} in {', '.join(failed)}"
+    return result
+
+
+def _open(name: str, bundle: Bundle) -> Backend:
+    from secateur import plugins
+    from secateur.runtime import backends
+
+    opened: Backend = plugins.load(backends, name, "backend").Backend(bundle)
+    return opened
+
+
+def show(result: dict[str, Any], console: Console) -> None:
+    """One row for each graph, with the output that differs most; --json has them all."""
+    title = f"{result['backend']} against {result['against']}"
+    made = _report.table(title, "graph", "runs", "outputs", "worst output", "absolute", "relative", "")
+    for graph in result["graphs"]:
+        worst = max(graph["outputs"], key=lambda output: (not output["passed"], output["relative"]))
+        counts = str(graph["runs"]), str(len(graph["outputs"]))
+        figures = f"{worst['absolute']:.2g}", f"{worst['relative']:.2g}"
+        made.add_row(graph["graph"], *counts, worst["name"], *figures, "ok" if graph["passed"] else "FAILED")
+    console.print(made)

@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TensorRT engines on one CUDA stream: all buffers stay on the device, and nothing waits until an answer is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+import numpy as np
+
+from secateur.artifacts import GraphSpec
+from secateur.engines.device import libraries, this_device
+from secateur.engines.recorder import recorder
+from secateur.engines.target import check_target
+from secateur.errors import SecateurError
+from secateur.runtime.backends import base
+from secateur.runtime.backends._check import check_buffers, check_device
+from secateur.runtime.backends._device_buffer import DeviceBuffer
+from secateur.runtime.backends._engine import Context, Engine
+from secateur.runtime.backends._memory import Block
+from secateur.runtime.backends._plans import Plans
+from secateur.runtime.backends._recorder import Recorder
+from secateur.runtime.backends._stream import Stream
+from secateur.runtime.bundle import Bundle
+from secateur.runtime.receipt import Stopwatch
+
+ALIGNMENT = 256
+"""Bytes: every address that TensorRT gets is a multiple (IExecutionContext::setTensorAddress)."""
+
+
+class Backend(base.Backend):
+    """One engine per graph, of the plans in BUNDLE/engines that were built on this device.
+
+    The engines never run at the same time, so they share one block of memory for their activations.
+
+    threads  is not used
+    device   None or "cuda"
+
+    Raises:
+        BadBundle: the bundle was not exported for TensorRT.
+        BadEngine: there are no plans for it, of this device and version.
+        BackendMissing: TensorRT, cuda-python or the GPU is missing.
+    """
+
+    fixed_shapes = True
+
+    def __init__(self, bundle: Bundle, threads: int | None = None, device: str | None = None) -> None:
+        check_device("trt", device, ("cuda",))
+        check_target(bundle.manifest)
+        self._trt, _ = libraries()
+        self._plans = Plans(bundle, this_device())
+        engines = self._plans.engines
+        self.masked_past = engines.masked_past
+        self.most_rows = engines.limits.capacity(bundle.manifest.layout)
+        self.most_text = engines.limits.text
+        self._stream = Stream()
+        self._recorder = Recorder(self._stream)
+        self._errors = recorder(self._trt)
+        self._runtime: Any = self._trt.Runtime(self._trt.Logger(self._trt.Logger.INTERNAL_ERROR))
+        self._runtime.error_recorder = self._errors
+        self._engines: dict[str, Engine] = {}
+        self._activations: Block | None = None
+
+    def load(self, graph: GraphSpec) -> None:
+        if graph.name not in self._engines:
+            plan, blob = self._plans.read(graph)
+            self._engines[graph.name] = Engine(self._trt, self._runtime, self._errors, self._stream, graph, plan, blob)
+
+    def allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any] | type | str) -> DeviceBuffer:
+        return DeviceBuffer.zeros(self._stream, shape, dtype)
+
+    def run(self, graph: str, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> None:
+        engine = self._engines.get(graph)
+        if engine is None:
+            raise SecateurError(f"graph '{graph}' is not loaded, or the backend was closed")
+        check_buffers(engine.graph, inputs, outputs, DeviceBuffer)
+        context = engine.context({name: buffer.shape for name, buffer in inputs.items()})
+        given = {name: _aligned(self._stream, context, name, buffer) for name, buffer in inputs.items()}
+        taken = {name: _aligned(self._stream, context, name, buffer) for name, buffer in outputs.items()}
+        memory = self._memory()
+        blocks = {memory, *(b.block for side in (inputs, outputs, given, taken) for b in side.values())}
+        self._recorder.use(context, context.changes({**given, **taken}), blocks)
+        for name, buffer in given.items():
+            if buffer is not inputs[name]:
+                buffer.write(inputs[name])
+        try:
+            context.run(given, taken, memory)
+        except SecateurError as problem:
+            raise SecateurError(f"graph '{graph}' failed in TensorRT: {problem}") from None
+        for name, buffer in taken.items():
+            if buffer is not outputs[name]:
+                outputs[name].write(buffer)
+
+    def repeat(self, key: Hashable, step: Callable[[], None]) -> None:
+        """Do `step`; from the second time on as one CUDA graph, see _recorder.py."""
+        self._recorder.repeat(key, step)
+
+    def clock(self, watch: Stopwatch, stage: str) -> AbstractContextManager[None]:
+        """Time on the device, known once something waited; nothing for what is part of a CUDA graph."""
+        return self._stream.clock(watch, stage)
+
+    def close(self) -> None:
+        self._recorder.clear()
+        self._stream.synchronize()  # contexts must not go while they are at work
+        self._engines.clear()
+        self._runtime = self._activations = None
+        self._stream.close()
+
+    def _memory(self) -> Block:
+        """Memory for the activations of any engine that is loaded."""
+        need = max(engine.memory for engine in self._engines.values())
+        if self._activations is None or self._activations.size < need:
+            self._recorder.clear()
+            self._activations = self._stream.block(need)
+        return self._activations
+
+
+def _aligned(stream: Stream, context: Context, name: str, buffer: DeviceBuffer) -> DeviceBuffer:
+    """The buffer, or one of the context's own if it does not lie as TensorRT wants it, as a cache row may."""
+    if buffer.address % ALIGNMENT == 0:
+        return buffer
+    own = context.aligned.get(name)
+    if own is None or own.shape != buffer.shape:
+        own = context.aligned[name] = DeviceBuffer.zeros(stream, buffer.shape, buffer.dtype)
+    return own

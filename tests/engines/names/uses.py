@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a source file uses of TensorRT and CUDA, compared with a snapshot of their names."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parent
+MODULES = {
+    "trt": "tensorrt",
+    "tensorrt": "tensorrt",
+    "self._trt": "tensorrt",
+    "cuda": "cuda",
+    "cudart": "cuda",
+    "self.cudart": "cuda",
+    "self._cudart": "cuda",
+}
+"""Expressions that are one of the two modules, in every file."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """`kind` "tensorrt" or "cuda"; `functions` of cuda-python give the names of their arguments."""
+
+    kind: str
+    version: str
+    names: frozenset[str]
+    classes: Mapping[str, Mapping[str, Any]]
+    functions: Mapping[str, list[str] | None]
+
+    @classmethod
+    def read(cls, path: Path) -> Snapshot:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        kind = path.name.partition("-")[0]
+        return cls(kind, data["version"], frozenset(data["names"]), data["classes"], data.get("functions", {}))
+
+
+SNAPSHOTS = [Snapshot.read(path) for path in sorted(FOLDER.glob("*.json"))]
+
+
+def parameters(signature: str) -> list[tuple[str, bool]]:
+    """Names of the arguments behind self, and whether each may be left out."""
+    inside, depth, parts = signature[signature.index("(") + 1 : signature.rindex(")")], 0, [""]
+    for character in inside:
+        depth += (character in "[(<") - (character in "])>")
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    named = [(part.partition(":")[0].partition("=")[0].strip(), "=" in part) for part in parts if part.strip()]
+    return named[1:] if named and named[0][0] == "self" else named
+
+
+def fits(arguments: list[tuple[str, bool]], call: ast.Call) -> bool:
+    """Whether the call gives what is needed and nothing else."""
+    if any(isinstance(given, ast.Starred) for given in call.args) or any(k.arg is None for k in call.keywords):
+        return True
+    names = [name for name, _ in arguments]
+    given = names[: len(call.args)] + [str(keyword.arg) for keyword in call.keywords]
+    needed = {name for name, optional in arguments if not optional}
+    return len(call.args) <= len(names) and len(set(given)) == len(given) and needed <= set(given) <= set(names)
+
+
+class Reader:
+    """Finds the uses in one source. `objects` maps expressions of it, such as "self._engine", to classes."""
+
+    def __init__(self, snapshot: Snapshot, objects: Mapping[str, str]) -> None:
+        self._snapshot = snapshot
+        self._objects = objects if snapshot.kind == "tensorrt" else {}
+
+    def owner(self, node: ast.expr) -> str:
+        """Class of an expression, "module", or "" if it is neither."""
+        text = ast.unparse(node)
+        if MODULES.get(text) == self._snapshot.kind:
+            return "module"
+        if text in self._objects:
+            return self._objects[text]
+        if isinstance(node, ast.Attribute) and self.owner(node.value) == "module":
+            return node.attr if node.attr in self._snapshot.classes else ""
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            owner, name = self.owner(node.func.value), node.func.attr
+            lines = self._snapshot.classes.get(owner, {}).get(name, [])
+            found = re.search(r"-> (\w+)$", lines[0]) if isinstance(lines, list) and lines else None
+            return found[1] if found and found[1] in self._snapshot.classes else ""
+        return ""
+
+    def complaints(self, source: str) -> Iterator[str]:
+        """Every use that this version does not have, or not so."""
+        tree = ast.parse(source)
+        calls = {id(node.func): node for node in ast.walk(tree) if isinstance(node, ast.Call)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and node.attr[:2] != "__" and (owner := self.owner(node.value)):
+                problem = self._problem(owner, node, calls.get(id(node)))
+                if problem:
+                    version = f"{self._snapshot.kind} {self._snapshot.version}"
+                    yield f"line {node.lineno}: {ast.unparse(node)} {problem} in {version}"
+
+    def _problem(self, owner: str, node: ast.Attribute, call: ast.Call | None) -> str:
+        if owner == "module":
+            if node.attr not in self._snapshot.names:
+                return "is no name"
+            known: Any = self._snapshot.classes.get(node.attr, {}).get("__init__", self._function(node.attr))
+        else:
+            members = self._snapshot.classes[owner]
+            if node.attr not in members:
+                return f"is no member of {owner}"
+            known = members.get(node.attr, "class")
+        if isinstance(node.ctx, ast.Store) and known != "set":
+            return "cannot be set"
+        if call is None or known == "class":
+            return ""
+        if not isinstance(known, list):
+            return "cannot be called"
+        return "" if any(fits(parameters(line), call) for line in known) else f"takes {' or '.join(known)}"
+
+    def _function(self, name: str) -> Any:
+        arguments = self._snapshot.functions.get(name)
+        return "class" if arguments is None else [f"{name}({', '.join(arguments)})"]
+
+
+def complaints(source: str, objects: Mapping[str, str]) -> list[str]:
+    """What is wrong with a source, in any version."""
+    return [problem for snapshot in SNAPSHOTS for problem in Reader(snapshot, objects).complaints(source)]
+
+
+def strangers(source: str, objects: Mapping[str, str]) -> set[str]:
+    """Expressions that are used as TensorRT's or CUDA's, by the names of their methods, and are in no table."""
+    found = set()
+    for kind in ("tensorrt", "cuda"):
+        newest = [snapshot for snapshot in SNAPSHOTS if snapshot.kind == kind][-1]
+        reader = Reader(newest, objects)
+        every = [member for members in newest.classes.values() for member in members.items()]
+        methods = {name for name, value in every if isinstance(value, list) and "_" in name.strip("_")}
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.Attribute) and node.attr in methods | newest.functions.keys():
+                if not reader.owner(node.value):
+                    found.add(ast.unparse(node))
+    return found

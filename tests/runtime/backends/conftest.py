@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Engines of the hand-made bundle, built and run on the simulated device of tests/simulation."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from secateur.artifacts import to_json
+from secateur.engines.device import this_device
+from secateur.engines.manifest import ENGINES, ENGINES_FILE, TIMING_CACHE, Engines, Limits, Plan
+from secateur.engines.settings import Settings
+from secateur.engines.shapes import profiles
+from secateur.engines.source import source
+from secateur.engines.worker import Job, build
+from secateur.runtime import Bundle
+
+LIMITS = Limits(batch=2, text=48, new_tokens=32)
+
+
+def build_all(root: Path, limits: Limits = LIMITS, past: int = 0) -> Path:
+    """Build all plans of a bundle in this process; returns their folder."""
+    bundle, device = Bundle.load(root), this_device()
+    folder = root / ENGINES / device.folder
+    folder.mkdir(parents=True)
+    made = profiles(bundle.manifest, limits, "full", past)
+    flags = dataclasses.asdict(Settings())
+    plans = []
+    for graph in bundle.manifest.graphs:
+        plan, admits = folder / f"{graph.name}.plan", made[graph.name]
+        onnx, cache = str(bundle.path(graph.file)), str(folder / TIMING_CACHE)
+        memory = build(Job(onnx, str(plan), cache, "", admits, Settings())).memory
+        digest = hashlib.sha256(plan.read_bytes()).hexdigest()
+        plans.append(
+            Plan(graph.name, plan.name, digest, source(bundle.manifest, graph, admits, flags), admits, memory, 1.0)
+        )
+    engines = Engines(device, bundle.manifest.target, limits, flags, tuple(plans))
+    (folder / ENGINES_FILE).write_text(to_json(engines))
+    return folder
+
+
+def retarget(root: Path) -> None:
+    """Say that a bundle is for TensorRT."""
+    manifest = json.loads((root / "manifest.json").read_text())
+    (root / "manifest.json").write_text(json.dumps(manifest | {"target": "tensorrt"}))
+
+
+@pytest.fixture(scope="session")
+def _built() -> dict[str, Path]:
+    return {}
+
+
+@pytest.fixture
+def engines_path(
+    simulated: Any, _built: dict[str, Path], bundle_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The hand-made bundle with engines; read only. Built once, but only where the simulation is there."""
+    if "root" not in _built:
+        root = tmp_path_factory.mktemp("engines") / "tiny"
+        shutil.copytree(bundle_path, root)
+        retarget(root)
+        build_all(root)
+        _built["root"] = root
+    return _built["root"]
+
+
+@pytest.fixture
+def engines_copy(engines_path: Path, tmp_path: Path) -> Path:
+    """The same, to be spoilt."""
+    root = tmp_path / "copy"
+    shutil.copytree(engines_path, root)
+    return root
+
+
+@pytest.fixture
+def rebuild(bundle_path: Path, tmp_path: Path) -> Callable[..., Path]:
+    """rebuild(limits, past): the bundle with engines of other limits."""
+
+    def made(limits: Limits = LIMITS, past: int = 0) -> Path:
+        root = tmp_path / "rebuilt"
+        shutil.copytree(bundle_path, root)
+        retarget(root)
+        build_all(root, limits, past)
+        return root
+
+    return made
+
+
+@pytest.fixture
+def build_engines() -> Callable[..., Path]:
+    """build_engines(root, limits, past): engines of a bundle that is for TensorRT."""
+    return build_all

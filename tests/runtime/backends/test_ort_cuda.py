@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Backend ort on CUDA: bindings, views and copies on a simulated device, the refusals, and a real device if there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+
+from secateur.errors import BackendMissing, InputError
+from secateur.runtime import Bundle, Pipeline
+from secateur.runtime.backends import ort
+from secateur.runtime.backends._device_buffer import DeviceBuffer
+from secateur.runtime.backends._ort_cuda import PROVIDER, Cuda
+
+OPTIONS: dict[str, Any] = {"max_new_tokens": 8}
+
+
+class Simulated(Cuda):
+    """ONNX Runtime's CPU provider on the memory of the simulated device, whose addresses are those of the host."""
+
+    device = "cpu"
+
+    def __init__(self, ort: ModuleType) -> None:
+        super().__init__(SimpleNamespace(get_available_providers=lambda: [PROVIDER], RunOptions=ort.RunOptions))  # type: ignore[arg-type]
+        assert self.providers == [(PROVIDER, {"device_id": "0", "user_compute_stream": str(self.stream.handle)})]
+        self.providers = ["CPUExecutionProvider"]
+
+    def check(self, session: Any) -> None:
+        with pytest.raises(BackendMissing, match="could not load CUDA or cuDNN; pip install 'onnxruntime-gpu"):
+            super().check(session)
+
+    def run(self, session: Any, binding: Any) -> None:
+        self.stream.synchronize()  # this provider knows no stream
+        super().run(session, binding)
+
+
+@pytest.fixture
+def simulated_ort(simulated: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(ort.Backend, "places", {"cpu": ort.Host, "cuda": Simulated})
+    return simulated
+
+
+@pytest.mark.parametrize("schedule", ["full", "prune", "early", "none"])
+def test_answers_of_the_cpu(schedule: str, simulated_ort: Any, bundle_path: Path, vlm: Pipeline, picture: Any) -> None:
+    with Pipeline.load(bundle_path, threads=1, verify=False, device="cuda") as pipeline:
+        for seed, question in enumerate(("what color is the seven ?", "red ?")):
+            got, want = (p.ask(picture(seed), question, schedule, **OPTIONS) for p in (pipeline, vlm))
+            assert got.tokens == want.tokens and got.kept == want.kept
+            assert np.array_equal(got.first_logits, want.first_logits)
+        batches = [p.ask([picture(0), picture(1)], ["red ?", "three"], schedule, **OPTIONS) for p in (pipeline, vlm)]
+        assert [a.tokens for a in batches[0]] == [a.tokens for a in batches[1]]
+        chats = [p.open(picture(2), schedule) for p in (pipeline, vlm)]
+        for question in ("red ?", "where is the seven ?"):
+            got, want = (chat.ask(question, **OPTIONS) for chat in chats)
+            assert got.tokens == want.tokens
+
+
+def test_buffers_are_on_the_device(simulated_ort: Any, bundle_path: Path) -> None:
+    backend = ort.Backend(Bundle.load(bundle_path, verify=False), device="cuda")
+    graph = next(g for g in backend._bundle.manifest.graphs if g.name == "embed")
+    backend.load(graph)
+    ids, hidden = backend.allocate((1, 3), np.int64), backend.allocate((1, 3, 16), np.float32)
+    assert isinstance(ids, DeviceBuffer)
+    ids.write(np.array([[5, 6, 7]]))
+    backend.run("embed", {"input_ids": ids}, {"hidden_states": hidden})
+    assert hidden.numpy().any()
+    with pytest.raises(ValueError, match="no contiguous buffer of this backend"):
+        backend.run("embed", {"input_ids": ort.HostBuffer(np.zeros((1, 3), np.int64))}, {"hidden_states": hidden})
+    backend.close()
+    backend.close()
+
+
+def test_a_package_without_cuda(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    with pytest.raises(BackendMissing, match=f"has no {PROVIDER}; pip install 'onnxruntime-gpu.*use the CPU"):
+        Pipeline.load(bundle_path, device="cuda", verify=False)
+
+
+@pytest.mark.parametrize("device", ["tpu", "", "CUDA"])
+def test_no_such_device(bundle_path: Path, device: str) -> None:
+    with pytest.raises(InputError, match=f"'ort' runs on cpu or cuda, not on '{device}'"):
+        Pipeline.load(bundle_path, device=device, verify=False)
+    with pytest.raises(InputError, match="'torch' runs on cpu, not on 'cuda'"):
+        Pipeline.load(bundle_path, backend="torch", device="cuda", verify=False)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(PROVIDER not in onnxruntime.get_available_providers(), reason="onnxruntime has no CUDA provider")
+@pytest.mark.parametrize("schedule", ["full", "prune", "early", "none"])
+def test_on_a_real_device(schedule: str, bundle_path: Path, vlm: Pipeline, picture: Any) -> None:
+    with Pipeline.load(bundle_path, threads=1, verify=False, device="cuda") as real:
+        got, want = (p.ask(picture(0), "what color is the seven ?", schedule, **OPTIONS) for p in (real, vlm))
+        assert got.kept == want.kept
+        np.testing.assert_allclose(got.first_logits, want.first_logits, rtol=1e-2, atol=1e-2)
