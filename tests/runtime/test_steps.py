@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from secateur.errors import BadPrompt, InputError
 from secateur.runtime import Bundle, Pipeline
-from secateur.runtime.backends import ort
+from secateur.runtime.backends import base, ort
 
 Picture = Callable[[int], NDArray[np.uint8]]
 SCHEDULES = ("full", "prune", "early", "none", "all")
@@ -42,7 +42,7 @@ class Fixed(ort.Backend):
             self._runs.append((graph, *((n, b.address, b.shape) for n, b in sorted(buffers.items()))))
         super().run(graph, inputs, outputs)
 
-    def allocate(self, shape: tuple[int, ...], dtype: Any) -> ort.HostBuffer:
+    def allocate(self, shape: tuple[int, ...], dtype: Any) -> base.Buffer:
         assert self._runs is None, "a recorded step must not allocate"
         return super().allocate(shape, dtype)
 
