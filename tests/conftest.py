@@ -101,7 +101,7 @@ def trt_bundle(tiny: Family, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     made = schedules(tiny, chosen, BudgetRequest(compression=COMPRESSION))
     half = copy.deepcopy(tiny)
     half.to(torch.float16)
-    return folder, export(half, made, target("tensorrt"), folder, verify=False)
+    return folder, export(half, made, target("tensorrt"), folder)
 
 
 @pytest.fixture(scope="session")

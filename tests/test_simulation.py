@@ -203,6 +203,27 @@ def test_rows_of_a_pitched_copy(made: Simulation) -> None:
     np.testing.assert_array_equal(made.read(target, "uint8", (4, 3)), source[:, 2:5])
 
 
+def test_a_pitched_copy_stays_in_its_memory(made: Simulation) -> None:
+    """It ends behind its last row, and no row lies on one that is read."""
+    address, kind = made.upload(np.arange(24, dtype=np.uint8)), made.cudart.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+
+    def copy(to: int, pitch: int, width: int, height: int) -> Any:
+        target = address + to
+        return made.cudart.cudaMemcpy2DAsync(target, pitch, address, pitch, width, height, kind, made.stream)[0].name
+
+    assert copy(3, 6, 3, 4) == "cudaSuccess"
+    made.synchronize()
+    np.testing.assert_array_equal(made.read(address, "uint8", (8, 3))[1::2], np.arange(24).reshape(8, 3)[::2])
+    for to, pitch, width, height, message in (
+        (4, 6, 3, 4, "ends|bytes at"),
+        (2, 6, 3, 3, "overlap"),
+        (6, 6, 3, 2, "overlap"),
+    ):
+        with pytest.raises(made.simulated.Fault, match=message):
+            copy(to, pitch, width, height)
+    assert copy(12, 2, 3, 2) == copy(12, 1 << 31, 3, 1) == "cudaErrorInvalidPitchValue"
+
+
 def test_events_measure_only_what_was_done(made: Simulation) -> None:
     start, end = (made.ok(made.cudart.cudaEventCreate()) for _ in range(2))
     assert made.cudart.cudaEventElapsedTime(start, end)[0].name == "cudaErrorInvalidResourceHandle"
@@ -250,7 +271,8 @@ def test_shapes_stay_in_the_profile(made: Simulation, model: Path) -> None:
     context = made.context(made.build(model, RANGES))
     assert context.infer_shapes() == ["x"]
     assert not context.set_input_shape("x", (9, 4)) and not context.set_input_shape("x", (2, 5))
-    assert not context.set_optimization_profile_async(1, int(made.stream))
+    with pytest.raises(RuntimeError, match="set optimization profile"):
+        context.set_optimization_profile_async(1, int(made.stream))
     assert [tuple(s) for s in context.engine.get_tensor_profile_shape("x", 0)] == list(RANGES["x"])
 
 

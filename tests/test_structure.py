@@ -18,6 +18,8 @@ RULES = [  # files, what they must not import, exceptions
         TORCH | {"rich", "secateur.export", "secateur.models", "secateur.methods"},
         ("backends/torch.py",),
     ),
+    ("profiling/**/*.py", TORCH | {"rich", "secateur.export", "secateur.models", "secateur.methods"}, ()),
+    ("export/**/*.py", {"secateur.evaluation", "secateur.commands"}, ()),
     ("engines/**/*.py", TORCH | {"rich", "secateur.export", "secateur.models", "secateur.methods"}, ()),
     ("**/*.py", {"tensorrt", "cuda"}, ("engines/device.py", "backends/_cuda.py")),
     ("artifacts.py", TORCH | {"rich"}, ()),

@@ -14,7 +14,7 @@ from secateur.commands import _report
 def lint(found: dict[str, Any], console: Console) -> None:
     """The operators of a bundle against a TensorRT version, and what that version refuses."""
     if "skipped" in found:
-        console.print(f"not linted for TensorRT: {found['skipped']}")
+        console.print(f"not linted for TensorRT: {found['skipped']}", markup=False)
         return
     sources = list(dict.fromkeys(used["source"] for used in found["operators"]))
     table = Table(title=f"TensorRT {found['tensorrt']}", title_justify="left", title_style="bold")
@@ -26,6 +26,8 @@ def lint(found: dict[str, Any], console: Console) -> None:
     console.print(table)
     for number, source in enumerate(sources, start=1):
         console.print(f"source {number}: {source}", markup=False)
+    if found["caution"]:
+        console.print(f"note: {found['caution']}", markup=False)
     places: dict[str, list[str]] = {}
     for finding in found["findings"]:
         what = f"{finding['operator']}: {finding['problem']}; {finding['mend']} ({finding['source']})"

@@ -13,8 +13,6 @@ from secateur.commands._report import table
 from secateur.profiling import formats
 
 SLOWEST = 15
-
-
 PERCENTILES = ("p50", "p90", "p95", "p99")
 
 
@@ -26,8 +24,7 @@ def show(result: dict[str, Any], console: Console) -> None:
     console.print(_graphs(result))
     if gates := [g for g in result["graphs"] if g["kind"] == "gate" and g["layers"]]:
         console.print(_layers(gates))
-    note = formats.APART if result["apart"] else formats.IN_TURN
-    console.print(note, style="dim italic", markup=False)
+    console.print(formats.note(result["apart"]), style="dim italic", markup=False)
     for failure in result["failures"]:
         reason = formats.plain(failure["reason"])
         console.print(f"failed: {failure['case']}: {reason}", markup=False, soft_wrap=True)

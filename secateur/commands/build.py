@@ -3,7 +3,7 @@
 
 secateur build build/demo-btp
 secateur build build/demo-btp --dry-run
-secateur build build/demo-btp --script build/demo-btp/engines/trtexec/run.sh
+secateur build build/demo-btp --script results/run.sh
 """
 
 from __future__ import annotations
@@ -15,69 +15,44 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from secateur.commands import _report
+from secateur.commands import _engines, _report
 from secateur.commands._progress import bars
 
 if TYPE_CHECKING:
-    from secateur.engines.recipe import Recipe
+    from secateur.runtime import Bundle
 
 HELP = "build TensorRT engines of a bundle, or print the commands"
 
 
 def add_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("--schedule", help="the engines are best at its row counts (default: the one of median rows)")
-    room = parser.add_argument_group("room")
-    room.add_argument("--max-batch", type=int, default=1, help="samples at once (default: 1)")
-    room.add_argument("--max-text", type=int, help="rows of a question with its template (default: 256)")
-    room.add_argument("--max-new-tokens", type=int, help="rows of an answer (default: 128)")
-    room.add_argument("--masked-past", action="store_true", help="begin with one masked row of past, not with none")
-    builder = parser.add_argument_group("builder")
-    builder.add_argument("--workspace", type=int, default=2048, metavar="MIB", help="memory limit (default: 2048)")
-    builder.add_argument("--optimization-level", type=int, default=3, help="0 to 5, fast build to fast engine")
-    builder.add_argument("--max-aux-streams", type=int, default=0, help="streams beside the main one (default: 0)")
+    _engines.add_arguments(parser)
     trtexec = parser.add_argument_group("for a device without Python")
     trtexec.add_argument("--dry-run", action="store_true", help="print trtexec commands, write the files they read")
-    trtexec.add_argument("--script", type=Path, help="write the commands and files as a shell script, here")
-    trtexec.add_argument("--out", type=Path, help="where the commands run (default: BUNDLE/engines/trtexec)")
+    trtexec.add_argument("--out", type=Path, help="where these commands run (default: BUNDLE/engines/trtexec)")
+    trtexec.add_argument("--script", type=Path, help="write a shell script, and the files it reads beside it")
+    trtexec.add_argument("--force", action="store_true", help="replace the script")
+    trtexec.add_argument("--schedules", help="time these, as in a,b, and build what they run (default: all)")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from secateur.engines.build import build
     from secateur.engines.device import this_device
-    from secateur.engines.limits import limits
-    from secateur.engines.past import first_past
-    from secateur.engines.recipe import FOLDER, Recipe
-    from secateur.engines.script import write_script
-    from secateur.engines.settings import Settings
-    from secateur.engines.shapes import cases, profiles
+    from secateur.engines.shapes import profiles
     from secateur.engines.target import check_target
     from secateur.engines.version import Version
-    from secateur.engines.walk import usual_schedule
-    from secateur.errors import InputError
     from secateur.runtime import Bundle
 
-    settings = Settings(arguments.workspace, arguments.optimization_level, arguments.max_aux_streams)
-    dry = arguments.dry_run or arguments.script is not None
-    if arguments.out is not None and (arguments.script is not None or not dry):
-        raise InputError("--out goes with --dry-run; a script has its files beside it, plans lie in the bundle")
+    _check(arguments)
     bundle = Bundle.load(arguments.bundle)
     manifest = bundle.manifest
     check_target(manifest)
-    room = limits(manifest, arguments.max_batch, arguments.max_text, arguments.max_new_tokens)
-    usual = usual_schedule(manifest, arguments.schedule)
-    device = None if dry else this_device()
-    version = Version.parse(device.tensorrt) if device else None
-    past = first_past(version, arguments.masked_past)
+    if arguments.dry_run or arguments.script is not None:
+        return _commands(arguments, bundle)
+    room, usual, past, settings = _engines.options(arguments, bundle)
+    device = this_device()
+    check_target(manifest, Version.parse(device.tensorrt))
     shapes = profiles(manifest, room, usual, past)
-    if device is None:
-        folder = arguments.script.absolute().parent if arguments.script else arguments.out or bundle.root / FOLDER
-        recipe = Recipe(manifest, shapes, cases(manifest, room, past), settings, folder, bundle.root)
-        recipe.write()
-        if arguments.script:
-            write_script(recipe, arguments.script)
-        return _commands(recipe, arguments.script)
-    check_target(manifest, version)
     with bars() as progress:
         built = build(bundle, device, shapes, room, settings, progress)
     return {
@@ -99,10 +74,40 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _commands(recipe: Recipe, script: Path | None) -> dict[str, Any]:
+def _check(arguments: argparse.Namespace) -> None:
+    """The options go together, and the script can be written: before anything else is."""
+    from secateur.errors import InputError
+    from secateur.files import check_free
+
+    if arguments.script is not None:
+        if arguments.dry_run:
+            raise InputError("--dry-run prints the commands, --script writes them to a file; give one of them")
+        check_free(arguments.script, arguments.force)
+    elif arguments.force:
+        raise InputError("--force is for --script; nothing else here is replaced")
+    if arguments.out is not None and not arguments.dry_run:
+        raise InputError("--out goes with --dry-run; a script has its files beside it, plans lie in the bundle")
+    if arguments.schedules is not None and not arguments.dry_run and arguments.script is None:
+        raise InputError("--schedules goes with --dry-run and --script; the engines of a bundle are for all of its own")
+
+
+def _commands(arguments: argparse.Namespace, bundle: Bundle) -> dict[str, Any]:
+    from secateur.engines.attention import note
+    from secateur.engines.recipe import FOLDER
+    from secateur.engines.script import folder_of, write_script
+    from secateur.evaluation.run import chosen
+
+    script: Path | None = arguments.script
+    names = chosen(list(bundle.manifest.schedules), arguments.schedules or "all")
+    folder = folder_of(script) if script is not None else arguments.out or bundle.root / FOLDER
+    recipe = _engines.recipe(arguments, bundle, names, folder)
+    recipe.write()
+    if script is not None:
+        write_script(recipe, script)
     return {
+        "notes": note(recipe.manifest),
         "folder": str(recipe.folder),
-        "script": str(script) if script else None,
+        "script": None if script is None else str(script),
         "build": recipe.builds(),
         "time": recipe.times(),
     }
@@ -112,14 +117,15 @@ def show(result: dict[str, Any], console: Console) -> None:
     if "plans" in result:
         _show_plans(result, console)
         return
+    lines = [f"# {note}" for note in result["notes"]]
     if result["script"]:
-        lines = [
+        lines += [
             f"wrote {result['script']}: builds {len(result['build'])} plans, times {len(result['time'])} cases",
             f"input files and, later, results in {result['folder']}",
         ]
     else:
-        commands = [["cd", result["folder"]], *result["build"].values(), *result["time"].values()]
-        lines = [shlex.join(command) for command in commands]
+        lines.append(f"# in {result['folder']}:")
+        lines += [shlex.join(command) for command in (*result["build"].values(), *result["time"].values())]
     for line in lines:
         console.print(line, markup=False, emoji=False, soft_wrap=True)
 

@@ -2,7 +2,8 @@
 """Compare two backends on the graphs of a bundle, each graph on the same inputs. Needs Polygraphy.
 
 secateur check build/demo-btp --against torch
-secateur check build/demo-tensorrt --against ort --backend trt --schedule btp-22
+secateur check build/demo-tensorrt --against ort --backend trt --schedules btp-22
+secateur check build/demo-btp --against ort --device cuda
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from rich.console import Console
 
 from secateur.commands import _report
 from secateur.commands._progress import bars
-from secateur.errors import InputError, UnknownName
+from secateur.errors import InputError
 
 if TYPE_CHECKING:
     from secateur.runtime import Bundle
@@ -30,7 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--against", required=True, help="the reference: ort, torch or trt")
     parser.add_argument("--backend", default="ort", help="what is checked: ort, torch or trt (default: ort)")
-    parser.add_argument("--schedule", help="schedule of the bundle (default: all)")
+    parser.add_argument("--device", help="where that runs, cpu or cuda, for ort (default: cpu; trt is always on cuda)")
+    parser.add_argument("--schedules", default="all", help="names, as in a,b; full comes along (default: all)")
     parser.add_argument(
         "--atol",
         type=float,
@@ -40,26 +42,32 @@ def add_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> None:
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    from secateur.evaluation.agreement import Bounds, agree
+    from secateur.evaluation.agreement import Bounds, agree, check_polygraphy
+    from secateur.evaluation.run import chosen
     from secateur.runtime import Bundle
 
-    if arguments.against == arguments.backend:
-        raise InputError(f"--against and --backend are both '{arguments.backend}'; name two backends")
+    if arguments.against == arguments.backend and arguments.device is None:
+        raise InputError(
+            f"--against and --backend are both '{arguments.backend}'; name two backends, or another --device"
+        )
     for name in ("atol", "rtol"):
         value = getattr(arguments, name)
         if value is not None and not 0 <= value < float("inf"):
             raise InputError(f"--{name} is {value}; it must be a number of at least 0")
     bundle = Bundle.load(arguments.bundle)
-    schedules = list(bundle.manifest.schedules) if arguments.schedule is None else [arguments.schedule]
-    if unknown := [name for name in schedules if name not in bundle.manifest.schedules]:
-        raise UnknownName("schedule", unknown[0], bundle.manifest.schedules)
+    schedules = chosen(list(bundle.manifest.schedules), arguments.schedules)
+    check_polygraphy()
     bounds = Bounds(arguments.atol, arguments.rtol)
-    with closing(_open(arguments.against, bundle)) as reference, closing(_open(arguments.backend, bundle)) as candidate:
-        with bars() as show_progress:
-            found = agree(bundle, reference, candidate, schedules, bounds, show_progress)
+    with (
+        closing(_open(arguments.against, bundle)) as reference,
+        closing(_open(arguments.backend, bundle, arguments.device)) as candidate,
+        bars() as show_progress,
+    ):
+        found = agree(bundle, reference, candidate, schedules, bounds, show_progress)
     result: dict[str, Any] = {
         "bundle": str(arguments.bundle),
         "backend": arguments.backend,
+        "device": arguments.device,
         "against": arguments.against,
         "schedules": schedules,
         "graphs": [{**dataclasses.asdict(graph), "passed": graph.passed} for graph in found],
@@ -69,17 +77,18 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def _open(name: str, bundle: Bundle) -> Backend:
+def _open(name: str, bundle: Bundle, device: str | None = None) -> Backend:
     from secateur import plugins
     from secateur.runtime import backends
 
-    opened: Backend = plugins.load(backends, name, "backend").Backend(bundle)
+    opened: Backend = plugins.load(backends, name, "backend").Backend(bundle, device=device)
     return opened
 
 
 def show(result: dict[str, Any], console: Console) -> None:
     """One row for each graph, with the output that differs most; --json has them all."""
-    title = f"{result['backend']} against {result['against']}"
+    place = f" on {result['device']}" if result["device"] else ""
+    title = f"{result['backend']}{place} against {result['against']}"
     made = _report.table(title, "graph", "runs", "outputs", "worst output", "absolute", "relative", "")
     for graph in result["graphs"]:
         worst = max(graph["outputs"], key=lambda output: (not output["passed"], output["relative"]))

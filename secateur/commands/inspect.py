@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         if findings := lint.get("findings"):
             failed.append(f"TensorRT {lint['tensorrt']} refuses the bundle at {len(findings)} nodes")
     if arguments.check:
-        from secateur.export.precision import QUESTIONS, compare
+        from secateur.evaluation.precision import QUESTIONS, compare
 
         with bars() as show_progress:
             found = compare(bundle, arguments.questions or QUESTIONS, show_progress)
@@ -71,9 +71,11 @@ def _lint(bundle: Bundle, version: str | None) -> dict[str, Any] | None:
     if version is None and importlib.util.find_spec("onnx") is None:
         return {"skipped": "onnx is not installed; pip install 'secateur[export]'"}
     from secateur.export.lint import lint_bundle, operators_used
+    from secateur.export.operators import caution
 
     return {
         "tensorrt": str(wanted),
+        "caution": caution(wanted),
         "operators": [dataclasses.asdict(used) for used in operators_used(bundle, wanted)],
         "findings": [dataclasses.asdict(finding) for finding in lint_bundle(bundle, wanted)],
     }
@@ -120,7 +122,8 @@ def show(result: dict[str, Any], console: Console) -> None:
     console.print(
         f"{result['bundle']}: {model['source']} ({model['family']}, {result['vision_tokens']} vision tokens), "
         f"target {result['target']}, {result['dtype']}, opset {result['opset']}; "
-        f"{result['files']} files, all hashes right"
+        f"{result['files']} files, all hashes right",
+        markup=False,
     )
     console.print(_report.schedules(result["schedules"]))
     graphs = _report.table("Graphs", "graph", "layers", "KiB")

@@ -2,8 +2,8 @@
 """Where the time goes: every graph and the whole chain of every schedule.
 
 secateur profile build/demo-btp
-secateur profile build/demo-trt --trtexec --html profile.html
-secateur profile build/demo-trt --import results --out profile.json
+secateur profile build/demo-trt --trtexec --schedules btp-22 --workspace 1024 --html profile.html
+secateur profile build/demo-trt --import results/run.files --out profile.json
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from secateur.commands import _profile
+from secateur.commands import _engines, _profile
 from secateur.commands._progress import bars
 
 if TYPE_CHECKING:
     from secateur.profiling.results import Profiling
 
 HELP = "times of every graph and schedule, here or by trtexec"
-HERE = ("backend", "threads", "image", "prompt", "rounds", "warmup", "new_tokens")
+HERE = ("backend", "device", "threads", "image", "prompt", "rounds", "warmup", "new_tokens")
 """Options that trtexec has no use for."""
 
 
@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     parser.add_argument("--schedules", default="all", help="names, as in a,b; full comes along (default: all)")
     here = parser.add_argument_group("timed in this process")
     here.add_argument("--backend", help="ort, torch or trt (default: ort)")
+    here.add_argument("--device", help="cpu or cuda, for ort (default: cpu; trt is always on cuda)")
     here.add_argument("--threads", type=int, help="threads of the backend (default: all cores)")
     here.add_argument("--image", help="image file (default: noise; time does not depend on what is to be seen)")
     here.add_argument("--prompt", help="the question (default: a short one)")
@@ -45,10 +46,11 @@ def add_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> None:
         nargs="?",
         const="",
         metavar="PATH",
-        help="build and time every graph with this program (default: the trtexec of this machine)",
+        help="build and time the graphs with this program (default: the trtexec of this machine)",
     )
     trtexec.add_argument("--work", type=Path, help="where trtexec works (default: BUNDLE/engines/trtexec)")
     trtexec.add_argument("--import", type=Path, dest="folder", metavar="DIR", help="read what trtexec left there")
+    _engines.add_arguments(parser)
     output = parser.add_argument_group("output")
     output.add_argument("--out", type=Path, help="write the result as JSON")
     output.add_argument("--html", type=Path, help="write a report as one HTML page")
@@ -83,6 +85,8 @@ def _check(arguments: argparse.Namespace) -> None:
         raise InputError("--trtexec runs it here, --import reads what it left; give one of them")
     if arguments.work is not None and arguments.trtexec is None:
         raise InputError(f"--work is {arguments.work}, but nothing runs there; add --trtexec")
+    if arguments.trtexec is None and (engines := _engines.given(arguments)):
+        raise InputError(f"{engines[0]} is for engines that trtexec builds; add --trtexec")
     given = [name for name in HERE if getattr(arguments, name) is not None]
     if given and (arguments.trtexec is not None or arguments.folder is not None):
         raise InputError(f"--{given[0].replace('_', '-')} is of no use to trtexec; leave it out")
@@ -104,23 +108,30 @@ def _here(arguments: argparse.Namespace) -> Profiling:
     settings = Settings(**{name: value for name, value in given.items() if value is not None})
     prompt = PROMPT if arguments.prompt is None else arguments.prompt
     backend = arguments.backend or "ort"
-    with Pipeline.load(arguments.bundle, backend, arguments.threads) as vlm, bars() as progress:
+    loaded = Pipeline.load(arguments.bundle, backend, arguments.threads, device=arguments.device)
+    with loaded as vlm, bars() as progress:
         names = chosen(vlm.schedules, arguments.schedules)
         return here(vlm, backend, names, arguments.image, prompt, settings, progress, arguments.command_line)
 
 
 def _trtexec(arguments: argparse.Namespace) -> Profiling:
+    from secateur.engines import program
     from secateur.engines.recipe import FOLDER
     from secateur.evaluation.run import chosen
-    from secateur.profiling.run import from_trtexec, run_trtexec
+    from secateur.profiling.imported import timed_schedules
+    from secateur.profiling.run import from_trtexec
     from secateur.runtime import Bundle
 
     bundle = Bundle.load(arguments.bundle)
     names = chosen(list(bundle.manifest.schedules), arguments.schedules)
     folder = arguments.folder or arguments.work or bundle.root / FOLDER
     if arguments.trtexec is not None:
+        recipe = _engines.recipe(arguments, bundle, names, folder)
+        tool = program.find(arguments.trtexec)
         with bars() as progress:
-            run_trtexec(bundle, arguments.trtexec, folder, progress)
+            program.run(recipe, tool, progress)
+    elif arguments.schedules == "all":
+        names = timed_schedules(bundle, folder)
     return from_trtexec(bundle, names, folder, arguments.command_line)
 
 

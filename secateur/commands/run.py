@@ -39,7 +39,11 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.repeat < 1:
         raise InputError(f"--repeat is {arguments.repeat}; it must be at least 1")
     with Pipeline.load(
-        arguments.bundle, backend=arguments.backend, threads=arguments.threads, device=arguments.device
+        arguments.bundle,
+        backend=arguments.backend,
+        threads=arguments.threads,
+        device=arguments.device,
+        schedules=[arguments.schedule] if arguments.schedule else None,
     ) as vlm:
         for _ in range(arguments.repeat):
             answer = vlm.ask(

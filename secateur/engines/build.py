@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every graph of a bundle -> a plan for this device, one at a time, each in a fresh process.
 
-engines.json is written after every plan and names finished plans of this bundle only. A build that is killed at any
-time goes on from there; a plan whose graph, profiles and flags are unchanged is kept.
+A plan's name holds the hash of what it was built from, so the plans of the last build stay as they are, and work,
+until all new ones are there. unfinished.json is written after every plan, and becomes engines.json in the end. A build
+that is killed at any time goes on from there; a plan whose graph, profiles and flags are unchanged is kept.
 """
 
 from __future__ import annotations
@@ -13,23 +14,25 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from secateur.artifacts import GraphSpec, read_json, to_json
+from secateur.engines.alone import alone
 from secateur.engines.manifest import ENGINES, ENGINES_FILE, TIMING_CACHE, Device, Engines, Limits, Plan, Profile
 from secateur.engines.settings import Settings
 from secateur.engines.source import source
-from secateur.engines.worker import Job, Result
-from secateur.errors import BadEngine, BadOutput, BuildFailed
+from secateur.engines.worker import ALWAYS, Job, Result
+from secateur.errors import BadEngine, BuildFailed
 from secateur.files import write_text
 from secateur.runtime.bundle import Bundle, sha256
 
 LESS_MEMORY = "if memory ran out, try a smaller --workspace, --optimization-level 2, and close the desktop"
 SHORT_OF_MEMORY = ("memory", "alloc", "could not find any implementation", "no reason")
 """What TensorRT's messages have in common where memory, or the workspace, was too small."""
+UNFINISHED = "unfinished.json"
+"""Engines, as engines.json, of a build that has not ended."""
 Progress = Callable[[str, str, int, int], None]
 Profiles = Mapping[str, tuple[Profile, ...]]
 
@@ -57,48 +60,54 @@ def build(
     progress is told (stage, graph, graphs done, graphs in all).
 
     Raises:
-        BuildFailed: TensorRT could not build a graph, or the process was killed; finished plans are kept.
+        BuildFailed: TensorRT could not build a graph, or the process was killed; finished plans and the engines that
+            were there before are kept.
         BadOutput: the folder cannot be written, or another build is at work there.
     """
     manifest = bundle.manifest
     folder = bundle.root / ENGINES / device.folder
-    flags = {**dataclasses.asdict(settings), "strongly_typed": True, "profiling_verbosity": "detailed"}
-    sources = {graph.name: source(manifest, graph, profiles[graph.name], flags) for graph in manifest.graphs}
+    flags = {**dataclasses.asdict(settings), **ALWAYS}
+    sources = {
+        graph.name: source(manifest, bundle.root, graph, profiles[graph.name], flags) for graph in manifest.graphs
+    }
     warnings: list[str] = []
     new: list[str] = []
-    with _alone(folder):
+    with alone(folder) as lock:
         plans = _kept(folder, device, sources, warnings)
-        engines = Engines(device, manifest.target, limits, flags, tuple(plans.values()))
-        write_text(folder / ENGINES_FILE, to_json(engines))
+        engines = Engines(device, limits, flags, tuple(plans.values()))
         for done, graph in enumerate(manifest.graphs):
             progress("build", graph.name, done, len(manifest.graphs))
             if graph.name in plans:
                 continue
-            plan, said = _build(bundle, graph, folder, profiles[graph.name], sources[graph.name], settings)
+            plan, said = _build(bundle, graph, folder, profiles[graph.name], sources[graph.name], settings, lock)
             plans[graph.name] = plan
             new.append(graph.name)
             warnings += said
             engines = dataclasses.replace(engines, plans=tuple(plans.values()))
-            write_text(folder / ENGINES_FILE, to_json(engines))
+            write_text(folder / UNFINISHED, to_json(engines))
+        write_text(folder / ENGINES_FILE, to_json(engines))
+        (folder / UNFINISHED).unlink(missing_ok=True)
+        for path in folder.glob("*.plan"):
+            if path.name not in {plan.file for plan in engines.plans}:
+                path.unlink()
         progress("build", "", len(manifest.graphs), len(manifest.graphs))
     return Built(folder, engines, tuple(new), tuple(warnings))
 
 
 def _kept(folder: Path, device: Device, sources: Mapping[str, str], warnings: list[str]) -> dict[str, Plan]:
     """Plans in the folder that would be built the same again."""
-    path = folder / ENGINES_FILE
-    if not path.exists():
-        return {}
-    try:
-        engines = read_json(Engines, path, BadEngine)
-    except BadEngine as problem:
-        warnings.append(f"{problem}; every plan is built again")
-        return {}
-    if engines.device.differs(device):
-        return {}
-    kept = {}
-    for plan in engines.plans:
-        if plan.source == sources.get(plan.graph):
+    kept: dict[str, Plan] = {}
+    for path in (folder / UNFINISHED, folder / ENGINES_FILE):
+        if not path.exists():
+            continue
+        try:
+            engines = read_json(Engines, path, BadEngine)
+        except BadEngine as problem:
+            warnings.append(f"{problem}; its plans are built again")
+            continue
+        for plan in () if engines.device.differs(device) else engines.plans:
+            if plan.source != sources.get(plan.graph) or plan.graph in kept:
+                continue
             if (folder / plan.file).is_file() and sha256(folder / plan.file) == plan.sha256:
                 kept[plan.graph] = plan
             else:
@@ -107,9 +116,15 @@ def _kept(folder: Path, device: Device, sources: Mapping[str, str], warnings: li
 
 
 def _build(
-    bundle: Bundle, graph: GraphSpec, folder: Path, profiles: Sequence[Profile], hashed: str, settings: Settings
+    bundle: Bundle,
+    graph: GraphSpec,
+    folder: Path,
+    profiles: Sequence[Profile],
+    hashed: str,
+    settings: Settings,
+    lock: int,
 ) -> tuple[Plan, tuple[str, ...]]:
-    file = f"{graph.name}.plan"
+    file = f"{graph.name}-{hashed[:12]}.plan"
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch:
         job = Job(
@@ -122,16 +137,23 @@ def _build(
         )
         spec = Path(scratch) / "job.json"
         write_text(spec, to_json(job))
-        code = _run([sys.executable, "-m", "secateur.engines.worker", str(spec)], folder / f"{graph.name}.build.log")
+        command = [sys.executable, "-m", "secateur.engines.worker", str(spec)]
+        code = _run(command, folder / f"{graph.name}.build.log", lock)
         result = _result(graph.name, code, Path(job.result), folder)
     seconds = round(time.perf_counter() - start, 3)
     plan = Plan(graph.name, file, sha256(folder / file), hashed, tuple(profiles), result.memory, seconds)
     return plan, tuple(f"{graph.name}: {warning}" for warning in result.warnings)
 
 
-def _run(command: Sequence[str], log: Path) -> int:
-    """Exit code of `command`, whose output goes to the file `log`. What it was writing when killed is removed."""
-    with log.open("wb") as output, subprocess.Popen(command, stdout=output, stderr=output) as process:
+def _run(command: Sequence[str], log: Path, lock: int) -> int:
+    """Exit code of `command`, whose output goes to the file `log`. What it was writing when killed is removed.
+
+    lock  file descriptor that the process holds too: if only this one is killed, nobody else builds in the folder yet
+    """
+    with (
+        log.open("wb") as output,
+        subprocess.Popen(command, stdout=output, stderr=output, pass_fds=(lock,)) as process,
+    ):
         try:
             return process.wait()
         except BaseException:
@@ -156,21 +178,3 @@ def _result(graph: str, code: int, path: Path, folder: Path) -> Result:
         short = any(word in result.error.lower() for word in SHORT_OF_MEMORY)
         raise BuildFailed(f"graph '{graph}': {result.error}; the log is {log}{f'; {LESS_MEMORY}' if short else ''}")
     return result
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Make the folder, and keep other builds out of it for as long as the block runs."""
-    import fcntl  # Windows lacks it, and can do everything else
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with (folder / ".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            for leftover in folder.glob(".*.partial-*"):
-                leftover.unlink(missing_ok=True)
-            yield
-    except BlockingIOError:
-        raise BadOutput(f"another build is at work in {folder}; wait for it") from None
-    except OSError as problem:
-        raise BadOutput(f"{folder} cannot be written: {problem.strerror}; finished plans are kept") from None

@@ -66,18 +66,25 @@ class Case:
                 raise BadMeasurement(f"case name '{name}' must be letters, digits, '.', '_' and '-'")
         if self.kind not in KINDS:
             raise BadMeasurement(f"case '{self.name}' has the kind '{self.kind}'; use one of {', '.join(KINDS)}")
+        if self.profile not in (0, 1):
+            raise BadMeasurement(f"case '{self.name}' has the profile {self.profile}; it must be 0 or 1")
+        if any(size < 0 for shape in self.shapes.values() for size in shape):
+            raise BadMeasurement(f"case '{self.name}' has a shape with a negative size: {self.shapes}")
 
 
 @dataclass(frozen=True)
 class Cases:
-    """Contents of cases.json."""
+    """Contents of cases.json. `bundle` is the `identity` of what was timed, see source.py."""
 
+    bundle: str
     cases: tuple[Case, ...]
     schema: int = 1
 
     def __post_init__(self) -> None:
         if self.schema != 1:
             raise BadMeasurement(f"cases schema {self.schema} is not known; this version reads schema 1")
+        if len({case.name for case in self.cases}) < len(self.cases):
+            raise BadMeasurement("two cases have the same name")
 
     @classmethod
     def read(cls, folder: Path) -> Cases:

@@ -45,6 +45,7 @@ def this_device(number: int = 0) -> Device:
     return Device(
         gpu=properties.name.decode(errors="replace") if isinstance(properties.name, bytes) else str(properties.name),
         sm=f"{properties.major}.{properties.minor}",
+        multiprocessors=int(properties.multiProcessorCount),
         tensorrt=str(tensorrt.__version__),
         cuda=_version(checked(cuda, cuda.cudaRuntimeGetVersion(), "read its version")),
         driver=_version(checked(cuda, cuda.cudaDriverGetVersion(), "read the driver's version")),
@@ -61,7 +62,7 @@ def checked(cuda: Any, answer: tuple[Any, ...], task: str) -> Any:
     status, *values = answer
     if int(status) != 0:
         name = getattr(status, "name", status)
-        raise BackendMissing(f"CUDA could not {task}: {name}; check the driver with nvidia-smi; {WITHOUT}")
+        raise BackendMissing(f"CUDA could not {task}: {name}; check the driver; {WITHOUT}")
     return values[0] if len(values) == 1 else tuple(values)
 
 

@@ -61,8 +61,8 @@ def _value(manifest: Manifest, case: Case, graph: GraphSpec, spec: TensorSpec, p
             row = columns % manifest.dimensions.vocabulary
         case "vision_index":  # spread over the image, ascending
             row = columns * manifest.layout.vision_tokens // shape[-1]
-        case "position_ids":
-            row = past + columns
+        case "position_ids":  # a decode step reads the whole cache, which may be all of the context
+            row = np.minimum(past + columns, manifest.dimensions.context - 1)
         case "attention_mask":  # the past of a prefill is there only to be hidden
             row = (columns >= (past if case.kind == "prefill" else 0)).astype(np.int64)
         case "last_index":

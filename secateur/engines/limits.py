@@ -6,6 +6,8 @@ from __future__ import annotations
 from secateur.artifacts import Manifest
 from secateur.engines.manifest import Limits
 from secateur.errors import InputError
+from secateur.runtime.bundle import Bundle
+from secateur.runtime.prompt import Tokenizer
 
 MAX_BATCH = 1024
 
@@ -36,3 +38,14 @@ def limits(manifest: Manifest, batch: int = 1, text: int | None = None, new_toke
             f"{made.capacity(layout)} rows; the model's context has {context}; lower --max-text or --max-new-tokens"
         )
     return made
+
+
+def check_text(bundle: Bundle, made: Limits) -> None:
+    """A question fits into the limits.
+
+    Raises:
+        InputError: not even one of a single letter does, with the template around it.
+    """
+    least = len(Tokenizer.read(bundle.prompt, bundle.path("tokenizer.json")).first("a"))
+    if made.text < least:
+        raise InputError(f"--max-text is {made.text}; the shortest question has {least} rows with its template")

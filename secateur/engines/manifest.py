@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """engines.json: the plans in a folder, what they were built from, and the only device and version that may run them.
 
-BUNDLE/engines/<gpu>-sm<sm>-trt<version>/engines.json   Engines
-                                         <graph>.plan   one per graph, gates included
-                                         timing.cache   of that device and version
+BUNDLE/engines/<gpu>-sm<sm>-<multiprocessors>mp-trt<version>/engines.json   Engines
+                                                             <graph>-<source>.plan   one per graph, gates included
+                                                             timing.cache   of that device and version
 """
 
 from __future__ import annotations
@@ -23,16 +23,18 @@ MEND = "build the engines on this device with `secateur build`"
 class Device:
     """What a plan is tied to.
 
-    gpu       the name that CUDA gives, "Orin" or "NVIDIA H200"
-    sm        compute capability, "8.7"
-    tensorrt  all four numbers, "10.3.0.30"
-    cuda      runtime version, "12.6"
-    driver    CUDA version that the driver supports, "12.6"
-    os        system and machine, "Linux-aarch64"
+    gpu              the name that CUDA gives, "Orin" or "NVIDIA H200"
+    sm               compute capability, "8.7"
+    multiprocessors  how many there are: 16 on a Jetson AGX Orin, 8 on an Orin Nano, which are both called "Orin"
+    tensorrt         as tensorrt.__version__ says, "10.3.0" or "10.16.1.11"
+    cuda             runtime version, "12.6"
+    driver           CUDA version that the driver supports, "12.6"
+    os               system and machine, "Linux-aarch64"
     """
 
     gpu: str
     sm: str
+    multiprocessors: int
     tensorrt: str
     cuda: str
     driver: str
@@ -43,17 +45,23 @@ class Device:
 
         A driver or CUDA runtime may be newer than at build time; GPU, TensorRT and system must be the same.
         """
-        for name, label in (("gpu", "GPU"), ("sm", "SM"), ("tensorrt", "TensorRT"), ("os", "system")):
-            mine, theirs = getattr(self, name), getattr(other, name)
+        for label, mine, theirs in (
+            ("GPU", self.gpu, other.gpu),
+            ("SM", self.sm, other.sm),
+            ("multiprocessors", self.multiprocessors, other.multiprocessors),
+            ("TensorRT", self.tensorrt, other.tensorrt),
+            ("system", self.os, other.os),
+        ):
             if mine != theirs:
                 return f"{label} {mine}, not {theirs}"
         return ""
 
     @property
     def folder(self) -> str:
-        """Name of the folder for this device's plans, such as "orin-sm8.7-trt10.3.0.30"."""
+        """Name of the folder for this device's plans, such as "orin-sm8.7-16mp-trt10.3.0.30"."""
         gpu = "".join(c if c.isalnum() else "-" for c in self.gpu.lower())
-        return f"{'-'.join(part for part in gpu.split('-') if part)}-sm{self.sm}-trt{self.tensorrt}"
+        name = "-".join(part for part in gpu.split("-") if part)
+        return f"{name}-sm{self.sm}-{self.multiprocessors}mp-trt{self.tensorrt}"
 
 
 @dataclass(frozen=True)
@@ -78,7 +86,8 @@ class Plan:
     """One serialized engine.
 
     sha256   of the plan file
-    source   sha256 over the ONNX file, its weights and the profiles, so that an unchanged graph is not built again
+    source   sha256 over the ONNX file, its weights, the profiles and the flags, see source.py: an unchanged graph is
+             not built again
     memory   bytes of activations that a context needs (device_memory_size_v2)
     seconds  that the build took
     """
@@ -91,6 +100,12 @@ class Plan:
     memory: int
     seconds: float
 
+    def __post_init__(self) -> None:
+        if "/" in self.file or "\\" in self.file or self.file in ("", ".", ".."):
+            raise BadEngine(f"{ENGINES_FILE} names '{self.file}', which leaves its folder")
+        if self.memory < 0 or not self.seconds >= 0:
+            raise BadEngine(f"the plan '{self.graph}' needs {self.memory} bytes and took {self.seconds} s")
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -100,6 +115,11 @@ class Limits:
     text: int = 256
     new_tokens: int = 128
 
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < 1:
+                raise BadEngine(f"the limit '{name}' is {value}; it must be at least 1")
+
     def capacity(self, layout: Layout) -> int:
         """Rows that a cache has at most: what stands before the image, all of the image, text, answer."""
         return layout.image_start + layout.vision_tokens + self.text + self.new_tokens
@@ -107,10 +127,9 @@ class Limits:
 
 @dataclass(frozen=True)
 class Engines:
-    """Contents of engines.json. `flags` are the builder's settings, such as workspace_mib and optimization_level."""
+    """Contents of engines.json. `flags` are the builder's settings, such as workspace_mib and tf32."""
 
     device: Device
-    target: str
     limits: Limits
     flags: dict[str, int | str | bool]
     plans: tuple[Plan, ...]
@@ -118,10 +137,9 @@ class Engines:
 
     def __post_init__(self) -> None:
         if self.schema != 1:
-            raise BadEngine(f"engines schema {self.schema} is not known; this version reads schema 1; {MEND}")
-        for plan in self.plans:
-            if "/" in plan.file or "\\" in plan.file or plan.file in ("", ".", ".."):
-                raise BadEngine(f"{ENGINES_FILE} names '{plan.file}', which leaves its folder; {MEND}")
+            raise BadEngine(f"engines schema {self.schema} is not known; this version reads schema 1")
+        if len({plan.graph for plan in self.plans}) < len(self.plans):
+            raise BadEngine("a graph has several plans")
 
     def plan(self, graph: str) -> Plan:
         """The plan of a graph.

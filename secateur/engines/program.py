@@ -10,13 +10,17 @@ import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from secateur.engines.alone import alone
 from secateur.engines.cases import layers
 from secateur.engines.recipe import Recipe
+from secateur.engines.source import files
 from secateur.engines.trtexec import TRTEXEC
 from secateur.errors import BackendMissing, BadOutput
 from secateur.files import write_text
 
 VARIABLE = "TRTEXEC"
+PART = ".part"
+"""Behind the name of a plan that trtexec has not finished."""
 USUAL = Path("/usr/src/tensorrt/bin/trtexec")
 Progress = Callable[[str, str, int, int], None]
 
@@ -41,46 +45,48 @@ def find(given: str = "") -> Path:
 def run(recipe: Recipe, program: Path, progress: Progress) -> None:
     """Build what is not built and time every case, in the folder of the recipe; trtexec's words go to .log files.
 
-    A plan is kept if its command is the same and its graph and trtexec are older. A command that fails leaves its log
-    and no result.
+    A plan is kept if its command is the same and its graph, the weights and trtexec are older. A command that fails
+    leaves its log and no result.
 
     Raises:
-        BadOutput: the folder cannot be written.
+        BadOutput: the folder cannot be written, or another build is at work there.
     """
-    recipe.write()
-    builds, times = recipe.builds(), recipe.times()
-    for done, (graph, command) in enumerate(builds.items()):
-        progress("build", graph, done, len(builds))
-        _build(recipe, graph, [str(program), *command[1:]])
-    progress("build", "", len(builds), len(builds))
-    for done, case in enumerate(recipe.cases):
-        progress("time", case.name, done, len(times))
-        for file in (case.times, case.layer_times, case.log):
-            (recipe.folder / file).unlink(missing_ok=True)
-        if _plan(recipe, case.graph).exists():
-            _call([str(program), *times[case.name][1:]], recipe.folder / case.log)
-    progress("time", "", len(times), len(times))
+    builds, times = recipe.builds(PART), recipe.times()
+    with alone(recipe.folder) as lock:
+        recipe.write()
+        for done, (graph, command) in enumerate(builds.items()):
+            progress("build", graph, done, len(builds))
+            _build(recipe, graph, [str(program), *command[1:]], lock)
+        progress("build", "", len(builds), len(builds))
+        for done, case in enumerate(recipe.cases):
+            progress("time", case.name, done, len(times))
+            if _plan(recipe, case.graph).exists():
+                _call([str(program), *times[case.name][1:]], recipe.folder / case.log, lock)
+        progress("time", "", len(times), len(times))
 
 
-def _build(recipe: Recipe, graph: str, command: Sequence[str]) -> None:
+def _build(recipe: Recipe, graph: str, command: Sequence[str], lock: int) -> None:
     plan, spelled = _plan(recipe, graph), recipe.folder / f"{graph}.build.txt"
-    onnx = recipe.bundle / recipe.manifest.graph(graph).file
+    made_from = [Path(command[0])]
+    made_from += [recipe.bundle / name for name in files(recipe.manifest, recipe.bundle, recipe.manifest.graph(graph))]
     same = spelled.exists() and spelled.read_text(encoding="utf-8") == shlex.join(command)
     if same and plan.exists() and (recipe.folder / layers(graph)).exists():
-        if plan.stat().st_mtime > max(file.stat().st_mtime for file in (onnx, Path(command[0]))):
+        if plan.stat().st_mtime > max(file.stat().st_mtime for file in made_from):
             return
-    plan.unlink(missing_ok=True)
-    if _call(command, recipe.folder / f"{graph}.build.log"):
+    part = plan.with_name(plan.name + PART)
+    for file in (spelled, plan, part):
+        file.unlink(missing_ok=True)
+    if _call(command, recipe.folder / f"{graph}.build.log", lock) and part.exists():
+        part.replace(plan)
         write_text(spelled, shlex.join(command))
-    else:
-        plan.unlink(missing_ok=True)
 
 
-def _call(command: Sequence[str], log: Path) -> bool:
+def _call(command: Sequence[str], log: Path, lock: int) -> bool:
     """Run a command in the folder of its log; whether it succeeded."""
     try:
         with log.open("wb") as output:
-            return subprocess.run(command, cwd=log.parent, stdout=output, stderr=subprocess.STDOUT).returncode == 0
+            done = subprocess.run(command, cwd=log.parent, stdout=output, stderr=subprocess.STDOUT, pass_fds=(lock,))
+        return done.returncode == 0
     except OSError as problem:
         raise BadOutput(f"{command[0]} cannot be run in {log.parent}: {problem.strerror}") from None
 

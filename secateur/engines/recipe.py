@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +16,8 @@ from secateur.engines.cases import CASES_FILE, Case, Cases
 from secateur.engines.manifest import ENGINES, Profile
 from secateur.engines.settings import Settings
 from secateur.engines.shapes import dynamic
-from secateur.errors import BadOutput
+from secateur.engines.source import identity
+from secateur.errors import BadMeasurement, BadOutput
 from secateur.files import write_text
 
 FOLDER = f"{ENGINES}/{trtexec.TRTEXEC}"
@@ -36,13 +39,13 @@ class Recipe:
     folder: Path
     bundle: Path
 
-    def builds(self) -> dict[str, list[str]]:
-        """The command that builds each graph."""
+    def builds(self, ending: str = "") -> dict[str, list[str]]:
+        """The command that builds each graph, into <graph>.plan and this ending."""
         return {
             graph.name: trtexec.build(
                 graph.name,
                 f"{self.way}/{graph.file}",
-                f"{graph.name}.plan",
+                f"{graph.name}.plan{ending}",
                 self.profiles[graph.name],
                 self.settings,
             )
@@ -68,13 +71,21 @@ class Recipe:
         return Path(os.path.relpath(self.bundle, self.folder.resolve())).as_posix()
 
     def write(self) -> None:
-        """Write the input files and cases.json into `folder`; what has the same name is replaced.
+        """Write the input files and cases.json into `folder`, and remove the results of what was timed there before.
 
         Raises:
             BadOutput: they cannot be written.
         """
         if self.folder.exists() and not self.folder.is_dir():
-            raise BadOutput(f"output {self.folder} is no folder; choose another --out")
+            raise BadOutput(f"output {self.folder} is no folder; name another one")
+        old: tuple[Case, ...] = ()
+        with suppress(BadMeasurement):
+            old = Cases.read(self.folder).cases
+        for case in (*old, *self.cases):
+            shutil.rmtree(self.folder / case.inputs, ignore_errors=True)
+            for file in (case.times, case.layer_times, case.log):
+                with suppress(OSError):
+                    (self.folder / file).unlink()
         for case in self.cases:
             inputs.write(self.manifest, case, self.folder)
-        write_text(self.folder / CASES_FILE, to_json(Cases(self.cases)))
+        write_text(self.folder / CASES_FILE, to_json(Cases(identity(self.manifest), self.cases)))

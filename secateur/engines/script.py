@@ -8,20 +8,21 @@ from pathlib import Path
 
 from secateur.engines import trtexec
 from secateur.engines.recipe import Recipe
+from secateur.engines.source import files
 from secateur.errors import BadOutput
 from secateur.files import write_text
 
 HEAD = """\
 #!/bin/sh
 # Builds the plans of a bundle with trtexec and times every graph, on a device that has TensorRT and no Python.
-# Written by `secateur build --script`. Run it where it lies, beside its input files: sh THIS_FILE
+# Written by `secateur build --script`. Run it where it lies, beside the folder @FOLDER@: sh THIS_FILE
 #
 # TRTEXEC  path of the program, if it is not found
 # BUNDLE   path of the bundle's folder, if the two were moved apart
 #
-# A plan is kept if it is newer than its graph, this script and trtexec. The first failure ends the script.
+# A plan is kept if it is newer than its graph, the weights, this script and trtexec. The first failure ends the script.
 # For steady times on a Jetson run `sudo nvpmodel -m 0 && sudo jetson_clocks` before.
-# The results are for `secateur profile BUNDLE --import FOLDER`, on any machine.
+# The results in that folder are for `secateur profile BUNDLE --import FOLDER`, on any machine.
 set -eu
 
 fail() {
@@ -36,7 +37,6 @@ absolute() { # PATH
 script=$(absolute "$0")
 if [ -n "${TRTEXEC:-}" ]; then
     TRTEXEC=$(command -v "$TRTEXEC") || fail "TRTEXEC names no program; set it to the path of trtexec"
-    TRTEXEC=$(absolute "$TRTEXEC")
 elif command -v trtexec >/dev/null; then
     TRTEXEC=$(command -v trtexec)
 elif [ -x /usr/src/tensorrt/bin/trtexec ]; then
@@ -44,10 +44,15 @@ elif [ -x /usr/src/tensorrt/bin/trtexec ]; then
 else
     fail "trtexec was not found; install TensorRT's samples (libnvinfer-bin), or set TRTEXEC to the program"
 fi
+TRTEXEC=$(absolute "$TRTEXEC")
 [ -z "${BUNDLE:-}" ] || BUNDLE=$(absolute "$BUNDLE")
-cd -- "$(dirname -- "$script")"
+cd -- "$(dirname -- "$script")"/@FOLDER@ || fail "the folder of the input files is missing; copy it too"
 [ -n "${BUNDLE:-}" ] || BUNDLE=@WAY@
 [ -f "$BUNDLE/manifest.json" ] || fail "$BUNDLE is no bundle; set BUNDLE to its folder"
+rm -f ./*.times.json ./*.profile.json
+for log in ./*.log; do
+    case $log in *.build.log) ;; *) rm -f "$log" ;; esac
+done
 
 run() { # LOG ARGUMENT...
     log=$1
@@ -58,19 +63,27 @@ run() { # LOG ARGUMENT...
     fi
 }
 
-build() { # GRAPH ONNX ARGUMENT...
+build() { # GRAPH ONNX [WEIGHTS...] --ARGUMENT...
     graph=$1
     onnx=$BUNDLE/$2
-    shift 2
-    [ -f "$onnx" ] || fail "$onnx is missing; copy the whole bundle"
-    if [ -f "$graph.plan" ] && [ -f "$graph.layers.json" ] &&
-        [ -z "$(find "$onnx" "$script" "$TRTEXEC" -newer "$graph.plan")" ]; then
+    changed=
+    for file in "$graph.plan" "$graph.layers.json"; do
+        [ -f "$file" ] || changed=$file
+    done
+    shift
+    while [ "${1#--}" = "$1" ]; do
+        [ -f "$BUNDLE/$1" ] || fail "$BUNDLE/$1 is missing; copy the whole bundle"
+        [ -n "$changed" ] || changed=$(find "$BUNDLE/$1" "$script" "$TRTEXEC" -newer "$graph.plan")
+        shift
+    done
+    if [ -z "$changed" ]; then
         printf 'keep   %s\\n' "$graph"
         return
     fi
     printf 'build  %s\\n' "$graph"
-    rm -f "$graph.plan"
+    rm -f "$graph.plan" "$graph.plan.part"
     run "$graph.build.log" "--onnx=$onnx" "--saveEngine=$graph.plan.part" "$@"
+    [ -s "$graph.plan.part" ] || fail "trtexec wrote no plan, see $(pwd)/$graph.build.log"
     mv "$graph.plan.part" "$graph.plan"
 }
 
@@ -78,7 +91,6 @@ measure() { # CASE ARGUMENT...
     printf 'time   %s\\n' "$1"
     case_name=$1
     shift
-    rm -f "$case_name.times.json"
     run "$case_name.log" "$@"
     [ -s "$case_name.times.json" ] || fail "trtexec wrote no times, see $(pwd)/$case_name.log"
 }
@@ -86,19 +98,33 @@ measure() { # CASE ARGUMENT...
 
 
 def script(recipe: Recipe) -> str:
-    """The text of the script, to lie in the folder of the recipe."""
-    parts = [HEAD.replace("@WAY@", shlex.quote(recipe.way))]
+    """The text of the script, to lie beside the folder of the recipe."""
+    head = HEAD.replace("@WAY@", shlex.quote(recipe.way)).replace("@FOLDER@", shlex.quote(recipe.folder.name))
+    parts = [head]
     for graph in recipe.manifest.graphs:
         options = trtexec.build_options(graph.name, recipe.profiles[graph.name], recipe.settings)
-        parts.append(_call("build", graph.name, graph.file, *options))
+        made_from = files(recipe.manifest, recipe.bundle, graph)
+        parts.append(_call("build", graph.name, *made_from, *options))
     for case, command in recipe.times().items():
         parts.append(_call("measure", case, *command[1:]))
     parts.append(f"printf '{len(recipe.manifest.graphs)} plans, {len(recipe.cases)} timings in %s\\n' \"$(pwd)\"")
     return "\n".join(parts) + "\n"
 
 
+def folder_of(script: Path) -> Path:
+    """Where a script has its input files and leaves its results: beside it, run.files for run.sh.
+
+    Raises:
+        BadOutput: the script would have that very name.
+    """
+    folder = script.with_name(f"{script.stem}.files")
+    if folder == script:
+        raise BadOutput(f"output {script} is what the folder of the script's files is called; choose another name")
+    return folder.absolute()
+
+
 def write_script(recipe: Recipe, file: Path) -> None:
-    """Write the script to `file` and make it executable.
+    """Write the script to `file`, beside the folder of the recipe, and make it executable.
 
     Raises:
         BadOutput: it cannot be written.

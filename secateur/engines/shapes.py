@@ -2,8 +2,14 @@
 """Optimisation profiles and timing cases of every graph, from the manifest and the limits.
 
 A segment has two profiles: "prefill" admits the first question (S from the rows of the schedules, no past) and a
-further one (S short, P up to the capacity); "decode" has S = 1. So has embed, with T. Every other graph has one, "all".
-The sizes at min, opt and max belong together, so that a dimension such as P+S holds at each of them. opt is at batch 1.
+further one (S short, P up to the capacity); "decode" has S = 1 and is best at the largest P, because a step attends
+over the whole cache. So has embed, with T. Every other graph has one, "all". The sizes at min, opt and max belong
+together, so that a dimension such as P+S holds at each of them. opt is at batch 1.
+
+The first question has no past at all. TensorRT takes empty tensors and a least size of 0 in a profile ("Working with
+Empty Tensors" in its guide; trtexec allocates a byte for them, samples/common/sampleInference.cpp). No version is known
+to refuse them. Should one, --masked-past lets the profiles start at one row that the mask hides, and the runtime reads
+that from engines.json.
 """
 
 from __future__ import annotations
@@ -13,9 +19,11 @@ from collections.abc import Iterable, Mapping
 from secateur.artifacts import GraphSpec, Manifest
 from secateur.engines.cases import Case
 from secateur.engines.manifest import Limits, Profile, Range
-from secateur.engines.walk import USUAL_TEXT, Step, decode, prefill
 from secateur.errors import BadBundle
+from secateur.runtime.cache import rounded
 from secateur.runtime.dimensions import resolve_shapes
+from secateur.runtime.sampling import Sampling
+from secateur.runtime.walk import USUAL_TEXT, Step, decode, prefill
 
 Symbols = dict[str, int]
 
@@ -24,7 +32,7 @@ def profiles(manifest: Manifest, limits: Limits, usual: str, past: int = 0) -> d
     """The profiles of each graph by name.
 
     usual  schedule whose row counts are the optimum
-    past   rows that the past of a prefill has at least, see past.py
+    past   rows that the past of a prefill has at least: 0, or 1 masked row
 
     Raises:
         BadBundle: a graph belongs to no schedule.
@@ -34,16 +42,15 @@ def profiles(manifest: Manifest, limits: Limits, usual: str, past: int = 0) -> d
         step for name in manifest.schedules for length in (1, limits.text) for step in prefill(manifest, name, length)
     ]
     ordinary = [step for name in (usual, *manifest.schedules) for step in prefill(manifest, name, text)]
-    answering = list(decode(manifest, usual, text, limits.new_tokens // 2))
     capacity = limits.capacity(manifest.layout) + past
     made: dict[str, tuple[Profile, ...]] = {}
     for graph in manifest.graphs:
         low, best, high = _extremes(graph, first, ordinary)
         if graph.kind == "segment":
-            middle = next(step.symbols for step in answering if step.graph == graph.name)
+            whole = {"S": 1, "P": capacity}
             made[graph.name] = (
                 _profile("prefill", graph, {"S": 1, "P": past}, best | {"P": past}, high | {"P": capacity}, limits),
-                _profile("decode", graph, {"S": 1, "P": 1}, middle, {"S": 1, "P": capacity}, limits),
+                _profile("decode", graph, {"S": 1, "P": 1}, whole, whole, limits),
             )
         elif graph.kind == "embed":
             one = {"T": 1}
@@ -57,15 +64,17 @@ def profiles(manifest: Manifest, limits: Limits, usual: str, past: int = 0) -> d
 
 
 def cases(manifest: Manifest, limits: Limits, past: int = 0) -> tuple[Case, ...]:
-    """What each schedule runs for an ordinary question and for the token in the middle of an answer, at batch 1.
+    """What each schedule runs for an ordinary question and for each token of an answer of usual length, at batch 1.
 
     A graph that several schedules run at the same shapes is one case.
     """
     text = min(USUAL_TEXT, limits.text)
+    usual = Limits(text=text, new_tokens=min(Sampling().max_new_tokens, limits.new_tokens))
+    capacity = rounded(usual.capacity(manifest.layout), limits.capacity(manifest.layout))
     found: dict[str, tuple[Step, list[str]]] = {}
     for schedule in manifest.schedules:
         steps = [*prefill(manifest, schedule, text, past)]
-        steps += decode(manifest, schedule, text, limits.new_tokens // 2)
+        steps += decode(manifest, schedule, capacity, past)
         for step in steps:
             found.setdefault(_name(step), (step, []))[1].append(schedule)
     made = []

@@ -28,6 +28,7 @@ def build_options(graph: str, profiles: Sequence[Profile], settings: Settings) -
     """Arguments of a build, apart from the two files."""
     options = [
         "--stronglyTyped",
+        "--noTF32",
         f"--memPoolSize=workspace:{settings.workspace_mib}M",
         f"--timingCacheFile={TIMING_CACHE}",
         f"--builderOptimizationLevel={settings.optimization_level}",

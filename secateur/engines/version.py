@@ -19,14 +19,15 @@ class Version(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Version:
-        """ "10.3" or "10.16.1.11"
+        """ "10.3", "10.16.1.11" or, with what a package adds, "10.3.0.30+cuda12.6"
 
         Raises:
             InputError: it is no version.
         """
-        if not re.fullmatch(r"\d{1,6}\.\d{1,6}(\.\d{1,6}){0,2}([.+-]?[a-z]\w*)?", text):
+        found = re.fullmatch(r"(\d{1,6}(?:\.\d{1,6}){1,3})(?:[.+-]?[a-z][\w.+-]*)?", text)
+        if not found:
             raise InputError(f"'{text}' is no TensorRT version; write it as 10.3 or 10.16.1.11")
-        return cls(*(int(part) for part in re.findall(r"\d+", text)[:4]))
+        return cls(*map(int, found[1].split(".")))
 
     def __str__(self) -> str:
         parts = self if self.patch or self.build else self[:2]

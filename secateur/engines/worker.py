@@ -10,17 +10,23 @@ The calls are those that TensorRT 10.3 to 11.x share.
 from __future__ import annotations
 
 import sys
+import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from secateur.artifacts import read_json, to_json
+from secateur.engines.attention import allow_decomposition
 from secateur.engines.device import libraries
+from secateur.engines.error_recorder import Recorder, described, recorder
 from secateur.engines.manifest import Profile
-from secateur.engines.recorder import Recorder, described, recorder
 from secateur.engines.settings import Settings
 from secateur.errors import BadEngine, BuildFailed, SecateurError
 from secateur.files import write_bytes, write_text
+
+ALWAYS = {"strongly_typed": True, "tf32": False, "decomposable_attention": True, "profiling_verbosity": "detailed"}
+"""What every builder is told beside the settings, for engines.json; see `build` and `_configure`."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +59,9 @@ def main(path: str) -> int:
         result = Result(error="the host is out of memory")
     except SecateurError as problem:
         result = Result(error=str(problem))
+    except (OSError, RuntimeError, TypeError, ValueError) as problem:  # also what the bindings raise
+        traceback.print_exc()
+        result = Result(error=" ".join(str(problem).split()) or type(problem).__name__)
     write_text(Path(job.result), to_json(result))
     return 1 if result.error else 0
 
@@ -62,7 +71,7 @@ def build(job: Job) -> Result:
 
     Raises:
         BackendMissing: TensorRT is not installed.
-        BuildFailed: the parser or the builder refuses; the message is theirs.
+        BuildFailed: the parser or the builder refuses, and the message is theirs; or it changes a profile.
         BadOutput: the plan cannot be written.
     """
     trt, _ = libraries()
@@ -76,16 +85,20 @@ def build(job: Job) -> Result:
         found = [" ".join(str(parser.get_error(i)).split()) for i in range(parser.num_errors)]
         reason = "; ".join(found) or described(errors) or "no reason given"
         raise BuildFailed(f"TensorRT cannot parse it: {reason}; `secateur inspect` says which versions can")
+    allow_decomposition(trt, network)
     config = builder.create_builder_config()
     _configure(trt, builder, config, job)
     warning = _use_timing_cache(config, Path(job.timing_cache))
     errors.clear()  # what a damaged cache left there
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        raise BuildFailed(f"TensorRT could not build it: {described(errors) or 'no reason given, see the log'}")
+        reason = described(errors) or "no reason given, see the log"
+        empty = any(0 in shapes.min for made in job.profiles for shapes in made.ranges.values())
+        hint = "; if this TensorRT takes no empty tensors, build with --masked-past" if empty else ""
+        raise BuildFailed(f"TensorRT could not build it: {reason}{hint}")
     write_bytes(Path(job.timing_cache), bytes(config.get_timing_cache().serialize()))
     del parser, network, config, builder  # their memory is needed to open the plan
-    memory = _memory(trt, logger, errors, plan)
+    memory = _memory(trt, logger, errors, plan, job.profiles)
     write_bytes(Path(job.plan), plan)
     return Result(memory, warnings=(warning,) if warning else ())
 
@@ -94,6 +107,7 @@ def _configure(trt: Any, builder: Any, config: Any, job: Job) -> None:
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, job.settings.workspace_mib << 20)
     config.builder_optimization_level = job.settings.optimization_level
     config.max_aux_streams = job.settings.max_aux_streams
+    config.clear_flag(trt.BuilderFlag.TF32)  # on by default, and would round the fp32 parts of a graph to 10 bits
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     for made in job.profiles:
         profile = builder.create_optimization_profile()
@@ -113,13 +127,21 @@ def _use_timing_cache(config: Any, path: Path) -> str:
     return f"{path} is damaged or of another device; it was made anew"
 
 
-def _memory(trt: Any, logger: Any, errors: Recorder, plan: Any) -> int:
-    """Bytes of activations that a context of `plan` needs; opening it shows that it is whole."""
+def _memory(trt: Any, logger: Any, errors: Recorder, plan: Any, profiles: Sequence[Profile]) -> int:
+    """Bytes of activations that a context of `plan` needs; opening it shows that it is whole, and as asked for."""
     runtime = trt.Runtime(logger)
     runtime.error_recorder = errors
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         raise BuildFailed(f"the plan cannot be opened: {described(errors) or 'no reason given'}")
+    for number, wanted in enumerate(profiles):
+        for name, shapes in wanted.ranges.items():
+            least = tuple(engine.get_tensor_profile_shape(name, number)[0])
+            if least != shapes.min:
+                raise BuildFailed(
+                    f"the plan takes '{name}' from {least} on in its profile '{wanted.name}', {shapes.min} was asked "
+                    "for; if this TensorRT takes no empty tensors, build with --masked-past"
+                )
     return int(engine.device_memory_size_v2)
 
 

@@ -6,7 +6,7 @@ The inputs are real: a walk of the reference backend through the whole chain, pr
 
 from __future__ import annotations
 
-import time
+import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,17 +19,8 @@ from secateur.export.examples import example
 from secateur.runtime.backends import base
 from secateur.runtime.bundle import Bundle
 from secateur.runtime.chain import Chain
-from secateur.runtime.dimensions import bind, resolve_shapes
 from secateur.runtime.receipt import Stopwatch
 from secateur.runtime.rows import Rows
-
-try:
-    from polygraphy.backend.base import BaseRunner
-    from polygraphy.common import TensorMetadata
-    from polygraphy.comparator import Comparator, SimpleCompareFunc
-    from polygraphy.logger import G_LOGGER
-except ImportError:
-    raise BackendMissing("comparing backends needs Polygraphy; pip install 'polygraphy>=0.53'") from None
 
 SHARE = {"fp32": 1e-4, "fp16": 3e-2}
 """Allowed difference as a share of the largest magnitude in an output, as in the check after an export."""
@@ -100,35 +91,14 @@ class Recording(base.Backend):
         self._inner.close()
 
 
-class Runner(BaseRunner):  # type: ignore[misc]
-    """One graph on one of our backends, as Polygraphy wants it."""
+def check_polygraphy() -> None:
+    """For those who want to know before they open backends, which may take minutes.
 
-    def __init__(self, name: str, backend: base.Backend, graph: GraphSpec) -> None:
-        super().__init__(name=name)
-        self._backend, self._graph = backend, graph
-
-    def get_input_metadata_impl(self) -> Any:
-        metadata = TensorMetadata()
-        for spec in self._graph.inputs:
-            metadata.add(spec.name, np.dtype(spec.dtype), [d if isinstance(d, int) else None for d in spec.shape])
-        return metadata
-
-    def infer_impl(self, feed_dict: Feed) -> Feed:
-        """The outputs that have any values."""
-        start = time.perf_counter()
-        inputs = {name: self._buffer(array.shape, array.dtype) for name, array in feed_dict.items()}
-        for name, array in feed_dict.items():
-            inputs[name].write(array)
-        symbols = bind(self._graph.inputs, {name: array.shape for name, array in feed_dict.items()})
-        shapes = resolve_shapes(self._graph.outputs, symbols)
-        outputs = {spec.name: self._buffer(shapes[spec.name], spec.dtype) for spec in self._graph.outputs}
-        self._backend.run(self._graph.name, inputs, outputs)
-        arrays = {name: buffer.numpy().copy() for name, buffer in outputs.items()}
-        self.inference_time = time.perf_counter() - start
-        return {name: array for name, array in arrays.items() if array.size}
-
-    def _buffer(self, shape: tuple[int, ...], dtype: Any) -> base.Buffer:
-        return self._backend.allocate(shape, dtype)
+    Raises:
+        BackendMissing: Polygraphy is not installed.
+    """
+    if importlib.util.find_spec("polygraphy") is None:
+        raise BackendMissing("comparing backends needs Polygraphy; pip install 'polygraphy>=0.53'")
 
 
 def agree(
@@ -142,22 +112,24 @@ def agree(
     """Every graph that these schedules run, in the manifest's order.
 
     Raises:
-        UnknownName: the bundle has no such schedule.
+        BackendMissing: Polygraphy is not installed.
     """
+    check_polygraphy()
+    from secateur.evaluation.comparator import Runner, compare
+
     recording = Recording(reference, max(reference.masked_past, candidate.masked_past))
-    chain = Chain(bundle.manifest, recording)
+    chain = Chain(bundle.manifest, recording, schedules)
     graphs = {graph.name: graph for graph in bundle.manifest.graphs}
-    for graph in graphs.values():
-        candidate.load(graph)
     runs: dict[str, list[list[Output]]] = {}
     for done, schedule in enumerate(schedules):
         progress("check", schedule, done, len(schedules))
         recording.feeds.clear()
         _walk(chain, bundle, schedule)
         for name, feeds in recording.feeds.items():
+            candidate.load(graphs[name])
             pair = Runner("found", candidate, graphs[name]), Runner("expected", reference, graphs[name])
             share = SHARE[bundle.manifest.dtype]
-            runs.setdefault(name, []).extend(_compare(pair, feed, bounds, share) for feed in feeds)
+            runs.setdefault(name, []).extend(compare(pair, feed, bounds, share) for feed in feeds)
     progress("check", "", len(schedules), len(schedules))
     return tuple(Agreement(name, len(runs[name]), _worst(runs[name])) for name in graphs if name in runs)
 
@@ -169,27 +141,6 @@ def _walk(chain: Chain, bundle: Bundle, schedule: str) -> None:
     cache = chain.cache(1, rows.input_ids.shape[1] + 1, schedule)
     walk = chain.prefill(rows, chain.see(pixels, schedule, watch), schedule, cache, watch)
     chain.step(Rows.pad([[int(walk.logits.argmax())]], bundle.prompt.pad, cache.position), cache)
-
-
-def _compare(pair: tuple[Runner, Runner], feed: Feed, bounds: Bounds, share: float) -> list[Output]:
-    """What came out of one run on both sides."""
-    with G_LOGGER.verbosity(), np.errstate(all="ignore"):  # it would write to stdout, and it divides by zero
-        results = Comparator.run(list(pair), data_loader=[feed])
-        expected: Feed = {name: np.asarray(array) for name, array in results[1][1][0].items()}
-        sizes = {name: float(np.abs(array.astype(np.float64)).max()) for name, array in expected.items()}
-        whole = {name for name, array in expected.items() if not np.issubdtype(array.dtype, np.floating)}
-        atol = {name: share * size if bounds.atol is None else bounds.atol for name, size in sizes.items()}
-        rtol = dict.fromkeys(sizes, bounds.rtol or 0.0)
-        exact = dict.fromkeys(whole, 0.0)
-        rule = SimpleCompareFunc(atol=atol | exact, rtol=rtol | exact)
-        (compared,) = Comparator.compare_accuracy(results, compare_func=rule)
-        (found,) = compared[pair[0].name, pair[1].name]
-    return [_output(name, array.dtype.name, found[name], sizes[name]) for name, array in expected.items()]
-
-
-def _output(name: str, dtype: str, result: Any, size: float) -> Output:
-    difference = result.max_absdiff if result.max_absdiff == result.max_absdiff else float("inf")
-    return Output(name, dtype, difference, difference / max(size, 1e-12), bool(result))
 
 
 def _worst(runs: list[list[Output]]) -> tuple[Output, ...]:

@@ -7,12 +7,11 @@ None stands for a figure that is undefined.
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from dataclasses import dataclass, field
-from typing import Any
 
 from PIL import Image
+
+from secateur.report.document import Document
 
 Interval = tuple[float, float]
 SUMS = ("encode", "prefill")
@@ -111,13 +110,13 @@ class ScheduleResult:
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class Evaluation(Document):
     """All schedules of one bundle on the same questions.
 
     task       "demo", or the path of the folder or file of questions
     metric     name of the score; `full_marks` is its largest value (1, or 100 or 2800 where the field counts so)
     timed      questions that were timed one at a time
-    machine    cpu, cores, and the versions of python, onnxruntime and secateur
+    machine    cpu, cores, the GPU if there is one, and versions of what ran
     grid       rows and columns of vision tokens
     segments   graphs into which the bundle cuts the decoder: at the gates of every schedule, so that all pay for them
     encoder_scores
@@ -144,18 +143,6 @@ class Evaluation:
     encoder_scores: tuple[str, ...]
     schedules: tuple[ScheduleResult, ...]
     schema: int = 1
-
-    def as_dict(self) -> dict[str, Any]:
-        """The document as plain values for JSON."""
-        return dataclasses.asdict(self)
-
-    def to_json(self) -> str:
-        """JSON text: keys in field order, two-space indent.
-
-        Raises:
-            ValueError: a figure is not finite.
-        """
-        return json.dumps(self.as_dict(), indent=2, allow_nan=False) + "\n"
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -37,7 +37,7 @@ class Settings:
 
     seed            of the bootstrap
     timed           questions that are timed one at a time, at most as many as there are
-    batch           questions that are answered together for the scores
+    batch           questions that are answered together for the scores, at most as many as the backend takes
     max_new_tokens  longest answer; None takes the task's
     """
 
@@ -91,7 +91,8 @@ def evaluate(
     """
     manifest = vlm.bundle.manifest
     longest = settings.max_new_tokens or task.max_new_tokens
-    scores = asking.scores(vlm, task, names, longest, settings.batch, progress)
+    batch = min(settings.batch, vlm.most_batch or settings.batch)
+    scores = asking.scores(vlm, task, names, longest, batch, progress)
     times = asking.timed(vlm, task.questions[: settings.timed], names, progress)
     schedules = {name: vlm.bundle.schedule(name) for name in names}
     return Evaluation(
@@ -106,7 +107,7 @@ def evaluate(
         target=manifest.target,
         dtype=manifest.dtype,
         backend=backend,
-        machine=machine(),
+        machine=machine(vlm.describe()),
         command=command,
         vision_tokens=manifest.layout.vision_tokens,
         grid=manifest.layout.grid,
@@ -175,11 +176,12 @@ def flops_ratio_with_gates(schedule: Schedule) -> float | None:
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
-def machine() -> dict[str, str]:
-    """What the times were taken on."""
+def machine(device: Mapping[str, str]) -> dict[str, str]:
+    """What the times were taken on; `device` is what the backend says of its own, see Pipeline.describe."""
     return {
         "cpu": _cpu(),
         "cores": str(os.cpu_count()),
+        **device,
         "python": platform.python_version(),
         "onnxruntime": _version("onnxruntime"),
         "secateur": __version__,

@@ -12,6 +12,7 @@ from secateur import __version__
 from secateur.artifacts import FULL, Manifest, Schedule, ScheduleRef, to_json
 from secateur.calibration.budget import budget
 from secateur.calibration.files import encode
+from secateur.engines.manifest import ENGINES
 from secateur.engines.version import FLOORS
 from secateur.errors import BadSchedule, ExportMismatch, Unparsable
 from secateur.export.folder import atomic_folder
@@ -56,7 +57,7 @@ def export(
     """
     _check_schedules(family, schedules)
     graphs, gates = build(family, schedules, target)
-    with atomic_folder(out, force, MANIFEST) as folder:
+    with atomic_folder(out, force, MANIFEST, keep=ENGINES) as folder:  # plans whose graph is the same stay good
         for done, graph in enumerate(graphs):
             progress("export", graph.spec.name, done, len(graphs))
             to_onnx(graph, folder / graph.spec.file, target.opset)

@@ -1,25 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures and questions that are made, for checks of a model that brings none."""
+"""A picture and a prompt that are made, for checks of a model that brings none."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from secateur.artifacts import Manifest
-from secateur.evaluation.tasks.base import Question
 from secateur.runtime.bundle import Bundle
 from secateur.runtime.rows import Rows
 
 QUESTION_ROWS = 6
-PROMPTS = (
-    "what is in the picture ?",
-    "how many objects are there ?",
-    "is there a person ?",
-    "what is on the left ?",
-    "which colors are there ?",
-)
 
 
 def smooth_noise(manifest: Manifest, rng: np.random.Generator) -> NDArray[np.float64]:
@@ -38,16 +29,3 @@ def example(bundle: Bundle) -> tuple[NDArray[np.float32], Rows]:
     tail = rng.integers(words // 4, words // 2, QUESTION_ROWS).tolist()
     placeholders = [prompt.pad] * manifest.layout.vision_tokens
     return image, Rows.pad([[*prompt.head, *placeholders, *tail]], prompt.pad)
-
-
-def questions(manifest: Manifest, count: int) -> list[Question]:
-    """`count` questions without an answer, each about a picture of its own; the same at every call."""
-    return [_question(manifest, number) for number in range(count)]
-
-
-def _question(manifest: Manifest, number: int) -> Question:
-    def load() -> Image.Image:
-        values = smooth_noise(manifest, np.random.default_rng(number))[0].transpose(1, 2, 0)
-        return Image.fromarray((127.5 + 50 * values).clip(0, 255).astype(np.uint8))
-
-    return Question(str(number), f"made picture {number}", str(number), load, PROMPTS[number % len(PROMPTS)], ())

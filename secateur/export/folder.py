@@ -18,11 +18,11 @@ RENAME_EXCHANGE = 2
 
 
 @contextmanager
-def atomic_folder(target: Path, force: bool, marker: str) -> Iterator[Path]:
+def atomic_folder(target: Path, force: bool, marker: str, keep: str = "") -> Iterator[Path]:
     """A fresh folder beside `target` that takes its place when the block ends well, and is removed when it does not.
 
-    An existing `target` is kept to the last moment and, with `force`, exchanged in one step. What killed runs left
-    behind is cleared away.
+    An existing `target` is kept to the last moment and, with `force`, exchanged in one step; its subfolder `keep` is
+    moved into the new one. What killed runs left behind is cleared away.
 
     Raises:
         BadOutput: see `check_free`; or the disk is full, or it cannot be written there.
@@ -39,6 +39,8 @@ def atomic_folder(target: Path, force: bool, marker: str) -> Iterator[Path]:
         check_free(target, force, marker)  # another run may have been quicker
         if target.exists():
             _exchange(partial, target)
+            if keep and (partial / keep).is_dir() and not (partial / keep).is_symlink():
+                (partial / keep).rename(target / keep)
         else:
             partial.rename(target)
         _sync_folder(target.parent)

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The largest or smallest of many, in rounds: TensorRT's TopK gives at most 3840.
 
-Each round takes what it may and leaves out, for the next one, all that came before its last choice in the order of
-score, then index. Neither scatters nor compacts, so all sizes are constants. Up to `LIMIT` it is one TopK.
+Each round takes what it may and leaves it out for the next one; all sizes are constants. Up to `LIMIT` it is one TopK.
 """
 
 from __future__ import annotations
@@ -23,12 +22,9 @@ def top(score: Tensor, count: int) -> Tensor:
     if count <= LIMIT:
         return _first(score, count)
     score = score.float().clamp_min(OUT / 2)
-    index = torch.arange(score.shape[-1], device=score.device)
     rounds = [_first(score, LIMIT)]
     for left in range(count - LIMIT, 0, -LIMIT):
-        last = rounds[-1][..., -1:]
-        bar = score.gather(-1, last)
-        score = torch.where((score > bar) | ((score == bar) & (index <= last)), OUT, score)
+        score = _without(score, rounds[-1])
         rounds.append(_first(score, min(left, LIMIT)))
     return torch.cat(rounds, -1)
 
@@ -41,6 +37,14 @@ def ascending(slots: Tensor) -> Tensor:
         slots = torch.where(slots <= rounds[-1][..., -1:], LAST_SLOT, slots)
         rounds.append(_smallest(slots, min(left, LIMIT)))
     return torch.cat(rounds, -1) if len(rounds) > 1 else rounds[0]
+
+
+def _without(score: Tensor, chosen: Tensor) -> Tensor:
+    """Scores [..., N] that are OUT at the indices chosen [..., k], in whatever order TopK gave ties; one ScatterND."""
+    rows, picked = score.reshape(-1, score.shape[-1]), chosen.reshape(-1, chosen.shape[-1])
+    offset = torch.arange(rows.shape[0], device=score.device)[:, None] * rows.shape[1]
+    out = torch.full((), OUT, device=score.device).expand(picked.numel())
+    return rows.reshape(-1).index_put(((picked + offset).reshape(-1),), out).reshape(score.shape)
 
 
 def _first(score: Tensor, count: int) -> Tensor:

@@ -38,11 +38,11 @@ def _slow(chains: Sequence[Chain]) -> list[str]:
 
 
 def _enqueue(graphs: Sequence[GraphTimes]) -> list[str]:
-    bound = [g for g in graphs if g.enqueue is not None and g.enqueue > g.compute.p50]
+    bound = [g for g in graphs if g.bound]
     if not bound:
         return []
     named = _listed(f"{g.name} ({g.enqueue:.3f} over {g.compute.p50:.3f} ms)" for g in bound)
-    return [f"The host is slower than the GPU (enqueue over compute): {named}. Capture CUDA graphs."]
+    return [f"The GPU may wait for the host (enqueue over compute): {named}. Capture CUDA graphs."]
 
 
 def _selecting(graphs: Sequence[GraphTimes]) -> list[str]:

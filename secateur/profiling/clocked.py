@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from secateur.artifacts import Manifest
-from secateur.engines.walk import prefill
 from secateur.errors import InputError
 from secateur.profiling.chains import chain, compared, kinds, with_shares
 from secateur.profiling.percentiles import spread
 from secateur.profiling.results import STAGES, Chain, GraphTimes
 from secateur.runtime import Pipeline
 from secateur.runtime.image import ImageLike
+from secateur.runtime.walk import prefill
 
 Progress = Callable[[str, str, int, int], None]
 Timings = Sequence[dict[str, float]]
@@ -89,6 +89,7 @@ def _graphs(vlm: Pipeline, name: str, timings: Timings) -> list[GraphTimes]:
             runs=len(timings),
             compute=spread([one[step.graph] for one in timings]),
             enqueue=None,
+            bound=False,
             shares={name: 0.0},
         )
         for step in prefill(vlm.bundle.manifest, name, 1)

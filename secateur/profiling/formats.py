@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-from secateur.profiling.results import Profiling
+from secateur.report import formats
+from secateur.report.formats import NONE
 
-NONE = "\N{EN DASH}"
 APART = (
     "trtexec timed the graphs one by one; a chain is the sum of its graphs, without preprocessing and what lies "
     "between graphs. Percentiles of separate runs do not add up: p99 is the sum of the graphs' p99, an upper estimate."
@@ -14,12 +14,12 @@ IN_TURN = "All schedules were asked the same question, in turn, in one process; 
 
 
 def milliseconds(value: float | None) -> str:
-    return NONE if value is None else f"{value:,.2f}"
+    return formats.milliseconds(value, 2)
 
 
 def fine(value: float | None) -> str:
     """Milliseconds of a graph or a layer, which may be a few hundredths."""
-    return NONE if value is None else f"{value:,.3f}"
+    return formats.milliseconds(value, 3)
 
 
 def percent(value: float | None) -> str:
@@ -37,6 +37,6 @@ def plain(text: str) -> str:
     return "".join(c if c.isprintable() else "\N{MIDDLE DOT}" for c in text)
 
 
-def note(profiling: Profiling) -> str:
-    """How the times were taken."""
-    return APART if profiling.apart else IN_TURN
+def note(apart: bool) -> str:
+    """How the times were taken, see Profiling.apart."""
+    return APART if apart else IN_TURN

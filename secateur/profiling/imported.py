@@ -10,12 +10,16 @@ from pathlib import Path
 from secateur.engines.cases import CASES_FILE, Case, Cases
 from secateur.engines.results.console import Console, read_console
 from secateur.engines.results.times import read_times
+from secateur.engines.source import identity
 from secateur.errors import BadMeasurement
 from secateur.profiling.chains import chain, compared, kinds, with_shares
 from secateur.profiling.layers import slowest
 from secateur.profiling.percentiles import Spread, spread, total
 from secateur.profiling.results import STAGES, Chain, Failure, GraphTimes
 from secateur.runtime.bundle import Bundle
+
+BOUND = 0.8
+"""Enqueue over compute time above which trtexec warns, both medians; for results whose console output is lost."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +36,16 @@ def read_folder(bundle: Bundle, folder: Path, names: Sequence[str]) -> Imported:
     """Every case of the schedules `names`; those that cannot be read are listed, and their schedules have no chain.
 
     Raises:
-        BadMeasurement: it is no such folder, is of another bundle, or no case can be read.
+        BadMeasurement: the folder has no cases, is of another bundle, lacks one of the schedules, or no case can be
+            read.
     """
-    cases = [case for case in _cases(bundle, folder) if set(case.schedules) & set(names)]
+    every = _cases(bundle, folder)
+    if missing := [name for name in names if not any(name in case.schedules for case in every)]:
+        raise BadMeasurement(
+            f"{folder / CASES_FILE} has no case of the schedule '{missing[0]}'; leave it out of --schedules, or time "
+            "it with trtexec too"
+        )
+    cases = [case for case in every if set(case.schedules) & set(names)]
     kind = kinds(bundle.manifest)
     graphs, failures, machine = [], [], dict[str, str]()
     for case in cases:
@@ -52,20 +63,32 @@ def read_folder(bundle: Bundle, folder: Path, names: Sequence[str]) -> Imported:
     return Imported(chains, with_shares(graphs, chains), tuple(failures), machine)
 
 
+def timed_schedules(bundle: Bundle, folder: Path) -> list[str]:
+    """Schedules of the bundle that the folder has cases of; the others were not asked for when it was made.
+
+    Raises:
+        BadMeasurement: it has no cases, or is of another bundle.
+    """
+    found = {name for case in _cases(bundle, folder) for name in case.schedules}
+    return [name for name in bundle.manifest.schedules if name in found]
+
+
 def _cases(bundle: Bundle, folder: Path) -> tuple[Case, ...]:
     if not (folder / CASES_FILE).is_file():
         raise BadMeasurement(
             f"{folder} has no {CASES_FILE}; name the folder in which the script of `secateur build --script` was run"
         )
-    cases = Cases.read(folder).cases
+    read = Cases.read(folder)
+    if read.bundle != identity(bundle.manifest):
+        raise BadMeasurement(f"{folder / CASES_FILE} was written for another export; name the bundle that it is of")
     graphs, schedules = {graph.name for graph in bundle.manifest.graphs}, set(bundle.manifest.schedules)
-    for case in cases:
+    for case in read.cases:
         if case.graph not in graphs or not set(case.schedules) <= schedules:
             raise BadMeasurement(
                 f"{folder / CASES_FILE} names the graph '{case.graph}' of {', '.join(case.schedules)}, which this "
                 "bundle lacks; name the bundle that it was written for"
             )
-    return cases
+    return read.cases
 
 
 def _console(folder: Path, case: Case) -> Console | None:
@@ -83,22 +106,26 @@ def _console(folder: Path, case: Case) -> Console | None:
             return None
     console = read_console(log)
     if console.passed is not True:
-        how = "failed" if console.passed is False else "was killed or is still at work"
+        how = "failed" if console.passed is False else "was killed, or has not ended"
         raise BadMeasurement(f"trtexec {how} ({log}): {console.reason}")
     return console
 
 
 def _graph(folder: Path, case: Case, console: Console | None, kind: str, names: Sequence[str]) -> GraphTimes:
     times = read_times(folder / case.times)
-    told = console.enqueue if console is not None else None  # exact, where the file rounds
+    compute, enqueue = spread(times.compute), spread(times.enqueue).p50
+    bound = enqueue > BOUND * compute.p50
+    if console is not None:  # exact, where the file rounds
+        enqueue, bound = console.enqueue if console.enqueue is not None else enqueue, console.enqueue_bound
     return GraphTimes(
         name=case.name,
         graph=case.graph,
         kind=kind,
         part=case.kind,
         runs=len(times.compute),
-        compute=spread(times.compute),
-        enqueue=told.median if told else spread(times.enqueue).p50,
+        compute=compute,
+        enqueue=enqueue,
+        bound=bound,
         shares=dict.fromkeys([name for name in names if name in case.schedules], 0.0),
         layers=slowest(folder, case),
     )

@@ -23,7 +23,7 @@ def slowest(folder: Path, case: Case) -> tuple[LayerLine, ...]:
     if not (folder / case.layer_times).exists():
         return ()
     known = _layers(folder / case.layers, case.profile)
-    layers = read_layer_times(folder / case.layer_times).layers
+    layers = read_layer_times(folder / case.layer_times)
     whole = sum(layer.median for layer in layers)
     lines = []
     for layer in sorted(layers, key=lambda layer: -layer.median)[:SHOWN]:
@@ -39,7 +39,7 @@ def _layers(path: Path, profile: int) -> dict[str, Layer]:
     """Layers of one optimisation profile by name; none where there is no file."""
     if not path.exists():
         return {}
-    return {layer.name: layer for layer in read_layer_info(path).layers if layer.profile in (None, profile)}
+    return {layer.name: layer for layer in read_layer_info(path) if layer.profile in (None, profile)}
 
 
 def _selects(layer: Layer) -> bool:

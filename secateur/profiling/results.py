@@ -3,12 +3,10 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from dataclasses import dataclass
-from typing import Any
 
 from secateur.profiling.percentiles import Spread
+from secateur.report.document import Document
 
 STAGES = {"vision": "vision", "projector": "projector", "embed": "embed", "segment": "segments", "gate": "gates"}
 """Stages of the time to first token, by the kind of the graph; "preprocess" is another."""
@@ -41,7 +39,8 @@ class GraphTimes:
     part     encode (once per image), prefill (once per question) or decode (once per generated token)
     runs     that were timed
     compute  where the work is done
-    enqueue  median of the time that the host took to give the work to the GPU; None where the host does the work
+    enqueue  median of the time that the host took to give the work to the GPU; None where trtexec did not time it
+    bound    the GPU may wait for the host: trtexec warns of it, or would by its rule
     shares   of the time to first token of each schedule that runs it, p50 of p50; for `decode` of its decode step
     layers   the slowest ones
     """
@@ -53,6 +52,7 @@ class GraphTimes:
     runs: int
     compute: Spread
     enqueue: float | None
+    bound: bool
     shares: dict[str, float]
     layers: tuple[LayerLine, ...] = ()
 
@@ -88,14 +88,14 @@ class Chain:
 
 @dataclass(frozen=True)
 class Failure:
-    """A measurement that there is not, and why."""
+    """A measurement that is missing, and why."""
 
     case: str
     reason: str
 
 
 @dataclass(frozen=True)
-class Profiling:
+class Profiling(Document):
     """All schedules of one bundle.
 
     source   "trtexec", or the backend that ran here
@@ -120,15 +120,3 @@ class Profiling:
     advice: tuple[str, ...]
     failures: tuple[Failure, ...] = ()
     schema: int = 1
-
-    def as_dict(self) -> dict[str, Any]:
-        """The document as plain values for JSON."""
-        return dataclasses.asdict(self)
-
-    def to_json(self) -> str:
-        """JSON text: keys in field order, two-space indent.
-
-        Raises:
-            ValueError: a figure is not finite.
-        """
-        return json.dumps(self.as_dict(), indent=2, allow_nan=False) + "\n"

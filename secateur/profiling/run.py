@@ -7,15 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from secateur import __version__
-from secateur.engines import program
-from secateur.engines.limits import limits
-from secateur.engines.past import first_past
-from secateur.engines.recipe import Recipe
-from secateur.engines.settings import Settings as BuildSettings
-from secateur.engines.shapes import cases, profiles
-from secateur.engines.target import check_target
 from secateur.engines.trtexec import TRTEXEC
-from secateur.engines.walk import usual_schedule
 from secateur.evaluation.run import machine
 from secateur.profiling.advice import advice
 from secateur.profiling.clocked import Progress, Settings, clock, noise
@@ -44,24 +36,8 @@ def here(
     """
     asked = noise(vlm.bundle.manifest) if image is None else image
     chains, graphs = clock(vlm, asked, prompt, names, settings, progress)
-    return _profiling(vlm.bundle, backend, settings.rounds, machine(), command, chains, graphs)
-
-
-def run_trtexec(bundle: Bundle, given: str, folder: Path, progress: Progress) -> None:
-    """Build every graph and time every case of the bundle in `folder`, with the program `given` or the one found.
-
-    Raises:
-        BackendMissing: there is no trtexec.
-        BadBundle: the bundle is not for TensorRT.
-        BadOutput: the folder cannot be written.
-    """
-    manifest = bundle.manifest
-    check_target(manifest)
-    found = program.find(given)
-    room, past = limits(manifest), first_past(None)
-    shapes = profiles(manifest, room, usual_schedule(manifest), past)
-    recipe = Recipe(manifest, shapes, cases(manifest, room, past), BuildSettings(), folder, bundle.root)
-    program.run(recipe, found, progress)
+    on = machine(vlm.describe())
+    return _profiling(vlm.bundle, backend, settings.rounds, on, command, chains, graphs)
 
 
 def from_trtexec(bundle: Bundle, names: Sequence[str], folder: Path, command: str) -> Profiling:

@@ -5,14 +5,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from secateur.artifacts import GraphSpec
-from secateur.errors import BadPrompt
+from secateur.errors import BadBundle, BadPrompt
 from secateur.runtime.backends.base import Backend, Buffer
 from secateur.runtime.dimensions import resolve_shapes
 from secateur.runtime.rows import Ints
+
+ROUNDED = 64
+"""Where decode steps have fixed shapes, a cache has a multiple of so many rows: then they fit the next question too."""
+
+
+def rounded(rows: int, most: int | None) -> int:
+    """Rows of a cache for decode steps of fixed shapes: `rows` or some more, but at most `most`."""
+    more = -(-rows // ROUNDED) * ROUNDED
+    return more if most is None else min(more, most)
 
 
 class KVCache:
@@ -32,17 +42,18 @@ class KVCache:
         """How far new rows move up in each segment: the rows dropped before it, or 0 if positions stay original."""
         self._masked = backend.masked_past
         self.clear()
-        self._segment: dict[int, int] = {}
-        self._buffers: dict[str, Buffer] = {}
+        self._places: dict[int, tuple[int, int]] = {}
+        """Segment of each layer, and the number of its keys among that segment's keys and values."""
+        self._blocks: list[Buffer] = []
+        """Of each segment [2 * layers * capacity,B,Hkv,dh]: keys, then values of its first layer, and so on."""
         self.bytes = 0
         """Size of all buffers."""
         for i, (segment, rows) in enumerate(zip(segments, self.capacity, strict=True)):
-            first, end = segment.layers or (0, 0)
-            self._segment.update(dict.fromkeys(range(first, end), i))
-            specs = {spec.name: spec for spec in segment.inputs if spec.name.startswith("past_")}
-            for name, shape in resolve_shapes(specs.values(), {"P": rows, "B": batch}).items():
-                self._buffers[name.removeprefix("past_")] = backend.allocate(shape, specs[name].dtype)
-                self.bytes += math.prod(shape) * np.dtype(specs[name].dtype).itemsize
+            layers = range(*(segment.layers or (0, 0)))
+            self._places.update({layer: (i, 2 * n) for n, layer in enumerate(layers)})
+            shape, dtype = row(segment, batch)
+            self._blocks.append(backend.allocate((2 * len(layers) * rows, *shape), dtype))
+            self.bytes += 2 * len(layers) * rows * math.prod(shape) * dtype.itemsize
 
     def clear(self) -> None:
         """Forget all rows."""
@@ -64,11 +75,11 @@ class KVCache:
 
     def past(self, layer: int) -> tuple[Buffer, Buffer]:
         """Keys and values of the filled part [filled,B,Hkv,dh]."""
-        return self._view(layer, slice(0, self.filled(self._segment[layer])))
+        return self._view(layer, 0, self.filled(self._places[layer][0]))
 
     def whole(self, layer: int) -> tuple[Buffer, Buffer]:
         """Keys and values of all rows [capacity,B,Hkv,dh], filled or not."""
-        return self._view(layer, slice(None))
+        return self._view(layer, 0, self.capacity[self._places[layer][0]])
 
     def slot(self, layer: int, rows: int) -> tuple[Buffer, Buffer]:
         """Keys and values of the `rows` rows behind the filled part.
@@ -76,19 +87,48 @@ class KVCache:
         Raises:
             BadPrompt: there is no room.
         """
-        segment = self._segment[layer]
-        start = self.filled(segment)
-        if start + rows > self.capacity[segment]:
-            raise no_room(rows, self.capacity[segment] - start)
-        return self._view(layer, slice(start, start + rows))
+        segment = self._places[layer][0]
+        self.check_room(segment, rows)
+        return self._view(layer, self.filled(segment), rows)
+
+    def append(self, segment: int, new: Buffer) -> None:
+        """Copy one row of each layer's keys and values [2 * layers,B,Hkv,dh] behind the filled part."""
+        self._blocks[segment].view(slice(self.filled(segment), None, self.capacity[segment])).write(new)
+
+    def check_room(self, segment: int, rows: int) -> None:
+        """See that `rows` rows fit behind the filled part.
+
+        Raises:
+            BadPrompt: they do not.
+        """
+        room = self.capacity[segment] - self.filled(segment)
+        if rows > room:
+            raise no_room(rows, room)
 
     def advance(self, masks: Sequence[Ints], lengths: Ints) -> None:
         """Make the rows written into the slots count: a mask [B,rows] per segment, and real rows per sample [B]."""
         self._masks = [np.concatenate([old, new], axis=1) for old, new in zip(self._masks, masks, strict=True)]
         self.position = self.position + lengths
 
-    def _view(self, layer: int, rows: slice) -> tuple[Buffer, Buffer]:
-        return self._buffers[f"key.{layer}"].view(rows), self._buffers[f"value.{layer}"].view(rows)
+    def _view(self, layer: int, start: int, rows: int) -> tuple[Buffer, Buffer]:
+        segment, number = self._places[layer]
+        first = [n * self.capacity[segment] + start for n in (number, number + 1)]
+        key, value = (self._blocks[segment].view(slice(at, at + rows)) for at in first)
+        return key, value
+
+
+def row(segment: GraphSpec, batch: int) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    """Shape [B,Hkv,dh] and dtype of the keys, or values, of one row in any layer of a segment.
+
+    Raises:
+        BadBundle: its layers differ.
+    """
+    past = [spec for spec in segment.inputs if spec.name.startswith("past_")]
+    kinds = {(spec.shape, spec.dtype) for spec in past}
+    if len(kinds) != 1:
+        raise BadBundle(f"graph '{segment.name}' has keys and values of {len(kinds)} shapes; export the bundle again")
+    shape = resolve_shapes(past, {"P": 0, "B": batch})[past[0].name]
+    return shape[1:], np.dtype(past[0].dtype)
 
 
 def no_room(rows: int, room: int, answer: int = 0) -> BadPrompt:
@@ -96,5 +136,5 @@ def no_room(rows: int, room: int, answer: int = 0) -> BadPrompt:
     needed = f"{rows + answer} rows ({rows} of the prompt, {answer} for the answer)" if answer else f"{rows} rows"
     return BadPrompt(
         f"a prompt without room in the cache: it needs {needed}, {max(room, 0)} are free; shorten the prompt, "
-        "lower max_new_tokens, or open the chat with a larger capacity"
+        "lower max_new_tokens, or make room: a chat with a larger capacity, engines of a larger --max-new-tokens"
     )

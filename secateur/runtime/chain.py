@@ -17,14 +17,11 @@ from numpy.typing import NDArray
 from secateur.artifacts import ENCODER_GATES, GateRef, GraphSpec, Manifest
 from secateur.errors import BadBundle, InputError
 from secateur.runtime.backends.base import Array, Backend, Buffer
-from secateur.runtime.cache import KVCache
+from secateur.runtime.cache import KVCache, rounded
 from secateur.runtime.dimensions import bind, resolve_shapes
 from secateur.runtime.receipt import GateReceipt, Stopwatch
 from secateur.runtime.rows import Ints, Rows
 from secateur.runtime.steps import Step
-
-ROUNDED = 64
-"""Where decode steps have fixed shapes, a cache has a multiple of so many rows: then they fit the next question too."""
 
 Buffers = dict[str, Buffer]
 
@@ -59,18 +56,24 @@ class Walk:
 
 
 class Chain:
-    """Runs the graphs of one manifest on one backend. Buffers between graphs are kept and used again."""
+    """Runs the graphs of one manifest on one backend. Buffers between graphs are kept and used again.
 
-    def __init__(self, manifest: Manifest, backend: Backend) -> None:
+    schedules  those whose gates to open; None opens all
+    """
+
+    def __init__(self, manifest: Manifest, backend: Backend, schedules: Sequence[str] | None = None) -> None:
         self.manifest = manifest
+        self.schedules = tuple(manifest.schedules if schedules is None else schedules)
         self.backend = backend
         self._graphs = {graph.name: graph for graph in manifest.graphs}
         self._scratch: dict[tuple[str, str], Buffer] = {}
         self._steps: weakref.WeakKeyDictionary[KVCache, Step] = weakref.WeakKeyDictionary()
         self._spare: KVCache | None = None
         self._lock = threading.Lock()  # walks share the scratch buffers
+        gates = {gate.graph for name in self.schedules for gate in manifest.schedules[name].gates}
         for graph in manifest.graphs:
-            backend.load(graph)
+            if graph.kind != "gate" or graph.name in gates:
+                backend.load(graph)
 
     def see(self, pixels: Array, schedule: str, watch: Stopwatch) -> Seen:
         """Vision tokens of pixel values [B,3,H,W], and the gate of the schedule that stands in the encoder."""
@@ -97,22 +100,23 @@ class Chain:
     def cache(self, batch: int, capacity: int, schedule: str) -> KVCache:
         """An empty cache for `capacity` prompt rows and answers; segments behind a gate get fewer."""
         if self.backend.fixed_shapes:
-            capacity = -(-capacity // ROUNDED) * ROUNDED
-            capacity = min(capacity, self.backend.most_rows or capacity)
+            capacity = rounded(capacity, self.backend.most_rows)
         dropped = self._dropped(schedule)
         rows = [capacity - missing for missing in dropped]
         shift = dropped if self.manifest.schedules[schedule].positions == "compact" else [0] * len(dropped)
-        spare, self._spare = self._spare, None
         wanted = (batch, tuple(n + self.backend.masked_past for n in rows), tuple(shift))
-        if spare is not None and (spare.batch, spare.capacity, spare.shift) == wanted:
-            spare.clear()
-            return spare
-        return KVCache(self.backend, self.manifest.segments, rows, batch, shift)
+        with self._lock:
+            spare, self._spare = self._spare, None
+            if spare is not None and (spare.batch, spare.capacity, spare.shift) == wanted:
+                spare.clear()
+                return spare
+            return KVCache(self.backend, self.manifest.segments, rows, batch, shift)
 
     def give_back(self, cache: KVCache) -> None:
         """Nobody needs `cache` any more: it, and the step recorded for it, may serve the next conversation."""
         if self.backend.fixed_shapes:
-            self._spare = cache
+            with self._lock:
+                self._spare = cache
 
     def prefill(self, rows: Rows, seen: Seen, schedule: str, cache: KVCache, watch: Stopwatch) -> Walk:
         """First rows of a conversation: the image's rows become what was seen, [B or 1,k,D], and the gates are run."""

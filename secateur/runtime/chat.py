@@ -11,7 +11,7 @@ from secateur.runtime.sampling import Sampling
 
 
 class Chat:
-    """Made by Pipeline.open. The gates choose by the first question and hold for the whole chat."""
+    """Made by Pipeline.open. The gates choose by the first question and hold for the whole chat. Close it when done."""
 
     def __init__(self, conversation: Conversation) -> None:
         self._conversation = conversation
@@ -44,3 +44,7 @@ class Chat:
         """Pieces of the answer to the next question; errors as for `ask`. What was not generated was not said."""
         options = Sampling(max_new_tokens, temperature, top_p, seed)
         return self._conversation.ask([prompt], options).text()
+
+    def close(self) -> None:
+        """Let another conversation have the cache; nothing more can be asked."""
+        self._conversation.close()

@@ -38,6 +38,7 @@ class Conversation:
         self.kept: tuple[Ints, ...] = ()
         self._seen, self._batch, self._watch = seen, batch, watch
         self._cache: KVCache | None = None
+        self._closed = False
 
     @property
     def room(self) -> int:
@@ -55,6 +56,8 @@ class Conversation:
         Raises:
             BadPrompt: a question is empty, the cache has no room, or the model's context is too short.
         """
+        if self._closed:
+            raise InputError("this chat was closed; open a new one")
         cache, turn, watch = self._cache, self.turn, Stopwatch()
         if cache is None or turn is None:
             watch = self._watch  # a device tells this one its times, when somebody waits for it
@@ -78,10 +81,10 @@ class Conversation:
         return self.turn
 
     def close(self) -> None:
-        """Nothing more will be asked: the cache may serve another conversation."""
+        """Nothing more can be asked; the cache may serve another conversation."""
         if self._cache is not None:
             self.chain.give_back(self._cache)
-            self._cache = None
+        self._cache, self.turn, self._closed = None, None, True
 
     def _rows(self, sequences: list[list[int]], start: Ints | None) -> Rows:
         return Rows.pad(sequences, self.tokenizer.prompt.pad, start)

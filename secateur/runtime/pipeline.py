@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, overload
 
@@ -31,11 +31,11 @@ MAX_THREADS = 1024
 class Pipeline:
     """A loaded bundle on a backend. Threads may share it, they take turns. Close it when done (or use `with`)."""
 
-    def __init__(self, bundle: Bundle, backend: Backend) -> None:
+    def __init__(self, bundle: Bundle, backend: Backend, schedules: Sequence[str] | None = None) -> None:
         self.bundle = bundle
         self._backend = backend
         self._tokenizer = Tokenizer.read(bundle.prompt, bundle.path("tokenizer.json"))
-        self._chain = Chain(bundle.manifest, backend)
+        self._chain = Chain(bundle.manifest, backend, schedules)
 
     @classmethod
     def load(
@@ -45,34 +45,48 @@ class Pipeline:
         threads: int | None = None,
         verify: bool = True,
         device: str | None = None,
+        schedules: Sequence[str] | None = None,
     ) -> Pipeline:
         """Open the bundle in the folder `path`.
 
-        backend   name of a file in secateur/runtime/backends
-        threads   CPU threads, None lets the backend decide
-        verify    compare the sha256 of every file with the manifest
-        device    "cpu" or "cuda", as far as the backend knows it; None is the backend's own
+        backend    name of a file in secateur/runtime/backends
+        threads    CPU threads, None lets the backend decide
+        verify     compare the sha256 of every file with the manifest
+        device     "cpu" or "cuda", as far as the backend knows it; None is the backend's own
+        schedules  names of those that will be asked for, so that the gates of others take no memory; None is all
 
         Raises:
             BadBundle: damaged, unsafe or no bundle.
-            UnknownName: no such backend.
+            UnknownName: no such backend or schedule.
             BackendMissing: the library behind the backend is not installed.
         """
         if threads is not None and (not isinstance(threads, int) or not 1 <= threads <= MAX_THREADS):
             raise InputError(f"threads must be a whole number from 1 to {MAX_THREADS}, got {threads!r}")
         module = plugins.load(backends, backend, "backend")
         bundle = Bundle.load(path, verify)
+        for name in schedules or ():
+            if name not in bundle.manifest.schedules:
+                raise _unknown(name, bundle.manifest.schedules)
         opened = module.Backend(bundle, threads=threads, device=device)
         try:
-            return cls(bundle, opened)
+            return cls(bundle, opened, schedules)
         except BaseException:
             opened.close()
             raise
 
     @property
+    def most_batch(self) -> int | None:
+        """Questions that can be asked at once; None: any number."""
+        return self._backend.most_batch
+
+    @property
     def schedules(self) -> tuple[str, ...]:
-        """Names of the schedules in the bundle."""
-        return tuple(self.bundle.manifest.schedules)
+        """Names of the schedules that are open."""
+        return self._chain.schedules
+
+    def describe(self) -> dict[str, str]:
+        """The backend's device and the versions of its libraries, for the record of a measurement."""
+        return self._backend.describe()
 
     @overload
     def ask(
@@ -138,6 +152,11 @@ class Pipeline:
         images = image if isinstance(image, list) else [image]
         prompts = prompt if isinstance(prompt, list) else [prompt]
         batch = max(len(images), len(prompts))
+        if self.most_batch is not None and batch > self.most_batch:
+            raise InputError(
+                f"a batch of {batch}, the engines take {self.most_batch}; ask in smaller batches (`secateur eval "
+                "--batch`), or build the engines with a larger --max-batch"
+            )
         if not images or not prompts or {len(images), len(prompts)} - {1, batch}:
             raise InputError(f"{len(images)} images and {len(prompts)} prompts do not pair; give as many of each")
         prompts = prompts if len(prompts) == batch else prompts * batch
@@ -158,7 +177,8 @@ class Pipeline:
     ) -> Iterator[str]:
         """Pieces of the answer as they are generated; options and errors as for `ask`."""
         options = Sampling(max_new_tokens, temperature, top_p, seed)
-        return self._converse([image], 1, schedule, None).ask([prompt], options).text()
+        conversation = self._converse([image], 1, schedule, None)
+        return _to_the_end(conversation, conversation.ask([prompt], options).text())
 
     def open(self, image: ImageLike, schedule: str | None = None, capacity: int | None = None) -> Chat:
         """A chat about `image`.
@@ -205,9 +225,19 @@ class Pipeline:
         names = self.schedules
         if name is not None:
             if name not in names:
-                raise UnknownName("schedule", str(name), names, "`secateur export --schedule FILE` adds one.")
+                raise _unknown(name, names)
             return name
         pruned = [n for n in names if n != "full"]
         if len(pruned) > 1:
             raise InputError(f"the bundle has several schedules; name one of {', '.join(sorted(names))}")
         return pruned[0] if pruned else "full"
+
+
+def _to_the_end(conversation: Conversation, pieces: Iterator[str]) -> Iterator[str]:
+    """All pieces, then close. An answer that failed or was left keeps its cache: it may hold what is no number."""
+    yield from pieces
+    conversation.close()
+
+
+def _unknown(name: str, names: Iterable[str]) -> UnknownName:
+    return UnknownName("schedule", str(name), names, "`secateur export --schedule FILE` adds one.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -79,27 +79,14 @@ class Answer:
 
 
 class Stopwatch:
-    """Adds up milliseconds per stage. What a device has not finished yet is asked for when somebody wants to know."""
+    """Adds up milliseconds per stage. A device adds its own when somebody waited for it."""
 
     def __init__(self, already: Mapping[str, float] | None = None) -> None:
-        self._milliseconds: dict[str, float] = dict(already or {})
-        self._pending: list[tuple[str, Callable[[], float]]] = []
-
-    @property
-    def milliseconds(self) -> dict[str, float]:
-        """Milliseconds by stage; waits for pending ones."""
-        pending, self._pending = self._pending, []
-        for stage, read in pending:
-            self.add(stage, read())
-        return self._milliseconds
+        self.milliseconds: dict[str, float] = dict(already or {})
 
     def add(self, stage: str, milliseconds: float) -> None:
         """Add to a stage."""
-        self._milliseconds[stage] = self._milliseconds.get(stage, 0.0) + milliseconds
-
-    def later(self, stage: str, read: Callable[[], float]) -> None:
-        """Add what `read` gives, which is called once and not before `milliseconds` is."""
-        self._pending.append((stage, read))
+        self.milliseconds[stage] = self.milliseconds.get(stage, 0.0) + milliseconds
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:

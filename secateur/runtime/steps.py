@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from secateur.artifacts import GraphSpec
 from secateur.runtime.backends.base import Array, Backend, Buffer
-from secateur.runtime.cache import KVCache
+from secateur.runtime.cache import KVCache, row
 from secateur.runtime.dimensions import bind, resolve_shapes
 from secateur.runtime.rows import Ints, Rows
 
@@ -27,12 +27,12 @@ class Step:
         self._written: dict[str, Buffer] = {}
         """Inputs that the host writes before every step, by name and segment."""
         self._runs: list[tuple[str, dict[str, Buffer], dict[str, Buffer]]] = []
-        self._new: list[tuple[int, Buffer, Buffer]] = []
-        """Layer, and its new key and value [1,B,Hkv,dh]."""
+        self._new: list[Buffer] = []
+        """Of each segment, as `KVCache.append` wants them [2 * layers,B,Hkv,dh]."""
         batch = cache.batch
         self._written["input_ids"] = backend.allocate((batch, 1), np.int64)
         self._written["last_index"] = backend.allocate((batch,), np.int64)
-        hidden = self._plan(graphs[0], self._written)["hidden_states"]
+        hidden = self._plan(graphs[0], self._written, {})["hidden_states"]
         for i, segment in enumerate(self._segments):
             mask = self._written[f"attention_mask.{i}"] = backend.allocate((batch, cache.capacity[i] + 1), np.int64)
             position = f"position_ids.{cache.shift[i]}"
@@ -44,12 +44,17 @@ class Step:
                 "attention_mask": mask,
                 "last_index": self._written["last_index"],
             }
-            for layer in range(*(segment.layers or (0, 0))):
+            layers = range(*(segment.layers or (0, 0)))
+            shape, dtype = row(segment, batch)
+            new = backend.allocate((2 * len(layers), *shape), dtype)
+            places: dict[str, Buffer] = {}
+            for n, layer in enumerate(layers):
                 named[f"past_key.{layer}"], named[f"past_value.{layer}"] = cache.whole(layer)
-            given = self._plan(segment, named)
+                places[f"new_key.{layer}"] = new.view(slice(2 * n, 2 * n + 1))
+                places[f"new_value.{layer}"] = new.view(slice(2 * n + 1, 2 * n + 2))
+            given = self._plan(segment, named, places)
             hidden = given.get("hidden_states", hidden)
-            for layer in range(*(segment.layers or (0, 0))):
-                self._new.append((layer, given[f"new_key.{layer}"], given[f"new_value.{layer}"]))
+            self._new.append(new)
         self._logits = given["logits"]
 
     def run(self, rows: Rows, cache: KVCache) -> NDArray[np.float32]:
@@ -59,25 +64,32 @@ class Step:
             BadPrompt: the cache has no room.
         """
         written = self._written
-        slots = {layer: cache.slot(layer, 1) for layer, _, _ in self._new}
-        written["input_ids"].write(rows.input_ids)
         for i in range(len(self._segments)):
-            written[f"position_ids.{cache.shift[i]}"].write(rows.position_ids - cache.shift[i])
+            cache.check_room(i, 1)
+        written["input_ids"].write(rows.input_ids)
+        for shift in set(cache.shift):
+            written[f"position_ids.{shift}"].write(rows.position_ids - shift)
+        for i in range(len(self._segments)):
             written[f"attention_mask.{i}"].write(_mask(cache, i, rows.attention_mask))
         self._backend.repeat(self, self._launch)
-        for layer, key, value in self._new:
-            slots[layer][0].write(key)
-            slots[layer][1].write(value)
+        for i, new in enumerate(self._new):
+            cache.append(i, new)
         logits: Array = self._logits.numpy()
         cache.advance([rows.attention_mask] * len(self._segments), rows.lengths)
         return logits.astype(np.float32, copy=True)
 
-    def _plan(self, graph: GraphSpec, named: Mapping[str, Buffer]) -> dict[str, Buffer]:
-        """Note a run of `graph` on the buffers that its inputs name; outputs by the name they flow on under."""
+    def _plan(self, graph: GraphSpec, named: Mapping[str, Buffer], places: Mapping[str, Buffer]) -> dict[str, Buffer]:
+        """Note a run of `graph` on the buffers that its inputs name; outputs by the name they flow on under.
+
+        places  where outputs go that must not have buffers of their own
+        """
         inputs = {spec.name: named[spec.name] for spec in graph.inputs}
         symbols = bind(graph.inputs, {name: buffer.shape for name, buffer in inputs.items()})
         shapes = resolve_shapes(graph.outputs, symbols)
-        outputs = {x.name: self._backend.allocate(shapes[x.name], x.dtype) for x in graph.outputs}
+        outputs = {
+            x.name: places[x.name] if x.name in places else self._backend.allocate(shapes[x.name], x.dtype)
+            for x in graph.outputs
+        }
         self._runs.append((graph.name, inputs, outputs))
         return {spec.flows_to: outputs[spec.name] for spec in graph.outputs}
 

@@ -57,8 +57,8 @@ def test_build(trt_bundle: Trt, tmp_path: Path) -> None:
     assert result["device"]["gpu"] == "NVIDIA H200" and result["device"]["sm"] == "9.0"
     assert result["limits"] == {"batch": 1, "text": 20, "new_tokens": 10} and result["schedule"] == "btp"
     folder = Path(result["folder"])
-    assert folder == bundle / "engines" / f"nvidia-h200-sm9.0-trt{result['device']['tensorrt']}"
-    assert all((folder / f"{graph}.plan").is_file() for graph in graphs)
+    assert folder == bundle / "engines" / f"nvidia-h200-sm9.0-16mp-trt{result['device']['tensorrt']}"
+    assert all(len(list(folder.glob(f"{graph}-*.plan"))) == 1 for graph in graphs)
     again = secateur("build", str(bundle), "--max-text", "20", "--max-new-tokens", "10", "--schedule", "btp")
     assert again.returncode == 0 and "unchanged" in again.stdout and "built" not in again.stdout
     assert again.stdout.count(str(folder)) == 1 and again.stderr == ""
@@ -78,13 +78,31 @@ def test_dry_run_needs_no_tensorrt(trt_bundle: Trt, tmp_path: Path, capsys: pyte
     out = tmp_path / "there, 'it' is"
     assert main(["build", str(bundle), "--dry-run", "--out", str(out)]) == 0
     first, *lines = capsys.readouterr().out.splitlines()
-    assert shlex.split(first) == ["cd", str(out)]
+    assert first == f"# in {out}:"
     made = Cases.read(out).cases
     assert len(lines) == len(exported.manifest.graphs) + len(made)
     result = dry(capsys, str(bundle), "--dry-run", "--out", str(out))
     assert [shlex.split(line) for line in lines] == [*result["build"].values(), *result["time"].values()]
     assert result["folder"] == str(out) and result["script"] is None
     assert set(result["time"]) == {case.name for case in made}
+
+
+def test_the_newer_target_has_a_note(trt_bundle: Trt, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As a comment: the lines can be given to a shell."""
+    bundle = tmp_path / "bundle"
+    shutil.copytree(trt_bundle[0], bundle)
+    assert dry(capsys, str(bundle), "--dry-run")["notes"] == []
+    text = (bundle / "manifest.json").read_text()
+    (bundle / "manifest.json").write_text(text.replace('"target": "tensorrt"', '"target": "tensorrt-10.15"'))
+    assert main(["build", str(bundle), "--dry-run"]) == 0
+    first, second, *_ = capsys.readouterr().out.splitlines()
+    assert first.startswith("# ") and "--decomposableAttentions" in first and second.startswith("# in ")
+
+
+def test_help_says_what_a_batch_costs(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["build", "--help"])
+    assert "samples at once (default: 1, what engines are best at)" in " ".join(capsys.readouterr().out.split())
 
 
 def test_dry_run_obeys_its_options(trt_bundle: Trt, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -116,10 +134,43 @@ def test_dry_run_writes_into_the_bundle_which_stays_one(
 
 def test_script(trt_bundle: Trt, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = tmp_path / "on device" / "run.sh"
-    assert main(["build", str(trt_bundle[0]), "--script", str(file)]) == 0
+    words = ["build", str(trt_bundle[0]), "--script", str(file)]
+    assert main(words) == 0
     assert f"wrote {file}: builds {len(trt_bundle[1].manifest.graphs)} plans" in capsys.readouterr().out
-    assert os.access(file, os.X_OK) and Cases.read(file.parent).cases
+    assert os.access(file, os.X_OK) and Cases.read(file.with_name("run.files")).cases
+    assert {path.name for path in file.parent.iterdir()} == {"run.sh", "run.files"}
     assert subprocess.run(["sh", "-n", str(file)]).returncode == 0
+    file.write_text("mine")
+    assert f"output {file} exists; add --force" in one_line(capsys, *words[1:])
+    assert file.read_text() == "mine"
+    assert main([*words, "--force"]) == 0 and file.read_text().startswith("#!/bin/sh")
+
+
+def test_only_some_schedules(trt_bundle: Trt, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    every = dry(capsys, str(trt_bundle[0]), "--dry-run", "--out", str(tmp_path))
+    some = dry(capsys, str(trt_bundle[0]), "--dry-run", "--out", str(tmp_path), "--schedules", "vtw")
+    assert {name for case in Cases.read(tmp_path).cases for name in case.schedules} == {"full", "vtw"}
+    assert some["build"].items() < every["build"].items() and some["time"].items() < every["time"].items()
+
+
+def test_what_a_script_must_not_replace(trt_bundle: Trt, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing is written then."""
+    (tmp_path / "link.sh").symlink_to(tmp_path / "elsewhere")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "a.files").write_text("mine")
+    before = sorted(tmp_path.iterdir())
+    for name, message in (
+        ("link.sh", "is no plain file"),
+        ("pipe", "is no plain file"),
+        (".", "is a folder; name a file"),
+        ("a.files/run.sh", "is no folder that you may write to"),
+        ("a.sh", "a.files is no folder; name another one"),
+        ("run.files", "is what the folder of the script's files is called; choose another name"),
+    ):
+        for more in ([], ["--force"]):
+            assert message in one_line(capsys, str(trt_bundle[0]), "--script", str(tmp_path / name), *more)
+    assert "is a folder; name a file" in one_line(capsys, str(trt_bundle[0]), "--script", "")
+    assert sorted(tmp_path.iterdir()) == before and (tmp_path / "a.files").read_text() == "mine"
 
 
 @pytest.mark.parametrize(
@@ -131,7 +182,12 @@ def test_script(trt_bundle: Trt, tmp_path: Path, capsys: pytest.CaptureFixture[s
         (["--optimization-level", "9"], "--optimization-level is 9; it must be within 0 and 5"),
         (["--schedule", "btb"], "Did you mean 'btp'"),
         (["--out", "x"], "--out goes with --dry-run"),
-        (["--dry-run", "--script", "a.sh", "--out", "x"], "--out goes with --dry-run"),
+        (["--script", "a.sh", "--out", "x"], "--out goes with --dry-run"),
+        (["--dry-run", "--script", "a.sh"], "give one of them"),
+        (["--force"], "--force is for --script"),
+        (["--schedules", "btp"], "--schedules goes with --dry-run and --script"),
+        (["--dry-run", "--schedules", "btb"], "Did you mean 'btp'"),
+        (["--max-text", "1", "--dry-run"], "--max-text is 1; the shortest question has"),
     ],
 )
 def test_refused(trt_bundle: Trt, capsys: pytest.CaptureFixture[str], words: list[str], message: str) -> None:
@@ -150,6 +206,6 @@ def test_a_bundle_of_another_target(trt_bundle: Trt, tmp_path: Path, capsys: pyt
 
 def test_no_place_to_write(trt_bundle: Trt, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("x")
-    assert "is no folder; choose another --out" in one_line(
+    assert "is no folder; name another one" in one_line(
         capsys, str(trt_bundle[0]), "--dry-run", "--out", str(tmp_path / "file")
     )

@@ -138,7 +138,8 @@ def test_a_missing_package_of_the_report_is_missed_at_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Jinja2 comes with Secateur itself, not with the extra of the exporter."""
-    monkeypatch.delitem(sys.modules, "secateur.evaluation.report", raising=False)
+    for name in ("secateur.evaluation.report", "secateur.report.page"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, "jinja2", None)
     line = refused(capsys, "eval", "no-bundle", "--html", tmp_path / "report.html")
     assert line.endswith("jinja2 is not installed; pip install secateur")

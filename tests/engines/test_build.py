@@ -14,12 +14,14 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
 
 from secateur.artifacts import read_json
-from secateur.engines.build import Built, build
+from secateur.engines.alone import alone
+from secateur.engines.build import UNFINISHED, Built, build
 from secateur.engines.manifest import ENGINES_FILE, TIMING_CACHE, Device, Engines, Limits, Profile
 from secateur.engines.settings import Settings
 from secateur.engines.shapes import profiles
@@ -31,7 +33,7 @@ from secateur.export.bundle import Exported
 from secateur.runtime.bundle import Bundle, sha256
 
 SIMULATION = Path(__file__).parent.parent / "simulation"
-DEVICE = Device("Orin", "8.7", "10.3.0.30", "12.6", "12.6", "Linux-x86_64")
+DEVICE = Device("Orin", "8.7", 16, "10.3.0.30", "12.6", "12.6", "Linux-x86_64")
 LIMITS = Limits(1, 20, 10)
 GRAPHS = ("embed", "segment_0", "btp.0")
 Shapes = Mapping[str, tuple[Profile, ...]]
@@ -63,8 +65,11 @@ class Workshop:
         small = dataclasses.replace(bundle.manifest, graphs=few, schedules=schedules)
         return build(dataclasses.replace(bundle, manifest=small), device, shapes, limits, settings or Settings())
 
-    def read(self) -> Engines:
-        return read_json(Engines, self.folder / ENGINES_FILE, BadEngine)
+    def read(self, file: str = ENGINES_FILE) -> Engines:
+        return read_json(Engines, self.folder / file, BadEngine)
+
+    def plan(self, graph: str) -> Path:
+        return self.folder / self.read().plan(graph).file
 
     def change(self, graph: str) -> None:
         """Another ONNX file of the same meaning, and a manifest that vouches for it."""
@@ -106,22 +111,23 @@ def test_builds_every_graph_once(workshop: Workshop) -> None:
     assert built.new == GRAPHS and built.warnings == () and built.folder == workshop.folder
     engines = workshop.read()
     assert engines == built.engines
-    assert (engines.device, engines.target, engines.limits) == (DEVICE, "tensorrt", LIMITS)
+    assert (engines.device, engines.limits) == (DEVICE, LIMITS)
     assert engines.flags["strongly_typed"] is True and engines.flags["workspace_mib"] == 2048
+    assert engines.flags["tf32"] is False
     manifest = Bundle.load(workshop.root).manifest
     shapes = profiles(manifest, LIMITS, "btp")
     assert [plan.graph for plan in engines.plans] == list(GRAPHS)
     for plan in engines.plans:
         assert sha256(workshop.folder / plan.file) == plan.sha256
         assert plan.profiles == shapes[plan.graph]
-        assert plan.source == source(manifest, manifest.graph(plan.graph), plan.profiles, engines.flags)
+        assert plan.source == source(manifest, workshop.root, manifest.graph(plan.graph), plan.profiles, engines.flags)
         assert plan.memory > 0 and plan.seconds > 0
     assert engines.masked_past == 0
     assert not workshop.leftovers()
-    before = (workshop.folder / "embed.plan").stat().st_mtime_ns
+    before = workshop.plan("embed").stat().st_mtime_ns
     again = workshop.build(*GRAPHS)
     assert again.new == () and again.engines == engines
-    assert (workshop.folder / "embed.plan").stat().st_mtime_ns == before
+    assert workshop.plan("embed").stat().st_mtime_ns == before
 
 
 def test_rebuilds_what_changed(workshop: Workshop) -> None:
@@ -134,9 +140,10 @@ def test_rebuilds_what_changed(workshop: Workshop) -> None:
     assert workshop.build(settings=Settings(optimization_level=1)).new == ("embed",)
 
 
-def test_another_device_has_a_folder_of_its_own(workshop: Workshop) -> None:
+@pytest.mark.parametrize("difference", [{"tensorrt": "10.16.1.7"}, {"multiprocessors": 8}])
+def test_another_device_has_a_folder_of_its_own(workshop: Workshop, difference: dict[str, Any]) -> None:
     first = workshop.build()
-    other = dataclasses.replace(DEVICE, tensorrt="10.16.1.7")
+    other = dataclasses.replace(DEVICE, **difference)
     second = workshop.build(device=other)
     assert second.new == ("embed",) and second.folder != first.folder
     shutil.copy(second.folder / ENGINES_FILE, first.folder / ENGINES_FILE)
@@ -146,7 +153,7 @@ def test_another_device_has_a_folder_of_its_own(workshop: Workshop) -> None:
 @pytest.mark.parametrize("damage", ["truncate", "remove"])
 def test_a_damaged_plan_is_built_again(workshop: Workshop, damage: str) -> None:
     workshop.build()
-    path = workshop.folder / "embed.plan"
+    path = workshop.plan("embed")
     if damage == "truncate":
         path.write_bytes(path.read_bytes()[:1000])
     else:
@@ -163,7 +170,7 @@ def test_a_damaged_engines_file_is_made_anew(workshop: Workshop, text: str) -> N
     (workshop.folder / ENGINES_FILE).write_text(text)
     built = workshop.build()
     assert built.new == ("embed",)
-    assert len(built.warnings) == 1 and "every plan is built again" in built.warnings[0]
+    assert len(built.warnings) == 1 and "its plans are built again" in built.warnings[0]
     assert workshop.read() == built.engines
 
 
@@ -177,6 +184,12 @@ def test_a_damaged_timing_cache_is_made_anew(workshop: Workshop) -> None:
     assert built.warnings == (f"embed: {cache} is damaged or of another device; it was made anew",)
 
 
+def test_a_timing_cache_that_is_a_folder(workshop: Workshop) -> None:
+    (workshop.folder / TIMING_CACHE).mkdir(parents=True)
+    with pytest.raises(BuildFailed, match=rf"graph 'embed': .*Is a directory: '{workshop.folder / TIMING_CACHE}'"):
+        workshop.build()
+
+
 def test_the_parser_says_what_it_cannot_take(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SIMULATED_UNSUPPORTED", "TopK")
     with pytest.raises(
@@ -185,8 +198,47 @@ def test_the_parser_says_what_it_cannot_take(workshop: Workshop, monkeypatch: py
         workshop.build("embed", "btp.0")
     assert "\n" not in str(seen.value) and "TopK" in str(seen.value)
     assert "`secateur inspect` says which versions can" in str(seen.value) and "--workspace" not in str(seen.value)
-    assert [plan.graph for plan in workshop.read().plans] == ["embed"]
-    assert not workshop.leftovers() and not (workshop.folder / "btp.0.plan").exists()
+    assert [plan.graph for plan in workshop.read(UNFINISHED).plans] == ["embed"]
+    assert not workshop.leftovers() and not list(workshop.folder.glob("btp.0*.plan"))
+
+
+def test_engines_work_until_the_new_ones_are_there(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    two, shorter = ("embed", "segment_0"), dataclasses.replace(LIMITS, text=15)
+    before = workshop.build(*two).engines
+    monkeypatch.setenv("SIMULATED_OUT_OF_MEMORY", "segment_0")
+    with pytest.raises(BuildFailed):
+        workshop.build(*two, limits=shorter)
+    assert workshop.read() == before
+    assert all(sha256(workshop.plan(plan.graph)) == plan.sha256 for plan in before.plans)
+    monkeypatch.delenv("SIMULATED_OUT_OF_MEMORY")
+    built = workshop.build(*two, limits=shorter)
+    assert built.new == ("segment_0",), "embed was finished before"
+    assert workshop.read() == built.engines and built.engines.limits == shorter
+    assert {path.name for path in workshop.folder.glob("*.plan")} == {plan.file for plan in built.engines.plans}
+    assert not (workshop.folder / UNFINISHED).exists()
+
+
+def test_a_worker_whose_build_was_killed_keeps_others_out(workshop: Workshop) -> None:
+    workshop.build()
+    with alone(workshop.folder) as lock:
+        worker = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=(lock,))
+    with pytest.raises(BadOutput, match="another build is at work"):
+        workshop.build()
+    worker.communicate(b"\n")
+    assert workshop.build().new == ()
+
+
+def test_the_worker_holds_the_lock(workshop: Workshop) -> None:
+    text = """
+import fcntl, json, pathlib, sys
+lock = pathlib.Path(json.load(open(sys.argv[1]))["plan"]).parent / ".lock"
+held = [path for path in pathlib.Path("/proc/self/fd").iterdir() if path.exists() and path.samefile(lock)]
+raise ImportError(f"{len(held)} locks")
+"""
+    fake = pretend(workshop.root / "fake", text)
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(BuildFailed, match="1 locks"):
+        use(patch, fake, SIMULATION)
+        workshop.build()
 
 
 def test_out_of_memory_says_what_helps_and_the_next_build_goes_on(
@@ -196,7 +248,7 @@ def test_out_of_memory_says_what_helps_and_the_next_build_goes_on(
     with pytest.raises(BuildFailed, match="graph 'segment_0': TensorRT could not build it: .*OutOfMemory") as seen:
         workshop.build("embed", "segment_0")
     assert "--workspace, --optimization-level 2, and close the desktop" in str(seen.value)
-    assert [plan.graph for plan in workshop.read().plans] == ["embed"]
+    assert [plan.graph for plan in workshop.read(UNFINISHED).plans] == ["embed"]
     monkeypatch.delenv("SIMULATED_OUT_OF_MEMORY")
     assert workshop.build("embed", "segment_0").new == ("segment_0",)
 
@@ -213,11 +265,11 @@ os.kill(os.getpid(), 9)
         BuildFailed, match=r"the build of 'embed' was killed \(SIGKILL\), most likely for want of memory"
     ):
         workshop.build()
-    assert not workshop.leftovers() and workshop.read().plans == ()
+    assert not workshop.leftovers() and not (workshop.folder / ENGINES_FILE).exists()
 
 
 def test_a_crashed_worker(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
-    use(monkeypatch, pretend(workshop.root / "fake", "raise RuntimeError('never heard of')"), SIMULATION)
+    use(monkeypatch, pretend(workshop.root / "fake", "raise KeyError('never heard of')"), SIMULATION)
     log = workshop.folder / "embed.build.log"
     with pytest.raises(BuildFailed, match=f"graph 'embed': the build ended with exit code 1; the log is {log}"):
         workshop.build()
@@ -247,9 +299,8 @@ if sys.argv[0].endswith("worker.py"):
     assert process.returncode == 130 and errors.strip() == "secateur: interrupted"
     with pytest.raises(ProcessLookupError):
         os.killpg(process.pid, 0)
-    (written,) = workshop.root.glob(f"engines/*/{ENGINES_FILE}")
-    assert read_json(Engines, written, BadEngine).plans == ()
-    assert not list(written.parent.glob(".*.partial-*"))
+    assert not list(workshop.root.glob(f"engines/*/{ENGINES_FILE}"))
+    assert not list(workshop.root.glob("engines/*/.*.partial-*"))
 
 
 def test_one_build_at_a_time(workshop: Workshop) -> None:
@@ -296,25 +347,27 @@ def test_targets(trt_bundle: tuple[Path, Exported]) -> None:
 
 
 def test_the_source_depends_on_all_that_matters(trt_bundle: tuple[Path, Exported]) -> None:
-    manifest = trt_bundle[1].manifest
+    root, manifest = trt_bundle[0], trt_bundle[1].manifest
     graph = manifest.graph("segment_0")
     shapes = profiles(manifest, LIMITS, "btp")[graph.name]
-    weights = f"{graph.file}.data"
+    another = dataclasses.replace(manifest, files=manifest.files | {graph.file: "another"})
     made = {
-        source(manifest, graph, shapes, {"level": 3}),
-        source(manifest, graph, shapes, {"level": 2}),
-        source(manifest, graph, shapes[:1], {"level": 3}),
-        source(manifest, manifest.graph("segment_1"), shapes, {"level": 3}),
-        source(dataclasses.replace(manifest, files=manifest.files | {weights: "another"}), graph, shapes, {"level": 3}),
+        source(manifest, root, graph, shapes, {"level": 3}),
+        source(manifest, root, graph, shapes, {"level": 2}),
+        source(manifest, root, graph, shapes[:1], {"level": 3}),
+        source(manifest, root, manifest.graph("segment_1"), shapes, {"level": 3}),
+        source(another, root, graph, shapes, {"level": 3}),
     }
     assert len(made) == 5
-    assert source(manifest, graph, tuple(shapes), {"level": 3}) in made
+    assert source(manifest, root, graph, tuple(shapes), {"level": 3}) in made
 
 
 def test_a_version_that_refuses_an_empty_past(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     """A masked row helps, and engines.json tells the runtime of it."""
     monkeypatch.setenv("SIMULATED_REFUSES_EMPTY", "1")
-    with pytest.raises(BuildFailed, match="may be empty"):
+    with pytest.raises(
+        BuildFailed, match="may be empty; if this TensorRT takes no empty tensors, build with --masked-past"
+    ):
         workshop.build("segment_0")
     assert workshop.build("segment_0", past=1).engines.masked_past == 1
     assert workshop.read().masked_past == 1

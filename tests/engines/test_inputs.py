@@ -91,6 +91,15 @@ def test_every_case_runs(recipe: Recipe) -> None:
             assert value.shape == shapes[spec.name] and np.isfinite(value).all(), (case.name, spec.name)
 
 
+def test_positions_lie_in_a_context_that_the_cache_fills(recipe: Recipe) -> None:
+    case = next(case for case in recipe.cases if case.graph == "segment_0" and case.kind == "decode")
+    rows = next(shape[0] for name, shape in case.shapes.items() if name.startswith("past_"))
+    short = dataclasses.replace(
+        recipe.manifest, dimensions=dataclasses.replace(recipe.manifest.dimensions, context=rows)
+    )
+    assert inputs.values(short, case)["position_ids"].tolist() == [[rows - 1]]
+
+
 def test_the_files_say_which_cases_they_are_for(recipe: Recipe) -> None:
     assert Cases.read(recipe.folder).cases == recipe.cases
     written = {path.relative_to(recipe.folder).as_posix() for path in recipe.folder.rglob("*") if path.is_file()}
@@ -116,10 +125,10 @@ def test_an_unknown_integer_is_refused(trt_bundle: Trt) -> None:
 
 def test_bad_folders(recipe: Recipe, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(BadOutput, match="is no folder; choose another --out"):
+    with pytest.raises(BadOutput, match="is no folder; name another one"):
         dataclasses.replace(recipe, folder=tmp_path / "file").write()
     with pytest.raises(BadMeasurement, match="cases.json does not exist"):
         Cases.read(tmp_path)
-    (tmp_path / "cases.json").write_text('{"cases": [], "schema": 2}')
+    (tmp_path / "cases.json").write_text('{"bundle": "", "cases": [], "schema": 2}')
     with pytest.raises(BadMeasurement, match="cases schema 2 is not known"):
         Cases.read(tmp_path)

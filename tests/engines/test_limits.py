@@ -13,9 +13,7 @@ from hypothesis import strategies as st
 from secateur.artifacts import Manifest
 from secateur.engines.limits import limits
 from secateur.engines.manifest import Limits
-from secateur.engines.past import first_past
 from secateur.engines.settings import Settings
-from secateur.engines.version import Version
 from secateur.errors import InputError
 from secateur.export.bundle import Exported
 
@@ -72,8 +70,3 @@ def test_refused(manifest: Manifest, arguments: tuple[int, int | None, int | Non
 def test_settings_refused(arguments: dict[str, int], message: str) -> None:
     with pytest.raises(InputError, match=message):
         Settings(**arguments)
-
-
-def test_first_past() -> None:
-    assert first_past(None) == first_past(Version(10, 3)) == first_past(Version(11, 1, 0, 106)) == 0
-    assert first_past(Version(10, 3), masked=True) == 1

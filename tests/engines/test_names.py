@@ -23,6 +23,11 @@ from tests.engines.names.uses import MODULES, SNAPSHOTS, Snapshot, complaints, p
 
 PACKAGE = Path(__file__).parent.parent.parent / "secateur"
 OBJECTS: Mapping[str, Mapping[str, str]] = {  # file, expression, class
+    "engines/attention.py": {
+        "network": "INetworkDefinition",
+        "layer": "IAttentionInputLayer",
+        "layer.attention": "IAttention",
+    },
     "engines/worker.py": {
         "builder": "Builder",
         "parser": "OnnxParser",
@@ -39,6 +44,8 @@ OBJECTS: Mapping[str, Mapping[str, str]] = {  # file, expression, class
     },
     "runtime/backends/trt.py": {"self._runtime": "Runtime"},
 }
+SINCE = {"engines/attention.py": (10, 14)}
+"""Files that ask for the version before they use what is new in it."""
 OVERRIDES = {"clear", "get_error_code", "get_error_desc", "get_num_errors", "has_overflowed", "report_error"}
 """What the library calls of an IErrorRecorder; its own num_errors, which reads, is written as get_num_errors."""
 SOURCES = {str(path.relative_to(PACKAGE)): path.read_text(encoding="utf-8") for path in sorted(PACKAGE.rglob("*.py"))}
@@ -78,7 +85,7 @@ TYPICAL = {"builder": "Builder", "config": "IBuilderConfig", "engine": "ICudaEng
 
 def test_the_snapshots_cover_what_we_promise() -> None:
     versions = {kind: [s.version for s in SNAPSHOTS if s.kind == kind] for kind in ("tensorrt", "cuda")}
-    for start in ("10.3.", "10.13.", "10.16.", "11."):
+    for start in ("10.3.", "10.13.", "10.15.", "10.16.", "11."):
         assert any(version.startswith(start) for version in versions["tensorrt"])
     for start in ("12.6.", "13."):
         assert any(version.startswith(start) for version in versions["cuda"])
@@ -86,7 +93,12 @@ def test_the_snapshots_cover_what_we_promise() -> None:
 
 @pytest.mark.parametrize("file", FILES)
 def test_names_exist_in_every_version(file: str) -> None:
-    assert complaints(FILES[file], OBJECTS.get(file, {})) == []
+    assert complaints(FILES[file], OBJECTS.get(file, {}), SINCE.get(file, (0, 0))) == []
+
+
+@pytest.mark.parametrize("file", SINCE)
+def test_a_file_that_asks_for_the_version_needs_to(file: str) -> None:
+    assert complaints(FILES[file], OBJECTS[file])
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -110,7 +122,9 @@ def _uses_modules(source: str) -> bool:
 
 
 def test_an_error_recorder_has_all_methods() -> None:
-    classes = [node for node in ast.walk(ast.parse(FILES["engines/recorder.py"])) if isinstance(node, ast.ClassDef)]
+    classes = [
+        node for node in ast.walk(ast.parse(FILES["engines/error_recorder.py"])) if isinstance(node, ast.ClassDef)
+    ]
     recorders = [c for c in classes if any("IErrorRecorder" in ast.unparse(base) for base in c.bases)]
     assert recorders
     for recorder in recorders:

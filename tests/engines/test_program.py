@@ -3,19 +3,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from secateur.engines import program
+from secateur.engines.alone import alone
 from secateur.engines.limits import limits
 from secateur.engines.program import find, run
 from secateur.engines.recipe import Recipe
 from secateur.engines.settings import Settings
 from secateur.engines.shapes import cases, profiles
-from secateur.errors import BackendMissing
+from secateur.errors import BackendMissing, BadOutput
 from secateur.export.bundle import Exported
 from secateur.runtime.bundle import Bundle
 from tests.profiling import made
@@ -97,6 +101,69 @@ def test_plans_are_kept_until_something_changes(recipes: Recipes, tmp_path: Path
         os.utime(path, (1, 1))
     run(recipe, tool, quiet)
     assert plan.read_text() == other.read_text() == "plan"
+
+
+def test_half_a_plan_does_not_count(recipes: Recipes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """trtexec is killed while it writes, and so is this process."""
+    tool, recipe = made.program(tmp_path / "trtexec"), recipes(tmp_path / "work")
+    os.utime(tool, (1, 1))
+    run(recipe, tool, quiet)
+    whole = tool.read_text()
+    (recipe.folder / "embed.layers.json").unlink()
+    tool.write_text(
+        "#!/bin/sh\nfor word; do case $word in --saveEngine=*) echo half >${word#*=} ;; esac; done\nkill -9 $PPID\n"
+    )
+    os.utime(tool, (1, 1))
+    if (child := os.fork()) == 0:
+        run(recipe, tool, quiet)
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == signal.SIGKILL
+    assert not (recipe.folder / "embed.plan").exists() and not (recipe.folder / "embed.build.txt").exists()
+    tool.write_text(whole)
+    os.utime(tool, (1, 1))
+    run(recipe, tool, quiet)
+    assert (recipe.folder / "embed.plan").read_text() == "plan"
+
+
+def test_one_at_a_time(recipes: Recipes, tmp_path: Path) -> None:
+    recipe = recipes(tmp_path / "work")
+    with alone(recipe.folder), pytest.raises(BadOutput, match=f"another build is at work in {recipe.folder}"):
+        run(recipe, made.program(tmp_path / "trtexec"), quiet)
+    assert not list(recipe.folder.glob("*.json"))
+
+
+def test_trtexec_holds_the_lock(recipes: Recipes, tmp_path: Path) -> None:
+    """If only this process is killed, nobody else works in the folder yet."""
+    recipe, tool = recipes(tmp_path / "work"), tmp_path / "trtexec"
+    tool.write_text("#!/bin/sh\nls -l /proc/$$/fd\nexit 1\n")
+    tool.chmod(0o755)
+    run(recipe, tool, quiet)
+    assert str(recipe.folder / ".lock") in (recipe.folder / "embed.build.log").read_text()
+
+
+def test_a_file_where_the_folder_should_be(recipes: Recipes, tmp_path: Path) -> None:
+    (tmp_path / "work").write_text("x")
+    with pytest.raises(BadOutput, match=f"output {tmp_path / 'work'} is no folder; name another one"):
+        run(recipes(tmp_path / "work"), made.program(tmp_path / "trtexec"), quiet)
+
+
+def test_a_plan_depends_on_weights_beside_those_of_its_name(recipes: Recipes, tmp_path: Path) -> None:
+    tool, made_from = made.program(tmp_path / "trtexec"), recipes(tmp_path / "work")
+    shutil.copytree(made_from.bundle, tmp_path / "bundle")
+    weights, onnx = (tmp_path / "bundle" / "onnx" / name for name in ("shared.data", "embed.onnx"))
+    weights.write_bytes(b"")
+    onnx.write_bytes(onnx.read_bytes() + b"shared.data")
+    listed = dataclasses.replace(made_from.manifest, files=made_from.manifest.files | {"onnx/shared.data": ""})
+    recipe = dataclasses.replace(made_from, bundle=tmp_path / "bundle", manifest=listed)
+    for path in (tool, *(tmp_path / "bundle").rglob("*")):
+        os.utime(path, (1, 1))
+    run(recipe, tool, quiet)
+    plan, other = recipe.folder / "embed.plan", recipe.folder / "vision.plan"
+    for path in (plan, other):
+        path.write_text("kept")
+    os.utime(weights, (4_000_000_000, 4_000_000_000))
+    run(recipe, tool, quiet)
+    assert plan.read_text() == "plan" and other.read_text() == "kept"
 
 
 def test_a_failure_leaves_its_log_and_no_result(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 from secateur.engines.cases import Cases, layers
 from secateur.engines.manifest import Limits
 from secateur.engines.recipe import Recipe
-from secateur.engines.script import script, write_script
+from secateur.engines.script import folder_of, script, write_script
 from secateur.engines.settings import Settings
 from secateur.engines.shapes import cases, profiles
 from secateur.export.bundle import Exported
@@ -29,7 +30,8 @@ for word; do
         for part in $(printf %s "$value" | tr ',' ' '); do
             [ -f "${part##*:}" ] || { echo "no input ${part##*:}"; exit 1; }
         done ;;
-    --saveEngine=* | --exportLayerInfo=* | --exportTimes=* | --exportProfile=* | --timingCacheFile=*)
+    --saveEngine=*) [ -n "${FAKE_NO_PLAN:-}" ] || echo '[]' >"$value" ;;
+    --exportLayerInfo=* | --exportTimes=* | --exportProfile=* | --timingCacheFile=*)
         echo '[]' >"$value" ;;
     esac
     case $word in *"${FAKE_FAIL:-nothing fails}"*) echo "&&&& FAILED because asked"; exit 1 ;; esac
@@ -40,7 +42,10 @@ echo '&&&& PASSED TensorRT.trtexec [TensorRT v100300] # trtexec'
 
 @dataclass
 class Device:
-    """A copy of a bundle with the script in it, and a stand-in for trtexec beside it."""
+    """A copy of a bundle with the script in it, and a stand-in for trtexec beside it.
+
+    The graph vision names the weights shared.data.
+    """
 
     bundle: Path
     recipe: Recipe
@@ -51,10 +56,14 @@ class Device:
     def folder(self) -> Path:
         return self.recipe.folder
 
+    @property
+    def script(self) -> Path:
+        return self.folder.parent / "run.sh"
+
     def run(self, sh: str = "sh", **environment: str) -> subprocess.CompletedProcess[str]:
         """Run the script from another folder."""
         variables = {"PATH": os.environ["PATH"], "TRTEXEC": str(self.program), "FAKE_CALLS": str(self.calls)}
-        command = [sh, os.path.relpath(self.folder / "run.sh", self.calls.parent)]
+        command = [sh, os.path.relpath(self.script, self.calls.parent)]
         self.calls.write_text("")
         return subprocess.run(
             command, cwd=self.calls.parent, env=variables | environment, capture_output=True, text=True
@@ -69,14 +78,19 @@ def device(trt_bundle: tuple[Path, Exported], tmp_path: Path) -> Device:
     source, exported = trt_bundle
     bundle = tmp_path / "a bundle, it's 'new'"
     shutil.copytree(source, bundle)
+    weights, limits = "onnx/shared.data", Limits(1, 12, 6)
+    (bundle / weights).write_bytes(b"")
+    with (bundle / "onnx" / "vision.onnx").open("ab") as file:
+        file.write(b"shared.data")
     for path in bundle.rglob("*"):
         os.utime(path, (1_600_000_000, 1_600_000_000))
-    manifest, limits = exported.manifest, Limits(1, 12, 6)
+    manifest = dataclasses.replace(exported.manifest, files=exported.manifest.files | {weights: ""})
     few = tuple(case for case in cases(manifest, limits) if "btp" in case.schedules)
-    recipe = Recipe(manifest, profiles(manifest, limits, "btp"), few, Settings(), bundle / "on device", bundle)
+    at = bundle / "on device" / "run.sh"
+    recipe = Recipe(manifest, profiles(manifest, limits, "btp"), few, Settings(), folder_of(at), bundle)
     recipe.write()
-    write_script(recipe, recipe.folder / "run.sh")
-    os.utime(recipe.folder / "run.sh", (1_600_000_000, 1_600_000_000))
+    write_script(recipe, at)
+    os.utime(at, (1_600_000_000, 1_600_000_000))
     program = tmp_path / "bin" / "trtexec"
     program.parent.mkdir()
     program.write_text(STAND_IN)
@@ -109,7 +123,7 @@ def test_builds_and_times_everything(device: Device, sh: str) -> None:
 def test_the_commands_are_those_of_the_dry_run(device: Device) -> None:
     assert device.run().returncode == 0
     expected = [*device.recipe.builds().values(), *device.recipe.times().values()]
-    given = [line.replace(".plan.part", ".plan").replace(f"{device.bundle}/", "../") for line in device.called()]
+    given = [line.replace(".plan.part", ".plan").replace(f"{device.bundle}/", "../../") for line in device.called()]
     assert given == [" ".join(command[1:]) for command in expected]
 
 
@@ -121,7 +135,11 @@ def test_a_plan_is_kept_until_something_it_depends_on_is_newer(device: Device) -
     os.utime(device.bundle / "onnx" / "embed.onnx", (4_000_000_000, 4_000_000_000))
     assert "build  embed" in device.run().stdout
     assert len(device.called()) == times + 1
-    os.utime(device.folder / "run.sh", (4_000_000_000, 4_000_000_000))
+    os.utime(device.bundle / "onnx" / "embed.onnx", (1_600_000_000, 1_600_000_000))
+    os.utime(device.bundle / "onnx" / "shared.data", (4_000_000_000, 4_000_000_000))
+    assert "build  vision" in device.run().stdout
+    assert len(device.called()) == times + 1
+    os.utime(device.script, (4_000_000_000, 4_000_000_000))
     device.run()
     assert len(device.called()) == times + len(device.recipe.manifest.graphs)
 
@@ -144,6 +162,40 @@ def test_a_failing_timing_ends_the_script(device: Device) -> None:
     assert f"error: trtexec failed, see {device.folder}/{case.log}" in done.stderr
 
 
+def test_no_plan_though_trtexec_says_nothing(device: Device) -> None:
+    done = device.run(FAKE_NO_PLAN="1")
+    assert done.returncode == 1
+    first = device.recipe.manifest.graphs[0].name
+    assert done.stderr == f"error: trtexec wrote no plan, see {device.folder}/{first}.build.log\n"
+
+
+def test_a_failed_run_leaves_no_times_of_the_run_before(device: Device) -> None:
+    assert device.run().returncode == 0
+    (device.folder / "embed.plan").unlink()
+    assert device.run(FAKE_FAIL="embed.plan").returncode == 1
+    left = {path.name for path in device.folder.iterdir()}
+    for case in device.recipe.cases:
+        assert not left & {case.times, case.layer_times, case.log}
+    assert "vision.build.log" in left and "vision.plan" in left
+
+
+def test_what_was_timed_before_is_removed(device: Device) -> None:
+    """Of cases that are no more, too."""
+    assert device.run().returncode == 0
+    first, *others = device.recipe.cases
+    dataclasses.replace(device.recipe, cases=(first,)).write()
+    for case in device.recipe.cases:
+        for file in (case.times, case.layer_times, case.log):
+            assert not (device.folder / file).exists(), file
+    assert not any((device.folder / case.inputs).exists() for case in others)
+    assert (device.folder / "embed.plan").exists()
+
+
+def test_without_its_folder(device: Device) -> None:
+    shutil.rmtree(device.folder)
+    assert "error: the folder of the input files is missing; copy it too" in device.run().stderr
+
+
 def test_no_trtexec(device: Device) -> None:
     done = device.run(TRTEXEC="/nowhere/trtexec")
     assert done.returncode == 1
@@ -157,11 +209,13 @@ def test_trtexec_on_the_path_and_a_relative_one(device: Device) -> None:
     there = f"{device.program.parent}:{os.environ['PATH']}"
     assert device.run(TRTEXEC="", PATH=there).returncode == 0
     assert device.run(TRTEXEC="bin/trtexec").returncode == 0
+    assert device.run(TRTEXEC="", PATH=f"bin:{os.environ['PATH']}").returncode == 0
 
 
 def test_a_bundle_that_was_moved(device: Device) -> None:
     elsewhere = device.calls.parent / "else where"
-    shutil.move(device.folder, elsewhere)
+    shutil.move(device.script.parent, elsewhere)
+    elsewhere = elsewhere / device.folder.name
     moved = Device(device.bundle, device.recipe, device.calls, device.program)
     object.__setattr__(moved.recipe, "folder", elsewhere)
     done = moved.run()
@@ -172,6 +226,8 @@ def test_a_bundle_that_was_moved(device: Device) -> None:
     (device.bundle / "onnx" / "embed.onnx").unlink()
     (elsewhere / "embed.plan").unlink()
     assert "onnx/embed.onnx is missing; copy the whole bundle" in moved.run(BUNDLE=str(device.bundle)).stderr
+    (device.bundle / "onnx" / "shared.data").unlink()
+    assert "onnx/shared.data is missing; copy" in moved.run(BUNDLE=str(device.bundle)).stderr
 
 
 def test_the_script_is_portable(device: Device) -> None:
@@ -181,4 +237,4 @@ def test_the_script_is_portable(device: Device) -> None:
     for word in ("[[", "local ", "<(", "function ", "echo ", "source ", " -nt "):
         assert word not in text, word
     assert subprocess.run(["sh", "-n"], input=text, text=True).returncode == 0
-    assert os.access(device.folder / "run.sh", os.X_OK)
+    assert os.access(device.script, os.X_OK)

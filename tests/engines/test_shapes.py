@@ -17,13 +17,13 @@ from secateur.artifacts import GateRef, GraphSpec, Manifest, ScheduleRef
 from secateur.engines.cases import KINDS, Case
 from secateur.engines.manifest import Limits, Profile
 from secateur.engines.shapes import cases, dynamic, profiles
-from secateur.engines.walk import USUAL_TEXT, decode, prefill, usual_schedule
 from secateur.errors import BadBundle, BadPrompt, UnknownName
 from secateur.export.bundle import Exported
 from secateur.runtime import Bundle, Pipeline
 from secateur.runtime.backends import ort
 from secateur.runtime.backends.base import Buffer
 from secateur.runtime.sampling import Sampling
+from secateur.runtime.walk import USUAL_TEXT, prefill, usual_schedule
 
 Shapes = dict[str, tuple[int, ...]]
 Trt = tuple[Path, Exported]
@@ -139,12 +139,19 @@ def test_each_stage_has_its_profile(any_mode: Opened, batch: int) -> None:
         assert fitting(made, manifest, run), run
 
 
-def test_cases_are_what_a_schedule_runs(opened: Opened) -> None:
-    limits = Limits(text=USUAL_TEXT, new_tokens=1)
-    made = cases(opened.manifest, limits)
+@pytest.mark.parametrize("new", [5, 100], ids=["the most", "rounded"])
+@pytest.mark.parametrize("past", [0, 1])
+def test_cases_are_what_a_schedule_runs(trt_bundle: Trt, past: int, new: int) -> None:
+    """Of a question of usual length, and an answer as long as `ask` allows; the cache is as large as there."""
+    opened, limits = Opened(trt_bundle[0], Fixed, past), Limits(text=USUAL_TEXT + 10, new_tokens=new)
+    opened.backend.most_rows = limits.capacity(opened.manifest.layout)
+    made = cases(opened.manifest, limits, past)
     for schedule in opened.manifest.schedules:
         opened.drain()
-        opened.vlm.ask(IMAGE, opened.question(USUAL_TEXT), schedule=schedule, max_new_tokens=2)
+        talk = opened.vlm._converse([IMAGE], 1, schedule, None)
+        turn = talk.ask([opened.question(USUAL_TEXT)], Sampling(min(Sampling().max_new_tokens, new)))
+        answers = iter(turn)
+        next(answers), next(answers)
         runs = opened.drain()
         answer = len(opened.manifest.segments) + 1  # embed and every segment, once more
         mine = {kind: [c for c in made if schedule in c.schedules and c.kind == kind] for kind in KINDS}
@@ -198,9 +205,8 @@ def test_the_optimum_is_the_schedule_that_was_asked_for(opened: Opened) -> None:
         for step in prefill(manifest, schedule, USUAL_TEXT):
             if step.graph.startswith("segment"):
                 assert made[step.graph][0].ranges["hidden_states"].opt[1] == step.symbols["S"]
-        for step in decode(manifest, schedule, USUAL_TEXT, 5):
-            if step.graph.startswith("segment"):
-                assert made[step.graph][1].ranges["attention_mask"].opt[1] == step.symbols["P"] + 1
+        for segment in manifest.segments:
+            assert made[segment.name][1].ranges["attention_mask"].opt[1] == limits.capacity(manifest.layout) + 1
 
 
 def test_usual_schedule(opened: Opened) -> None:

@@ -9,13 +9,13 @@ import pytest
 
 from secateur.engines import inputs, trtexec
 from secateur.engines.cases import Case
-from secateur.engines.flags import BEFORE_11, IDLE_FROM_11, known
 from secateur.engines.manifest import Limits, Profile, Range
 from secateur.engines.recipe import Recipe
 from secateur.engines.settings import Settings
 from secateur.engines.shapes import cases, dynamic, profiles
 from secateur.engines.version import Version
 from secateur.export.bundle import Exported
+from tests.engines.flags import BEFORE_11, IDLE_FROM_11, known
 
 VERSIONS = [Version(10, 3), Version(10, 13), Version(10, 16), Version(11, 0), Version(11, 1), Version(11, 4)]
 Shapes = dict[str, tuple[int, ...]]
@@ -99,6 +99,7 @@ def test_build_command() -> None:
         "--onnx=../g.onnx",
         "--saveEngine=g.plan",
         "--stronglyTyped",
+        "--noTF32",
         "--memPoolSize=workspace:100M",
         "--timingCacheFile=timing.cache",
         "--builderOptimizationLevel=2",

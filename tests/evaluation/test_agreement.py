@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 import sys
@@ -140,9 +141,9 @@ def test_the_command(
 ) -> None:
     monkeypatch.setattr(eager, "load", lambda source, dtype: tiny)
     name = next(name for name in Bundle.load(folder).manifest.schedules if name.startswith("fastv"))
-    code, out, err = call(capsys, "check", folder, "--against", "torch", "--schedule", name, "--json")
+    code, out, err = call(capsys, "check", folder, "--against", "torch", "--schedules", name, "--json")
     result = json.loads(out)
-    assert (code, err) == (0, "") and result["schedules"] == [name] and "failed" not in result
+    assert (code, err) == (0, "") and result["schedules"] == ["full", name] and "failed" not in result
     assert all(graph["passed"] for graph in result["graphs"])
     code, out, err = call(capsys, "check", changed, "--against", "ort", "--backend", "torch")
     assert code == 1 and "torch differs from ort in projector" in err
@@ -152,9 +153,10 @@ def test_the_command(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--against", "ort"], "--against and --backend are both 'ort'"),
+        (["--against", "ort"], "--against and --backend are both 'ort'; name two backends, or another --device"),
+        (["--against", "ort", "--device", "gpu"], "backend 'ort' runs on cpu or cuda, not on 'gpu'"),
         (["--against", "tensor"], "unknown backend 'tensor'"),
-        (["--against", "torch", "--schedule", "btb"], "unknown schedule 'btb'"),
+        (["--against", "torch", "--schedules", "vtw,btb"], "unknown schedule 'btb'"),
         (["--against", "torch", "--atol", "-1"], "--atol is -1.0; it must be a number of at least 0"),
         (["--against", "torch", "--rtol", "nan"], "--rtol is nan; it must be a number of at least 0"),
         (["--against", "trt"], "export it with --target tensorrt"),
@@ -165,11 +167,31 @@ def test_wrong_use(folder: Path, words: list[str], said: str, capsys: pytest.Cap
     assert (code, out) == (2, "") and said in err and len(err.splitlines()) == 1
 
 
+def test_one_backend_on_two_devices(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Cuda(ort.Host):
+        """Stands for the CUDA provider."""
+
+    monkeypatch.setattr(ort.Backend, "places", {"cpu": ort.Host, "cuda": Cuda})
+    opened = []
+    monkeypatch.setattr(Cuda, "check", lambda place, session: opened.append(session))
+    words = ("check", folder, "--against", "ort", "--device", "cuda", "--schedules", "vtw")
+    found = json.loads(call(capsys, *words, "--json")[1])
+    assert found["device"] == "cuda" and found["schedules"] == ["full", "vtw"]
+    run = {graph["graph"] for graph in found["graphs"]}
+    assert len(opened) == len(run) < len(Bundle.load(folder).manifest.graphs), "each once, the reference on the CPU"
+    code, out, _ = call(capsys, *words)
+    assert code == 0 and "ort on cuda against ort" in out
+
+
 def test_without_polygraphy(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.delitem(sys.modules, "secateur.evaluation.agreement")
+    """It is missed before a backend is opened, and not by an import."""
     for name in [name for name in sys.modules if name.partition(".")[0] == "polygraphy"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "polygraphy", None)
+    monkeypatch.delitem(sys.modules, "secateur.evaluation.agreement")
+    importlib.import_module("secateur.evaluation.agreement")
     code, out, err = call(capsys, "check", folder, "--against", "torch")
     assert (code, out) == (2, "") and "pip install 'polygraphy>=0.53'" in err
 

@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 from sklearn.isotonic import IsotonicRegression
 
 from secateur.evaluation.report import formats
-from secateur.evaluation.report.axes import Scale, halvings, spread, ticks
 from secateur.evaluation.report.bars import stages
 from secateur.evaluation.report.budgets import Budget, best, budgets
 from secateur.evaluation.report.curves import curves
 from secateur.evaluation.report.kept import veil
 from secateur.evaluation.report.series import all_series
 from secateur.evaluation.results import GateLine
+from secateur.report.axes import Scale, halvings, spread, ticks
+from secateur.report.formats import milliseconds
 from tests.evaluation.made import METHODS, evaluation, result
 
 heights = st.lists(st.floats(-50, 450, allow_nan=False), min_size=1, max_size=20)
@@ -194,6 +195,6 @@ def test_formats() -> None:
     assert formats.score(0.9342) == "93.4" and formats.score(1520.25, 2800) == "1,520.2" and formats.score(None) == "–"
     assert formats.interval((0.5, 0.625)) == "50.0 to 62.5" and formats.interval(None) == "–"
     assert formats.probability(0.0004) == "< 0.001" and formats.probability(0.0312) == "0.031"
-    assert formats.milliseconds(1234.56) == "1,234.6" and formats.megabytes(1_180_000) == "1.18"
+    assert milliseconds(1234.56) == "1,234.6" and formats.megabytes(1_180_000) == "1.18"
     assert formats.headed("CIDEr") == "CIDEr" and formats.headed("accuracy") == "Accuracy"
     assert formats.unit(1) == "%" and formats.unit(2800) == "of 2,800"

@@ -61,6 +61,11 @@ class Canned:
         calibration = {"pruned_and_selector_of_dense_flops": 0.75} if name == "ours" else {}
         return Schedule(name, method, IDENTITY, gates, budget, calibration=calibration)
 
+    most_batch: int | None = None
+
+    def describe(self) -> dict[str, str]:
+        return {"GPU": "Orin"}
+
     def ask(self, image: Any, prompt: Any, schedule: str, max_new_tokens: int) -> Any:
         if not isinstance(image, list):
             return self.ask([image], [prompt], schedule, max_new_tokens)[0]
@@ -134,7 +139,8 @@ def test_every_figure() -> None:
     assert (found.segments, found.encoder_scores) == (3, ("received.-2", "class_token.-2"))
     assert (full.flops_ratio_with_gates, ours.flops_ratio_with_gates) == (None, 0.75)
     assert json.loads(found.to_json()) == json.loads(json.dumps(found.as_dict()))
-    assert set(found.machine) == {"cpu", "cores", "python", "onnxruntime", "secateur"}
+    assert set(found.machine) == {"cpu", "cores", "GPU", "python", "onnxruntime", "secateur"}
+    assert found.machine["GPU"] == "Orin"
 
 
 def test_schedules_take_turns() -> None:
@@ -237,3 +243,10 @@ def test_settings_have_bounds() -> None:
     for name, flag in (("timed", "timed"), ("batch", "batch"), ("max_new_tokens", "max-new-tokens")):
         with pytest.raises(InputError, match=f"--{flag} is 0; it must be at least 1"):
             Settings(**{name: 0})
+
+
+def test_batches_are_no_larger_than_the_backend_takes() -> None:
+    vlm = Canned({"full": set(PROMPTS), "ours": set(PROMPTS)})
+    vlm.most_batch = 2
+    result(vlm, Yes(PROMPTS), timed=1, batch=25)
+    assert max(size for _, size, _ in vlm.calls) == 2

@@ -43,6 +43,17 @@ def test_force_replaces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchang
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 
+def test_force_keeps_a_subfolder(tmp_path: Path) -> None:
+    write(tmp_path / "out", "one")
+    (tmp_path / "out" / "engines").mkdir()
+    (tmp_path / "out" / "engines" / "a.plan").write_text("plan")
+    with atomic_folder(tmp_path / "out", force=True, marker="file", keep="engines") as folder:
+        (folder / "file").write_text("two")
+    assert (tmp_path / "out" / "file").read_text() == "two"
+    assert (tmp_path / "out" / "engines" / "a.plan").read_text() == "plan"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_a_failure_leaves_the_old_one(tmp_path: Path) -> None:
     write(tmp_path / "out", "one")
     with pytest.raises(RuntimeError), atomic_folder(tmp_path / "out", force=True, marker="file") as folder:

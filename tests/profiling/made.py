@@ -7,11 +7,13 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from secateur.artifacts import Manifest, to_json
 from secateur.engines.cases import CASES_FILE, Case, Cases
 from secateur.engines.limits import limits
 from secateur.engines.shapes import cases
+from secateur.engines.source import identity
 from secateur.profiling.percentiles import Spread
 from secateur.profiling.results import Chain, Failure, GraphTimes, LayerLine, Profiling
 
@@ -19,11 +21,11 @@ RUNS = (1.0, 1.0, 1.5, 1.0)
 """What the milliseconds of a case are multiplied by, in each of its queries."""
 
 
-def log(enqueue: float = 0.05, result: str = "PASSED", error: str = "") -> str:
+def log(enqueue: float = 0.05, result: str = "PASSED", error: str = "", warning: str = "") -> str:
     """Console output of 10.16."""
     at = "[11/20/2025-10:00:00]"
     lines = ["&&&& RUNNING TensorRT.trtexec [TensorRT v101600] [b72] # trtexec", f"{at} [I] Selected Device: Orin"]
-    lines += [f"{at} [E] {error}"] if error else []
+    lines += [f"{at} [{level}] {text}" for level, text in (("E", error), ("W", warning)) if text]
     lines.append(f"{at} [I] Enqueue Time: min = 0 ms, max = 1 ms, mean = 0.5 ms, median = {enqueue} ms")
     return "\n".join([*lines, f"&&&& {result} TensorRT.trtexec [TensorRT v101600] [b72] # trtexec", ""])
 
@@ -43,10 +45,10 @@ def usual_cases(manifest: Manifest) -> tuple[Case, ...]:
     return cases(manifest, limits(manifest))
 
 
-def folder(where: Path, shown: Sequence[Case], milliseconds: Callable[[Case], float]) -> Path:
+def folder(manifest: Manifest, where: Path, shown: Sequence[Case], milliseconds: Callable[[Case], float]) -> Path:
     """Results of all cases, with the layers of gates."""
     where.mkdir()
-    (where / CASES_FILE).write_text(to_json(Cases(tuple(shown))))
+    (where / CASES_FILE).write_text(to_json(Cases(identity(manifest), tuple(shown))))
     for case in shown:
         (where / case.times).write_text(times(milliseconds(case)))
         (where / case.log).write_text(log())
@@ -66,7 +68,7 @@ PROGRAM = '''#!{python}
 import os, pathlib, sys
 flags = dict(word.partition("=")[::2] for word in sys.argv[1:])
 name = " ".join(sys.argv)
-graph = pathlib.Path(flags.get("--saveEngine", flags.get("--loadEngine"))).name.removesuffix(".plan")
+graph = pathlib.Path(flags.get("--saveEngine", flags.get("--loadEngine"))).name.partition(".plan")[0]
 print("&&&& RUNNING TensorRT.trtexec [TensorRT v100300] # " + name)
 if graph in os.environ.get("FAIL", "").split(","):
     print("[11/20/2025-10:00:00] [E] Error[2]: OutOfMemory")
@@ -105,12 +107,18 @@ def profiling() -> Profiling:
         LayerLine('top <b>"k"</b>\x1e[/red]', "kgen", ("/top/TopK", "/cut/Gather"), 0.03, 0.75, True),
         LayerLine("mul", "kgen", (), 0.01, 0.25, False),
     )
+
+    def graph(name: str, kind: str, ms: float, shares: dict[str, float], **more: Any) -> GraphTimes:
+        of, _, part = name.rpartition(".")
+        usual = {"part": part, "enqueue": 0.1, "bound": False, "shares": shares}
+        return GraphTimes(name, of, kind, runs=200, compute=spread(ms), **{**usual, **more})
+
     graphs = (
-        GraphTimes("vision.encode", "vision", "vision", "encode", 200, spread(4.0), 0.1, {"full": 0.4, "btp-22": 0.6}),
-        GraphTimes("segment_0.prefill", "segment_0", "segment", "prefill", 200, spread(6.0), 0.1, {"full": 0.6}),
-        GraphTimes("segment_0.less", "segment_0", "segment", "prefill", 200, spread(2.0), 0.1, {"btp-22": 0.3}),
-        GraphTimes("btp-22.0.prefill", "btp-22.0", "gate", "prefill", 200, spread(0.6), 0.9, {"btp-22": 0.1}, layers),
-        GraphTimes("segment_0.decode", "segment_0", "segment", "decode", 200, spread(1.0), 0.1, {"full": 1.0}),
+        graph("vision.encode", "vision", 4.0, {"full": 0.4, "btp-22": 0.6}),
+        graph("segment_0.prefill", "segment", 6.0, {"full": 0.6}),
+        graph("segment_0.less", "segment", 2.0, {"btp-22": 0.3}, part="prefill"),
+        graph("btp-22.0.prefill", "gate", 0.6, {"btp-22": 0.1}, enqueue=0.9, bound=True, layers=layers),
+        graph("segment_0.decode", "segment", 1.0, {"full": 1.0}),
     )
     stages = {"vision": 4.0, "projector": 0.0, "embed": 0.0, "segments": 6.0, "gates": 0.0}
     full = Chain("full", "full", 144.0, 1.0, total(4), total(6), total(10), total(1), stages, 0.0, 1.0, 1.0)
@@ -128,6 +136,6 @@ def profiling() -> Profiling:
         command="secateur profile demo-trt --import results",
         chains=(full, btp),
         graphs=graphs,
-        advice=("The host is slower than the GPU (enqueue over compute): btp-22.0.prefill.",),
+        advice=("The GPU may wait for the host (enqueue over compute): btp-22.0.prefill.",),
         failures=(Failure("embed.decode", "trtexec failed: Error[2]: OutOfMemory"),),
     )

@@ -10,12 +10,12 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from secateur.engines.walk import prefill
 from secateur.errors import InputError
 from secateur.export.bundle import Exported
 from secateur.profiling.clocked import Settings, clock, noise
 from secateur.runtime import Pipeline
 from secateur.runtime.bundle import Bundle
+from secateur.runtime.walk import prefill
 
 
 @dataclass

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from secateur.engines.cases import Case
 from secateur.errors import BadMeasurement
 from secateur.export.bundle import Exported
-from secateur.profiling.imported import read_folder
+from secateur.profiling.imported import read_folder, timed_schedules
 from secateur.runtime.bundle import Bundle
 from tests.profiling import made
 
@@ -30,7 +31,7 @@ def cost(case: Case) -> float:
 def test_a_chain_is_the_sum_of_its_graphs(bundle: Bundle, tmp_path: Path) -> None:
     cases = made.usual_cases(bundle.manifest)
     names = list(bundle.manifest.schedules)
-    found = read_folder(bundle, made.folder(tmp_path / "results", cases, cost), names)
+    found = read_folder(bundle, made.folder(bundle.manifest, tmp_path / "results", cases, cost), names)
     assert [chain.schedule for chain in found.chains] == names and not found.failures
     assert found.machine == {"GPU": "Orin", "TensorRT": "10.16.0.72"}
     for chain in found.chains:
@@ -58,7 +59,9 @@ def test_a_chain_is_the_sum_of_its_graphs(bundle: Bundle, tmp_path: Path) -> Non
 
 def test_times_and_layers_of_a_gate(bundle: Bundle, tmp_path: Path) -> None:
     cases = made.usual_cases(bundle.manifest)
-    found = read_folder(bundle, made.folder(tmp_path / "results", cases, cost), list(bundle.manifest.schedules))
+    found = read_folder(
+        bundle, made.folder(bundle.manifest, tmp_path / "results", cases, cost), list(bundle.manifest.schedules)
+    )
     gate = next(graph for graph in found.graphs if graph.kind == "gate")
     case = next(case for case in cases if case.name == gate.name)
     assert gate.runs == 4 and gate.compute.p50 == cost(case) and gate.compute.p99 == 1.5 * cost(case)
@@ -70,7 +73,7 @@ def test_times_and_layers_of_a_gate(bundle: Bundle, tmp_path: Path) -> None:
 
 def test_failed_cases_are_named_and_the_rest_counts(bundle: Bundle, tmp_path: Path) -> None:
     cases = made.usual_cases(bundle.manifest)
-    results = made.folder(tmp_path / "results", cases, cost)
+    results = made.folder(bundle.manifest, tmp_path / "results", cases, cost)
     (pruned,) = [name for name in bundle.manifest.schedules if name.startswith("btp")]
     gates = [case for case in cases if case.graph == bundle.manifest.schedules[pruned].gates[0].graph]
     decode = next(
@@ -94,7 +97,7 @@ def test_failed_cases_are_named_and_the_rest_counts(bundle: Bundle, tmp_path: Pa
 @pytest.mark.parametrize("damage", ["", "[", "{}", '[\n  { "count" : 3 }\n]'])
 def test_a_damaged_file_fails_its_case_alone(bundle: Bundle, tmp_path: Path, damage: str) -> None:
     cases = made.usual_cases(bundle.manifest)
-    results = made.folder(tmp_path / "results", cases, cost)
+    results = made.folder(bundle.manifest, tmp_path / "results", cases, cost)
     (results / cases[0].times).write_text(damage)
     found = read_folder(bundle, results, ["full"])
     (failure,) = found.failures
@@ -102,18 +105,51 @@ def test_a_damaged_file_fails_its_case_alone(bundle: Bundle, tmp_path: Path, dam
 
 
 def test_without_logs_the_times_are_enough(bundle: Bundle, tmp_path: Path) -> None:
-    results = made.folder(tmp_path / "results", made.usual_cases(bundle.manifest), cost)
+    results = made.folder(bundle.manifest, tmp_path / "results", made.usual_cases(bundle.manifest), cost)
     for path in results.glob("*.log"):
         path.unlink()
     found = read_folder(bundle, results, ["full"])
     assert not found.failures and found.machine == {} and {graph.enqueue for graph in found.graphs} == {0.04}
+    assert not any(graph.bound for graph in found.graphs)
+
+
+def test_graphs_that_wait_for_the_host(bundle: Bundle, tmp_path: Path) -> None:
+    """trtexec's warning counts; its rule, enqueue above 80 % of the compute time, only where its words are lost."""
+    cases = made.usual_cases(bundle.manifest)
+    fast = {cases[0].name: 0.045, cases[1].name: 0.055}  # the file has an enqueue time of 0.04
+    results = made.folder(bundle.manifest, tmp_path / "results", cases, lambda case: fast.get(case.name, 1.0))
+
+    def bound() -> list[str]:
+        return [
+            graph.name for graph in read_folder(bundle, results, list(bundle.manifest.schedules)).graphs if graph.bound
+        ]
+
+    assert bound() == []
+    warning = "* Throughput may be bound by Enqueue Time rather than GPU Compute and the GPU may be under-utilized."
+    (results / cases[2].log).write_text(made.log(warning=warning))
+    assert bound() == [cases[2].name]
+    for path in results.glob("*.log"):
+        path.unlink()
+    assert bound() == [cases[0].name]
 
 
 def test_only_the_schedules_asked_for(bundle: Bundle, tmp_path: Path) -> None:
-    results = made.folder(tmp_path / "results", made.usual_cases(bundle.manifest), cost)
+    results = made.folder(bundle.manifest, tmp_path / "results", made.usual_cases(bundle.manifest), cost)
     found = read_folder(bundle, results, ["full"])
     assert [chain.schedule for chain in found.chains] == ["full"]
     assert all(set(graph.shares) == {"full"} for graph in found.graphs)
+
+
+def test_schedules_that_were_not_timed(bundle: Bundle, tmp_path: Path) -> None:
+    cases = [
+        replace(case, schedules=tuple(name for name in case.schedules if name in ("full", "vtw")))
+        for case in made.usual_cases(bundle.manifest)
+    ]
+    results = made.folder(bundle.manifest, tmp_path / "results", [case for case in cases if case.schedules], cost)
+    assert timed_schedules(bundle, results) == ["full", "vtw"]
+    assert [chain.schedule for chain in read_folder(bundle, results, ["full", "vtw"]).chains] == ["full", "vtw"]
+    with pytest.raises(BadMeasurement, match="has no case of the schedule 'btp'; leave it out of --schedules"):
+        read_folder(bundle, results, ["full", "btp"])
 
 
 def test_folders_that_are_none(bundle: Bundle, tmp_path: Path) -> None:
@@ -123,10 +159,13 @@ def test_folders_that_are_none(bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "cases.json").write_text("[]")
     with pytest.raises(BadMeasurement, match="cases.json"):
         read_folder(bundle, tmp_path, ["full"])
+    newer = replace(bundle.manifest, files=bundle.manifest.files | {"onnx/embed.onnx": "another"})
+    with pytest.raises(BadMeasurement, match=r"cases.json was written for another export; name the bundle"):
+        read_folder(bundle, made.folder(newer, tmp_path / "newer", cases, cost), ["full"])
     other = Case("alien", "alien", "prefill", 0, {}, ("full",))
     with pytest.raises(BadMeasurement, match="names the graph 'alien' of full, which this bundle lacks"):
-        read_folder(bundle, made.folder(tmp_path / "other", [other], cost), ["full"])
-    empty = made.folder(tmp_path / "empty", cases, cost)
+        read_folder(bundle, made.folder(bundle.manifest, tmp_path / "other", [other], cost), ["full"])
+    empty = made.folder(bundle.manifest, tmp_path / "empty", cases, cost)
     for path in empty.glob("*.times.json"):
         path.unlink()
     with pytest.raises(

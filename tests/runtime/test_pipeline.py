@@ -209,3 +209,24 @@ with secateur.runtime.Pipeline.load({str(bundle_path)!r}, threads=1) as vlm:
     assert done.returncode == 0, done.stderr
     with Pipeline.load(bundle_path, threads=1) as vlm:
         assert done.stdout == vlm.ask(picture(0), QUESTION, schedule="prune").text
+
+
+def test_only_the_schedules_that_are_asked_for_are_open(bundle_path: Path, picture: Picture) -> None:
+    with Pipeline.load(bundle_path, schedules=["early"]) as vlm:
+        assert vlm.schedules == ("early",)
+        opened = vlm._backend._sessions  # type: ignore[attr-defined]
+        assert {name for name in opened if "." in name} == {"early.0"}
+        assert vlm.ask(picture(1), QUESTION).receipt.schedule == "early"
+        with pytest.raises(UnknownName, match="'prune'"):
+            vlm.ask(picture(1), QUESTION, schedule="prune")
+    with pytest.raises(UnknownName, match="Did you mean 'early'"):
+        Pipeline.load(bundle_path, schedules=["earl"])
+
+
+def test_a_backend_with_a_bound_on_the_batch(bundle_path: Path, picture: Picture) -> None:
+    with Pipeline.load(bundle_path) as vlm:
+        assert vlm.most_batch is None
+        vlm._backend.most_batch = 2
+        assert len(vlm.ask([picture(0), picture(1)], QUESTION, schedule="full", max_new_tokens=1)) == 2
+        with pytest.raises(InputError, match="a batch of 3, the engines take 2.*--max-batch"):
+            vlm.ask([picture(0)] * 3, QUESTION, schedule="full")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from secateur.errors import BadPrompt, InputError
+from secateur.errors import BadPrompt, InputError, SecateurError
 from secateur.runtime import Bundle, Pipeline
 from secateur.runtime.backends import base, ort
 
@@ -135,3 +136,53 @@ def test_a_backend_with_few_rows_says_so(bundle_path: Path, picture: Picture) ->
         with pytest.raises(InputError, match="at most 30"):
             small.open(picture(1), schedule="full", capacity=31)
         assert small.open(picture(1), schedule="full").ask(QUESTION, max_new_tokens=4).tokens
+
+
+class Overflowing(Fixed):
+    """From the second question on the last segment gives no numbers."""
+
+    spoiled = False
+
+    def run(self, graph: str, inputs: Any, outputs: Any) -> None:
+        super().run(graph, inputs, outputs)
+        if self.spoiled and "logits" in outputs:
+            outputs["logits"].numpy()[:, 3] = np.nan
+
+
+def test_an_overflow_is_an_error_and_its_cache_is_not_used_again(bundle_path: Path, picture: Picture) -> None:
+    bundle = Bundle.load(bundle_path)
+    with Pipeline(bundle, backend := Overflowing(bundle)) as vlm:
+        expected = vlm.ask(picture(1), QUESTION, schedule="prune", max_new_tokens=6)
+        backend.spoiled = True
+        for tokens in (1, 6):
+            with pytest.raises(SecateurError, match="NaN"):
+                vlm.ask(picture(1), QUESTION, schedule="prune", max_new_tokens=tokens)
+        backend.spoiled = False
+        assert vlm._chain._spare is None
+        assert vlm.ask(picture(1), QUESTION, schedule="prune", max_new_tokens=6).tokens == expected.tokens
+
+
+def test_streams_and_closed_chats_hand_their_cache_on(fixed: Pipeline, picture: Picture) -> None:
+    for seed in range(2):
+        assert "".join(fixed.stream(picture(seed), QUESTION, schedule="prune", max_new_tokens=6))
+    with_room = fixed.open(picture(3), schedule="prune", capacity=64)
+    with_room.ask(QUESTION, max_new_tokens=6)
+    with_room.close()
+    keys = {key for key, _ in backend(fixed).steps}
+    assert len(keys) == 1 and len(backend(fixed).steps) > 4
+    with pytest.raises(InputError, match="closed"):
+        with_room.ask(QUESTION)
+
+
+def test_caches_have_round_sizes_and_are_not_mixed_up(fixed: Pipeline) -> None:
+    chain = fixed._chain
+    cache = chain.cache(1, 20, "prune")
+    assert cache.capacity == (64, 60, 57)
+    chain.give_back(cache)
+    schedules = chain.manifest.schedules
+    original = schedules["prune"]
+    schedules["prune"] = replace(original, positions="compact")
+    assert chain.cache(1, 30, "prune").shift == (0, 4, 7)
+    schedules["prune"] = original
+    chain.give_back(cache)
+    assert chain.cache(1, 30, "prune") is cache and chain.cache(1, 30, "prune") is not cache

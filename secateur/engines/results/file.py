@@ -15,12 +15,12 @@ _KEY = re.compile(r'[\s\[{]*"(\w+)"')
 
 
 def read(path: Path, flag: str) -> str:
-    """The text; bytes that are no UTF-8 become escapes, line ends stay.
+    """The text; bytes that are not UTF-8 become escapes, line ends stay.
 
     flag   the flag of trtexec that writes such a file, or LOG
 
     Raises:
-        BadMeasurement: it cannot be read, is empty, or is what another flag writes.
+        BadMeasurement: it cannot be read, is empty, or another flag wrote it.
     """
     try:
         text = path.read_bytes().decode("utf-8", errors="backslashreplace")
@@ -39,8 +39,8 @@ def read(path: Path, flag: str) -> str:
 
 def refused(path: Path, flag: str, problem: str) -> BadMeasurement:
     """The error for a file that is not what `flag` writes."""
-    what = LOG if flag == LOG else f"{flag} file"
-    return BadMeasurement(f"{path} is no {what} of trtexec: {problem}; {_mend(path, flag)}")
+    what = "log" if flag == LOG else f"{flag} file"
+    return BadMeasurement(f"{path} is not a {what} of trtexec: {problem}; {_mend(path, flag)}")
 
 
 def _mend(path: Path, flag: str) -> str:

@@ -23,7 +23,7 @@ FLAG = "--exportProfile"
 _SPLIT = re.compile(r'\n(?=, \{ "name" : ")')
 _COUNT = re.compile(r'\s*\[\s*\{ "count" : (\d+) \}\s*')
 _LAYER = re.compile(
-    r', \{ "name" : "(?P<name>.*)", "timeMs" : (?P<time>\S+), "averageMs" : (?P<average>\S+), '
+    r', \{ "name" : "(?P<name>.*)", "timeMs" : \S+, "averageMs" : \S+, '
     r'"medianMs" : (?P<median>\S+), "percentage" : \S+ \}\s*',
     re.DOTALL,
 )
@@ -31,26 +31,17 @@ _LAYER = re.compile(
 
 @dataclass(frozen=True)
 class LayerTime:
-    """Milliseconds of one layer in one query, by its name in the engine."""
+    """Milliseconds of one layer in a query, median of all, by its name in the engine."""
 
     name: str
-    average: float
     median: float
 
 
-@dataclass(frozen=True)
-class LayerTimes:
-    """All layers in the order in which they run, and the number of queries that were profiled."""
-
-    count: int
-    layers: tuple[LayerTime, ...]
-
-
-def read_layer_times(path: Path) -> LayerTimes:
-    """The layers' times in a file.
+def read_layer_times(path: Path) -> tuple[LayerTime, ...]:
+    """The times in a file of all layers, in the order in which they run.
 
     Raises:
-        BadMeasurement: it is no such file, or is cut off.
+        BadMeasurement: it is not such a file, or is cut off.
     """
     text = read(path, FLAG).rstrip()
     if not text.endswith("]"):
@@ -59,10 +50,9 @@ def read_layer_times(path: Path) -> LayerTimes:
     found = _COUNT.fullmatch(head)
     if found is None:
         raise refused(path, FLAG, f"it begins with {head[:40]!r}, not with the count of queries")
-    count = int(found[1])
-    if count < 1:
+    if int(found[1]) < 1:
         raise refused(path, FLAG, "no query was profiled")
-    return LayerTimes(count, tuple(_layer(line, path) for line in lines))
+    return tuple(_layer(line, path) for line in lines)
 
 
 def _layer(line: str, path: Path) -> LayerTime:
@@ -70,9 +60,9 @@ def _layer(line: str, path: Path) -> LayerTime:
     try:
         if found is None:
             raise ValueError
-        average, median = float(found["average"]), float(found["median"])
-        if not (math.isfinite(average) and math.isfinite(median)):
+        median = float(found["median"])
+        if not math.isfinite(median):
             raise ValueError
     except ValueError:
-        raise refused(path, FLAG, f"this is no layer: {line[:80]!r}") from None
-    return LayerTime(found["name"], average, median)
+        raise refused(path, FLAG, f"this is not a layer: {line[:80]!r}") from None
+    return LayerTime(found["name"], median)

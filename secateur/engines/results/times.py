@@ -29,31 +29,28 @@ class Times:
 
     compute   on the GPU
     enqueue   on the host, coarse (see above)
-    latency   compute and the copies before and behind it
     """
 
     compute: tuple[float, ...]
     enqueue: tuple[float, ...]
-    latency: tuple[float, ...]
 
 
 def read_times(path: Path) -> Times:
     """The times in a file.
 
     Raises:
-        BadMeasurement: it is no such file, is cut off, or holds no query.
+        BadMeasurement: it is not such a file, is cut off, or holds no query.
     """
     try:
         queries = json.loads(read(path, FLAG))
     except (ValueError, RecursionError) as problem:
-        raise refused(path, FLAG, f"it is cut off or no JSON ({problem})") from None
+        raise refused(path, FLAG, f"it is cut off or not JSON ({problem})") from None
     if not isinstance(queries, list) or not queries:
         raise refused(path, FLAG, f"it holds {'no query' if queries == [] else 'no list of queries'}")
     try:
         return Times(
             tuple(_milliseconds(query, "computeMs") for query in queries),
             tuple(_milliseconds(query, "endEnqMs") - _milliseconds(query, "startEnqMs") for query in queries),
-            tuple(_milliseconds(query, "latencyMs") for query in queries),
         )
     except ValueError as problem:
         raise refused(path, FLAG, str(problem)) from None

@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One HTML page of an evaluation: works from a file, without scripts or network; equal input gives equal bytes."""
+"""One HTML page of an evaluation, see secateur/report/page.py."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from secateur.evaluation import notes as words
 from secateur.evaluation.controls import CONTROLS
@@ -17,8 +15,10 @@ from secateur.evaluation.report.budgets import best, budgets
 from secateur.evaluation.report.curves import curves
 from secateur.evaluation.report.kept import images, notes, pictures, samples
 from secateur.evaluation.report.series import all_series
-from secateur.evaluation.report.stacked import STAGES
 from secateur.evaluation.results import Evaluation, Overlay
+from secateur.report.formats import milliseconds
+from secateur.report.page import Filter, render
+from secateur.report.stacked import STAGES
 
 __all__ = ["report"]
 Details = list[tuple[str, list[str], dict[str, dict[str, str]]]]
@@ -30,23 +30,18 @@ def report(evaluation: Evaluation, overlays: Sequence[Overlay]) -> str:
     overlays   sample images to show with what each gate kept; may be empty
     """
     series, groups = all_series(evaluation), budgets(evaluation)
-    page = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page.filters |= {
+    filters: dict[str, Filter] = {
         "headed": formats.headed,
         "interval": formats.interval,
         "mb": formats.megabytes,
-        "ms": formats.milliseconds,
+        "ms": milliseconds,
         "probability": formats.probability,
         "score": formats.score,
         "tokens": formats.tokens,
     }
-    return page.get_template("page.html").render(
+    return render(
+        Path(__file__).parent,
+        filters,
         e=evaluation,
         full=evaluation.schedules[0],
         unit=formats.unit(evaluation.full_marks),

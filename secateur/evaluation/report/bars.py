@@ -7,8 +7,8 @@ from markupsafe import Markup
 
 from secateur.evaluation.report import formats
 from secateur.evaluation.report.budgets import Budget
-from secateur.evaluation.report.stacked import STAGES, Bar, stacked
 from secateur.evaluation.results import SUMS, Evaluation, ScheduleResult
+from secateur.report.stacked import STAGES, Bar, stacked
 
 
 def stages(schedule: ScheduleResult) -> dict[str, float]:

@@ -4,8 +4,7 @@
 from __future__ import annotations
 
 from secateur.evaluation.results import Interval
-
-NONE = "\N{EN DASH}"
+from secateur.report.formats import NONE
 
 
 def score(value: float | None, full_marks: float = 1.0) -> str:
@@ -20,10 +19,6 @@ def interval(pair: Interval | None, full_marks: float = 1.0) -> str:
 
 def probability(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
-
-
-def milliseconds(value: float) -> str:
-    return f"{value:,.1f}"
 
 
 def megabytes(value: int) -> str:

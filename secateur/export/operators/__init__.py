@@ -3,14 +3,23 @@
 
 from __future__ import annotations
 
+import sys
+
+from secateur import plugins
 from secateur.engines.version import Version
 from secateur.errors import Unparsable
-from secateur.export.operators import trt_10_3, trt_10_13, trt_10_14, trt_10_15, trt_11_0, trt_11_1
 from secateur.export.operators.rows import Table
 
-TABLES: tuple[Table, ...] = tuple(
-    module.TABLE for module in (trt_10_3, trt_10_13, trt_10_14, trt_10_15, trt_11_0, trt_11_1)
-)
+
+def _tables() -> tuple[Table, ...]:
+    """Those of all files trt_*.py, oldest first."""
+    here = sys.modules[__name__]
+    files = [name for name in plugins.names(here) if name.startswith("trt_")]
+    tables: list[Table] = [plugins.load(here, name, "table").TABLE for name in files]
+    return tuple(sorted(tables, key=lambda each: each.version))
+
+
+TABLES = _tables()
 OLDEST, NEWEST = TABLES[0].version, TABLES[-1].version
 
 

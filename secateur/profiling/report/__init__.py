@@ -1,33 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One HTML page of a profile, in the style of the evaluation's, without scripts; equal input gives equal bytes."""
+"""One HTML page of a profile, see secateur/report/page.py."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from secateur.engines.cases import KINDS
-from secateur.evaluation import report as evaluation
-from secateur.evaluation.report.stacked import STAGES, Bar, stacked
 from secateur.profiling import formats
 from secateur.profiling.results import Chain, GraphTimes, Profiling
+from secateur.report.page import Filter, render
+from secateur.report.stacked import STAGES, Bar, stacked
 
 __all__ = ["report"]
 
 
 def report(profiling: Profiling) -> str:
     """The page as text. Every string of the data is escaped, by Jinja2 and MarkupSafe."""
-    folders = [Path(__file__).parent, Path(evaluation.__file__).parent]  # the second has style.css
-    page = Environment(
-        loader=FileSystemLoader(folders),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page.filters |= {
+    filters: dict[str, Filter] = {
         "ms": formats.milliseconds,
         "fine": formats.fine,
         "percent": formats.percent,
@@ -36,7 +26,9 @@ def report(profiling: Profiling) -> str:
     }
     chains, graphs = profiling.chains, profiling.graphs
     groups = [("", [Bar(one.schedule, one.stages, one.first_token.p50, one.first_token.p95) for one in chains])]
-    return page.get_template("page.html").render(
+    return render(
+        Path(__file__).parent,
+        filters,
         p=profiling,
         fastest=min(chains[1:], key=lambda one: one.first_token.p50, default=None),
         runs=[(one, _graphs(one, graphs)) for one in chains],
@@ -44,7 +36,7 @@ def report(profiling: Profiling) -> str:
         enqueued=any(graph.enqueue is not None for graph in graphs),
         stages=[stage for stage in STAGES if any(stage in one.stages for one in chains)],
         bars=stacked(groups) if chains else "",
-        note=formats.note(profiling),
+        note=formats.note(profiling.apart),
     )
 
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,17 @@ def check_device(backend: str, device: str | None, choices: tuple[str, ...]) -> 
     if device is not None and device not in choices:
         raise InputError(f"backend '{backend}' runs on {' or '.join(choices)}, not on '{device}'; choose one of these")
     return device or choices[0]
+
+
+def check_slices(index: Sequence[slice]) -> None:
+    """The slices are those that `Buffer.view` takes.
+
+    Raises:
+        ValueError: a step is not 1, or that of the first axis not positive.
+    """
+    steps = [1 if part.step is None else part.step for part in index]
+    if any(step < 1 or (axis and step > 1) for axis, step in enumerate(steps)):
+        raise ValueError("a view takes slices of step 1, on the first axis also of a larger step")
 
 
 def check_buffers(graph: GraphSpec, inputs: Mapping[str, Any], outputs: Mapping[str, Any], kind: type[Any]) -> None:

@@ -31,7 +31,7 @@ class Clock:
         """The stream is at rest: tell the watches, in milliseconds."""
         for watch, stage, start, end in self._unread:
             spent = check(self._cudart.cudaEventElapsedTime(start, end))
-            watch.milliseconds[stage] = watch.milliseconds.get(stage, 0.0) + spent
+            watch.add(stage, spent)
             self._events += start, end
         self._unread.clear()
 

@@ -8,6 +8,11 @@ from typing import Any
 from secateur.errors import BackendMissing, SecateurError
 
 INSTEAD = "or use `--backend ort`, which runs on the CPU"
+INSTALL = "install cuda-python of the driver's CUDA: 'cuda-python>=12.6.2,<13' or 'cuda-python>=13,<14'"
+MENDS = {
+    "cudaErrorMemoryAllocation": "use a smaller batch, a shorter text or fewer new tokens",
+    "cudaErrorInsufficientDriver": INSTALL,
+}
 
 
 def import_cudart() -> Any:
@@ -19,8 +24,17 @@ def import_cudart() -> Any:
     try:
         from cuda.bindings import runtime
     except (ImportError, OSError):
-        raise BackendMissing(f"CUDA needs cuda-python; pip install 'cuda-python>=12.6', {INSTEAD}") from None
+        raise BackendMissing(f"cuda-python is not there; {INSTALL}, {INSTEAD}") from None
     return runtime
+
+
+def describe(cudart: Any) -> dict[str, str]:
+    """The device 0 and what drives it, for the record of a measurement."""
+    properties = check(cudart.cudaGetDeviceProperties(0))
+    versions = check(cudart.cudaRuntimeGetVersion()), check(cudart.cudaDriverGetVersion())
+    runtime, driver = (f"{number // 1000}.{number % 1000 // 10}" for number in versions)  # 12060 is 12.6
+    name = properties.name.decode(errors="replace")
+    return {"GPU": f"{name}, SM {properties.major}.{properties.minor}", "CUDA": runtime, "driver": f"CUDA {driver}"}
 
 
 def check(result: tuple[Any, ...]) -> Any:
@@ -31,6 +45,6 @@ def check(result: tuple[Any, ...]) -> Any:
     """
     error = result[0]
     if int(error) != 0:
-        mend = "; use a smaller batch, a shorter text or fewer new tokens" if "MemoryAllocation" in error.name else ""
-        raise SecateurError(f"CUDA failed with {error.name}{mend}")
+        mend = MENDS.get(error.name)
+        raise SecateurError(f"CUDA failed with {error.name}" + (f"; {mend}" if mend else ""))
     return result[1] if len(result) > 1 else None

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from mmap import mmap
 from typing import Any
 
 from secateur.artifacts import GraphSpec, TensorSpec
+from secateur.engines.error_recorder import Recorder, described
 from secateur.engines.manifest import MEND, Plan, Profile
-from secateur.engines.recorder import Recorder, described
 from secateur.errors import BadEngine, InputError, SecateurError
 from secateur.runtime.backends._device_buffer import DeviceBuffer
 from secateur.runtime.backends._memory import Block
@@ -28,8 +29,13 @@ class Context:
     def __init__(self, trt: Any, engine: Any, index: int, profile: Profile, stream: Stream, errors: Recorder) -> None:
         self.profile, self._stream, self._errors = profile, stream, errors
         self._context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
-        if self._context is None or not self._context.set_optimization_profile_async(index, stream.handle):
+        if self._context is None:
             raise SecateurError(f"TensorRT made no context of the profile '{profile.name}': {_said(errors)}")
+        self._context.nvtx_verbosity = trt.ProfilingVerbosity.NONE  # plans have every layer's name, and marks take time
+        try:
+            self._context.set_optimization_profile_async(index, stream.handle)
+        except RuntimeError:  # it tells nothing, the recorder knows
+            raise SecateurError(f"TensorRT refuses the profile '{profile.name}': {_said(errors)}") from None
         self._memory: Block | None = None
         self._shapes: dict[str, Shape] = {}
         self._addresses: dict[str, int] = {}
@@ -84,7 +90,7 @@ class Engine:
     """
 
     def __init__(
-        self, trt: Any, runtime: Any, errors: Recorder, stream: Stream, graph: GraphSpec, plan: Plan, blob: bytes
+        self, trt: Any, runtime: Any, errors: Recorder, stream: Stream, graph: GraphSpec, plan: Plan, blob: mmap
     ) -> None:
         self.graph = graph
         self._engine = runtime.deserialize_cuda_engine(blob)

@@ -3,13 +3,15 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+import sys
+from contextlib import AbstractContextManager, redirect_stdout
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from secateur.errors import BackendMissing
+from secateur.runtime.backends._cuda import describe
 from secateur.runtime.backends._device_buffer import DeviceBuffer
 from secateur.runtime.backends._stream import Stream
 from secateur.runtime.receipt import Stopwatch
@@ -31,8 +33,13 @@ class Cuda:
     def __init__(self, ort: ModuleType) -> None:
         if PROVIDER not in ort.get_available_providers():
             raise BackendMissing(f"the onnxruntime that is installed has no {PROVIDER}; {MEND}")
+        if preload := getattr(ort, "preload_dlls", None):  # CUDA and cuDNN as pip installs them, where no loader looks
+            with redirect_stdout(sys.stderr):  # it prints what it does not find
+                preload()
         self.stream = Stream()
-        self.providers: list[Any] = [(PROVIDER, {"device_id": "0", "user_compute_stream": str(self.stream.handle)})]
+        stream = str(self.stream.handle)
+        options = {"device_id": "0", "user_compute_stream": stream, "use_tf32": "0"}
+        self.providers: list[Any] = [(PROVIDER, options)]
         self._options = ort.RunOptions()
         self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
 
@@ -54,6 +61,9 @@ class Cuda:
 
     def clock(self, watch: Stopwatch, stage: str) -> AbstractContextManager[None]:
         return self.stream.clock(watch, stage)
+
+    def describe(self) -> dict[str, str]:
+        return describe(self.stream.cudart)
 
     def wait(self) -> None:
         self.stream.synchronize()

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from secateur.errors import BackendMissing, SecateurError
 from secateur.runtime.backends._clock import Clock
 from secateur.runtime.backends._cuda import INSTEAD, check, import_cudart
+from secateur.runtime.backends._layout import Layout, copies
 from secateur.runtime.backends._memory import Block, DeviceMemory, PinnedMemory
 from secateur.runtime.receipt import Stopwatch
 
@@ -20,9 +21,6 @@ STAGED = 64 << 20
 """Bytes on their way to the device before an upload waits."""
 IDLE = 256 << 20
 """Bytes of device memory that are kept for the next buffers; `synchronize` gives back the rest."""
-
-Runs = Iterable[tuple[int, int]]
-"""Where each of several runs of bytes begins, here and there."""
 
 
 class Stream:
@@ -38,7 +36,7 @@ class Stream:
             check(cudart.cudaSetDevice(0))
             self._stream = check(cudart.cudaStreamCreateWithFlags(cudart.cudaStreamNonBlocking))
         except (RuntimeError, SecateurError) as problem:  # cuda-python 12 raises RuntimeError where no driver is
-            raise BackendMissing(f"CUDA has no device here ({problem}); install its driver, {INSTEAD}") from None
+            raise BackendMissing(f"CUDA has no device here ({problem}); check its driver, {INSTEAD}") from None
         self.handle = int(self._stream)
         self.capturing = False
         self.busy = False
@@ -69,33 +67,34 @@ class Stream:
         self.busy = True
         check(self.cudart.cudaMemsetAsync(block.address, 0, block.size, self._stream))
 
-    def upload(self, array: NDArray[Any], runs: Runs, width: int) -> None:
-        """Copy an array; `runs` are (device address, offset in the array) of `width` bytes each."""
+    def upload(self, array: NDArray[Any], target: Layout) -> None:
+        """Copy an array to the device."""
         self._check_host()
         if self._pinned.taken > STAGED:
             self.synchronize()
         address, staged = self._pinned.take(array.nbytes)
         staged.view(array.dtype).reshape(array.shape)[...] = array
         kind = self.cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
-        self._copy(((target, address + offset) for target, offset in runs), width, kind)
+        self._copy(target, Layout.packed(address, array.shape, array.itemsize), kind)
 
-    def download(self, size: int, runs: Runs, width: int) -> NDArray[np.uint8]:
-        """An array of `size` bytes; `runs` as in `upload`. Waits."""
+    def download(self, source: Layout) -> NDArray[np.uint8]:
+        """The bytes of all elements, without gaps. Waits."""
         self._check_host()
-        address, staged = self._pinned.take(size)
+        address, staged = self._pinned.take(source.nbytes)
         kind = self.cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost
-        self._copy(((address + offset, source) for source, offset in runs), width, kind)
+        self._copy(Layout.packed(address, source.shape, source.itemsize), source, kind)
         self.synchronize()
         return staged.copy()
 
-    def copy(self, runs: Runs, width: int) -> None:
-        """Copy on the device; `runs` are (address to, address from) of `width` bytes each."""
+    def copy(self, target: Layout, source: Layout) -> None:
+        """Copy on the device; both have the same shape."""
         self._check_open()
-        self._copy(runs, width, self.cudart.cudaMemcpyKind.cudaMemcpyDeviceToDevice)
+        self._copy(target, source, self.cudart.cudaMemcpyKind.cudaMemcpyDeviceToDevice)
 
     @contextmanager
     def clock(self, watch: Stopwatch, stage: str) -> Iterator[None]:
         """Add the time that the block's work takes on the device to `stage`; `synchronize` does it."""
+        self._check_open()
         if self.capturing:  # what is only noted takes no time
             yield
             return
@@ -161,10 +160,16 @@ class Stream:
             part.close()
         check(self.cudart.cudaStreamDestroy(self._stream))
 
-    def _copy(self, runs: Runs, width: int, kind: Any) -> None:
+    def _copy(self, target: Layout, source: Layout, kind: Any) -> None:
         self.busy = True
-        for target, source in runs:
-            check(self.cudart.cudaMemcpyAsync(target, source, width, kind, self._stream))
+        for x in copies(target, source):
+            if x.height == 1:
+                answer = self.cudart.cudaMemcpyAsync(x.target, x.source, x.width, kind, self._stream)
+            else:
+                answer = self.cudart.cudaMemcpy2DAsync(
+                    x.target, x.target_pitch, x.source, x.source_pitch, x.width, x.height, kind, self._stream
+                )
+            check(answer)
 
     def _check_open(self) -> None:
         if not self._open:

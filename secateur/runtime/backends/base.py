@@ -27,7 +27,10 @@ class Buffer(Protocol):
     def dtype(self) -> np.dtype[Any]: ...
 
     def view(self, *index: slice) -> Buffer:
-        """Part of the same memory, one slice (step 1) an axis; missing axes are whole. Writing to it writes here."""
+        """Part of the same memory, one slice an axis; missing axes are whole. Writing to it writes here.
+
+        Slices have step 1; that of the first axis may have a larger one.
+        """
         ...
 
     def write(self, source: Buffer | Array) -> None:
@@ -47,12 +50,14 @@ class Backend(ABC):
     fixed_shapes  decode steps should have the same shapes and buffers every time, see `repeat`
     masked_past   rows that the past of a prefill must have at least; they are masked
     most_rows     rows that a cache can have; None: no bound
+    most_batch    samples that it takes at once; None: no bound
     most_text     rows of text that a question can have, with its template; None: no bound
     """
 
     fixed_shapes: ClassVar[bool] = False
     masked_past: int = 0
     most_rows: int | None = None
+    most_batch: int | None = None
     most_text: int | None = None
 
     @abstractmethod
@@ -78,6 +83,10 @@ class Backend(ABC):
     def clock(self, watch: Stopwatch, stage: str) -> AbstractContextManager[None]:
         """Add the time that the block's work takes, where it is done, to `stage`."""
         return watch(stage)
+
+    def describe(self) -> dict[str, str]:
+        """The device and the versions of its libraries, for the record of a measurement; empty for the CPU."""
+        return {}
 
     @abstractmethod
     def close(self) -> None:

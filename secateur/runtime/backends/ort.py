@@ -15,7 +15,7 @@ import numpy as np
 from secateur.artifacts import GraphSpec, TensorSpec
 from secateur.errors import BackendMissing, BadBundle, SecateurError
 from secateur.runtime.backends import base
-from secateur.runtime.backends._check import check_buffers, check_device
+from secateur.runtime.backends._check import check_buffers, check_device, check_slices
 from secateur.runtime.backends._ort_cuda import Cuda
 from secateur.runtime.backends.base import Array
 from secateur.runtime.bundle import Bundle
@@ -56,8 +56,7 @@ class HostBuffer:
         return int(self._array.__array_interface__["data"][0])
 
     def view(self, *index: slice) -> HostBuffer:
-        if any(part.step not in (None, 1) for part in index):
-            raise ValueError("a view takes slices of step 1")
+        check_slices(index)
         return HostBuffer(self._array[index])
 
     def write(self, source: base.Buffer | Array) -> None:
@@ -92,6 +91,9 @@ class Host:
 
     def clock(self, watch: Stopwatch, stage: str) -> AbstractContextManager[None]:
         return watch(stage)
+
+    def describe(self) -> dict[str, str]:
+        return {}
 
     def wait(self) -> None:
         """A run waits by itself."""
@@ -177,6 +179,10 @@ class Backend(base.Backend):
     def clock(self, watch: Stopwatch, stage: str) -> AbstractContextManager[None]:
         timer: AbstractContextManager[None] = self._place.clock(watch, stage)
         return timer
+
+    def describe(self) -> dict[str, str]:
+        described: dict[str, str] = self._place.describe()
+        return described
 
     def close(self) -> None:
         self._place.wait()  # sessions must not go while they are at work

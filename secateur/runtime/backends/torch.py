@@ -14,7 +14,7 @@ import numpy as np
 from secateur.artifacts import GraphSpec
 from secateur.errors import BackendMissing, BadBundle
 from secateur.runtime.backends import base
-from secateur.runtime.backends._check import check_device
+from secateur.runtime.backends._check import check_device, check_slices
 from secateur.runtime.bundle import Bundle
 
 try:
@@ -43,6 +43,7 @@ class TensorBuffer:
         return np.dtype(str(self.tensor.dtype).removeprefix("torch."))
 
     def view(self, *index: slice) -> TensorBuffer:
+        check_slices(index)
         return TensorBuffer(self.tensor[index])
 
     def write(self, source: base.Buffer | base.Array) -> None:

@@ -11,16 +11,18 @@ import numpy as np
 
 from secateur.artifacts import GraphSpec
 from secateur.engines.device import libraries, this_device
-from secateur.engines.recorder import recorder
+from secateur.engines.error_recorder import recorder
 from secateur.engines.target import check_target
+from secateur.engines.version import Version
 from secateur.errors import SecateurError
 from secateur.runtime.backends import base
 from secateur.runtime.backends._check import check_buffers, check_device
+from secateur.runtime.backends._cuda import describe
 from secateur.runtime.backends._device_buffer import DeviceBuffer
 from secateur.runtime.backends._engine import Context, Engine
 from secateur.runtime.backends._memory import Block
 from secateur.runtime.backends._plans import Plans
-from secateur.runtime.backends._recorder import Recorder
+from secateur.runtime.backends._step_graph import StepGraph
 from secateur.runtime.backends._stream import Stream
 from secateur.runtime.bundle import Bundle
 from secateur.runtime.receipt import Stopwatch
@@ -49,13 +51,15 @@ class Backend(base.Backend):
         check_device("trt", device, ("cuda",))
         check_target(bundle.manifest)
         self._trt, _ = libraries()
-        self._plans = Plans(bundle, this_device())
+        here = this_device()
+        check_target(bundle.manifest, Version.parse(here.tensorrt))
+        self._plans = Plans(bundle, here)
         engines = self._plans.engines
         self.masked_past = engines.masked_past
         self.most_rows = engines.limits.capacity(bundle.manifest.layout)
-        self.most_text = engines.limits.text
+        self.most_batch, self.most_text = engines.limits.batch, engines.limits.text
         self._stream = Stream()
-        self._recorder = Recorder(self._stream)
+        self._step_graph = StepGraph(self._stream)
         self._errors = recorder(self._trt)
         self._runtime: Any = self._trt.Runtime(self._trt.Logger(self._trt.Logger.INTERNAL_ERROR))
         self._runtime.error_recorder = self._errors
@@ -80,7 +84,7 @@ class Backend(base.Backend):
         taken = {name: _aligned(self._stream, context, name, buffer) for name, buffer in outputs.items()}
         memory = self._memory()
         blocks = {memory, *(b.block for side in (inputs, outputs, given, taken) for b in side.values())}
-        self._recorder.use(context, context.changes({**given, **taken}), blocks)
+        self._step_graph.use(context, context.changes({**given, **taken}), blocks)
         for name, buffer in given.items():
             if buffer is not inputs[name]:
                 buffer.write(inputs[name])
@@ -93,15 +97,18 @@ class Backend(base.Backend):
                 outputs[name].write(buffer)
 
     def repeat(self, key: Hashable, step: Callable[[], None]) -> None:
-        """Do `step`; from the second time on as one CUDA graph, see _recorder.py."""
-        self._recorder.repeat(key, step)
+        """Do `step`; from the second time on as one CUDA graph, see _step_graph.py."""
+        self._step_graph.repeat(key, step)
 
     def clock(self, watch: Stopwatch, stage: str) -> AbstractContextManager[None]:
         """Time on the device, known once something waited; nothing for what is part of a CUDA graph."""
         return self._stream.clock(watch, stage)
 
+    def describe(self) -> dict[str, str]:
+        return {**describe(self._stream.cudart), "TensorRT": str(self._trt.__version__)}
+
     def close(self) -> None:
-        self._recorder.clear()
+        self._step_graph.clear()
         self._stream.synchronize()  # contexts must not go while they are at work
         self._engines.clear()
         self._runtime = self._activations = None
@@ -111,7 +118,7 @@ class Backend(base.Backend):
         """Memory for the activations of any engine that is loaded."""
         need = max(engine.memory for engine in self._engines.values())
         if self._activations is None or self._activations.size < need:
-            self._recorder.clear()
+            self._step_graph.clear()
             self._activations = self._stream.block(need)
         return self._activations
 

@@ -28,10 +28,11 @@ from typing import Any
 
 CLASSES = (
     "Builder", "BuilderFlag", "DataType", "Dims", "EngineInspector", "ErrorCode", "ErrorCodeTRT",
-    "ExecutionContextAllocationStrategy", "HardwareCompatibilityLevel", "IBuilderConfig", "ICudaEngine",
-    "IErrorRecorder", "IExecutionContext", "IHostMemory", "ILogger", "INetworkDefinition", "IOptimizationProfile",
-    "ITensor", "ITimingCache", "LayerInformationFormat", "Logger", "MemoryPoolType", "NetworkDefinitionCreationFlag",
-    "OnnxParser", "OnnxParserFlag", "ParserError", "ProfilingVerbosity", "Runtime", "TensorIOMode", "TensorLocation",
+    "ExecutionContextAllocationStrategy", "HardwareCompatibilityLevel", "IAttention", "IAttentionInputLayer",
+    "IBuilderConfig", "ICudaEngine", "IErrorRecorder", "IExecutionContext", "IHostMemory", "ILayer", "ILogger",
+    "INetworkDefinition", "IOptimizationProfile", "ITensor", "ITimingCache", "LayerInformationFormat", "LayerType",
+    "Logger", "MemoryPoolType", "NetworkDefinitionCreationFlag", "OnnxParser", "OnnxParserFlag", "ParserError",
+    "ProfilingVerbosity", "Runtime", "TensorIOMode", "TensorLocation",
 )  # fmt: skip
 """Of TensorRT, what Secateur could use."""
 RUNTIME = re.compile(

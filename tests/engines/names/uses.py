@@ -34,6 +34,10 @@ class Snapshot:
     classes: Mapping[str, Mapping[str, Any]]
     functions: Mapping[str, list[str] | None]
 
+    @property
+    def numbers(self) -> tuple[int, ...]:
+        return tuple(int(part) for part in self.version.split("."))
+
     @classmethod
     def read(cls, path: Path) -> Snapshot:
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -107,7 +111,7 @@ class Reader:
                 return "is no name"
             known: Any = self._snapshot.classes.get(node.attr, {}).get("__init__", self._function(node.attr))
         else:
-            members = self._snapshot.classes[owner]
+            members = self._snapshot.classes.get(owner, {})
             if node.attr not in members:
                 return f"is no member of {owner}"
             known = members.get(node.attr, "class")
@@ -124,9 +128,10 @@ class Reader:
         return "class" if arguments is None else [f"{name}({', '.join(arguments)})"]
 
 
-def complaints(source: str, objects: Mapping[str, str]) -> list[str]:
-    """What is wrong with a source, in any version."""
-    return [problem for snapshot in SNAPSHOTS for problem in Reader(snapshot, objects).complaints(source)]
+def complaints(source: str, objects: Mapping[str, str], since: tuple[int, int] = (0, 0)) -> list[str]:
+    """What is wrong with a source, in any version from `since` (TensorRT's major and minor) on."""
+    fitting = [snapshot for snapshot in SNAPSHOTS if snapshot.kind == "cuda" or snapshot.numbers >= since]
+    return [problem for snapshot in fitting for problem in Reader(snapshot, objects).complaints(source)]
 
 
 def strangers(source: str, objects: Mapping[str, str]) -> set[str]:

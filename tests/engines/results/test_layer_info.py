@@ -9,17 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from secateur.engines.results.layer_info import Layer, Tensor, read_layer_info, split_profile
+from secateur.engines.results.layer_info import Layer, read_layer_info, split_profile
 from secateur.errors import BadMeasurement
 
 DATA = Path(__file__).parent.parent / "data"
 
 
 def test_detailed_layers_of_10_3() -> None:
-    found = read_layer_info(DATA / "10.3" / "gate.layers.json")
-    assert found.tensors == ("hidden_states", "vision_index", "hidden_states.out")
-    reformat, score, top, gather = found.layers
-    assert reformat.inputs == (Tensor("hidden_states", (1, -1, 64), "Row major linear FP16 format"),)
+    reformat, score, top, gather = read_layer_info(DATA / "10.3" / "gate.layers.json")
     assert reformat.nodes == () and reformat.profile is None
     assert score.name == '__myl_Score "q\\k" \x1e[0]' and score.tactic == "__myl_Score_0x1"
     assert score.nodes == ("/score/MatMul", "/score/Softmax", "/score/a[0]")
@@ -28,21 +25,16 @@ def test_detailed_layers_of_10_3() -> None:
 
 
 def test_names_only_with_two_profiles() -> None:
-    found = read_layer_info(DATA / "10.16" / "segment.layers.json")
-    assert found.layers == (
+    assert read_layer_info(DATA / "10.16" / "segment.layers.json") == (
         Layer("__myl_MulMatMul_myl0_0", 0),
         Layer("__mha_v2_myl0_1", 0),
         Layer("__myl_MulMatMul_myl1_0", 1),
         Layer("plain"),
     )
-    assert found.tensors == ("hidden_states", "past_key.0")
 
 
-def test_11_1_has_tensors_as_objects_and_format_and_type_apart() -> None:
-    found = read_layer_info(DATA / "11.1" / "gate.layers.json")
-    assert found.tensors == ("hidden_states", "hidden_states.out")
-    top, gather = found.layers
-    assert top.inputs[0].format == "Row major linear FP32" and top.outputs[0].format == "Row major linear Int64"
+def test_layers_of_11_1() -> None:
+    top, gather = read_layer_info(DATA / "11.1" / "gate.layers.json")
     assert top.name == '__mye_TopK{"k":36}' and gather == Layer("/cut/Gather")
 
 
@@ -57,15 +49,12 @@ def test_the_profile_is_split_off(name: str, number: int) -> None:
     ("text", "said"),
     [
         ("", "it is empty"),
-        ('{"Layers": [', "cut off or no JSON"),
+        ('{"Layers": [', "cut off or not JSON"),
         ("[1, 2]", "it has no list 'Layers'"),
         ('{"layers": []}', "it has no list 'Layers'"),
         ('{"Layers": {}}', "it has no list 'Layers'"),
         ('{"Layers": [{"LayerType": "kgen"}]}', "neither a name nor an object with a Name"),
         ('{"Layers": [7]}', "'7' is neither"),
-        ('{"Layers": [{"Name": "a", "Inputs": 3}]}', "'3' is no list"),
-        ('{"Layers": [{"Name": "a", "Inputs": [{"Name": "x", "Dimensions": ["n"]}]}]}', "the tensor 'x' has"),
-        ('{"Layers": [], "Bindings": "x"}', "'x' is no list"),
         ('[\n  { "count" : 3 }\n]', "it is what --exportProfile writes"),
     ],
 )

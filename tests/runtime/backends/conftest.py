@@ -39,9 +39,11 @@ def build_all(root: Path, limits: Limits = LIMITS, past: int = 0) -> Path:
         memory = build(Job(onnx, str(plan), cache, "", admits, Settings())).memory
         digest = hashlib.sha256(plan.read_bytes()).hexdigest()
         plans.append(
-            Plan(graph.name, plan.name, digest, source(bundle.manifest, graph, admits, flags), admits, memory, 1.0)
+            Plan(
+                graph.name, plan.name, digest, source(bundle.manifest, root, graph, admits, flags), admits, memory, 1.0
+            )
         )
-    engines = Engines(device, bundle.manifest.target, limits, flags, tuple(plans))
+    engines = Engines(device, limits, flags, tuple(plans))
     (folder / ENGINES_FILE).write_text(to_json(engines))
     return folder
 

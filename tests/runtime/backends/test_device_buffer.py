@@ -11,14 +11,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from secateur.errors import BackendMissing, SecateurError
 from secateur.runtime.backends import _stream
 from secateur.runtime.backends._device_buffer import DeviceBuffer
+from secateur.runtime.backends._layout import Layout, copies
 from secateur.runtime.backends._stream import Stream
 from secateur.runtime.backends.ort import HostBuffer
+from secateur.runtime.backends.torch import TensorBuffer
 from secateur.runtime.receipt import Stopwatch
 
 
@@ -42,14 +45,16 @@ def uploaded(stream: Stream, array: Any) -> DeviceBuffer:
 @st.composite
 def parts(draw: st.DrawFn) -> tuple[tuple[int, ...], tuple[slice, ...], tuple[slice, ...]]:
     """A shape, and two parts of it that have the same shape."""
-    shape = tuple(draw(st.lists(st.integers(0, 4), min_size=1, max_size=4)))
+    shape = tuple(draw(st.lists(st.integers(0, 6), min_size=1, max_size=4)))
     first: list[slice] = []
     second: list[slice] = []
-    for size in shape[: draw(st.integers(0, len(shape)))]:
+    for axis, size in enumerate(shape[: draw(st.integers(0, len(shape)))]):
         length = draw(st.integers(0, size))
         for part in (first, second):
-            start = draw(st.integers(0, size - length))
-            part.append(slice(start, start + length))
+            step = draw(st.integers(1, (size - 1) // (length - 1) if axis == 0 and length > 1 else 1))
+            span = (length - 1) * step + 1 if length else 0
+            start = draw(st.integers(0, size - span))
+            part.append(slice(start, start + span, step))
     return shape, tuple(first), tuple(second)
 
 
@@ -80,10 +85,58 @@ def test_it_is_a_buffer_like_that_of_the_host(stream: Stream) -> None:
         for wrong in (np.ones((2, 2), np.int64), np.ones((2, 3), np.float32), np.ones(3, np.int64)):
             with pytest.raises(ValueError, match="cannot write"):
                 part.write(wrong)
-        with pytest.raises(ValueError, match="step 1"):
-            whole.view(slice(0, 4, 2))
     with pytest.raises(TypeError, match="cannot copy a HostBuffer"):
         DeviceBuffer.zeros(stream, (2,), np.int64).write(HostBuffer(np.zeros(2, np.int64)))
+
+
+def test_all_buffers_take_the_same_slices(stream: Stream) -> None:
+    zeros = np.zeros((5, 3), np.int64)
+    for whole in (
+        DeviceBuffer.zeros(stream, (5, 3), np.int64),
+        HostBuffer(zeros),
+        TensorBuffer(torch.zeros(5, 3).long()),
+    ):
+        spread: Any = whole.view(slice(1, None, 3))
+        spread.write(np.array([[1, 2, 3], [4, 5, 6]]))
+        spread.view(slice(1, 2), slice(0, 2)).write(np.array([[7, 7]]))
+        assert whole.numpy().tolist() == [[0] * 3, [1, 2, 3], [0] * 3, [0] * 3, [7, 7, 6]]
+        assert spread.numpy().tolist() == [[1, 2, 3], [7, 7, 6]]
+        for steps in ((slice(None, None, -1),), (slice(0, 4, 0),), (slice(0, 4), slice(0, 3, 2))):
+            with pytest.raises(ValueError, match="slices of step 1, on the first axis"):
+                whole.view(*steps)
+
+
+@pytest.mark.parametrize(
+    ("shape", "part", "count"),
+    [
+        ((12, 2, 3), (slice(1, None, 4),), 1),
+        ((12, 2, 3), (slice(None),), 1),
+        ((12, 2, 3), (slice(1, None, 4), slice(1, 2)), 1),
+        ((4, 5, 6), (slice(None), slice(None), slice(1, 3)), 1),
+        ((4, 5, 6), (slice(None), slice(1, 2), slice(1, 3)), 1),
+        ((4, 5, 6), (slice(None), slice(1, 4), slice(1, 3)), 4),
+        ((4, 0, 6), (slice(None), slice(None), slice(1, 3)), 0),
+    ],
+)
+def test_rows_that_are_equally_spaced_are_one_copy(
+    stream: Stream, simulated: Any, shape: tuple[int, ...], part: tuple[slice, ...], count: int
+) -> None:
+    buffer, array = DeviceBuffer.zeros(stream, shape, np.int64), np.arange(np.prod(shape)).reshape(shape)
+    other = DeviceBuffer.zeros(stream, shape, np.int64)
+    buffer.view(*part).write(array[part])
+    other.view(*part).write(buffer.view(*part))
+    assert np.array_equal(other.view(*part).numpy(), array[part])
+    assert simulated.copies == 3 * count, "an upload, one on the device, a download"
+
+
+def test_rows_too_far_apart_for_a_pitch() -> None:
+    """CUDA refuses a pitch of 2 GiB."""
+    for rows, pitch, heights in ((3, 2**31 - 1, [3]), (3, 2**31, [1, 1, 1]), (1, 2**31, [1])):
+        source = Layout(0, (rows, 8), (pitch, 1), 1)
+        made = list(copies(Layout.packed(5, (rows, 8), 1), source))
+        assert [copy.height for copy in made] == heights
+        assert [(copy.target, copy.source) for copy in made] == [(5 + 8 * i, pitch * i) for i in range(len(heights))]
+        assert all(copy.width == 8 and max(copy.target_pitch, copy.source_pitch) < 2**31 for copy in made)
 
 
 def test_nothing_waits_until_the_array_is_asked_for(stream: Stream, simulated: Any) -> None:
@@ -183,13 +236,20 @@ def test_the_clock_is_read_when_somebody_waits(stream: Stream, simulated: Any) -
 
 def test_without_cuda_python(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cuda.bindings", None)
-    with pytest.raises(BackendMissing, match="pip install 'cuda-python.*--backend ort"):
+    with pytest.raises(BackendMissing, match="'cuda-python>=12.6.2,<13' or 'cuda-python>=13,<14'.*--backend ort"):
         Stream()
 
 
 def test_without_a_device(monkeypatch: pytest.MonkeyPatch, simulated: Any) -> None:
     monkeypatch.setenv("SIMULATED_DEVICES", "0")
     with pytest.raises(BackendMissing, match="no device here .*cudaError.*--backend ort"):
+        Stream()
+
+
+def test_an_old_driver(monkeypatch: pytest.MonkeyPatch, simulated: Any) -> None:
+    error = importlib.import_module("cuda.bindings.runtime").cudaError_t.cudaErrorInsufficientDriver
+    monkeypatch.setattr("cuda.bindings.runtime.cudaStreamCreateWithFlags", lambda _: (error, None))
+    with pytest.raises(BackendMissing, match="InsufficientDriver; install cuda-python of the driver's CUDA: '.*,<13'"):
         Stream()
 
 

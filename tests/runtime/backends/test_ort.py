@@ -116,8 +116,10 @@ def test_a_view_keeps_no_memory_of_its_own(backend: Backend) -> None:
     for wrong in (np.ones((2, 2), np.int64), np.ones((2, 3), np.float32), np.ones(3, np.int64)):
         with pytest.raises(ValueError, match="cannot write"):
             part.write(wrong)
+    assert whole.view(slice(1, None, 2)).numpy().tolist() == [[1, 1, 1], [0, 0, 0]]
+    assert not whole.view(slice(1, None, 2)).contiguous
     with pytest.raises(ValueError, match="step 1"):
-        whole.view(slice(0, 4, 2))
+        whole.view(slice(0, 4), slice(0, 3, 2))
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(1, 4), st.integers(1, 3)), min_size=1, max_size=5))

@@ -27,7 +27,9 @@ class Simulated(Cuda):
 
     def __init__(self, ort: ModuleType) -> None:
         super().__init__(SimpleNamespace(get_available_providers=lambda: [PROVIDER], RunOptions=ort.RunOptions))  # type: ignore[arg-type]
-        assert self.providers == [(PROVIDER, {"device_id": "0", "user_compute_stream": str(self.stream.handle)})]
+        stream = str(self.stream.handle)
+        options = {"device_id": "0", "user_compute_stream": stream, "use_tf32": "0"}
+        assert self.providers == [(PROVIDER, options)]
         self.providers = ["CPUExecutionProvider"]
 
     def check(self, session: Any) -> None:
@@ -73,6 +75,19 @@ def test_buffers_are_on_the_device(simulated_ort: Any, bundle_path: Path) -> Non
         backend.run("embed", {"input_ids": ort.HostBuffer(np.zeros((1, 3), np.int64))}, {"hidden_states": hidden})
     backend.close()
     backend.close()
+
+
+def test_the_libraries_of_pip_are_loaded_first(simulated: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """And what ONNX Runtime prints of it does not get among the results."""
+    ort = SimpleNamespace(
+        get_available_providers=lambda: [PROVIDER],
+        RunOptions=onnxruntime.RunOptions,
+        preload_dlls=lambda: print("Failed to load libcudnn.so.9"),
+    )
+    Cuda(ort).close()  # type: ignore[arg-type]
+    out, err = capsys.readouterr()
+    assert out == "" and err == "Failed to load libcudnn.so.9\n"
+    assert callable(onnxruntime.preload_dlls), "the name is still that"
 
 
 def test_a_package_without_cuda(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

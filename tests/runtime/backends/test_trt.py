@@ -3,11 +3,8 @@
 
 from __future__ import annotations
 
-import functools
-import gc
 import importlib
 import importlib.util
-import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,17 +24,6 @@ QUESTIONS = ("what color is the seven ?", "red ?", "three left of the blue and g
 def trt(engines_path: Path) -> Iterator[Pipeline]:
     with Pipeline.load(engines_path, backend="trt", verify=False) as pipeline:
         yield pipeline
-
-
-@pytest.fixture
-def backend(engines_path: Path) -> Iterator[Backend]:
-    """Loaded with every graph."""
-    bundle = Bundle.load(engines_path, verify=False)
-    made = Backend(bundle)
-    for graph in bundle.manifest.graphs:
-        made.load(graph)
-    yield made
-    made.close()
 
 
 def same(got: Any, want: Any) -> None:
@@ -73,6 +59,35 @@ def test_a_decode_step_is_one_launch(trt: Pipeline, picture: Any, simulated: Any
     answer = trt.ask(picture(0), QUESTIONS[0], schedule="prune", max_new_tokens=8)
     assert len(answer.tokens) == 8
     assert simulated.captures <= 1 and simulated.launches >= 6, "of 7 steps, at most the first by hand"
+
+
+@pytest.mark.parametrize("schedule", ["prune", "early"])
+def test_the_new_rows_of_a_step_are_one_copy_for_each_segment(
+    schedule: str, trt: Pipeline, picture: Any, simulated: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cudart = importlib.import_module("cuda.bindings.runtime")
+    moved: list[int] = []
+    """Rows of each copy on the device that was asked for; those that are recorded are not asked for again."""
+
+    def noted(name: str, kind: int, rows: int | None) -> None:
+        working = getattr(cudart, name)
+
+        def copy(*arguments: Any) -> Any:
+            if arguments[kind] == cudart.cudaMemcpyKind.cudaMemcpyDeviceToDevice:
+                moved.append(1 if rows is None else arguments[rows])
+            return working(*arguments)
+
+        monkeypatch.setattr(cudart, name, copy)
+
+    noted("cudaMemcpyAsync", 3, None)
+    noted("cudaMemcpy2DAsync", 6, 5)
+    asked = []
+    for tokens in (7, 7, 8):  # the first one records the step
+        moved.clear()
+        assert len(trt.ask(picture(0), QUESTIONS[0], schedule, max_new_tokens=tokens).tokens) == tokens
+        asked.append(list(moved))
+    layers = [len(range(*segment.layers)) for segment in trt.bundle.manifest.segments if segment.layers]
+    assert asked[2] == asked[1] + [2 * count for count in layers]
 
 
 def test_every_stage_has_its_time(trt: Pipeline, vlm: Pipeline, picture: Any) -> None:
@@ -114,80 +129,9 @@ def test_tensorrt_11(
     monkeypatch.setenv("SIMULATED_TENSORRT_VERSION", "11.1.0.106")
     request.getfixturevalue("simulated")  # reads the version
     root = rebuild()
-    assert next((root / ENGINES).iterdir()).name == "orin-sm8.7-trt11.1.0.106"
+    assert next((root / ENGINES).iterdir()).name == "orin-sm8.7-16mp-trt11.1.0.106"
     with Pipeline.load(root, backend="trt", verify=False) as trt:
         same(*(p.ask(picture(0), QUESTIONS[0], "prune", max_new_tokens=6) for p in (trt, vlm)))
-
-
-def segment(backend: Backend, rows: int, past: int, batch: int = 2) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Buffers for segment_0 with random contents."""
-    rng = np.random.default_rng(0)
-
-    def uploaded(array: Any) -> Any:
-        buffer = backend.allocate(array.shape, array.dtype)
-        buffer.write(array)
-        return buffer
-
-    def filled(*shape: int) -> Any:
-        return uploaded(rng.normal(size=shape).astype(np.float32))
-
-    inputs = {
-        "hidden_states": filled(batch, rows, 16),
-        "position_ids": uploaded(np.arange(past, past + rows)[None].repeat(batch, axis=0)),
-        "attention_mask": uploaded(np.ones((batch, past + rows), np.int64)),
-        "last_index": uploaded(np.full(batch, rows - 1)),
-        "past_key.0": filled(past, batch, 2, 4),
-        "past_value.0": filled(past, batch, 2, 4),
-    }
-    outputs = {name: backend.allocate((rows, batch, 2, 4), np.float32) for name in ("new_key.0", "new_value.0")}
-    outputs["hidden_states.out"] = backend.allocate((batch, rows, 16), np.float32)
-    outputs |= {name: backend.allocate((batch, 4, 4), np.float32) for name in ("query", "text_query")}
-    return inputs, outputs
-
-
-@pytest.mark.parametrize(("rows", "past", "batch"), [(13, 0, 2), (3, 2, 2), (1, 20, 1), (1, 7, 2)])
-def test_rows_that_do_not_lie_as_tensorrt_wants_them(backend: Backend, rows: int, past: int, batch: int) -> None:
-    """A row of this cache has 64 bytes or 32, an address must be a multiple of 256."""
-    inputs, outputs = segment(backend, rows, past, batch)
-    backend.run("segment_0", inputs, outputs)
-    cache = backend.allocate((past + rows + 5, batch, 2, 4), np.float32)
-    cache.write(np.full(cache.shape, 5, np.float32))
-    slot = cache.view(slice(past + 1, past + 1 + rows))
-    cache.view(slice(1, past + 1)).write(inputs["past_key.0"])
-    moved = inputs | {"past_key.0": cache.view(slice(1, past + 1))}
-    backend.run("segment_0", moved, outputs | {"new_key.0": slot})
-    array = cache.numpy()
-    assert moved["past_key.0"].address % 256
-    assert np.array_equal(array[past + 1 : past + 1 + rows], outputs["new_key.0"].numpy())
-    assert (array[0] == 5).all() and (array[past + 1 + rows :] == 5).all()
-
-
-def test_the_tightest_profile_is_used(backend: Backend) -> None:
-    engine = backend._engines["segment_0"]
-    for rows, past, name in ((13, 0, "prefill"), (1, 20, "decode"), (3, 20, "prefill"), (1, 0, "prefill")):
-        inputs, _ = segment(backend, rows, past)
-        assert engine.context({n: b.shape for n, b in inputs.items()}).profile.name == name
-
-
-def test_one_block_of_activations_serves_all(backend: Backend, simulated: Any) -> None:
-    needs = [engine.memory for engine in backend._engines.values()]
-    for rows, past in ((13, 0), (1, 20)):
-        backend.run("segment_0", *segment(backend, rows, past))
-    assert backend._activations is not None
-    assert max(needs) <= backend._activations.size < max(needs) + 512 < sum(needs)
-
-
-@pytest.mark.parametrize(
-    ("rows", "past", "batch", "message"),
-    [
-        (61, 0, 1, r"hidden_states is \[1, 61, 16\], its engine takes \[1, 1, 16\] to \[2, 59, 16\].*--max-text"),
-        (1, 99, 1, r"past_key\.0 is .* to \[91, 2, 2, 4\].*--max-new-tokens"),
-        (1, 4, 3, r"hidden_states is \[3, 1, 16\].*--max-batch"),
-    ],
-)
-def test_more_than_the_engines_were_built_for(backend: Backend, rows: int, past: int, batch: int, message: str) -> None:
-    with pytest.raises(InputError, match=f"'segment_0': .*{message}"):
-        backend.run("segment_0", *segment(backend, rows, past, batch))
 
 
 def test_a_question_that_is_too_long(trt: Pipeline, picture: Any) -> None:
@@ -198,38 +142,13 @@ def test_a_question_that_is_too_long(trt: Pipeline, picture: Any) -> None:
     assert trt.ask(picture(0), "red ?", "full", max_new_tokens=4).tokens
 
 
-def test_wrong_buffers(backend: Backend) -> None:
-    inputs, outputs = segment(backend, 3, 2)
-    with pytest.raises(ValueError, match="query is no contiguous buffer"):
-        backend.run("segment_0", inputs, outputs | {"query": np.zeros((2, 4, 4), np.float32)})
-    with pytest.raises(ValueError, match="last_index is float32, not int64"):
-        backend.run("segment_0", inputs | {"last_index": backend.allocate((2,), np.float32)}, outputs)
-    with pytest.raises(SecateurError, match="'segment_9' is not loaded"):
-        backend.run("segment_9", inputs, outputs)
-
-
-def test_tensorrt_fails(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensorrt_refuses_a_profile(engines_path: Path, simulated: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bindings raise; why is known to the recorder."""
     context = importlib.import_module("tensorrt").IExecutionContext
-    working = context.execute_async_v3
-    monkeypatch.setattr(context, "execute_async_v3", lambda self, _: self._error("the kernel was not found"))
-    with pytest.raises(SecateurError, match="'segment_0' failed in TensorRT: .*the kernel was not found"):
-        backend.run("segment_0", *segment(backend, 3, 2))
-    monkeypatch.setattr(context, "execute_async_v3", working)
-    backend.run("segment_0", *segment(backend, 3, 2))
-
-
-def test_close_gives_everything_back(backend: Backend) -> None:
-    inputs, outputs = segment(backend, 3, 2)
-    step = functools.partial(backend.run, "segment_0", inputs, outputs)
-    for _ in range(3):
-        backend.repeat(step, step)
-    contexts = [weakref.ref(context) for engine in backend._engines.values() for context in engine._contexts]
-    backend.close()
-    gc.collect()
-    assert contexts and not any(context() for context in contexts), "a context must go before its memory does"
-    device = importlib.import_module("simulated").device
-    assert not device.memory.used("device") and not device.streams and not device.instances
-    backend.close()
+    working = context.set_optimization_profile_async
+    monkeypatch.setattr(context, "set_optimization_profile_async", lambda self, _, stream: working(self, 9, stream))
+    with pytest.raises(SecateurError, match="TensorRT refuses the profile '.*': .*there is no profile 9"):
+        Pipeline.load(engines_path, backend="trt", verify=False)
 
 
 def test_what_the_cache_may_have(simulated: Any, rebuild: Callable[..., Path]) -> None:

@@ -8,14 +8,18 @@ import hashlib
 import importlib
 import json
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from secateur.engines.device import this_device
 from secateur.engines.manifest import ENGINES, ENGINES_FILE
-from secateur.errors import BackendMissing, BadBundle, BadEngine, InputError
-from secateur.runtime import Pipeline
+from secateur.errors import BackendMissing, BadBundle, BadEngine, InputError, SecateurError
+from secateur.runtime import Bundle, Pipeline
+from secateur.runtime.backends._plans import Plans
 
 
 def refused(root: Path, message: str, error: type[Exception] = BadEngine) -> None:
@@ -52,6 +56,18 @@ def test_no_engines(engines_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None
     refused(engines_copy, "there are none at all.*`secateur build`")
 
 
+def test_a_tensorrt_that_is_too_old(engines_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.import_module("tensorrt"), "__version__", "10.2.0")
+    refused(engines_copy, "needs TensorRT 10.3, this is 10.2; install TensorRT 10.3 or later", BadBundle)
+
+
+def test_a_closed_pipeline(engines_path: Path) -> None:
+    vlm = Pipeline.load(engines_path, backend="trt", verify=False)
+    vlm.close()
+    with pytest.raises(SecateurError, match="the backend was closed"):
+        vlm.ask(np.zeros((12, 12, 3), np.uint8), "what color", schedule="full")
+
+
 def test_engines_of_another_device(engines_copy: Path) -> None:
     file = folder(engines_copy) / ENGINES_FILE
     engines = json.loads(file.read_text())
@@ -59,6 +75,12 @@ def test_engines_of_another_device(engines_copy: Path) -> None:
         device = engines["device"] | {name: "other"}
         file.write_text(json.dumps(engines | {"device": device}))
         refused(engines_copy, f"were built for {label} other, not .*`secateur build`")
+
+
+@pytest.mark.parametrize("text", ["{", '{"schema": 1}', "[]"])
+def test_an_engines_file_that_is_damaged(engines_copy: Path, text: str) -> None:
+    (folder(engines_copy) / ENGINES_FILE).write_text(text)
+    refused(engines_copy, f"{ENGINES_FILE}.*; build the engines on this device with `secateur build`")
 
 
 def test_plans_that_are_damaged(engines_copy: Path) -> None:
@@ -97,6 +119,24 @@ def test_plans_that_are_mixed_up(engines_copy: Path) -> None:
     refused(engines_copy, "differ in the tensor")
     rewrite_plan(engines_copy, "none.0", early)
     refused(engines_copy, "differ in the tensor|the manifest says|cannot")
+
+
+def test_an_empty_plan(engines_copy: Path) -> None:
+    rewrite_plan(engines_copy, "embed", b"")
+    refused(engines_copy, r"embed\.plan is empty.*`secateur build`")
+
+
+def test_a_plan_is_not_read_into_memory(engines_copy: Path) -> None:
+    size = 16 << 20
+    rewrite_plan(engines_copy, "embed", bytes(size))
+    bundle = Bundle.load(engines_copy, verify=False)
+    plans = Plans(bundle, this_device())
+    graph = next(graph for graph in bundle.manifest.graphs if graph.name == "embed")
+    tracemalloc.start()
+    plan, blob = plans.read(graph)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert plan.graph == "embed" and len(blob) == size and peak < size // 8
 
 
 def test_no_plan_of_a_graph(engines_copy: Path) -> None:

@@ -44,6 +44,11 @@ def out_of_memory(path: str) -> bool:
     return bool(part) and part in path
 
 
+def clamps_empty() -> bool:
+    """SIMULATED_CLAMPS_EMPTY=1: a build turns the least size 0 of a profile into 1, without a word."""
+    return os.environ.get("SIMULATED_CLAMPS_EMPTY") == "1"
+
+
 def refuses_empty() -> bool:
     """SIMULATED_REFUSES_EMPTY=1: no profile may contain an empty tensor."""
     return os.environ.get("SIMULATED_REFUSES_EMPTY") == "1"

@@ -14,10 +14,12 @@ from tensorrt._config import IBuilderConfig, IOptimizationProfile, ITimingCache
 from tensorrt._context import IExecutionContext
 from tensorrt._engine import ICudaEngine, Runtime
 from tensorrt._enumerations import (
+    BuilderFlag,
     DataType,
     ErrorCode,
     ErrorCodeTRT,
     ExecutionContextAllocationStrategy,
+    LayerType,
     MemoryPoolType,
     NetworkDefinitionCreationFlag,
     ProfilingVerbosity,
@@ -25,13 +27,14 @@ from tensorrt._enumerations import (
     TensorLocation,
 )
 from tensorrt._logging import IErrorRecorder, ILogger, Logger
-from tensorrt._network import INetworkDefinition, ITensor, OnnxParser, ParserError
+from tensorrt._network import ILayer, INetworkDefinition, ITensor, OnnxParser, ParserError
 from tensorrt._values import Dims, IHostMemory
 
 __version__ = ".".join(str(part) for part in settings.version())
 
 __all__ = [
     "Builder",
+    "BuilderFlag",
     "DataType",
     "Dims",
     "ErrorCode",
@@ -42,11 +45,13 @@ __all__ = [
     "IErrorRecorder",
     "IExecutionContext",
     "IHostMemory",
+    "ILayer",
     "ILogger",
     "INetworkDefinition",
     "IOptimizationProfile",
     "ITensor",
     "ITimingCache",
+    "LayerType",
     "Logger",
     "MemoryPoolType",
     "NetworkDefinitionCreationFlag",
@@ -57,3 +62,8 @@ __all__ = [
     "TensorIOMode",
     "TensorLocation",
 ]
+
+if settings.version() >= (10, 14, 0, 0):
+    from tensorrt._network import IAttention, IAttentionInputLayer
+
+    __all__ += ["IAttention", "IAttentionInputLayer"]

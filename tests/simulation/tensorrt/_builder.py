@@ -14,6 +14,7 @@ from simulated.faults import Fault
 from tensorrt import _plan
 from tensorrt._config import IBuilderConfig, IOptimizationProfile
 from tensorrt._enumerations import (
+    BuilderFlag,
     ErrorCodeTRT,
     MemoryPoolType,
     NetworkDefinitionCreationFlag,
@@ -30,6 +31,8 @@ class Builder:
     __slots__ = ("_reporter",)
 
     def __init__(self, logger: ILogger) -> None:
+        if settings.devices() == 0:
+            raise TypeError("pybind11::init(): factory function returned nullptr")
         self._reporter = Reporter(logger)
 
     @property
@@ -64,7 +67,6 @@ class Builder:
             config._timing._entries.add(hashlib.sha256(model).hexdigest())
         inputs = [network.get_input(i) for i in range(network.num_inputs)]
         outputs = [network.get_output(i) for i in range(network.num_outputs)]
-        profiles = [profile._shapes for profile in config._profiles] or [{}]
         gpu, sm = _plan.device()
         plan = _plan.Plan(
             version=_plan.version(),
@@ -72,9 +74,15 @@ class Builder:
             sm=sm,
             name=Path(network._path).stem,
             tensors=tuple(described(tensor) for tensor in (*inputs, *outputs)),
-            profiles=tuple(dict(profile) for profile in profiles),
+            profiles=tuple(admitted(profile) for profile in config._profiles) or ({},),
             memory=tuple(activations(inputs, profile) for profile in config._profiles or [IOptimizationProfile()]),
             verbosity=int(config.profiling_verbosity),
+            config={
+                "level": config.builder_optimization_level,
+                "aux_streams": config.max_aux_streams,
+                "workspace": config.get_memory_pool_limit(MemoryPoolType.WORKSPACE),
+                "tf32": int(BuilderFlag.TF32 in config._flags),
+            },
             model=model,
         )
         return IHostMemory(plan.pack())
@@ -83,6 +91,14 @@ class Builder:
 def described(tensor: ITensor) -> _plan.Tensor:
     mode = TensorIOMode.INPUT if tensor.is_network_input else TensorIOMode.OUTPUT
     return _plan.Tensor(tensor.name, int(mode), int(tensor.dtype), tuple(tensor.shape), tensor._names)
+
+
+def admitted(profile: IOptimizationProfile) -> dict[str, tuple[tuple[int, ...], ...]]:
+    """What a plan takes: the shapes that were asked for, unless the device is one that changes them."""
+    least = 1 if settings.clamps_empty() else 0
+    return {
+        name: (tuple(max(size, least) for size in shapes[0]), *shapes[1:]) for name, shapes in profile._shapes.items()
+    }
 
 
 def activations(inputs: list[ITensor], profile: IOptimizationProfile) -> int:
@@ -100,6 +116,8 @@ def problems(network: INetworkDefinition, config: IBuilderConfig) -> Iterator[tu
         yield ErrorCodeTRT.INVALID_STATE, "Network must have at least one output"
     if settings.out_of_memory(network._path):
         yield ErrorCodeTRT.FAILED_ALLOCATION, "OutOfMemory (Requested size was 2147483648 bytes.)"
+    if not all(attention.decomposable for attention in network._attentions()):
+        yield ErrorCodeTRT.INTERNAL_ERROR, "Could not find any implementation for node attention"  # none is fused here
     inputs = [network.get_input(i) for i in range(network.num_inputs)]
     dynamic = [tensor for tensor in inputs if -1 in tuple(tensor.shape)]
     if dynamic and not config._profiles:

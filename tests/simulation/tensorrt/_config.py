@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 from tensorrt import _plan
-from tensorrt._enumerations import ErrorCodeTRT, MemoryPoolType, ProfilingVerbosity
+from tensorrt._enumerations import BuilderFlag, ErrorCodeTRT, MemoryPoolType, ProfilingVerbosity
 from tensorrt._logging import Reporter
 from tensorrt._values import Dims, IHostMemory, dims, flag, integer, text
 
@@ -50,13 +50,14 @@ class ITimingCache:
 
 
 class IBuilderConfig:
-    __slots__ = ("_aux_streams", "_level", "_limits", "_profiles", "_reporter", "_timing", "_verbosity")
+    __slots__ = ("_aux_streams", "_flags", "_level", "_limits", "_profiles", "_reporter", "_timing", "_verbosity")
 
     def __init__(self, reporter: Reporter) -> None:
         self._reporter = reporter
         self._limits: dict[MemoryPoolType, int] = {}
         self._profiles: list[IOptimizationProfile] = []
         self._timing: ITimingCache | None = None
+        self._flags = {BuilderFlag.TF32}
         self._level, self._aux_streams, self._verbosity = 3, -1, ProfilingVerbosity.LAYER_NAMES_ONLY
 
     @property
@@ -84,6 +85,11 @@ class IBuilderConfig:
         if not isinstance(verbosity, ProfilingVerbosity):
             raise TypeError("incompatible function arguments: profiling_verbosity")
         self._verbosity = verbosity
+
+    def clear_flag(self, flag: BuilderFlag) -> None:
+        if not isinstance(flag, BuilderFlag):
+            raise TypeError("incompatible function arguments: flag")
+        self._flags.discard(flag)
 
     def set_memory_pool_limit(self, pool: MemoryPoolType, pool_size: int) -> None:
         if not isinstance(pool, MemoryPoolType):

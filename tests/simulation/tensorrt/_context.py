@@ -13,7 +13,7 @@ from simulated.faults import Fault
 from simulated.memory import ALIGNMENT, Range
 
 from tensorrt import _plan
-from tensorrt._enumerations import DataType, ErrorCodeTRT, TensorIOMode
+from tensorrt._enumerations import DataType, ErrorCodeTRT, ProfilingVerbosity, TensorIOMode
 from tensorrt._logging import Reporter
 from tensorrt._values import Dims, dims, integer
 
@@ -36,7 +36,17 @@ Shape = tuple[int, ...]
 
 
 class IExecutionContext:
-    __slots__ = ("_addresses", "_engine", "_own", "_profile", "_reporter", "_scratch", "_settled", "_shapes")
+    __slots__ = (
+        "_addresses",
+        "_engine",
+        "_own",
+        "_profile",
+        "_reporter",
+        "_scratch",
+        "_settled",
+        "_shapes",
+        "_verbosity",
+    )
 
     def __init__(self, engine: ICudaEngine, reporter: Reporter, memory: int) -> None:
         self._engine, self._reporter = engine, reporter
@@ -48,6 +58,7 @@ class IExecutionContext:
         self._shapes: dict[str, Shape] = {}
         self._addresses: dict[str, int] = {}
         self._settled: object = None
+        self._verbosity = engine.profiling_verbosity
 
     def __del__(self) -> None:
         if getattr(self, "_own", 0) and self._scratch is not None and self._scratch.block.live:
@@ -61,6 +72,17 @@ class IExecutionContext:
     def active_optimization_profile(self) -> int:
         return self._profile
 
+    @property
+    def nvtx_verbosity(self) -> ProfilingVerbosity:
+        """What a profiler is told of every layer, while it runs."""
+        return self._verbosity
+
+    @nvtx_verbosity.setter
+    def nvtx_verbosity(self, verbosity: ProfilingVerbosity) -> None:
+        if not isinstance(verbosity, ProfilingVerbosity):
+            raise TypeError("incompatible function arguments: nvtx_verbosity")
+        self._verbosity = verbosity
+
     def set_device_memory(self, memory: int, size: int) -> None:
         """Activation memory that other contexts may use too, as long as only one of them works."""
         integer(memory, "memory")
@@ -70,10 +92,15 @@ class IExecutionContext:
         self._scratch = device.memory.need(memory, size, "device", "activation memory")
 
     def set_optimization_profile_async(self, profile_index: int, stream_handle: int) -> bool:
-        """Forgets the shapes of all inputs."""
+        """Forgets the shapes of all inputs; never False.
+
+        Raises:
+            RuntimeError: the profile cannot be used; the reason is in the log.
+        """
         device.stream(integer(stream_handle, "stream_handle"))
         if not 0 <= integer(profile_index, "profile_index") < self._engine.num_optimization_profiles:
-            return self._error(f"set_optimization_profile_async: there is no profile {profile_index}")
+            self._error(f"set_optimization_profile_async: there is no profile {profile_index}")
+            raise RuntimeError("Error in set optimization profile async.")
         if profile_index != self._profile:
             self._profile = profile_index
             self._shapes.clear()

@@ -27,7 +27,13 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Plan:
-    """`profiles` give (min, opt, max) of each dynamic input; `memory` the bytes of activations of each profile."""
+    """A network that was built.
+
+    profiles  (min, opt, max) of each dynamic input
+    memory    bytes of activations of each profile
+    config    what the builder was told: level, aux_streams, workspace in bytes, and whether products of fp32 may be
+              rounded (tf32)
+    """
 
     version: str
     gpu: str
@@ -37,6 +43,7 @@ class Plan:
     profiles: tuple[dict[str, tuple[tuple[int, ...], ...]], ...]
     memory: tuple[int, ...]
     verbosity: int
+    config: dict[str, int]
     model: bytes
 
     def pack(self) -> bytes:

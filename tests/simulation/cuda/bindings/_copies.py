@@ -22,6 +22,8 @@ PLACES = {
     cudaMemcpyKind.cudaMemcpyDeviceToDevice: (True, True),
 }
 """Whether destination and source are on the device."""
+LARGEST_PITCH = (1 << 31) - 1
+"""Bytes; memPitch of the device's properties."""
 
 
 def _rows(address: Any, pitch: int, width: int, height: int, on_device: bool | None, what: str) -> Range:
@@ -35,15 +37,20 @@ def _rows(address: Any, pitch: int, width: int, height: int, on_device: bool | N
     return found
 
 
+def _meet(dst: int, dpitch: int, src: int, spitch: int, width: int, height: int) -> bool:
+    """Whether a row that is written overlaps one that is read; rows of the one may lie between those of the other."""
+    rows = np.arange(height)
+    distance = (dst + rows * dpitch)[:, None] - (src + rows * spitch)[None]
+    return bool((abs(distance) < width).any())
+
+
 def _copy(dst: Any, dpitch: int, src: Any, spitch: int, width: int, height: int, kind: Any, stream: Stream) -> None:
-    if width > dpitch or width > spitch:
-        raise Refused("cudaErrorInvalidPitchValue")
     if width == 0 or height == 0:
         return
     to_device, from_device = PLACES.get(cudaMemcpyKind(kind), (None, None))
     target = _rows(dst, dpitch, width, height, to_device, "target")
     source = _rows(src, spitch, width, height, from_device, "source")
-    if target.overlaps(source) and height == 1:
+    if target.overlaps(source) and _meet(dst, dpitch, src, spitch, width, height):
         raise Fault("target and source of a copy overlap")
 
     def do() -> None:
@@ -71,6 +78,8 @@ def cudaMemcpy2DAsync(
     kind: cudaMemcpyKind,
     stream: cudaStream_t,
 ) -> None:
+    if not width <= min(dpitch, spitch) <= max(dpitch, spitch) <= LARGEST_PITCH:
+        raise Refused("cudaErrorInvalidPitchValue")
     _copy(dst, dpitch, src, spitch, width, height, kind, stream_of(stream))
 
 

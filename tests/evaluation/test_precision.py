@@ -22,10 +22,10 @@ from torch.utils._pytree import tree_leaves
 from secateur.artifacts import GraphSpec, TensorSpec
 from secateur.cli import main
 from secateur.errors import BadBundle, SecateurError
-from secateur.export import precision
+from secateur.evaluation import precision
+from secateur.evaluation.precision import OVERLAP, Answers, Difference, Overlap, Precision, Watched, compare, overlap
 from secateur.export.bundle import Exported
 from secateur.export.graphs import Graph, build
-from secateur.export.precision import OVERLAP, Answers, Difference, Overlap, Precision, Watched, compare, overlap
 from secateur.export.targets import target
 from secateur.methods.base import BudgetRequest
 from secateur.models.base import Family

@@ -13,10 +13,9 @@ import numpy as np
 
 from secateur.artifacts import Manifest, TensorSpec
 from secateur.errors import SecateurError
-from secateur.evaluation import asking
+from secateur.evaluation import asking, plain
 from secateur.evaluation.tasks import demo
 from secateur.evaluation.tasks.base import Question, Source, Task
-from secateur.export import examples
 from secateur.models.base import DEMO, Family
 from secateur.runtime import Answer, Pipeline
 from secateur.runtime.backends import base, ort
@@ -146,7 +145,7 @@ def compare(
     """
     manifest = bundle.manifest
     task = demo.Task(Source(questions=count)) if manifest.source == DEMO else None
-    asked = list(task.questions) if task else examples.questions(manifest, count)
+    asked = list(task.questions) if task else plain.questions(manifest, count)
     longest = task.max_new_tokens if task else 1
     single = in_fp32(bundle)
     expected = _ask(single, eager.Backend(single, family=family), asked, longest, "fp32", progress)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The graphs that a schedule runs and the sizes it runs them at, told from the manifest alone.
 
-The same walk as runtime/chain.py, in numbers: rows in front of the image, vision tokens that are still alive, text.
+The same walk as chain.py, in numbers: rows in front of the image, vision tokens that are still alive, text.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def prefill(manifest: Manifest, schedule: str, text: int, past: int = 0) -> Iter
     """Everything from the image to the first token.
 
     text  rows behind the image
-    past  masked rows that the empty cache is given, see past.py
+    past  masked rows that the empty cache is given
     """
     layout, gates = manifest.layout, manifest.schedules[schedule].gates
     alive = layout.vision_tokens
@@ -51,12 +51,17 @@ def prefill(manifest: Manifest, schedule: str, text: int, past: int = 0) -> Iter
         yield Step(segment.name, "prefill", {"P": past, "S": layout.image_start + alive + text})
 
 
-def decode(manifest: Manifest, schedule: str, text: int, generated: int) -> Iterator[Step]:
-    """One further token behind `text` rows and `generated` tokens."""
+def decode(manifest: Manifest, schedule: str, capacity: int, past: int = 0) -> Iterator[Step]:
+    """One further token, which attends over the whole cache, filled or not; see steps.py.
+
+    capacity  rows of the cache before any gate; segments behind a gate have fewer
+    past      masked rows at its beginning
+    """
+    layout = manifest.layout
     yield Step("embed", "decode", {"T": 1})
-    for step in prefill(manifest, schedule, text):
+    for step in prefill(manifest, schedule, capacity - layout.image_start - layout.vision_tokens):
         if "P" in step.symbols:
-            yield Step(step.graph, "decode", {"P": step.symbols["S"] + generated, "S": 1})
+            yield Step(step.graph, "decode", {"P": step.symbols["S"] + past, "S": 1})
 
 
 def usual_schedule(manifest: Manifest, name: str | None = None) -> str:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from secateur.evaluation.report import formats
-from secateur.evaluation.report.axes import Scale, ticks
+from secateur.report.axes import Scale, ticks
+from secateur.report.formats import milliseconds
 
 STAGES = ("preprocess", "vision", "projector", "embed", "segments", "gates")
 WIDTH, TOP, ROW, BAR = 1040, 30, 22, 15
@@ -51,7 +51,7 @@ def stacked(groups: Sequence[tuple[str, Sequence[Bar]]]) -> Markup:
     ).format(
         WIDTH,
         y + 4,
-        "; ".join(f"{bar.name} {formats.milliseconds(bar.p50)} ms" for bar in shown),
+        "; ".join(f"{bar.name} {milliseconds(bar.p50)} ms" for bar in shown),
         TOP - 8,
         Markup("").join(grid),
         Markup("").join(parts),
@@ -65,15 +65,15 @@ def _drawn(bar: Bar, scale: Scale, y: float) -> Markup:
         x, width = scale(start), scale(start + spent) - scale(start)
         if width >= 0.3:
             box = '<rect class="stage {}" x="{:.1f}" y="{}" width="{:.1f}" height="{}"><title>{}</title></rect>'
-            title = f"{bar.name}, {name}: {formats.milliseconds(spent)} ms"
+            title = f"{bar.name}, {name}: {milliseconds(spent)} ms"
             parts.append(Markup(box).format(name, x, y, width, BAR, title))
         if width >= 30:
             text = '<text class="mid inside" x="{:.1f}" y="{}">{}</text>'
-            parts.append(Markup(text).format(x + width / 2, y + 11.5, formats.milliseconds(spent)))
+            parts.append(Markup(text).format(x + width / 2, y + 11.5, milliseconds(spent)))
         start += spent
     if bar.late is not None:
         whisker = '<path class="late" d="M{0:.1f} {1}H{2:.1f}m0-4v8M{0:.1f} {3}v{4}"/>'
         parts.append(Markup(whisker).format(scale(bar.p50), y + BAR / 2, scale(bar.late), y - 1, BAR + 2))
-    end, figure = scale(bar.end) + 8, formats.milliseconds(bar.p50)
+    end, figure = scale(bar.end) + 8, milliseconds(bar.p50)
     parts.append(Markup('<text x="{:.1f}" y="{}">{} ms</text>').format(end, y + 12, figure))
     return Markup("").join(parts)

@@ -14,7 +14,7 @@ import pytest
 
 from secateur.errors import SecateurError
 from secateur.runtime.backends._device_buffer import DeviceBuffer
-from secateur.runtime.backends._recorder import Recorder
+from secateur.runtime.backends._step_graph import StepGraph
 from secateur.runtime.backends._stream import Stream
 from secateur.runtime.receipt import Stopwatch
 
@@ -22,7 +22,7 @@ from secateur.runtime.receipt import Stopwatch
 class Steps:
     """Copies `source` to `target`, as an engine would that has the context `context`. Serves as a key, too."""
 
-    def __init__(self, stream: Stream, recorder: Recorder, context: str = "engine") -> None:
+    def __init__(self, stream: Stream, recorder: StepGraph, context: str = "engine") -> None:
         self.source, self.target = (DeviceBuffer.zeros(stream, (4,), np.float32) for _ in range(2))
         self.recorder, self.context, self.calls, self.changed = recorder, context, 0, False
 
@@ -40,14 +40,14 @@ def stream(simulated: Any) -> Iterator[Stream]:
 
 
 @pytest.fixture
-def recorder(stream: Stream) -> Iterator[Recorder]:
-    made = Recorder(stream)
+def recorder(stream: Stream) -> Iterator[StepGraph]:
+    made = StepGraph(stream)
     yield made
     made.clear()
 
 
 @pytest.fixture
-def step(stream: Stream, recorder: Recorder) -> Steps:
+def step(stream: Stream, recorder: StepGraph) -> Steps:
     return Steps(stream, recorder)
 
 
@@ -66,7 +66,7 @@ def test_once_by_hand_once_recorded_then_launched(step: Steps, simulated: Any) -
         assert (step.calls, simulated.captures, simulated.launches) == (calls, captures, launches)
 
 
-def test_another_key_starts_anew(step: Steps, stream: Stream, recorder: Recorder, simulated: Any) -> None:
+def test_another_key_starts_anew(step: Steps, stream: Stream, recorder: StepGraph, simulated: Any) -> None:
     other = Steps(stream, recorder)
     for _ in range(3):
         repeat(step)
@@ -76,7 +76,7 @@ def test_another_key_starts_anew(step: Steps, stream: Stream, recorder: Recorder
     assert (simulated.captures, simulated.launches) == (1, 2)
 
 
-def test_a_changed_context_makes_it_void(step: Steps, recorder: Recorder, simulated: Any) -> None:
+def test_a_changed_context_makes_it_void(step: Steps, recorder: StepGraph, simulated: Any) -> None:
     repeat(step, 3)
     recorder.use("another engine", True, ())
     recorder.use("engine", False, ())
@@ -99,7 +99,7 @@ def test_it_goes_with_its_memory(step: Steps, stream: Stream, simulated: Any) ->
     assert len(instances) == 1, "the first graph was destroyed"
 
 
-def test_the_key_is_not_kept(stream: Stream, recorder: Recorder) -> None:
+def test_the_key_is_not_kept(stream: Stream, recorder: StepGraph) -> None:
     steps = Steps(stream, recorder)
     repeat(steps, 3)
     del steps

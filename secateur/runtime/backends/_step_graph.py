@@ -19,7 +19,7 @@ from secateur.runtime.backends._stream import Stream
 logger = logging.getLogger(__name__)
 
 
-class Recorder:
+class StepGraph:
     """At most one recording: another step on the same contexts would spoil it anyway."""
 
     def __init__(self, stream: Stream) -> None:

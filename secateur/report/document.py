@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A dataclass that is stored as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Document:
+    """Base of the documents of an evaluation and of a profile."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The document as plain values for JSON."""
+        return dataclasses.asdict(self)
+
+    def to_json(self) -> str:
+        """JSON text: keys in field order, two-space indent.
+
+        Raises:
+            ValueError: a figure is not finite.
+        """
+        return json.dumps(self.as_dict(), indent=2, allow_nan=False) + "\n"

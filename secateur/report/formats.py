@@ -1,0 +1,10 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Milliseconds as text, and the dash for what is undefined."""
+
+from __future__ import annotations
+
+NONE = "\N{EN DASH}"
+
+
+def milliseconds(value: float | None, digits: int = 1) -> str:
+    return NONE if value is None else f"{value:,.{digits}f}"

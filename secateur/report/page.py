@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One HTML page that works from a file, without scripts or network; equal input gives equal bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+Filter = Callable[..., str]
+
+
+def render(folder: Path, filters: Mapping[str, Filter], **values: Any) -> str:
+    """`page.html` of a folder, which fills the blocks of base.html. Every string of the values is escaped."""
+    page = Environment(
+        loader=FileSystemLoader([folder, Path(__file__).parent]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page.filters |= filters
+    return page.get_template("page.html").render(**values)

@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The device as engines.json has it: what it is told by, and which other may run its plans."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from secateur.engines.device import this_device
+from secateur.errors import BackendMissing
+
+
+def test_this_device(simulated: Any) -> None:
+    device = this_device()
+    assert (device.gpu, device.sm, device.multiprocessors, device.tensorrt) == ("Orin", "8.7", 16, "10.3.0.30")
+    assert device.folder == "orin-sm8.7-16mp-trt10.3.0.30"
+
+
+def test_all_orins_have_the_same_name(simulated: Any) -> None:
+    """So the number of multiprocessors tells them apart."""
+    agx = this_device()
+    nano = dataclasses.replace(agx, multiprocessors=8)
+    assert agx.differs(nano) == "multiprocessors 16, not 8" and agx.folder != nano.folder
+    assert agx.differs(dataclasses.replace(agx, driver="13.0", cuda="13.0")) == ""
+
+
+def test_without_a_gpu(simulated: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Jetson may have no nvidia-smi, so it is not what is asked for."""
+    monkeypatch.setenv("SIMULATED_DEVICES", "0")
+    with pytest.raises(BackendMissing, match="CUDA could not find the GPU: cudaErrorNoDevice; check the driver; `--b"):
+        this_device()

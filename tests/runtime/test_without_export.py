@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A device has neither torch, transformers nor onnx: what runs there must not need them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+BLOCKED = ("torch", "transformers", "onnx", "onnxscript", "onnx_ir", "safetensors", "polygraphy", "tensorrt", "cuda")
+CODE = f"""
+import sys
+sys.modules.update(dict.fromkeys({BLOCKED!r}))
+from secateur.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def run(*argv: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", CODE, *argv], capture_output=True, text=True)
+
+
+@pytest.fixture
+def bundle(bundle_path: Path, tmp_path: Path, rewrite: Callable[..., None]) -> Path:
+    """The tiny bundle, said to be for TensorRT."""
+    folder = tmp_path / "bundle"
+    shutil.copytree(bundle_path, folder)
+    rewrite(folder, "manifest.json", target="tensorrt")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (("inspect",), "lint"),
+        (("profile", "--rounds", "1", "--warmup", "0", "--schedules", "full,prune"), "chains"),
+        (("build", "--dry-run"), "time"),
+    ],
+    ids=["inspect", "profile", "build"],
+)
+def test_commands(bundle: Path, argv: tuple[str, ...], expected: str) -> None:
+    done = run(argv[0], str(bundle), *argv[1:], "--json")
+    assert done.returncode == 0, done.stderr
+    assert expected in json.loads(done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (("build",), "TensorRT cannot be loaded"),
+        (("run", "--backend", "trt", "--image", "x.png", "--prompt", "what"), "TensorRT cannot be loaded"),
+        (("run", "--device", "cuda", "--image", "x.png", "--prompt", "what"), "CUDAExecutionProvider"),
+        (("check", "--against", "torch"), "pip install"),
+    ],
+    ids=["build", "trt", "cuda", "check"],
+)
+def test_what_is_missing_is_said_in_one_line(bundle: Path, argv: tuple[str, ...], message: str) -> None:
+    done = run(argv[0], str(bundle), *argv[1:])
+    assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
