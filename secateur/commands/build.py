@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Build TensorRT plans of a bundle on this device, or print the trtexec commands that do.
 
-secateur build build/demo-btp
-secateur build build/demo-btp --dry-run
-secateur build build/demo-btp --script results/run.sh
+secateur build build/bundle
+secateur build build/bundle --dry-run
+secateur build build/bundle --script results/run.sh
 """
 
 from __future__ import annotations

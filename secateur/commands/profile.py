@@ -2,8 +2,8 @@
 """Where the time goes: every graph and the whole chain of every schedule.
 
 secateur profile build/demo-btp
-secateur profile build/demo-trt --trtexec --schedules btp-22 --workspace 1024 --html profile.html
-secateur profile build/demo-trt --import results/run.files --out profile.json
+secateur profile build/bundle --trtexec --schedules btp-22 --workspace 1024 --html profile.html
+secateur profile build/bundle --import results/run.files --out profile.json
 """
 
 from __future__ import annotations
