@@ -101,7 +101,7 @@ def _commands(arguments: argparse.Namespace, bundle: Bundle) -> dict[str, Any]:
     names = chosen(list(bundle.manifest.schedules), arguments.schedules or "all")
     folder = folder_of(script) if script is not None else arguments.out or bundle.root / FOLDER
     recipe = _engines.recipe(arguments, bundle, names, folder)
-    recipe.write()
+    recipe.write(fresh=arguments.script is not None)
     if script is not None:
         write_script(recipe, script)
     return {

@@ -46,7 +46,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from secateur.evaluation.run import chosen
     from secateur.runtime import Bundle
 
-    if arguments.against == arguments.backend and arguments.device is None:
+    usual = "cuda" if arguments.backend == "trt" else "cpu"
+    if arguments.against == arguments.backend and arguments.device in (None, usual):
         raise InputError(
             f"--against and --backend are both '{arguments.backend}'; name two backends, or another --device"
         )

@@ -82,15 +82,17 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from secateur.evaluation.run import Settings, chosen, evaluate
     from secateur.evaluation.tasks.base import Source, Task
     from secateur.files import write_text
-    from secateur.runtime import Pipeline
+    from secateur.runtime import Bundle, Pipeline
 
     _check_output(arguments)
     settings = Settings(arguments.seed, arguments.timed, arguments.batch, arguments.max_new_tokens)
     source = Source(arguments.data, arguments.answers, arguments.images, arguments.questions, arguments.seed)
     task: Task = plugins.load(tasks, arguments.task, "task").Task(source)
-    loaded = Pipeline.load(arguments.bundle, arguments.backend, arguments.threads, device=arguments.device)
+    names = chosen(list(Bundle.load(arguments.bundle, verify=False).manifest.schedules), arguments.schedules)
+    loaded = Pipeline.load(
+        arguments.bundle, arguments.backend, arguments.threads, device=arguments.device, schedules=names
+    )
     with loaded as vlm, bars() as show:
-        names = chosen(vlm.schedules, arguments.schedules)
         found = evaluate(
             vlm,
             task,

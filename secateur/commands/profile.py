@@ -102,15 +102,15 @@ def _here(arguments: argparse.Namespace) -> Profiling:
     from secateur.evaluation.run import chosen
     from secateur.profiling.clocked import PROMPT, Settings
     from secateur.profiling.run import here
-    from secateur.runtime import Pipeline
+    from secateur.runtime import Bundle, Pipeline
 
     given = {name: getattr(arguments, name) for name in ("rounds", "warmup", "new_tokens")}
     settings = Settings(**{name: value for name, value in given.items() if value is not None})
     prompt = PROMPT if arguments.prompt is None else arguments.prompt
     backend = arguments.backend or "ort"
-    loaded = Pipeline.load(arguments.bundle, backend, arguments.threads, device=arguments.device)
+    names = chosen(list(Bundle.load(arguments.bundle, verify=False).manifest.schedules), arguments.schedules)
+    loaded = Pipeline.load(arguments.bundle, backend, arguments.threads, device=arguments.device, schedules=names)
     with loaded as vlm, bars() as progress:
-        names = chosen(vlm.schedules, arguments.schedules)
         return here(vlm, backend, names, arguments.image, prompt, settings, progress, arguments.command_line)
 
 

@@ -48,4 +48,7 @@ def check_text(bundle: Bundle, made: Limits) -> None:
     """
     least = len(Tokenizer.read(bundle.prompt, bundle.path("tokenizer.json")).first("a"))
     if made.text < least:
-        raise InputError(f"--max-text is {made.text}; the shortest question has {least} rows with its template")
+        raise InputError(
+            f"--max-text is {made.text}; the shortest question has {least} rows with its template; "
+            "raise --max-text or lower --max-new-tokens"
+        )

@@ -70,22 +70,26 @@ class Recipe:
         """From `folder` to the bundle."""
         return Path(os.path.relpath(self.bundle, self.folder.resolve())).as_posix()
 
-    def write(self) -> None:
+    def write(self, fresh: bool = True) -> None:
         """Write the input files and cases.json into `folder`, and remove the results of what was timed there before.
+
+        fresh  remove them also where they are of the same cases of the same bundle
 
         Raises:
             BadOutput: they cannot be written.
         """
         if self.folder.exists() and not self.folder.is_dir():
             raise BadOutput(f"output {self.folder} is no folder; name another one")
-        old: tuple[Case, ...] = ()
+        new, old = Cases(identity(self.manifest), self.cases), None
         with suppress(BadMeasurement):
-            old = Cases.read(self.folder).cases
-        for case in (*old, *self.cases):
+            old = Cases.read(self.folder)
+        if old == new and not fresh:
+            return
+        for case in (*(old.cases if old else ()), *self.cases):
             shutil.rmtree(self.folder / case.inputs, ignore_errors=True)
             for file in (case.times, case.layer_times, case.log):
                 with suppress(OSError):
                     (self.folder / file).unlink()
         for case in self.cases:
             inputs.write(self.manifest, case, self.folder)
-        write_text(self.folder / CASES_FILE, to_json(Cases(identity(self.manifest), self.cases)))
+        write_text(self.folder / CASES_FILE, to_json(new))

@@ -73,7 +73,7 @@ build() { # GRAPH ONNX [WEIGHTS...] --ARGUMENT...
     shift
     while [ "${1#--}" = "$1" ]; do
         [ -f "$BUNDLE/$1" ] || fail "$BUNDLE/$1 is missing; copy the whole bundle"
-        [ -n "$changed" ] || changed=$(find "$BUNDLE/$1" "$script" "$TRTEXEC" -newer "$graph.plan")
+        [ -n "$changed" ] || changed=$(find -L "$BUNDLE/$1" "$script" "$TRTEXEC" -newer "$graph.plan")
         shift
     done
     if [ -z "$changed" ]; then

@@ -38,9 +38,7 @@ def atomic_folder(target: Path, force: bool, marker: str, keep: str = "") -> Ite
         _sync(partial)
         check_free(target, force, marker)  # another run may have been quicker
         if target.exists():
-            _exchange(partial, target)
-            if keep and (partial / keep).is_dir() and not (partial / keep).is_symlink():
-                (partial / keep).rename(target / keep)
+            _exchange_keeping(partial, target, keep)
         else:
             partial.rename(target)
         _sync_folder(target.parent)
@@ -88,6 +86,19 @@ def _is_alive(process: int) -> bool:
     except PermissionError:
         return True
     return True
+
+
+def _exchange_keeping(new: Path, old: Path, keep: str) -> None:
+    """`_exchange`, with the subfolder `keep` of the old one in the new one; if that fails, all is as before."""
+    kept = bool(keep) and (old / keep).is_dir() and not (old / keep).is_symlink()
+    if kept:
+        (old / keep).rename(new / keep)
+    try:
+        _exchange(new, old)
+    except BaseException:
+        if kept:
+            (new / keep).rename(old / keep)
+        raise
 
 
 def _exchange(new: Path, old: Path) -> None:

@@ -37,6 +37,10 @@ class Settings:
                 raise InputError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}")
 
 
+UNTIMED = 2
+"""Questions before each timed one where decode steps are recorded: of one step each, one warms up and one records."""
+
+
 def noise(manifest: Manifest) -> ImageLike:
     """An image for a profile that is given none: time does not depend on what is to be seen."""
     sizes = manifest.graph("vision").inputs[0].shape[2:]
@@ -57,6 +61,8 @@ def clock(
     for turn in range(turns):
         first = turn % len(names)  # nobody is always behind the same neighbour
         for name in [*names[first:], *names[:first]]:
+            for _ in range(UNTIMED if vlm.records_steps else 0):
+                vlm.ask(image, prompt, name, settings.new_tokens)
             answer = vlm.ask(image, prompt, name, settings.new_tokens)
             if turn >= settings.warmup:
                 found[name].append(answer.timings)

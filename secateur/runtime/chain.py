@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from secateur.artifacts import ENCODER_GATES, GateRef, GraphSpec, Manifest
+from secateur.artifacts import ENCODER_GATES, FULL, GateRef, GraphSpec, Manifest
 from secateur.errors import BadBundle, InputError
 from secateur.runtime.backends.base import Array, Backend, Buffer
 from secateur.runtime.cache import KVCache, rounded
@@ -58,12 +58,13 @@ class Walk:
 class Chain:
     """Runs the graphs of one manifest on one backend. Buffers between graphs are kept and used again.
 
-    schedules  those whose gates to open; None opens all
+    schedules  those whose gates to open, "full" is always open; None opens all
     """
 
     def __init__(self, manifest: Manifest, backend: Backend, schedules: Sequence[str] | None = None) -> None:
         self.manifest = manifest
-        self.schedules = tuple(manifest.schedules if schedules is None else schedules)
+        wanted = manifest.schedules if schedules is None else (FULL, *schedules)
+        self.schedules = tuple(name for name in manifest.schedules if name in wanted)
         self.backend = backend
         self._graphs = {graph.name: graph for graph in manifest.graphs}
         self._scratch: dict[tuple[str, str], Buffer] = {}
@@ -110,6 +111,7 @@ class Chain:
             if spare is not None and (spare.batch, spare.capacity, spare.shift) == wanted:
                 spare.clear()
                 return spare
+            del spare  # its memory is needed for the new one
             return KVCache(self.backend, self.manifest.segments, rows, batch, shift)
 
     def give_back(self, cache: KVCache) -> None:

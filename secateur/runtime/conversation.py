@@ -81,8 +81,11 @@ class Conversation:
         return self.turn
 
     def close(self) -> None:
-        """Nothing more can be asked; the cache may serve another conversation."""
-        if self._cache is not None:
+        """Nothing more can be asked; the cache may serve another conversation.
+
+        That of an answer that failed or was left does not: it may hold what is no number.
+        """
+        if self._cache is not None and self.turn is not None and self.turn.ended:
             self.chain.give_back(self._cache)
         self._cache, self.turn, self._closed = None, None, True
 
@@ -119,6 +122,7 @@ class Turn:
         self._options = options
         self._start = cache.position
         self._steps = 0
+        self.ended = False
 
     def __iter__(self) -> Iterator[list[int | None]]:
         """The next token of each sample, None for a sample that has ended."""
@@ -140,8 +144,9 @@ class Turn:
                 if token is not None:
                     self.tokens[b].append(token)
                     live[b] = token not in prompt.stop
+            self.ended = not any(live) or step + 1 == self._options.max_new_tokens
             yield new
-            if not any(live):
+            if self.ended:
                 return
 
     def text(self) -> Iterator[str]:

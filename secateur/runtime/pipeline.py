@@ -53,7 +53,8 @@ class Pipeline:
         threads    CPU threads, None lets the backend decide
         verify     compare the sha256 of every file with the manifest
         device     "cpu" or "cuda", as far as the backend knows it; None is the backend's own
-        schedules  names of those that will be asked for, so that the gates of others take no memory; None is all
+        schedules  names of those that will be asked for beside "full", so that the gates of others take no memory;
+                   None is all
 
         Raises:
             BadBundle: damaged, unsafe or no bundle.
@@ -78,6 +79,11 @@ class Pipeline:
     def most_batch(self) -> int | None:
         """Questions that can be asked at once; None: any number."""
         return self._backend.most_batch
+
+    @property
+    def records_steps(self) -> bool:
+        """Whether a decode step is recorded, and only replayed as long as one asks for the same schedule and room."""
+        return self._backend.fixed_shapes
 
     @property
     def schedules(self) -> tuple[str, ...]:
@@ -224,6 +230,8 @@ class Pipeline:
     def _schedule(self, name: str | None) -> str:
         names = self.schedules
         if name is not None:
+            if name in self.bundle.manifest.schedules and name not in names:
+                raise InputError(f"schedule '{name}' was not opened; name it in Pipeline.load(schedules=...)")
             if name not in names:
                 raise _unknown(name, names)
             return name
@@ -234,7 +242,7 @@ class Pipeline:
 
 
 def _to_the_end(conversation: Conversation, pieces: Iterator[str]) -> Iterator[str]:
-    """All pieces, then close. An answer that failed or was left keeps its cache: it may hold what is no number."""
+    """All pieces, then close."""
     yield from pieces
     conversation.close()
 

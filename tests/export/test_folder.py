@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from secateur.errors import BadOutput
+from secateur.export import folder as folder_module
 from secateur.export.folder import atomic_folder
 
 
@@ -52,6 +53,29 @@ def test_force_keeps_a_subfolder(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "file").read_text() == "two"
     assert (tmp_path / "out" / "engines" / "a.plan").read_text() == "plan"
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("fails", ["rename", "_exchange"])
+def test_a_subfolder_that_cannot_be_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str) -> None:
+    write(tmp_path / "out", "one")
+    (tmp_path / "out" / "engines").mkdir()
+    (tmp_path / "out" / "engines" / "a.plan").write_text("plan")
+    rename = Path.rename
+
+    def refuse(self: Path, target: Path) -> Path:
+        if self.name == "engines" and self.parent.name == "out":
+            raise OSError(errno.EBUSY, "Device or resource busy")
+        return rename(self, target)
+
+    if fails == "rename":
+        monkeypatch.setattr(Path, "rename", refuse)
+    else:
+        monkeypatch.setattr(folder_module, "_exchange", lambda new, old: (_ for _ in ()).throw(OSError(5, "no")))
+    with pytest.raises(BadOutput, match="nothing was changed"):
+        with atomic_folder(tmp_path / "out", force=True, marker="file", keep="engines") as folder:
+            (folder / "file").write_text("two")
+    assert (tmp_path / "out" / "file").read_text() == "one"
+    assert (tmp_path / "out" / "engines" / "a.plan").read_text() == "plan"
 
 
 def test_a_failure_leaves_the_old_one(tmp_path: Path) -> None:

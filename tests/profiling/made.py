@@ -133,7 +133,7 @@ def profiling() -> Profiling:
         apart=True,
         rounds=None,
         machine={"GPU": "Orin", "TensorRT": "10.3"},
-        command="secateur profile demo-trt --import results",
+        command="secateur profile bundle --import run.files",
         chains=(full, btp),
         graphs=graphs,
         advice=("The GPU may wait for the host (enqueue over compute): btp-22.0.prefill.",),

@@ -26,8 +26,8 @@ class Answered:
 class Canned:
     """Answers of known times: every graph takes a millisecond more each round, and one more in `full`."""
 
-    def __init__(self, bundle: Bundle) -> None:
-        self.bundle = bundle
+    def __init__(self, bundle: Bundle, records_steps: bool = False) -> None:
+        self.bundle, self.records_steps = bundle, records_steps
         self.asked: list[str] = []
 
     def ask(self, image: Any, prompt: str, schedule: str, max_new_tokens: int) -> Answered:
@@ -83,6 +83,14 @@ def test_schedules_take_turns_and_each_is_once_the_first(bundle: Bundle) -> None
     rounds = [vlm.asked[i : i + len(names)] for i in range(0, len(vlm.asked), len(names))]
     assert all(sorted(each) == sorted(names) for each in rounds)
     assert [each[0] for each in rounds] == names
+
+
+def test_recorded_steps_are_recorded_before_they_are_timed(bundle: Bundle) -> None:
+    vlm = Canned(bundle, records_steps=True)
+    chains, _ = clock(cast(Pipeline, vlm), "", "?", ["full", "btp"], Settings(rounds=2, warmup=0), quiet)
+    assert vlm.asked == ["full"] * 3 + ["btp"] * 6 + ["full"] * 3
+    third, sixth = chains[1].first_token.p50, chains[1].first_token.p99
+    assert (third, sixth) == (1 + 12 * 3, 1 + 12 * 6), "of six answers two are timed"
 
 
 def test_noise_fits_the_encoder_and_is_the_same_every_time(bundle: Bundle) -> None:

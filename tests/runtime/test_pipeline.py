@@ -213,11 +213,12 @@ with secateur.runtime.Pipeline.load({str(bundle_path)!r}, threads=1) as vlm:
 
 def test_only_the_schedules_that_are_asked_for_are_open(bundle_path: Path, picture: Picture) -> None:
     with Pipeline.load(bundle_path, schedules=["early"]) as vlm:
-        assert vlm.schedules == ("early",)
+        assert vlm.schedules == ("full", "early")
         opened = vlm._backend._sessions  # type: ignore[attr-defined]
         assert {name for name in opened if "." in name} == {"early.0"}
         assert vlm.ask(picture(1), QUESTION).receipt.schedule == "early"
-        with pytest.raises(UnknownName, match="'prune'"):
+        assert vlm.ask(picture(1), QUESTION, schedule="full").receipt.schedule == "full"
+        with pytest.raises(InputError, match="'prune' was not opened"):
             vlm.ask(picture(1), QUESTION, schedule="prune")
     with pytest.raises(UnknownName, match="Did you mean 'early'"):
         Pipeline.load(bundle_path, schedules=["earl"])

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -157,6 +158,10 @@ def test_an_overflow_is_an_error_and_its_cache_is_not_used_again(bundle_path: Pa
         for tokens in (1, 6):
             with pytest.raises(SecateurError, match="NaN"):
                 vlm.ask(picture(1), QUESTION, schedule="prune", max_new_tokens=tokens)
+        chat = vlm.open(picture(1), schedule="prune", capacity=64)
+        with pytest.raises(SecateurError, match="NaN"):
+            chat.ask(QUESTION, max_new_tokens=6)
+        chat.close()
         backend.spoiled = False
         assert vlm._chain._spare is None
         assert vlm.ask(picture(1), QUESTION, schedule="prune", max_new_tokens=6).tokens == expected.tokens
@@ -186,3 +191,19 @@ def test_caches_have_round_sizes_and_are_not_mixed_up(fixed: Pipeline) -> None:
     schedules["prune"] = original
     chain.give_back(cache)
     assert chain.cache(1, 30, "prune") is cache and chain.cache(1, 30, "prune") is not cache
+
+
+def test_an_old_cache_goes_before_the_new_one_comes(fixed: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    chain = fixed._chain
+    chain.give_back(chain.cache(1, 20, "prune"))
+    old = weakref.ref(chain._spare)
+    alive: list[bool] = []
+    allocate = fixed._backend.allocate
+
+    def watched(shape: tuple[int, ...], dtype: Any) -> base.Buffer:
+        alive.append(old() is not None)
+        return allocate(shape, dtype)
+
+    monkeypatch.setattr(fixed._backend, "allocate", watched)
+    chain.cache(1, 100, "prune")
+    assert alive and not any(alive)
