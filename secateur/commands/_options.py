@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from secateur.errors import BadSchedule, InputError
+from secateur.progress import Progress
 
 if TYPE_CHECKING:
     from secateur.artifacts import Schedule
@@ -139,9 +140,7 @@ def number(arguments: argparse.Namespace) -> int:
     return len(method_classes(arguments.method)) * len(requests(arguments)) * (1 + controls)
 
 
-def make_schedules(
-    arguments: argparse.Namespace, family: Family, progress: Callable[[str, str, int, int], None]
-) -> list[Schedule]:
+def make_schedules(arguments: argparse.Namespace, family: Family, progress: Progress) -> list[Schedule]:
     """Measure the model once and let each method make one schedule per request, with its control if asked."""
     from secateur.methods.random import Method as Random
 
@@ -170,7 +169,7 @@ def _measure(
     arguments: argparse.Namespace,
     family: Family,
     chosen: list[Method],
-    progress: Callable[[str, str, int, int], None],
+    progress: Progress,
 ) -> list[Statistics]:
     """Statistics for each method. Those that ask for as many samples share a run; what they get is the same alone."""
     from secateur.calibration.capture import capture

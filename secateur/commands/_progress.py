@@ -3,20 +3,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
+from rich import progress as rich
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from secateur.progress import Progress
 
 
 @contextmanager
-def bars() -> Iterator[Callable[[str, str, int, int], None]]:
+def bars() -> Iterator[Progress]:
     """Yields show(bar, note, done, total): one bar for each name, drawn where stderr is a terminal."""
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description:<12}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(
-        *columns, TextColumn("{task.fields[note]}"), console=console, disable=not console.is_terminal
+    columns = (
+        rich.TextColumn("{task.description:<12}"),
+        rich.BarColumn(),
+        rich.MofNCompleteColumn(),
+        rich.TimeElapsedColumn(),
+    )
+    with rich.Progress(
+        *columns, rich.TextColumn("{task.fields[note]}"), console=console, disable=not console.is_terminal
     ) as shown:
         tasks = {}
 

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from secateur.engines.source import source
 from secateur.engines.worker import ALWAYS, Job, Result
 from secateur.errors import BadEngine, BuildFailed
 from secateur.files import write_text
+from secateur.progress import Progress, silent
 from secateur.runtime.bundle import Bundle, sha256
 
 LESS_MEMORY = "if memory ran out, try a smaller --workspace, --optimization-level 2, and close the desktop"
@@ -33,7 +34,6 @@ SHORT_OF_MEMORY = ("memory", "alloc", "could not find any implementation", "no r
 """What TensorRT's messages have in common where memory, or the workspace, was too small."""
 UNFINISHED = "unfinished.json"
 """Engines, as engines.json, of a build that has not ended."""
-Progress = Callable[[str, str, int, int], None]
 Profiles = Mapping[str, tuple[Profile, ...]]
 
 
@@ -53,7 +53,7 @@ def build(
     profiles: Profiles,
     limits: Limits,
     settings: Settings,
-    progress: Progress = lambda stage, note, done, total: None,
+    progress: Progress = silent,
 ) -> Built:
     """Build the plans that are missing or out of date, in BUNDLE/engines/<device>/.
 

@@ -7,7 +7,7 @@ import os
 import shlex
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from secateur.engines.alone import alone
@@ -17,12 +17,12 @@ from secateur.engines.source import files
 from secateur.engines.trtexec import TRTEXEC
 from secateur.errors import BackendMissing, BadOutput
 from secateur.files import write_text
+from secateur.progress import Progress
 
 VARIABLE = "TRTEXEC"
 PART = ".part"
 """Behind the name of a plan that trtexec has not finished."""
 USUAL = Path("/usr/src/tensorrt/bin/trtexec")
-Progress = Callable[[str, str, int, int], None]
 
 
 def find(given: str = "") -> Path:

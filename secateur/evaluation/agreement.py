@@ -7,7 +7,7 @@ The inputs are real: a walk of the reference backend through the whole chain, pr
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 from secateur.artifacts import GraphSpec
 from secateur.errors import BackendMissing
 from secateur.export.examples import example
+from secateur.progress import Progress, silent
 from secateur.runtime.backends import base
 from secateur.runtime.bundle import Bundle
 from secateur.runtime.chain import Chain
@@ -26,7 +27,6 @@ SHARE = {"fp32": 1e-4, "fp16": 3e-2}
 """Allowed difference as a share of the largest magnitude in an output, as in the check after an export."""
 
 Feed = dict[str, base.Array]
-Progress = Callable[[str, str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def agree(
     candidate: base.Backend,
     schedules: Sequence[str],
     bounds: Bounds = Bounds(),
-    progress: Progress = lambda stage, note, done, total: None,
+    progress: Progress = silent,
 ) -> tuple[Agreement, ...]:
     """Every graph that these schedules run, in the manifest's order.
 

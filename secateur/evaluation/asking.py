@@ -6,7 +6,7 @@ All schedules see a question before the next one comes, so that a drift of the m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,10 +16,10 @@ from PIL import Image
 from secateur.errors import BadImage, BadPrompt
 from secateur.evaluation.results import Answered, Overlay
 from secateur.evaluation.tasks.base import Question, Task
+from secateur.progress import Progress
 from secateur.runtime import Answer, Pipeline
 from secateur.runtime.preprocess import Preprocess, pixel_values
 
-Progress = Callable[[str, str, int, int], None]
 BATCH = 25
 WARM_UP = 2
 

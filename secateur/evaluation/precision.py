@@ -6,7 +6,7 @@ Each side goes its own way from pixels to answer, so a token that changes place 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,6 +17,7 @@ from secateur.evaluation import asking, plain
 from secateur.evaluation.tasks import demo
 from secateur.evaluation.tasks.base import Question, Source, Task
 from secateur.models.base import DEMO, Family
+from secateur.progress import Progress, silent
 from secateur.runtime import Answer, Pipeline
 from secateur.runtime.backends import base, ort
 from secateur.runtime.backends import torch as eager
@@ -28,7 +29,6 @@ LARGEST = float(np.finfo(np.float16).max)
 QUESTIONS = 60
 """By default. One early pick that flips can change a third of a picture's tokens, so that few questions say little."""
 BATCH = 8
-Progress = Callable[[str, str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -128,7 +128,7 @@ class Watched(ort.Backend):
 def compare(
     bundle: Bundle,
     count: int = QUESTIONS,
-    progress: Progress = lambda stage, note, done, total: None,
+    progress: Progress = silent,
     family: Family | None = None,
 ) -> Precision:
     """Put `count` questions to every schedule in both precisions, fp32 first; one model is in memory at a time.

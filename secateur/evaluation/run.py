@@ -18,11 +18,12 @@ from secateur import __version__
 from secateur.artifacts import FULL, Manifest, Schedule
 from secateur.errors import InputError, UnknownName
 from secateur.evaluation import asking
-from secateur.evaluation.asking import BATCH, Progress, Timed
+from secateur.evaluation.asking import BATCH, Timed
 from secateur.evaluation.compare import mcnemar, nearest_downsample, split
 from secateur.evaluation.results import Evaluation, GateLine, Percentiles, ScheduleResult
 from secateur.evaluation.retention import retention
 from secateur.evaluation.tasks.base import Task
+from secateur.progress import Progress
 from secateur.runtime import Pipeline
 
 TIMED = 50

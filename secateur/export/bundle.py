@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from secateur.export.parity import Parity, check
 from secateur.export.targets import Target
 from secateur.export.to_onnx import to_onnx
 from secateur.models.base import Family
+from secateur.progress import Progress, silent
 from secateur.runtime.bundle import MANIFEST, Bundle, sha256
 
 PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime")
@@ -43,7 +44,7 @@ def export(
     *,
     force: bool = False,
     verify: bool = True,
-    progress: Callable[[str, str, int, int], None] = lambda stage, note, done, total: None,
+    progress: Progress = silent,
 ) -> Exported:
     """Write the bundle of `family` with the schedule "full" and `schedules` to the folder `out`.
 

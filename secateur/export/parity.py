@@ -6,7 +6,7 @@ Graphs of a large bundle are opened one at a time, so the check needs the memory
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 from secateur.artifacts import GraphSpec
 from secateur.export.examples import example
 from secateur.models.base import Family
+from secateur.progress import Progress, silent
 from secateur.runtime.backends import base, ort
 from secateur.runtime.backends import torch as eager
 from secateur.runtime.bundle import Bundle
@@ -89,7 +90,7 @@ def error(found: base.Array, expected: base.Array) -> float:
 def check(
     bundle: Bundle,
     family: Family,
-    progress: Callable[[str, str, int, int], None] = lambda stage, note, done, total: None,
+    progress: Progress = silent,
 ) -> tuple[Parity, ...]:
     """Compare a bundle on ONNX Runtime with `family` on torch: prefill and two decode steps of every schedule."""
     manifest = bundle.manifest

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,11 +13,11 @@ from secateur.errors import InputError
 from secateur.profiling.chains import chain, compared, kinds, with_shares
 from secateur.profiling.percentiles import spread
 from secateur.profiling.results import STAGES, Chain, GraphTimes
+from secateur.progress import Progress
 from secateur.runtime import Pipeline
 from secateur.runtime.image import ImageLike
 from secateur.runtime.walk import prefill
 
-Progress = Callable[[str, str, int, int], None]
 Timings = Sequence[dict[str, float]]
 SIDE = 336
 PROMPT = "what is in the picture ?"

@@ -10,9 +10,10 @@ from secateur import __version__
 from secateur.engines.trtexec import TRTEXEC
 from secateur.evaluation.run import machine
 from secateur.profiling.advice import advice
-from secateur.profiling.clocked import Progress, Settings, clock, noise
+from secateur.profiling.clocked import Settings, clock, noise
 from secateur.profiling.imported import read_folder
 from secateur.profiling.results import Chain, Failure, GraphTimes, Profiling
+from secateur.progress import Progress
 from secateur.runtime import Bundle, Pipeline
 from secateur.runtime.image import ImageLike
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from secateur.errors import SecateurError
 from secateur.runtime import Bundle, Pipeline
 from secateur.runtime.backends.ort import Backend, HostBuffer
+from tests.runtime.backends.buffers import segment
 
 
 @pytest.fixture(scope="module")
@@ -28,27 +29,6 @@ def backend(bundle: Bundle) -> Backend:
     for graph in bundle.manifest.graphs:
         made.load(graph)
     return made
-
-
-def segment(backend: Backend, rows: int = 3, past: int = 2, batch: int = 2) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Buffers for segment_0."""
-    rng = np.random.default_rng(0)
-
-    def filled(*shape: int) -> HostBuffer:
-        return HostBuffer(rng.normal(size=shape).astype(np.float32))
-
-    inputs = {
-        "hidden_states": filled(batch, rows, 16),
-        "position_ids": HostBuffer(np.arange(past, past + rows)[None].repeat(batch, axis=0)),
-        "attention_mask": HostBuffer(np.ones((batch, past + rows), np.int64)),
-        "last_index": HostBuffer(np.full(batch, rows - 1)),
-        "past_key.0": filled(past, batch, 2, 4),
-        "past_value.0": filled(past, batch, 2, 4),
-    }
-    outputs = {name: backend.allocate((rows, batch, 2, 4), np.float32) for name in ("new_key.0", "new_value.0")}
-    outputs["hidden_states.out"] = backend.allocate((batch, rows, 16), np.float32)
-    outputs |= {name: backend.allocate((batch, 4, 4), np.float32) for name in ("query", "text_query")}
-    return inputs, outputs
 
 
 @pytest.mark.parametrize("past", [0, 1, 5])

@@ -17,6 +17,7 @@ import pytest
 from secateur.errors import InputError, SecateurError
 from secateur.runtime import Bundle
 from secateur.runtime.backends.trt import Backend
+from tests.runtime.backends.buffers import segment
 
 
 @pytest.fixture
@@ -28,32 +29,6 @@ def backend(engines_path: Path) -> Iterator[Backend]:
         made.load(graph)
     yield made
     made.close()
-
-
-def segment(backend: Backend, rows: int, past: int, batch: int = 2) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Buffers for segment_0 with random contents."""
-    rng = np.random.default_rng(0)
-
-    def uploaded(array: Any) -> Any:
-        buffer = backend.allocate(array.shape, array.dtype)
-        buffer.write(array)
-        return buffer
-
-    def filled(*shape: int) -> Any:
-        return uploaded(rng.normal(size=shape).astype(np.float32))
-
-    inputs = {
-        "hidden_states": filled(batch, rows, 16),
-        "position_ids": uploaded(np.arange(past, past + rows)[None].repeat(batch, axis=0)),
-        "attention_mask": uploaded(np.ones((batch, past + rows), np.int64)),
-        "last_index": uploaded(np.full(batch, rows - 1)),
-        "past_key.0": filled(past, batch, 2, 4),
-        "past_value.0": filled(past, batch, 2, 4),
-    }
-    outputs = {name: backend.allocate((rows, batch, 2, 4), np.float32) for name in ("new_key.0", "new_value.0")}
-    outputs["hidden_states.out"] = backend.allocate((batch, rows, 16), np.float32)
-    outputs |= {name: backend.allocate((batch, 4, 4), np.float32) for name in ("query", "text_query")}
-    return inputs, outputs
 
 
 @pytest.mark.parametrize(("rows", "past", "batch"), [(13, 0, 2), (3, 2, 2), (1, 20, 1), (1, 7, 2)])
