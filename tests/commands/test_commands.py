@@ -9,32 +9,12 @@ import pytest
 
 from secateur import commands, plugins
 from secateur.artifacts import Schedule, read_json
-from secateur.cli import main
 from secateur.demo import sample_directory
 from secateur.errors import BadSchedule
+from tests.commands.calling import call, refused
 
 Bundle = tuple[Path, dict[str, Any]]
 FAST = ["--sample-count", "2"]
-
-
-def call(capsys: pytest.CaptureFixture[str], *argv: object) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of one command."""
-    try:
-        code = main([str(word) for word in argv])
-    except SystemExit as stop:  # argparse
-        code = int(stop.code or 0)
-    out, err = capsys.readouterr()
-    return code, out, err
-
-
-def refused(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
-    """The one line that a wrong use gets."""
-    code, out, err = call(capsys, *argv)
-    assert code == 2 and out == "", (code, out, err)
-    assert "Traceback" not in err
-    (line,) = err.strip().splitlines()
-    assert line.startswith("secateur: error: ")
-    return line
 
 
 def test_export_reports_what_it_did(demo_bundle: Bundle) -> None:

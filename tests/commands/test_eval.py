@@ -13,28 +13,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from secateur.cli import main
 from secateur.errors import InputError
 from secateur.evaluation import results
+from tests.commands.calling import call, refused
 
 Bundle = tuple[Path, dict[str, Any]]
 FEW = ["--questions", "12", "--timed", "1"]
-
-
-def call(capsys: pytest.CaptureFixture[str], *argv: object) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of one command."""
-    code = main([str(word) for word in argv])
-    out, err = capsys.readouterr()
-    return code, out, err
-
-
-def refused(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
-    """The one line that a wrong use gets."""
-    code, out, err = call(capsys, *argv)
-    assert code == 2 and out == "", (code, out, err)
-    (line,) = err.strip().splitlines()
-    assert line.startswith("secateur: error: ")
-    return line
 
 
 def test_the_demo_answers_and_pruning_keeps_most_of_it(

@@ -10,17 +10,15 @@ from typing import Any
 
 import pytest
 
-from secateur.cli import main
+from secateur.engines.version import Version
 from secateur.export import lint
 from secateur.export.bundle import Exported
 from secateur.export.lint import Finding
+from secateur.export.operators import table
+from secateur.export.operators.rows import Table
+from tests.commands.calling import call
 
 Bundle = tuple[Path, Exported]
-
-
-def call(capsys: pytest.CaptureFixture[str], *argv: object) -> tuple[int, str, str]:
-    code = main([str(word) for word in argv])
-    return code, *capsys.readouterr()
 
 
 def test_operators_of_a_tensorrt_bundle(trt_bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
@@ -33,9 +31,19 @@ def test_operators_of_a_tensorrt_bundle(trt_bundle: Bundle, capsys: pytest.Captu
     assert code == 0 and "TensorRT 10.3" in out and "TopK" in out and "source 1:" in out
 
 
-def test_another_version(trt_bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+def test_another_version(
+    trt_bundle: Bundle, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def watched(version: Version) -> Table:
+        asked.append(str(version))
+        return table(version)
+
+    monkeypatch.setattr(lint, "table", watched)
     _, out, _ = call(capsys, "inspect", trt_bundle[0], "--tensorrt", "10.16", "--json")
     assert json.loads(out)["lint"]["tensorrt"] == "10.16"
+    assert asked == ["10.16"] * 2, "once for the operators, once for the findings"
 
 
 def test_findings_are_shown_and_fail(

@@ -16,6 +16,7 @@ from secateur.engines.cases import Cases
 from secateur.export.bundle import Exported
 from secateur.runtime.backends import ort
 from secateur.runtime.bundle import Bundle
+from tests.commands import calling
 from tests.profiling import made
 
 Trt = tuple[Path, Exported]
@@ -23,19 +24,11 @@ FEW = ("--rounds", 2, "--warmup", 0, "--new-tokens", 3, "--threads", 1)
 
 
 def call(capsys: pytest.CaptureFixture[str], *argv: object) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of one command."""
-    code = main([str(word) for word in ("profile", *argv)])
-    out, err = capsys.readouterr()
-    return code, out, err
+    return calling.call(capsys, "profile", *argv)
 
 
 def refused(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
-    """The one line that a wrong use gets."""
-    code, out, err = call(capsys, *argv)
-    assert code == 2 and out == "", (code, out, err)
-    (line,) = err.strip().splitlines()
-    assert line.startswith("secateur: error: ")
-    return line
+    return calling.refused(capsys, "profile", *argv)
 
 
 def test_a_backend_here(
