@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 BUNDLE := build/demo-btp
 SAMPLE := secateur/demo/samples
 
-.PHONY: demo test check test-all table clean
+.PHONY: demo test check test-all matrix table clean
 
 demo: $(INSTALLED)  ## calibrate, export, then ask the bundle a question
 	$(BIN)/python export.py --method btp --out $(BUNDLE) --force
@@ -21,6 +21,10 @@ check: $(INSTALLED)  ## lint and types
 
 test-all: check  ## the slow tests too
 	$(BIN)/pytest -m ""
+
+matrix: $(INSTALLED)  ## every family with every method (half an hour), and docs/matrix.md
+	$(BIN)/pytest -m slow tests/test_matrix.py
+	$(BIN)/python -m tests.matrix
 
 table: $(INSTALLED)  ## write the README's table of methods, families and backends anew
 	$(BIN)/python -m tests.table

@@ -13,12 +13,22 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, TypeVar
 
 from numpy.typing import NDArray
 
-from secateur.errors import BadBundle, BadSchedule, InputError, UnknownName
+from secateur.errors import BadSchedule, InputError
+from secateur.layout import Dimensions as Dimensions
+from secateur.layout import Layout as Layout
+from secateur.layout import ModelIdentity as ModelIdentity
+from secateur.layout import View as View
+from secateur.manifest import Bucket as Bucket
+from secateur.manifest import GateRef as GateRef
+from secateur.manifest import GraphSpec as GraphSpec
+from secateur.manifest import Manifest as Manifest
+from secateur.manifest import ScheduleRef as ScheduleRef
+from secateur.manifest import TensorSpec as TensorSpec
 from secateur.strict import decode
 
 T = TypeVar("T")
@@ -26,15 +36,26 @@ Json = dict[str, Any]
 Array = NDArray[Any]
 ENCODER_GATES = ("vision", "downsample")
 KINDS = ("prune", "route", *ENCODER_GATES)
+SCHEDULE_SCHEMA = 2
 FULL = "full"
 """Name and method of the schedule without gates, which every bundle holds."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a gate does to one of several views: `tensors` is what the names of its tensors begin with."""
+
+    keep: int
+    selector: Json = field(default_factory=dict)
+    tensors: str = ""
 
 
 @dataclass(frozen=True)
 class Gate:
     """Reduce the vision tokens *entering* decoder layer `layer` (0-based) to `keep`.
 
-    `selector` holds the parameters of the method for this gate, and nothing else does. The kinds:
+    `selector` holds the parameters of the method for this gate, and nothing else does. Where the prompt has several
+    views each is pruned by itself: then `parts` has one entry a view, and `keep` is their sum. The kinds:
 
     prune       between two segments; what is dropped is gone from `layer` on
     route       every such gate chooses anew among all tokens; the others skip the layers up to the next gate
@@ -46,6 +67,7 @@ class Gate:
     keep: int
     kind: str = "prune"
     selector: Json = field(default_factory=dict)
+    parts: tuple[Part, ...] = ()
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -56,23 +78,23 @@ class Gate:
             raise BadSchedule(f"gate layer {self.layer} is below 0; layers count from 0")
         if self.keep < 0:
             raise BadSchedule(f"gate at layer {self.layer} keeps {self.keep} tokens; keep must be at least 0")
-        grid: Any = self.selector.get("grid")
-        if self.kind == "downsample" and (not _is_grid(grid) or grid[0] * grid[1] != self.keep):
-            raise BadSchedule(f"a downsample gate needs a grid [rows, columns] of its {self.keep} tokens, not {grid}")
+        if self.parts and (self.selector or self.keep != sum(part.keep for part in self.parts)):
+            raise BadSchedule(f"gate at layer {self.layer} keeps {self.keep} tokens, its parts keep others")
+        for part in self.of_views:
+            grid: Any = part.selector.get("grid")
+            if self.kind == "downsample" and (not _is_grid(grid) or grid[0] * grid[1] != part.keep):
+                raise BadSchedule(
+                    f"a downsample gate needs a grid [rows, columns] of its {part.keep} tokens, not {grid}"
+                )
+
+    @property
+    def of_views(self) -> tuple[Part, ...]:
+        """One part for each view."""
+        return self.parts or (Part(self.keep, self.selector),)
 
 
 def _is_grid(value: Any) -> bool:
     return isinstance(value, list | tuple) and len(value) == 2 and all(type(v) is int and v > 0 for v in value)
-
-
-@dataclass(frozen=True)
-class ModelIdentity:
-    """The model a schedule was made for. `fingerprint` is a hash of its weights and shape."""
-
-    family: str
-    layers: int
-    vision_tokens: int
-    fingerprint: str
 
 
 @dataclass(frozen=True)
@@ -110,12 +132,15 @@ class Schedule:
     positions: str = "original"
     calibration: Json = field(default_factory=dict)
     weights: str = ""
-    schema: int = 1
+    schema: int = SCHEDULE_SCHEMA
     tensors: Mapping[str, Array] = field(default_factory=dict, compare=False, repr=False, metadata={"json": False})
 
     def __post_init__(self) -> None:
-        if self.schema != 1:
-            raise BadSchedule(f"schedule schema {self.schema} is not known; this version reads schema 1")
+        if self.schema != SCHEDULE_SCHEMA:
+            raise BadSchedule(
+                f"schedule schema {self.schema} is not known, this version reads schema {SCHEDULE_SCHEMA}; "
+                "calibrate it again"
+            )
         if self.positions not in ("original", "compact"):
             raise BadSchedule(f"positions '{self.positions}' is not known; use 'original' or 'compact'")
         if self.positions == "compact" and any(gate.kind == "route" for gate in self.gates):
@@ -144,134 +169,6 @@ def check_gates(gates: tuple[Gate, ...], layers: int, vision_tokens: int) -> Non
                 f"gate at layer {gate.layer} keeps {gate.keep} tokens of {alive}; kept counts must not grow"
             )
         layer, alive = gate.layer, vision_tokens if gate.kind == "route" else gate.keep
-
-
-@dataclass(frozen=True)
-class TensorSpec:
-    """One graph input or output. A dimension is a number, or a sum of symbols such as "P+S" or "S-72".
-
-    ONNX forbids an output to bear the name of an input, so what a graph passes on comes out as "hidden_states.out":
-    `flows_to` is the name under which the next graph takes it.
-    """
-
-    name: str
-    dtype: str
-    shape: tuple[int | str, ...]
-
-    @property
-    def flows_to(self) -> str:
-        return self.name.removesuffix(".out")
-
-
-@dataclass(frozen=True)
-class GraphSpec:
-    """One ONNX graph of a bundle: `kind` is vision, projector, embed, segment or gate.
-
-    `layers` is the half-open range of decoder layers of a segment; for a gate it is (layer, layer).
-    """
-
-    name: str
-    kind: str
-    file: str
-    inputs: tuple[TensorSpec, ...]
-    outputs: tuple[TensorSpec, ...]
-    layers: tuple[int, int] | None = None
-
-
-@dataclass(frozen=True)
-class Layout:
-    """Where the image stands in the prompt: rows [image_start, image_start + vision_tokens), raster order."""
-
-    image_start: int
-    vision_tokens: int
-    grid: tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Dimensions:
-    """Sizes of the decoder; `context` is the largest position it was made for.
-
-    vision_width, class_token  width of the vision features, and whether the encoder has a class token
-    """
-
-    layers: int
-    width: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    mlp_width: int
-    vocabulary: int
-    context: int
-    vision_width: int
-    class_token: bool = True
-
-
-@dataclass(frozen=True)
-class GateRef:
-    """A gate of a schedule in a bundle: `graph` runs before decoder layer `layer`, or where its kind says."""
-
-    layer: int
-    graph: str
-    keep: int
-    kind: str = "prune"
-
-
-@dataclass(frozen=True)
-class ScheduleRef:
-    """A schedule of a bundle: its file, its gate graphs in order, and its position policy."""
-
-    file: str
-    gates: tuple[GateRef, ...]
-    positions: str = "original"
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """Contents of a bundle (manifest.json). `files` maps each file to its sha256; `source` is what --model was."""
-
-    model: ModelIdentity
-    source: str
-    target: str
-    dtype: str
-    opset: int
-    dimensions: Dimensions
-    layout: Layout
-    graphs: tuple[GraphSpec, ...]
-    schedules: dict[str, ScheduleRef]
-    files: dict[str, str]
-    versions: dict[str, str]
-    schema: int = 1
-
-    def __post_init__(self) -> None:
-        if self.schema != 1:
-            raise BadBundle(f"manifest schema {self.schema} is not known; this version reads schema 1")
-        for path in (*self.files, *(g.file for g in self.graphs), *(s.file for s in self.schedules.values())):
-            parts = PurePosixPath(path).parts
-            if not parts or path.startswith("/") or ".." in parts or "\\" in path or ":" in path:
-                raise BadBundle(f"manifest names '{path}', which leaves the bundle; export it again")
-        graphs = {g.name for g in self.graphs}
-        if len(graphs) != len(self.graphs):
-            raise BadBundle("manifest names a graph twice; export the bundle again")
-        for name, schedule in self.schedules.items():
-            for gate in schedule.gates:
-                if gate.graph not in graphs:
-                    raise BadBundle(f"schedule '{name}' needs graph '{gate.graph}', which the manifest lacks")
-
-    def graph(self, name: str) -> GraphSpec:
-        """The graph called `name`.
-
-        Raises:
-            UnknownName: there is none.
-        """
-        found = {g.name: g for g in self.graphs}
-        if name not in found:
-            raise UnknownName("graph", name, found)
-        return found[name]
-
-    @property
-    def segments(self) -> tuple[GraphSpec, ...]:
-        """Decoder segments in order."""
-        return tuple(g for g in self.graphs if g.kind == "segment")
 
 
 def to_json(value: Any) -> str:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -34,15 +35,20 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write `data`; folders on the way are made.
+    """`write_with` all of `data`."""
+    write_with(path, lambda partial: partial.write_bytes(data))
+
+
+def write_with(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` make a file, which then becomes `path`; folders on the way are made.
 
     Raises:
-        BadOutput: it cannot be written there; what was there before is still there.
+        BadOutput: `write` raised OSError, or there is no way to `path`; what was there before is still there.
     """
     partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(data)
+        write(partial)
         partial.replace(path)
     except OSError as problem:
         with suppress(OSError):  # where the folder could not be made, there is nothing to remove

@@ -7,6 +7,7 @@ import copy
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,10 +21,10 @@ from xdist.scheduler import LoadScopeScheduling
 
 from secateur import methods, models, plugins
 from secateur.artifacts import Schedule
-from secateur.calibration.capture import capture
 from secateur.calibration.samples import Sample
+from secateur.calibration.views import calibrate, measure
 from secateur.demo.scenes import samples
-from secateur.export.bundle import Exported, export
+from secateur.export.bundle import Exported, Plan, export
 from secateur.export.targets import target
 from secateur.methods.base import BudgetRequest, Method
 from secateur.models.base import Family, load
@@ -42,10 +43,13 @@ torch.set_num_threads(1)  # two workers run side by side
 
 
 class ByBundle(LoadScopeScheduling):  # type: ignore[misc]
-    """One worker runs all files that share a bundle, which takes long to make; else one worker a file."""
+    """One worker runs all that shares a bundle, which takes long to make: several files, or a family; else a file."""
 
     def _split_scope(self, nodeid: str) -> str:
-        file = nodeid.partition("::")[0]
+        file, _, test = nodeid.partition("::")
+        if file.endswith(("test_families.py", "test_matrix.py")):
+            family = re.split(r"[-\[\]]", test + "[")[1]
+            return f"{file} {family}"
         text = (ROOT / file).read_text(encoding="utf-8")
         return next((name for name in ("tiny_bundle", "demo_bundle", "trt_bundle") if name in text), file)
 
@@ -54,12 +58,16 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByBundle:
     return ByBundle(config, log)
 
 
-@pytest.fixture(scope="session", params=plugins.names(models))
-def tiny(request: pytest.FixtureRequest) -> Family:
-    """A random four-layer model of each family."""
-    module = plugins.load(models, request.param, "model family")
-    made: Family = module.Family.tiny()
+def tiny_family(name: str) -> Family:
+    """The random four-layer model of the family `name`."""
+    made: Family = plugins.load(models, name, "model family").Family.tiny()
     return made
+
+
+@pytest.fixture(scope="session")
+def tiny() -> Family:
+    """The random four-layer model of LLaVA; test_families.py and test_matrix.py have those of all families."""
+    return tiny_family("llava")
 
 
 @pytest.fixture(scope="session")
@@ -78,8 +86,8 @@ def schedules(family: Family, chosen: dict[str, Method], request: BudgetRequest)
     """A schedule of each of the methods, by name."""
     few = [Sample(s.image, "w1 w2 w3") for s in samples("calibration", 2, 0)]
     wanted = frozenset[str]().union(*(method.statistics for method in chosen.values()))
-    statistics = capture(family, few, wanted)
-    return [replace(method.calibrate(statistics, request), name=name) for name, method in chosen.items()]
+    statistics = measure(family, few, wanted)
+    return [replace(calibrate(method, family, statistics, request), name=name) for name, method in chosen.items()]
 
 
 @pytest.fixture(scope="session")
@@ -90,7 +98,7 @@ def tiny_bundle(tiny: Family, tmp_path_factory: pytest.TempPathFactory) -> tuple
     chosen = schedules(tiny, every | special, BudgetRequest(compression=COMPRESSION))
     chosen += [replace(s, name=f"{s.name}-all") for s in schedules(tiny, every, BudgetRequest(keep=(1.0,)))]
     folder = tmp_path_factory.mktemp("bundles") / f"tiny-{tiny.name}"
-    return folder, export(tiny, chosen, target("cpu"), folder)
+    return folder, export([Plan(tiny, tuple(chosen))], target("cpu"), folder)
 
 
 @pytest.fixture(scope="session")
@@ -101,7 +109,7 @@ def trt_bundle(tiny: Family, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     made = schedules(tiny, chosen, BudgetRequest(compression=COMPRESSION))
     half = copy.deepcopy(tiny)
     half.to(torch.float16)
-    return folder, export(half, made, target("tensorrt"), folder)
+    return folder, export([Plan(half, tuple(made))], target("tensorrt"), folder)
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from secateur import methods, plugins
-from secateur.artifacts import ENCODER_GATES, GateRef, Schedule
+from secateur.artifacts import ENCODER_GATES, Gate, GateRef, Schedule
 from secateur.methods.base import GateInputs, GateSite
 from secateur.models.base import Family
 
@@ -50,34 +50,43 @@ def masked_run(
     compact: bool = False,
     route: bool = False,
     vision: Tensor | None = None,
+    generated: int = 0,
 ) -> Seen:
-    """Head, image, `tokens`; from layer l on only the original vision tokens kept[l] are seen.
+    """Text and images, then `tokens`; from layer l on only the original vision tokens kept[l] are seen.
 
     A dropped row is still computed, but nobody attends to it: gathering with original positions is the same.
 
-    compact  from layer l on the rows that are seen count their positions anew
-    route    a row that is not seen leaves the layer as it entered it
-    vision   [1, k, D] what stands in the place of the vision tokens kept[0]
+    compact    from layer l on the rows that are seen count their positions anew
+    route      a row that is not seen leaves the layer as it entered it
+    vision     [1, k, D] what stands in the place of the vision tokens kept[0]
+    generated  so many of the last tokens are an answer: where a prompt is read both ways, they are not
     """
     text: Any = family.decoder
     layout = family.layout
-    end = layout.image_start + layout.vision_tokens
-    image = family.projector()(family.vision()(torch.from_numpy(pixels)))
+    at = torch.tensor(layout.vision_rows)
+    image, planes = encoded(family, pixels)
     if vision is not None:
         image = image.index_copy(1, torch.tensor(list(kept[0])), vision)
-    head, tail = (text.embed(torch.tensor([list(ids)], dtype=torch.long)) for ids in (family.prompt.head, tokens))
-    hidden: Tensor = torch.cat([head, image, tail], dim=1)
+    ids = [*layout.ids(family.prompt.pad), *tokens]
+    hidden: Tensor = text.embed(torch.tensor([ids])).index_copy(1, at, image)
+    added = [torch.zeros_like(hidden).index_copy(1, at, plane) for plane in planes]
     rows = hidden.shape[1]
     alive = torch.ones(rows, dtype=torch.bool)
+    numbered = torch.tensor(layout.numbered(rows))
+    original = numbered if len(numbered) == 1 else numbered[:, None]
+    upto = torch.ones(rows, rows).tril().bool()
+    if family.decoder.bidirectional:
+        upto[: rows - generated, : rows - generated] = True
     before, queries, keys = [], [], []
     for number, layer in enumerate(text.layers):
         if number in kept:
             alive = torch.ones(rows, dtype=torch.bool)
-            alive[layout.image_start : end] = False
-            alive[layout.image_start + torch.tensor(list(kept[number]), dtype=torch.long)] = True
-        positions = (alive.long().cumsum(0) - 1 if compact else torch.arange(rows))[None].clamp(min=0)
+            alive[at] = False
+            alive[at[list(kept[number])]] = True
+        counted = (alive.long().cumsum(0) - 1)[None].clamp(min=0) + original.flatten()[0]
+        positions = counted if compact else original
         rotary = text.rotary(hidden, positions)
-        visible = torch.ones(rows, rows).tril().bool() & alive[None, :]
+        visible = upto & alive[None, :]
         visible |= torch.eye(rows, dtype=torch.bool)  # a dropped row sees itself, so that it stays finite
         before.append(hidden)
         query, key = _heads(layer, hidden, rotary)
@@ -86,8 +95,17 @@ def masked_run(
         mask = torch.zeros(rows, rows).masked_fill(~visible, torch.finfo(torch.float32).min)[None, None]
         after = layer(hidden, attention_mask=mask, position_ids=positions, position_embeddings=rotary)
         hidden = torch.where(alive[None, :, None], after, hidden) if route else after
+        if number < len(added):  # what is dropped, or skips the layer, is not added to either
+            hidden = hidden + added[number] * alive[None, :, None]
     logits: NDArray[np.float32] = text.head(text.norm(hidden))[0].float().numpy()
     return Seen(logits, before, queries, keys)
+
+
+def encoded(family: Family, pixels: NDArray[np.float32]) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Vision tokens [1, N, D] of all images of a prompt, and the planes that go with them."""
+    seen = family.vision()(torch.from_numpy(pixels))
+    features, *planes = seen if isinstance(seen, tuple) else (seen,)
+    return family.projector()(features).flatten(0, 1)[None], tuple(plane.flatten(0, 1)[None] for plane in planes)
 
 
 def kept_by_layer(gates: Sequence[GateRef], kept: Sequence[Sequence[int]]) -> dict[int, Sequence[int]]:
@@ -97,7 +115,7 @@ def kept_by_layer(gates: Sequence[GateRef], kept: Sequence[Sequence[int]]) -> di
 
 @torch.inference_mode()
 def entering(family: Family, pixels: NDArray[np.float32], schedule: Schedule) -> tuple[list[int], Tensor] | None:
-    """What a schedule's gate in the encoder keeps of one image, and the vision tokens [1, k, D] that it hands on.
+    """What a schedule's gate in the encoder keeps of a prompt's images, and the vision tokens [1, k, D] that it gives.
 
     None if the schedule has no such gate. Run in torch with the family's encoder, without any graph; that the encoder's
     scores and the smaller image are transformers' own is shown in tests/models.
@@ -105,20 +123,36 @@ def entering(family: Family, pixels: NDArray[np.float32], schedule: Schedule) ->
     gate = next((gate for gate in schedule.gates if gate.kind in ENCODER_GATES), None)
     if gate is None:
         return None
-    image = torch.from_numpy(pixels)
-    if gate.kind == "downsample":
-        features, index = family.vision(grid=tuple(gate.selector["grid"]))(image)
-        return index[0].tolist(), family.projector()(features)
-    layout = family.layout
-    selector = plugins.load(methods, schedule.method, "method").Method.choose(
-        GateSite(gate, layout.vision_tokens, layout.image_start, layout.grid, family.dimensions, schedule.tensors)
-    )
-    seen = family.vision(selector.reads)(image)
-    features, *scores = seen if isinstance(seen, tuple) else (seen,)
-    every = torch.arange(layout.vision_tokens)[None]
-    rows = GateInputs(features, every, torch.ones_like(every), every, 0, dict(zip(selector.reads, scores, strict=True)))
-    slots, kept = selector.kept(rows)
-    return slots[0].tolist(), family.projector()(kept)
+    kept, tokens, layout = list[int](), list[Tensor](), family.layout
+    for number, image in enumerate(torch.from_numpy(pixels)):
+        if gate.kind == "downsample":
+            features, index = family.vision(grid=tuple(gate.of_views[0].selector["grid"]))(image[None])
+        else:
+            features, index = _encoder_gate(family, image[None], gate, schedule)
+        kept += (index[0] + number * layout.image_tokens).tolist()
+        tokens.append(family.projector()(features))
+    return kept, torch.cat(tokens, dim=1)
+
+
+def _encoder_gate(family: Family, image: Tensor, gate: Gate, schedule: Schedule) -> tuple[Tensor, Tensor]:
+    """Features [1, k, Dv] and index [1, k] of one image, view by view."""
+    method, first = plugins.load(methods, schedule.method, "method").Method, 0
+    features, index = list[Tensor](), list[Tensor]()
+    for part, view in zip(gate.of_views, family.layout.image_views, strict=False):
+        alone = Gate(gate.layer, part.keep, gate.kind, part.selector)
+        start = family.layout.image_start
+        selector = method.choose(GateSite(alone, view.tokens, start, view.grid, family.dimensions, schedule.tensors))
+        seen = family.vision(selector.reads)(image)
+        every, *further = seen if isinstance(seen, tuple) else (seen,)
+        rows = slice(first, first + view.tokens)
+        scores = [score[:, rows] for score in further[family.dimensions.planes :]]
+        own = torch.arange(view.tokens)[None]
+        read = dict(zip(selector.reads, scores, strict=True))
+        slots, kept = selector.kept(GateInputs(every[:, rows], own, torch.ones_like(own), own, 0, read))
+        features.append(kept)
+        index.append(slots + first)
+        first += view.tokens
+    return torch.cat(features, dim=1), torch.cat(index, dim=1)
 
 
 def _heads(layer: Any, hidden: Tensor, rotary: Any) -> tuple[Tensor, Tensor]:
@@ -126,6 +160,8 @@ def _heads(layer: Any, hidden: Tensor, rotary: Any) -> tuple[Tensor, Tensor]:
     attention = layer.self_attn
     rows = layer.input_layernorm(hidden)
     split = (*rows.shape[:2], -1, attention.head_dim)
-    query, key = (p(rows).view(split).transpose(1, 2) for p in (attention.q_proj, attention.k_proj))
-    turned: tuple[Tensor, Tensor] = apply_rotary_pos_emb(query, key, *rotary)
+    query, key = (p(rows).view(split) for p in (attention.q_proj, attention.k_proj))
+    if hasattr(attention, "q_norm"):
+        query, key = attention.q_norm(query), attention.k_norm(key)
+    turned: tuple[Tensor, Tensor] = apply_rotary_pos_emb(query.transpose(1, 2), key.transpose(1, 2), *rotary)
     return turned

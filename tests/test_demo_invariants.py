@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -17,6 +16,7 @@ from secateur.models.base import Family
 from secateur.runtime import Bundle, Pipeline
 from secateur.runtime.preprocess import pixel_values
 from secateur.runtime.prompt import Tokenizer
+from tests.checks import close
 from tests.reference import masked_logits
 
 ASKED = list(samples("test", 6, 5))
@@ -45,14 +45,9 @@ def rows(demo: Family, question: str) -> list[int]:
     return Tokenizer.read(demo.prompt, model_directory() / "tokenizer.json").first(question)
 
 
-def close(found: np.ndarray, expected: np.ndarray) -> bool:
-    return bool(np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max())
-
-
 def test_full_equals_generate(ort: Pipeline, demo: Family) -> None:
-    image_id = demo.model.config.image_token_id
     for sample in ASKED:
-        prompt = [*demo.prompt.head, *[image_id] * demo.layout.vision_tokens, *rows(demo, sample.question)]
+        prompt = [*demo.layout.ids(demo.image_token_id), *rows(demo, sample.question)]
         expected = demo.model.generate(
             input_ids=torch.tensor([prompt]),
             attention_mask=torch.ones(1, len(prompt), dtype=torch.long),

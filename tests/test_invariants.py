@@ -1,33 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What must always be true of a bundle, on the tiny model of every family with every method."""
+"""What must always be true of a bundle, on the tiny LLaVA with every method."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from secateur import methods, plugins
 from secateur.artifacts import ENCODER_GATES
 from secateur.calibration.files import read_schedule
-from secateur.export.bundle import Exported, export
+from secateur.export.bundle import Exported, Plan, export
 from secateur.export.targets import target
 from secateur.methods.base import GateInputs, GateSite
 from secateur.models.base import Family
 from secateur.runtime import Pipeline
-from secateur.runtime.preprocess import pixel_values
-from secateur.runtime.prompt import Tokenizer
+from tests import checks
+from tests.checks import LONGER, QUESTION, close, picture
 from tests.conftest import COMPRESSION, METHODS, VARIANTS
-from tests.reference import Seen, entering, kept_by_layer, masked_logits, masked_run
+from tests.reference import Seen, entering, kept_by_layer, masked_run
 
 SCHEDULES = [*METHODS, *VARIANTS]
-QUESTION = "w1 w5 w9 w3"
-LONGER = "w4 w4 w8 w2 w7 w30"
 
 
 @pytest.fixture(scope="module")
@@ -46,56 +42,8 @@ def eager(tiny_bundle: tuple[Path, Exported], tiny: Family) -> Iterator[Pipeline
         yield vlm
 
 
-def picture(seed: int) -> Image.Image:
-    rng = np.random.default_rng(seed)
-    return Image.fromarray(rng.integers(0, 256, (24, 24, 3), np.uint8))
-
-
-def tail(family: Family, question: str) -> list[int]:
-    import copy
-
-    return Tokenizer(family.prompt, copy.deepcopy(family.tokenizer.backend_tokenizer)).first(question)
-
-
-def close(found: np.ndarray, expected: np.ndarray) -> bool:
-    return bool(np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max())
-
-
-def reference(vlm: Pipeline, family: Family, image: Image.Image, name: str, rows: list[int], kept: Any) -> np.ndarray:
-    """Logits [S, V] of the masked reference for what an answer kept; what the encoder's gate kept must be the same."""
-    schedule, pixels = vlm.bundle.schedule(name), pixel_values(image, family.preprocess)
-    seen = entering(family, pixels, read_schedule(vlm.bundle.path(f"schedules/{name}.json")))
-    if seen is not None:
-        assert seen[0] == list(kept[0])
-    return masked_logits(
-        family,
-        pixels,
-        rows,
-        kept_by_layer(vlm.bundle.manifest.schedules[name].gates, kept),
-        compact=schedule.positions == "compact",
-        route=any(gate.kind == "route" for gate in schedule.gates),
-        vision=None if seen is None else seen[1],
-    )
-
-
 def test_full_equals_generate(ort: Pipeline, tiny: Family) -> None:
-    image = picture(0)
-    prompt = [*tiny.prompt.head, *[3] * tiny.layout.vision_tokens, *tail(tiny, QUESTION)]
-    assert tiny.model.config.image_token_id == 3
-    pixels = torch.from_numpy(pixel_values(image, tiny.preprocess))
-    expected = tiny.model.generate(
-        input_ids=torch.tensor([prompt]),
-        attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
-        pixel_values=pixels,
-        max_new_tokens=12,
-        do_sample=False,
-        output_logits=True,
-        return_dict_in_generate=True,
-    )
-    answer = ort.ask(image, QUESTION, schedule="full", max_new_tokens=12)
-    assert list(answer.tokens) == expected.sequences[0, len(prompt) :].tolist()
-    assert close(answer.first_logits, expected.logits[0][0].numpy())
-    assert answer.kept == ()
+    checks.check_full(ort, tiny)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -139,15 +87,9 @@ def test_the_time_to_the_first_token_counts_every_graph(ort: Pipeline, method: s
 @pytest.mark.parametrize("method", SCHEDULES)
 @pytest.mark.parametrize("seed", range(2))
 def test_pruned_equals_masked(ort: Pipeline, tiny: Family, method: str, seed: int) -> None:
-    """Prefill and every decode step: step t is a fresh masked run of the longer sequence with the same kept indices."""
-    image = picture(seed)
-    answer = ort.ask(image, QUESTION, schedule=method, max_new_tokens=6)
-    rows = tail(tiny, QUESTION)
-    expected = reference(ort, tiny, image, method, [*rows, *answer.tokens], answer.kept)
-    start = tiny.layout.image_start + tiny.layout.vision_tokens + len(rows) - 1
-    assert close(answer.first_logits, expected[start])
-    greedy = expected[start : start + len(answer.tokens)].argmax(axis=-1)
-    assert list(answer.tokens) == greedy.tolist()
+    """Prefill and every decode step."""
+    checks.check_pruned(ort, tiny, method, seed)
+    checks.check_decode(ort, tiny, method, seed)
 
 
 @pytest.mark.parametrize("method", SCHEDULES)
@@ -159,7 +101,7 @@ def test_gates_read_what_they_should(ort: Pipeline, tiny: Family, method: str) -
     selector_class = plugins.load(methods, schedule.method, "method").Method
     start, compact = tiny.layout.image_start, schedule.positions == "compact"
     for i, (question, answer) in enumerate(zip(questions, answers, strict=True)):
-        rows, pixels = tail(tiny, question), pixel_values(picture(i), tiny.preprocess)
+        rows, pixels = checks.tokenizer(tiny).first(question), checks.pixels(tiny, (picture(i),))
         entered = entering(tiny, pixels, schedule)
         route = schedule.gates[0].kind == "route"
         kept = kept_by_layer(ort.bundle.manifest.schedules[method].gates, answer.kept)
@@ -218,28 +160,12 @@ def test_backends_agree(ort: Pipeline, eager: Pipeline, method: str) -> None:
 
 @pytest.mark.parametrize("method", [*SCHEDULES, "full"])
 def test_follow_up_equals_one_long_conversation(ort: Pipeline, tiny: Family, method: str) -> None:
-    image = picture(2)
-    chat = ort.open(image, schedule=method, capacity=128)
-    first = chat.ask(QUESTION, max_new_tokens=4)
-    second = chat.ask(LONGER, max_new_tokens=4)
-    import copy
-
-    tokenizer = Tokenizer(tiny.prompt, copy.deepcopy(tiny.tokenizer.backend_tokenizer))
-    spoken = [t for t in first.tokens if t not in tiny.prompt.stop]
-    rows = [*tokenizer.first(QUESTION), *spoken, *tokenizer.next(LONGER)]
-    expected = reference(ort, tiny, image, method, rows, first.kept)
-    assert close(second.first_logits, expected[-1])
+    checks.check_follow_up(ort, tiny, method)
 
 
 @pytest.mark.parametrize("method", [*SCHEDULES, "full"])
-def test_a_batch_equals_single_runs(ort: Pipeline, method: str) -> None:
-    images, questions = [picture(0), picture(1), picture(2)], [QUESTION, LONGER, "w2"]
-    together = ort.ask(images, questions, schedule=method, max_new_tokens=5)
-    for image, question, answer in zip(images, questions, together, strict=True):
-        alone = ort.ask(image, question, schedule=method, max_new_tokens=5)
-        assert answer.kept == alone.kept
-        assert answer.tokens == alone.tokens
-        assert close(answer.first_logits, alone.first_logits)
+def test_a_batch_equals_single_runs(ort: Pipeline, tiny: Family, method: str) -> None:
+    checks.check_batch(ort, tiny, method)
 
 
 def test_two_exports_are_equal(tiny: Family, tiny_bundle: tuple[Path, Exported], tmp_path: Path) -> None:
@@ -247,7 +173,7 @@ def test_two_exports_are_equal(tiny: Family, tiny_bundle: tuple[Path, Exported],
     folder, first = tiny_bundle
     names = {"alvts"} & set(METHODS) or {METHODS[0]}
     some = [read_schedule(folder / f"schedules/{name}.json") for name in sorted(names)]
-    second = export(tiny, some, target("cpu"), tmp_path / "again", verify=False).manifest
+    second = export([Plan(tiny, tuple(some))], target("cpu"), tmp_path / "again", verify=False).manifest
     same = [graph for graph in second.graphs if graph in first.manifest.graphs]
     assert len(same) > len(second.schedules)
     files = [name for graph in same for name in (graph.file, f"{graph.file}.data")] + [

@@ -23,13 +23,15 @@ RULES = [  # files, what they must not import, exceptions
     ("engines/**/*.py", TORCH | {"rich", "secateur.export", "secateur.models", "secateur.methods"}, ()),
     ("**/*.py", {"tensorrt", "cuda"}, ("engines/device.py", "backends/_cuda.py")),
     ("artifacts.py", TORCH | {"rich"}, ()),
+    ("manifest.py", TORCH | {"rich"}, ()),
+    ("layout.py", TORCH | {"rich"}, ()),
     (
         "methods/*.py",
         {"onnx", "onnxruntime", "transformers", "secateur.models", "secateur.export", "secateur.runtime"},
         (),
     ),
     ("models/*.py", {"onnx", "onnxruntime", "secateur.methods", "secateur.export"}, ()),
-    ("**/*.py", {"onnxruntime"}, ("backends/ort.py",)),
+    ("**/*.py", {"onnxruntime"}, ("backends/ort.py", "export/quantize.py")),
 ]
 
 

@@ -4,23 +4,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from secateur.artifacts import Layout, View
 from secateur.calibration import measures
-from secateur.calibration.layers import Passage, entering, prompts, walk
+from secateur.calibration.layers import Passage, Start, entering, prompts, walk
+from secateur.calibration.resume import Resume, State
 from secateur.calibration.samples import Sample
 from secateur.calibration.statistics import Statistics
+from secateur.models._streaming import held
 from secateur.models.base import Family
 
 ON_LAYERS = ("similarity", "attention", "cross_attention", "self_attention", "drop_divergence")
 KNOWN = frozenset({*ON_LAYERS, "encoder_variance", "layers"})
 DROPPED = 20
-"""Samples of `drop_divergence` at most: each is run from every layer on."""
+"""Samples of `drop_divergence` at most: the text rows of each are run from every layer on, all side by side, so that
+each layer is read once; behind layer l they are held l + 1 times."""
 
 
 def capture(
@@ -29,8 +35,13 @@ def capture(
     wanted: frozenset[str],
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    views: Sequence[View] | None = None,
+    work: Path | None = None,
 ) -> Statistics:
     """Measure the fields of `Statistics` named in `wanted`, on the unpruned model; an empty `wanted` runs nothing.
+
+    `views` of one size are measured, each as if the prompt had no other, and count as samples of their own; None takes
+    those of the size of the first. `work` is a folder in which a killed run leaves what the next one goes on from.
 
     `progress` counts encoded images and samples through a layer. Deterministic; `seed` is only noted (it chose the
     samples). `drop_divergence` takes the first 20 samples, as VTW does: its cost grows with the square of the depth.
@@ -41,17 +52,22 @@ def capture(
     if unknown := sorted(wanted - KNOWN):
         raise ValueError(f"statistics {unknown} are not measured; known: {', '.join(sorted(KNOWN))}")
     chosen = samples if wanted else ()
-    measuring = _Measuring(family, len(chosen), wanted, progress)
+    if views is None:
+        views = [view for view in family.layout.views if view.grid == family.layout.grid]
+    layout = family.layout if len(family.layout.views) == 1 else family.layout.alone(views[0])
+    measuring = _Measuring(family, len(chosen), wanted, views, layout, progress)
     start = measuring.encode(chosen)
+    layers = partial(walk, family, list(start), views) if "layers" in wanted else None
     if measuring.on_layers:
-        measuring.walk(start)
+        measuring.walk(start, work)
     return Statistics(
-        family.identity,
+        replace(family.identity, vision_tokens=layout.vision_tokens),
         family.dimensions,
-        family.layout,
-        len(chosen),
+        layout,
+        len(chosen) * len(views),
         seed,
-        layers=partial(walk, family, start) if "layers" in wanted else None,
+        layers=layers,
+        work=work,
         **measuring.found,
     )
 
@@ -60,64 +76,112 @@ class _Measuring:
     """The arrays of one run, filled sample by sample and layer by layer."""
 
     def __init__(
-        self, family: Family, samples: int, wanted: frozenset[str], progress: Callable[[int, int], None]
+        self,
+        family: Family,
+        samples: int,
+        wanted: frozenset[str],
+        views: Sequence[View],
+        layout: Layout,
+        progress: Callable[[int, int], None],
     ) -> None:
-        self.family, self.layout, self.wanted = family, family.layout, wanted
+        self.family, self.views, self.layout, self.wanted = family, views, layout, wanted
         self.depth, tokens = family.dimensions.layers, self.layout.vision_tokens
+        self.bidirectional = family.dimensions.bidirectional
         self.on_layers = bool(wanted.intersection(ON_LAYERS))
         self.dropped = min(samples, DROPPED) if "drop_divergence" in wanted else 0
+        each = samples * len(views)
         shapes = {
-            "similarity": (self.depth, samples, tokens),
-            "attention": (self.depth, samples),
-            "cross_attention": (self.depth, samples, tokens),
-            "self_attention": (self.depth, samples, tokens),
+            "similarity": (self.depth, each, tokens),
+            "attention": (self.depth, each),
+            "cross_attention": (self.depth, each, tokens),
+            "self_attention": (self.depth, each, tokens),
             "drop_divergence": (self.depth, self.dropped),
-            "encoder_variance": (samples, 2),
+            "encoder_variance": (each, 2),
         }
         self.found: dict[str, Any] = {n: np.zeros(s, np.float32) for n, s in shapes.items() if n in wanted}
         self.progress, self.done = progress, 0
         runs = self.depth * samples if self.on_layers else 0
         self.total = samples + runs + self.dropped * self.depth * (self.depth + 1) // 2
-        # Rows [1, D] behind the last layer: of the whole model, and without the image from each layer on.
+        # Of each dropped sample the last row [1, D] behind the last layer, and see `measures.without_image`.
         self.full: list[Tensor] = []
-        self.without: list[list[Tensor]] = [[] for _ in range(self.dropped)]
+        self.without: list[Tensor | None] = [None] * self.dropped
 
-    def encode(self, samples: Sequence[Sample]) -> list[Tensor]:
-        """The rows that enter layer 0 of each sample."""
+    def encode(self, samples: Sequence[Sample]) -> list[Start]:
+        """What enters layer 0 of each sample."""
         reads = ("received.-2", "given.-2") if "encoder_variance" in self.wanted else ()
-        start = []
-        for i, (rows, read) in enumerate(prompts(self.family, samples, reads)):
-            start.append(rows)
-            if read:
-                self.found["encoder_variance"][i] = [float(score.float().var(correction=0)) for score in read]
+        start, number = [], 0
+        for each in prompts(self.family, samples, reads):
+            start.append(each)
+            for first in (self._first(view) for view in self.views if reads):
+                tokens = slice(first, first + self.layout.vision_tokens)
+                variance = [float(score[:, tokens].float().var(correction=0)) for score in each.read]
+                self.found["encoder_variance"][number] = variance
+                number += 1
             self._step()
         return start
 
-    def walk(self, start: Sequence[Tensor]) -> None:
-        """Fill what is measured on layers."""
-        decoder = self.family.decoder
-        for number, rows in enumerate(entering(decoder, start, self._passed)):
-            for i in range(self.dropped):
-                self.without[i].append(measures.without_image(decoder, self.layout, rows[i], number))
-                self._step(self.depth - number)
-        for i in range(self.dropped):
-            divergence = measures.divergence(decoder, self.full[i], torch.cat(self.without[i]))
-            self.found["drop_divergence"][:, i] = divergence
+    def _first(self, view: View) -> int:
+        """Number of a view's first token among those of all images."""
+        return sum(other.tokens for other in self.family.layout.views if other.start < view.start)
+
+    def walk(self, start: list[Start], work: Path | None) -> None:
+        """Fill what is measured on layers and empty `start`; `work` is a folder for what a killed run leaves."""
+        decoder, layout = self.family.decoder, self.family.layout
+        views = [(view.start, view.grid) for view in self.views]
+        key = (self.family.fingerprint, layout, views, sorted(self.wanted))
+        resume = Resume(work, key, [each.rows for each in start])
+        for number, rows in entering(self.family, start, self._passed, self._go_on(resume.read(), start)):
+            resume.write(number, rows, self._measured())
+            for i, before in enumerate(self.without):
+                self.without[i] = measures.without_image(decoder, layout, before, rows[i], number)
+                self._step(number + 1)
+        resume.done()
+        with held(*((decoder.norm, decoder.head) if self.dropped else ())):
+            for i, behind in enumerate(self.without):
+                assert behind is not None
+                self.found["drop_divergence"][:, i] = measures.divergence(decoder, self.full[i], behind[:, -1])
+
+    def _measured(self) -> dict[str, Tensor]:
+        """All that was found up to now."""
+        without = {f"without.{i}": rows for i, rows in enumerate(self.without) if rows is not None}
+        return {f"found.{name}": torch.from_numpy(array) for name, array in self.found.items()} | without
+
+    def _go_on(self, state: State | None, start: Sequence[Start]) -> tuple[int, list[Tensor]] | None:
+        """Take over what an earlier run found, if it is of the same shapes: the layer to go on from, and its rows."""
+        if state is None or not 0 < state.layer < self.depth:
+            return None
+        text = [each.rows.shape[1] - self.family.layout.vision_tokens for each in start[: self.dropped]]
+        shapes: dict[str, tuple[int, ...]] = {f"found.{name}": array.shape for name, array in self.found.items()}
+        shapes |= {f"without.{i}": (state.layer, count, start[i].rows.shape[2]) for i, count in enumerate(text)}
+        same = [rows.shape for rows in state.rows] == [each.rows.shape for each in start]
+        if not same or {name: tuple(tensor.shape) for name, tensor in state.measured.items()} != shapes:
+            return None
+        for name, array in self.found.items():
+            array[:] = state.measured[f"found.{name}"].numpy()
+        self.without = [state.measured[f"without.{i}"] for i in range(self.dropped)]
+        for number in range(state.layer):
+            self._step(len(start) + self.dropped * (number + 1))
+        return state.layer, state.rows
 
     def _passed(self, passage: Passage) -> None:
-        layout, at, rows = self.layout, (passage.number, passage.sample), passage.before.shape[1]
-        end = layout.image_start + layout.vision_tokens
+        for i, view in enumerate(self.views):
+            self._measure(passage.only(self.family.layout, view), passage.sample * len(self.views) + i)
+        if passage.number == self.depth - 1 and passage.sample < self.dropped:
+            self.full.append(passage.after[:, -1])
+        self._step()
+
+    def _measure(self, passage: Passage, number: int) -> None:
+        """One view; `number` is its own among those of all samples."""
+        layout, at, rows = self.layout, (passage.number, number), passage.before.shape[1]
+        start, end, both = layout.image_start, layout.image_start + layout.vision_tokens, self.bidirectional
         if "similarity" in self.wanted:
             self.found["similarity"][at] = measures.similarity(passage, layout)
         if "attention" in self.wanted:
             self.found["attention"][at] = measures.attention(passage, layout)
         if "cross_attention" in self.wanted:
-            self.found["cross_attention"][at] = measures.received(passage, layout, end, rows)
+            self.found["cross_attention"][at] = measures.received(passage, layout, end, rows, both)
         if "self_attention" in self.wanted:
-            self.found["self_attention"][at] = measures.received(passage, layout, layout.image_start, end)
-        if passage.number == self.depth - 1 and passage.sample < self.dropped:
-            self.full.append(passage.after[:, -1])
-        self._step()
+            self.found["self_attention"][at] = measures.received(passage, layout, start, end, both)
 
     def _step(self, count: int = 1) -> None:
         self.done += count

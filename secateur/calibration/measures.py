@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from secateur.artifacts import Layout
-from secateur.calibration.layers import Passage, run
+from secateur.calibration.layers import Passage, positions, run
 from secateur.calibration.statistics import Floats
-from secateur.methods._attention_map import attention_map, causal
+from secateur.methods._attention_map import attention_map, visible
 from secateur.methods._importance import attention_softmax
 from secateur.models.base import Decoder
 
@@ -33,26 +33,29 @@ def attention(passage: Passage, layout: Layout) -> float:
     return float(attention_softmax(query, passage.key, mask, layout.image_start, layout.vision_tokens).sum())
 
 
-def received(passage: Passage, layout: Layout, first: int, end: int) -> Floats:
+def received(passage: Passage, layout: Layout, first: int, end: int, bidirectional: bool) -> Floats:
     """Attention of the rows [first, end) to each vision row: the largest over heads, summed over these rows: [N]."""
     mask = torch.ones(1, passage.key.shape[0])
     total = torch.zeros(layout.vision_tokens)
     key = passage.key.permute(1, 2, 3, 0)
     for rows in torch.arange(first, end).split(CHUNK):
-        seen = attention_map(passage.query.index_select(2, rows), key, causal(rows, mask)).amax((1, 2))
+        seen = attention_map(passage.query.index_select(2, rows), key, visible(rows, mask, bidirectional)).amax((1, 2))
         total += seen[0, :, layout.image_start : layout.image_start + layout.vision_tokens].sum(0)
     out: Floats = total.numpy()
     return out
 
 
-def without_image(decoder: Decoder, layout: Layout, rows: Tensor, first: int) -> Tensor:
-    """The last row [1, D] behind the last layer, when no vision row of `rows` [1, S, D] enters layer `first` or later.
+def without_image(decoder: Decoder, layout: Layout, before: Tensor | None, rows: Tensor, number: int) -> Tensor:
+    """The text rows [n + 1, T, D] behind layer n = `number`: entry l as if no vision row had entered layers l to n.
 
-    The other rows keep their positions.
+    before  the same behind the layer before, [n, T, D]; None of the first
+    rows    [1, S, D], the unpruned prompt as it enters layer n: what entry n begins with
+
+    The rows keep their positions.
     """
-    others = torch.arange(rows.shape[1])
-    others = torch.cat([others[: layout.image_start], others[layout.image_start + layout.vision_tokens :]])
-    return run(decoder, range(first, len(decoder.layers)), rows.index_select(1, others), others[None])[:, -1]
+    others = [*layout.text_rows(), *range(layout.rows, rows.shape[1])]
+    text = rows[:, others] if before is None else torch.cat([before, rows[:, others]])
+    return run(decoder, (number,), text, positions(layout, rows.shape[1])[..., others])
 
 
 @torch.no_grad()

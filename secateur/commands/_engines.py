@@ -74,7 +74,11 @@ def recipe(arguments: argparse.Namespace, bundle: Bundle, schedules: Sequence[st
     check_target(manifest)
     room, usual, past, settings = options(arguments, bundle)
     shapes = profiles(manifest, room, usual, past)
-    part = replace(manifest, schedules={name: manifest.schedules[name] for name in schedules})
+    part = replace(
+        manifest,
+        schedules={name: manifest.schedules[name] for name in schedules},
+        others=tuple(replace(o, schedules={name: o.schedules[name] for name in schedules}) for o in manifest.others),
+    )
     timed = cases(part, room, past)
     run = {case.graph for case in timed}
     part = replace(part, graphs=tuple(graph for graph in manifest.graphs if graph.name in run))

@@ -1,14 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables of `secateur inspect`: what TensorRT takes, and what half precision changes."""
+"""Tables of `secateur inspect`: image sizes, what TensorRT takes, and what half precision changes."""
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 from secateur.commands import _report
+
+
+def image_sizes(found: list[dict[str, Any]]) -> Table:
+    """The image sizes of a bundle, and the views of an image; equal ones that follow each other are counted."""
+    table = _report.table("Image sizes", "size", "images", "rows", "vision tokens", "fit", "views")
+    for size in found:
+        runs = [(len(list(alike)), grid) for grid, alike in groupby(size["views"])]
+        views = ", ".join(f"{count} of {rows} x {columns}" for count, (rows, columns) in runs)
+        numbers = [str(size[name]) for name in ("images", "rows", "vision_tokens")]
+        table.add_row(size["size"], *numbers, size["fit"] or "", views)
+    return table
 
 
 def lint(found: dict[str, Any], console: Console) -> None:

@@ -7,7 +7,7 @@ import argparse
 import dataclasses
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,14 @@ WORK = Path("build/calibration")
 def add_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     """Add the shared options, and the fields of the method that `argv` names as flags of their own."""
     parser.add_argument("--model", default="demo", help="demo, a checkpoint directory or a hub id (default: demo)")
+    parser.add_argument("--revision", help="branch, tag or commit of a hub id (default: main)")
+    shape = parser.add_argument_group("prompt")
+    shape.add_argument(
+        "--image-size", type=sizes, help="WIDTHxHEIGHT of the images, several as a,b (default: the model's own)"
+    )
+    shape.add_argument("--images", type=int, default=1, help="images in a prompt (default: 1)")
+    shape.add_argument("--system", default="", help="system prompt")
+    shape.add_argument("--fit", help="letterbox, stretch or crop an image to the size (default: the model's own way)")
     parser.add_argument("--method", default=None, help=f"pruning method, several as a,b, or all (default: {METHOD})")
     budget = parser.add_argument_group("budget")
     budget.add_argument(
@@ -113,6 +121,33 @@ def integers(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(","))
 
 
+def sizes(text: str) -> tuple[tuple[int, int], ...]:
+    """ "448x336,672x448" -> ((336, 448), (448, 672)), as (height, width)"""
+    found = []
+    for part in text.split(","):
+        width, height = part.lower().split("x")
+        found.append((int(height), int(width)))
+    return tuple(found)
+
+
+def families(arguments: argparse.Namespace, family: Family) -> list[Family]:
+    """The model seen through each image size that the user asked for.
+
+    Raises:
+        InputError: a size or the number of images is below 1, or a size is named twice.
+        BadModel: the model does not take a size.
+    """
+    if arguments.images < 1:
+        raise InputError(f"--images is {arguments.images}; it must be at least 1")
+    asked = arguments.image_size or (None,)
+    if len(set(asked)) < len(asked):
+        raise InputError("--image-size names a size twice")
+    for size in asked:
+        if size is not None and min(size) < 1:
+            raise InputError(f"--image-size {size[1]}x{size[0]} must be at least 1x1")
+    return [family.at(size, arguments.images, arguments.system, arguments.fit) for size in asked]
+
+
 def requests(arguments: argparse.Namespace) -> list[BudgetRequest]:
     """One request per schedule that the budget options ask for."""
     from secateur.methods.base import BudgetRequest
@@ -142,6 +177,7 @@ def number(arguments: argparse.Namespace) -> int:
 
 def make_schedules(arguments: argparse.Namespace, family: Family, progress: Progress) -> list[Schedule]:
     """Measure the model once and let each method make one schedule per request, with its control if asked."""
+    from secateur.calibration.views import calibrate
     from secateur.methods.random import Method as Random
 
     classes = method_classes(arguments.method)
@@ -151,7 +187,7 @@ def make_schedules(arguments: argparse.Namespace, family: Family, progress: Prog
     asked = requests(arguments)
     statistics = _measure(arguments, family, chosen, progress)
     made = [
-        method.calibrate(measured, request)
+        calibrate(method, family, measured, request)
         for method, measured in zip(chosen, statistics, strict=True)
         for request in asked
     ]
@@ -170,10 +206,10 @@ def _measure(
     family: Family,
     chosen: list[Method],
     progress: Progress,
-) -> list[Statistics]:
+) -> list[list[Statistics]]:
     """Statistics for each method. Those that ask for as many samples share a run; what they get is the same alone."""
-    from secateur.calibration.capture import capture
     from secateur.calibration.samples import samples
+    from secateur.calibration.views import measure
 
     asked = arguments.sample_count
     if asked is not None and asked < 1:
@@ -183,10 +219,7 @@ def _measure(
     for count in sorted(set(counts)):
         wanted = frozenset[str]().union(*(m.statistics for m, n in zip(chosen, counts, strict=True) if n == count))
         data = samples(arguments.model, arguments.samples, count, arguments.seed) if wanted else []
-        found = capture(family, data, wanted, arguments.seed, lambda done, total: progress("measure", "", done, total))
-        measured[count] = dataclasses.replace(
-            found, work=arguments.work, progress=lambda step, done, total: progress(step, "", done, total)
-        )
+        measured[count] = measure(family, data, wanted, arguments.seed, progress, arguments.work)
     return [measured[count] for count in counts]
 
 
@@ -202,6 +235,13 @@ def given(arguments: argparse.Namespace) -> list[str]:
         n for n in own if hasattr(arguments, n)
     ]
     return sorted("--" + name.replace("_", "-") for name in set_flags)
+
+
+def summaries(sizes: Sequence[Sequence[Schedule]]) -> dict[str, Any]:
+    """A summary of each schedule by its name; where there are several image sizes, by its name and size."""
+    several = len(sizes) > 1
+    every = [schedule for schedules in sizes for schedule in schedules]
+    return {f"{s.name} {s.model.image_size}" if several else s.name: summary(s) for s in every}
 
 
 def summary(schedule: Schedule) -> dict[str, Any]:

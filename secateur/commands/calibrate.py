@@ -25,29 +25,35 @@ def add_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> None:
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    from secateur.artifacts import Schedule
     from secateur.calibration.files import check_schedule_free, write_schedule
     from secateur.errors import BadOutput
     from secateur.models.base import load
 
-    several = _options.number(arguments) > 1
+    sizes = len(arguments.image_size or (None,))
+    several = _options.number(arguments) * sizes > 1
     if several and arguments.out and arguments.out.is_file():
         raise BadOutput(f"output {arguments.out} is a file, but several schedules need a folder; change --out")
     if arguments.out and not several:
         check_schedule_free(arguments.out, arguments.force)
-    family = load(arguments.model)
+    family = load(arguments.model, revision=arguments.revision)
     with bars() as show:
-        schedules = _options.make_schedules(arguments, family, show)
-    files = {}
+        made = [_options.make_schedules(arguments, seen, show) for seen in _options.families(arguments, family)]
+    files: dict[Path, Schedule] = {}
+    schedules = [schedule for each in made for schedule in each]
     for schedule in schedules:
-        name = Path(f"{schedule.name}.json")
+        size = f"@{schedule.model.image_size}" if sizes > 1 else ""
+        name = Path(f"{schedule.name}{size}.json")
         path = name if arguments.out is None else arguments.out / name if several else arguments.out
         check_schedule_free(path, arguments.force, bool(schedule.tensors))
-        files[schedule.name] = path
-    for schedule in schedules:
-        write_schedule(schedule, files[schedule.name])
+        files[path] = schedule
+    for path, schedule in files.items():
+        write_schedule(schedule, path)
+    shown = zip(_options.summaries(made).items(), files.items(), strict=True)
     return {
         "schedules": {
-            s.name: _options.summary(s) | {"file": str(files[s.name]), "calibration": s.calibration} for s in schedules
+            name: summary | {"file": str(path), "calibration": schedule.calibration}
+            for (name, summary), (path, schedule) in shown
         }
     }
 

@@ -78,7 +78,9 @@ def _check_output(arguments: argparse.Namespace) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from secateur import plugins
+    from secateur.errors import InputError
     from secateur.evaluation import asking, tasks
+    from secateur.evaluation.gates import no_pictures
     from secateur.evaluation.run import Settings, chosen, evaluate
     from secateur.evaluation.tasks.base import Source, Task
     from secateur.files import write_text
@@ -92,6 +94,10 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     loaded = Pipeline.load(
         arguments.bundle, arguments.backend, arguments.threads, device=arguments.device, schedules=names
     )
+    reason = no_pictures(loaded.bundle.manifest)
+    if arguments.overlays and reason:
+        loaded.close()
+        raise InputError(f"--overlays is {arguments.overlays}, but {reason}; leave it out")
     with loaded as vlm, bars() as show:
         found = evaluate(
             vlm,
@@ -110,9 +116,13 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
             longest = settings.max_new_tokens or task.max_new_tokens
             count = OVERLAYS if arguments.overlays is None else arguments.overlays
+            count = 0 if reason else count
             samples = asking.overlays(vlm, task, names, count, longest, show)
             write_text(arguments.html, report(found, samples))
-    return found.as_dict()
+    result = found.as_dict()
+    if arguments.html is not None and reason:
+        result["note"] = f"the report has no pictures of what gates keep: {reason}"
+    return result
 
 
 def show(result: dict[str, Any], console: Console) -> None:
@@ -123,3 +133,5 @@ def show(result: dict[str, Any], console: Console) -> None:
     console.print(_scores.costs_note(result), style="dim italic", markup=False, highlight=False)
     if any(schedule["groups"] for schedule in result["schedules"]):
         console.print(_scores.groups(result))
+    if "note" in result:
+        console.print(f"note: {result['note']}", markup=False, soft_wrap=True)

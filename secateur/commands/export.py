@@ -13,12 +13,16 @@ import argparse
 import dataclasses
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from secateur.commands import _options, _report
 from secateur.commands._progress import bars
+
+if TYPE_CHECKING:
+    from secateur.export.targets import Target
+    from secateur.quantisation import Quantisation
 
 HELP = "write a bundle of ONNX segments and gates"
 
@@ -29,16 +33,43 @@ def add_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> None:
         "--schedule", type=Path, nargs="+", default=[], help="bundle these; calibrates only with --method"
     )
     parser.add_argument("--target", default="cpu", help="cpu, cuda, tensorrt or tensorrt-10.15 (default: cpu)")
-    parser.add_argument("--dtype", help="fp32 or fp16 (default: the target's)")
+    parser.add_argument("--dtype", help="fp32, fp16 or bf16 (default: the target's)")
+    _add_quantisation(parser)
     parser.add_argument("--out", type=Path, help="bundle folder (default: build/MODEL-METHOD)")
+    parser.add_argument("--share", type=Path, help="bundle of the same model and dtype, to link its weight files")
     parser.add_argument("--force", action="store_true", help="replace an existing bundle")
     parser.add_argument("--no-check", action="store_true", help="skip the comparison with torch")
+
+
+def _add_quantisation(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("integer weights, of the decoder's layers")
+    group.add_argument("--quantize", help="int8 or int4 (default: weights in the dtype)")
+    group.add_argument("--block-size", type=int, help="weights that share a scale (default: 32, for TensorRT 128)")
+    group.add_argument(
+        "--symmetric",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="no zero points (default: the target's)",
+    )
+    group.add_argument("--accuracy-level", type=int, help="0 exact, 4 rounds activations to 8 bits (default: 0)")
+
+
+def _quantisation(arguments: argparse.Namespace, kind: Target) -> Quantisation | None:
+    from secateur.errors import InputError
+    from secateur.export.quantize import quantisation
+
+    details = ("block_size", "symmetric", "accuracy_level")
+    if arguments.quantize is not None:
+        return quantisation(arguments.quantize, kind, *(getattr(arguments, name) for name in details))
+    if given := [name for name in details if getattr(arguments, name) is not None]:
+        raise InputError(f"--{given[0].replace('_', '-')} changes nothing without --quantize; leave it out")
+    return None
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from secateur.calibration.files import read_schedule
     from secateur.errors import InputError
-    from secateur.export.bundle import export
+    from secateur.export.bundle import Plan, export
     from secateur.export.folder import check_free
     from secateur.export.targets import target
     from secateur.models.base import load
@@ -46,6 +77,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
     start = time.perf_counter()
     kind = target(arguments.target, arguments.dtype)
+    integers = _quantisation(arguments, kind)
     schedules = [read_schedule(path) for path in arguments.schedule]
     calibrate = bool(arguments.method or not schedules)
     if not calibrate and (ignored := _options.given(arguments)):
@@ -54,32 +86,42 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         )
     _options.requests(arguments)
     method = arguments.method or (schedules[0].method if schedules else _options.METHOD)
-    out = arguments.out or Path("build") / f"{Path(arguments.model).name}-{method.replace(',', '-')}"
+    out = arguments.out or Path("build") / f"{Path(arguments.model.partition('@')[0]).name}-{method.replace(',', '-')}"
     check_free(out, arguments.force, MANIFEST)
-    family = load(arguments.model)
+    family = load(arguments.model, revision=arguments.revision)
     with bars() as show:
-        if calibrate:  # in fp32 whatever the target, so that a schedule does not depend on it
-            schedules += _options.make_schedules(arguments, family, show)
+        plans: list[Plan] = []
+        families = _options.families(arguments, family)
+        known = [seen.identity for seen in families]
+        for seen in families:  # a schedule of no known model goes to the first, where the export refuses it
+            own = [s for s in schedules if s.model == seen.identity or (not plans and s.model not in known)]
+            if calibrate:  # in fp32 whatever the target, so that a schedule does not depend on it
+                own += _options.make_schedules(arguments, seen, show)
+            plans.append(Plan(seen, tuple(own)))
         family.to(kind.torch_dtype)
         exported = export(
-            family,
-            schedules,
+            plans,
             kind,
             out,
             force=arguments.force,
             verify=not arguments.no_check,
+            share=arguments.share,
+            quantisation=integers,
             progress=show,
         )
     return {
         "bundle": str(out),
         "target": kind.name,
         "dtype": kind.dtype,
+        "quantisation": integers and str(integers),
         "opset": kind.opset,
         "graphs": [graph.name for graph in exported.manifest.graphs],
-        "schedules": {s.name: _options.summary(s) for s in schedules},
+        "image_sizes": [plan.family.layout.size for plan in plans],
+        "schedules": _options.summaries([plan.schedules for plan in plans]),
         "parity": [dataclasses.asdict(p) for p in exported.parity],
         "worst_error": max((p.error for p in exported.parity), default=None),
         "bytes": sum(path.stat().st_size for path in out.rglob("*") if path.is_file()),
+        "graph_seconds": exported.seconds,
         "seconds": round(time.perf_counter() - start, 1),
     }
 
@@ -92,5 +134,6 @@ def show(result: dict[str, Any], console: Console) -> None:
         console.print("not checked against torch (--no-check)")
     console.print(
         f"wrote {result['bundle']}: {len(result['graphs'])} graphs, {result['bytes'] / 1e6:.1f} MB, "
-        f"{result['seconds']} s (target {result['target']}, {result['dtype']}, opset {result['opset']})"
+        f"{result['seconds']} s (target {result['target']}, {result['quantisation'] or result['dtype']}, "
+        f"opset {result['opset']})"
     )

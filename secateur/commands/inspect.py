@@ -83,6 +83,7 @@ def _lint(bundle: Bundle, version: str | None) -> dict[str, Any] | None:
 
 def _contents(bundle: Bundle, folder: Path) -> dict[str, Any]:
     from secateur.commands._options import summary
+    from secateur.runtime.walk import runs
 
     manifest = bundle.manifest
     return {
@@ -96,6 +97,17 @@ def _contents(bundle: Bundle, folder: Path) -> dict[str, Any]:
         "dtype": manifest.dtype,
         "opset": manifest.opset,
         "vision_tokens": manifest.layout.vision_tokens,
+        "image_sizes": [
+            {
+                "size": bucket.layout.size,
+                "images": bucket.layout.images,
+                "rows": bucket.layout.rows,
+                "vision_tokens": bucket.layout.vision_tokens,
+                "views": [list(view.grid) for view in bucket.layout.views],
+                "fit": steps.fit,
+            }
+            for bucket, steps in zip(manifest.buckets, bundle.steps, strict=True)
+        ],
         "versions": manifest.versions,
         "files": len(manifest.files),
         "graphs": [
@@ -113,7 +125,10 @@ def _contents(bundle: Bundle, folder: Path) -> dict[str, Any]:
             }
             for graph in manifest.graphs
         ],
-        "schedules": {name: summary(bundle.schedule(name)) for name in manifest.schedules},
+        "schedules": {
+            name: summary(bundle.schedule(run.schedule, run.manifest.layout.size))
+            for name, run in runs(manifest).items()
+        },
     }
 
 
@@ -125,6 +140,7 @@ def show(result: dict[str, Any], console: Console) -> None:
         f"{result['files']} files, all hashes right",
         markup=False,
     )
+    console.print(_inspection.image_sizes(result["image_sizes"]))
     console.print(_report.schedules(result["schedules"]))
     graphs = _report.table("Graphs", "graph", "layers", "KiB")
     for graph in result["graphs"]:

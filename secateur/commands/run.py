@@ -19,7 +19,10 @@ HELP = "ask a bundle a question about an image"
 
 def add_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("--image", required=True, help="image file")
+    parser.add_argument(
+        "--image", required=True, nargs="+", help="image file; as many as the bundle has images in a prompt"
+    )
+    parser.add_argument("--image-size", help="WIDTHxHEIGHT of the bundle to use (default: what fits the image best)")
     parser.add_argument("--prompt", required=True, help="the question")
     parser.add_argument("--schedule", help="schedule of the bundle (default: its only one besides 'full')")
     parser.add_argument("--backend", default="ort", help="ort, torch or trt (default: ort)")
@@ -29,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     parser.add_argument("--top-p", type=float, default=1.0, help="sample from this share of probability (default: 1)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the sampling (default: 0)")
     parser.add_argument("--threads", type=int, help="threads of the backend (default: all cores)")
+    parser.add_argument("--guard", action="store_true", help="stop at the first graph and row that leave their range")
     parser.add_argument("--repeat", type=int, default=1, help="ask so many times and time the last (default: 1)")
 
 
@@ -44,16 +48,18 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         threads=arguments.threads,
         device=arguments.device,
         schedules=[arguments.schedule] if arguments.schedule else None,
+        guard=arguments.guard,
     ) as vlm:
         for _ in range(arguments.repeat):
             answer = vlm.ask(
-                arguments.image,
+                tuple(arguments.image),
                 arguments.prompt,
                 schedule=arguments.schedule,
                 max_new_tokens=arguments.max_new_tokens,
                 temperature=arguments.temperature,
                 top_p=arguments.top_p,
                 seed=arguments.seed,
+                image_size=arguments.image_size,
             )
     return {
         "question": arguments.prompt,
@@ -64,12 +70,24 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def _fitted(image: dict[str, Any]) -> str:
+    """How an image was brought onto the canvas."""
+    down, across = image["scale"]
+    top, bottom, left, right = image["padding"]
+    scaled = f"scaled by {down:.3g}" if f"{down:.3g}" == f"{across:.3g}" else f"scaled by {across:.3g} x {down:.3g}"
+    shown = f", padded by {top}, {bottom} rows and {left}, {right} columns" if any(image["padding"]) else ""
+    way = "as its processor does" if image["fit"] == "processor" else image["fit"]
+    return f"{way}, {scaled}{shown}"
+
+
 def show(result: dict[str, Any], console: Console) -> None:
     receipt = result["receipt"]
     console.print(f"question  {result['question']}", markup=False, soft_wrap=True)
     console.print(f"answer    {result['answer']}", markup=False, soft_wrap=True, style="bold")
     gates = _report.receipt(receipt["gates"])
     console.print(f"schedule  {receipt['schedule']} ({gates})", markup=False, soft_wrap=True)
+    padding = "; ".join(_fitted(image) for image in receipt["images"])
+    console.print(f"image     {receipt['image_size']}; {padding}", markup=False, soft_wrap=True)
     rows = " -> ".join(str(rows) for rows in receipt["segment_rows"])
     console.print(f"rows      {rows} through {len(receipt['segment_rows'])} segments; ", end="")
     console.print(f"cache {receipt['cache_bytes'] / 1024:.0f} KiB; {receipt['generated_tokens']} tokens generated")

@@ -25,11 +25,12 @@ KINDS = ("encode", "prefill", "decode")
 class Case:
     """One graph at one set of input shapes.
 
-    name       letters, digits, ".", "_" and "-"; begins with the graph's name
-    kind       encode (once per image), prefill (once per question) or decode (once per generated token)
+    name       letters, digits, ".", "_", "-" and "@"; begins with the graph's name
+    kind       encode (once per prompt), prefill (once per question) or decode (once per generated token)
     profile    number of the plan's optimisation profile
     shapes     of every input, static ones too
-    schedules  names of the schedules that run the graph at these shapes, once each
+    schedules  which of walk.runs run the graph at these shapes, once each: names of schedules, behind them @ and the
+               image size where there are several
     """
 
     name: str
@@ -62,8 +63,8 @@ class Case:
 
     def __post_init__(self) -> None:
         for name in (self.name, self.graph):
-            if not name or name[0] in ".-" or not all(c.isalnum() or c in "._-" for c in name):
-                raise BadMeasurement(f"case name '{name}' must be letters, digits, '.', '_' and '-'")
+            if not name or name[0] in ".-" or not all(c.isalnum() or c in "._-@" for c in name):
+                raise BadMeasurement(f"case name '{name}' must be letters, digits, '.', '_', '-' and '@'")
         if self.kind not in KINDS:
             raise BadMeasurement(f"case '{self.name}' has the kind '{self.kind}'; use one of {', '.join(KINDS)}")
         if self.profile not in (0, 1):

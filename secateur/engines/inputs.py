@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from secateur.artifacts import GraphSpec, Manifest, TensorSpec
+from secateur.artifacts import ENCODER_GATES, GraphSpec, Manifest, TensorSpec
 from secateur.engines.cases import Case
 from secateur.errors import BadBundle
 from secateur.files import write_bytes
@@ -59,8 +59,8 @@ def _value(manifest: Manifest, case: Case, graph: GraphSpec, spec: TensorSpec, p
     match spec.name.removeprefix("full_"):
         case "input_ids":
             row = columns % manifest.dimensions.vocabulary
-        case "vision_index":  # spread over the image, ascending
-            row = columns * manifest.layout.vision_tokens // shape[-1]
+        case "vision_index":
+            row = _spread(manifest, graph.name)
         case "position_ids":  # a decode step reads the whole cache, which may be all of the context
             row = np.minimum(past + columns, manifest.dimensions.context - 1)
         case "attention_mask":  # the past of a prefill is there only to be hidden
@@ -68,6 +68,25 @@ def _value(manifest: Manifest, case: Case, graph: GraphSpec, spec: TensorSpec, p
         case "last_index":
             rows = case.shapes["hidden_states"][1]
             row = np.full(shape[-1], rows - 1, np.int64)
+        case "question_position":
+            row = np.full(shape[-1], manifest.layout.next_position, np.int64)
         case _:
             raise BadBundle(f"graph '{graph.name}' has the integer input '{spec.name}', whose values are not known")
     return np.broadcast_to(row, shape).astype(spec.dtype)
+
+
+def _spread(manifest: Manifest, gate: str) -> Ints:
+    """Indices of the vision tokens that a gate finds, ascending: as many of each view as it has, spread over it."""
+    for bucket in manifest.buckets:
+        for ref in bucket.schedules.values():
+            for number, found in enumerate(ref.gates):
+                if found.graph != gate:
+                    continue
+                views = bucket.layout.image_views if found.kind in ENCODER_GATES else bucket.layout.views
+                counts = ref.gates[number - 1].of_views if number else [view.tokens for view in views]
+                parts, first = [], 0
+                for view, count in zip(views, counts, strict=True):
+                    parts.append(first + np.arange(count, dtype=np.int64) * view.tokens // max(1, count))
+                    first += view.tokens
+                return np.concatenate(parts)
+    raise BadBundle(f"no schedule runs the graph '{gate}'; export the bundle again")

@@ -8,12 +8,15 @@ from secateur.engines.manifest import Limits
 from secateur.errors import InputError
 from secateur.runtime.bundle import Bundle
 from secateur.runtime.prompt import Tokenizer
+from secateur.runtime.walk import largest
 
 MAX_BATCH = 1024
 
 
 def limits(manifest: Manifest, batch: int = 1, text: int | None = None, new_tokens: int | None = None) -> Limits:
-    """Limits for a bundle. What is None gets its usual value, or less if the model's context is short.
+    """Limits for a bundle, with room for its largest image size.
+
+    What is None gets its usual value, or less if the model's context is short.
 
     Raises:
         InputError: a number is below 1, or all rows together are more than the context; the message names the flag.
@@ -24,8 +27,8 @@ def limits(manifest: Manifest, batch: int = 1, text: int | None = None, new_toke
             raise InputError(f"{flag} is {value}; it must be at least 1")
     if batch > MAX_BATCH:
         raise InputError(f"--max-batch is {batch}; it must be at most {MAX_BATCH}")
-    layout, context = manifest.layout, manifest.dimensions.context
-    image = layout.image_start + layout.vision_tokens
+    layout, context = largest(manifest), manifest.dimensions.context
+    image = layout.rows
     room = context - image
     if new_tokens is None:
         new_tokens = max(1, min(usual.new_tokens, room // 2 if text is None else room - text))

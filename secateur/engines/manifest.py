@@ -121,8 +121,8 @@ class Limits:
                 raise BadEngine(f"the limit '{name}' is {value}; it must be at least 1")
 
     def capacity(self, layout: Layout) -> int:
-        """Rows that a cache has at most: what stands before the image, all of the image, text, answer."""
-        return layout.image_start + layout.vision_tokens + self.text + self.new_tokens
+        """Rows that a cache has at most: all up to the end of the images, text, answer."""
+        return layout.rows + self.text + self.new_tokens
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,9 @@
 A segment has two profiles: "prefill" admits the first question (S from the rows of the schedules, no past) and a
 further one (S short, P up to the capacity); "decode" has S = 1 and is best at the largest P, because a step attends
 over the whole cache. So has embed, with T. Every other graph has one, "all". The sizes at min, opt and max belong
-together, so that a dimension such as P+S holds at each of them. opt is at batch 1.
+together, so that a dimension such as P+S holds at each of them. opt is at one sample; the encoder's graphs run on all
+images of a sample at once. Segments serve every image size of a bundle, so their profiles have room for the largest;
+opt is that of the first.
 
 The first question has no past at all. TensorRT takes empty tensors and a least size of 0 in a profile ("Working with
 Empty Tensors" in its guide; trtexec allocates a byte for them, samples/common/sampleInference.cpp). No version is known
@@ -23,9 +25,11 @@ from secateur.errors import BadBundle
 from secateur.runtime.cache import rounded
 from secateur.runtime.dimensions import resolve_shapes
 from secateur.runtime.sampling import Sampling
-from secateur.runtime.walk import USUAL_TEXT, Step, decode, prefill
+from secateur.runtime.walk import USUAL_TEXT, Step, decode, largest, prefill, runs
 
 Symbols = dict[str, int]
+IMAGES = "images"
+"""Among the sizes of a graph: how many of its batch are one sample."""
 
 
 def profiles(manifest: Manifest, limits: Limits, usual: str, past: int = 0) -> dict[str, tuple[Profile, ...]]:
@@ -38,11 +42,10 @@ def profiles(manifest: Manifest, limits: Limits, usual: str, past: int = 0) -> d
         BadBundle: a graph belongs to no schedule.
     """
     text = min(USUAL_TEXT, limits.text)
-    first = [
-        step for name in manifest.schedules for length in (1, limits.text) for step in prefill(manifest, name, length)
-    ]
-    ordinary = [step for name in (usual, *manifest.schedules) for step in prefill(manifest, name, text)]
-    capacity = limits.capacity(manifest.layout) + past
+    every = [run for name in (usual, *manifest.schedules) for run in runs(manifest, [name]).values()]
+    first = [step for run in every for length in (1, limits.text) for step in prefill(*run, length)]
+    ordinary = [step for run in every for step in prefill(*run, text)]
+    capacity = limits.capacity(largest(manifest)) + past
     made: dict[str, tuple[Profile, ...]] = {}
     for graph in manifest.graphs:
         low, best, high = _extremes(graph, first, ordinary)
@@ -64,23 +67,22 @@ def profiles(manifest: Manifest, limits: Limits, usual: str, past: int = 0) -> d
 
 
 def cases(manifest: Manifest, limits: Limits, past: int = 0) -> tuple[Case, ...]:
-    """What each schedule runs for an ordinary question and for each token of an answer of usual length, at batch 1.
+    """What each of `runs` takes for an ordinary question and for each token of an answer of usual length, at batch 1.
 
-    A graph that several schedules run at the same shapes is one case.
+    A graph that several of them run at the same shapes is one case.
     """
     text = min(USUAL_TEXT, limits.text)
     usual = Limits(text=text, new_tokens=min(Sampling().max_new_tokens, limits.new_tokens))
-    capacity = rounded(usual.capacity(manifest.layout), limits.capacity(manifest.layout))
+    most = limits.capacity(largest(manifest))
     found: dict[str, tuple[Step, list[str]]] = {}
-    for schedule in manifest.schedules:
-        steps = [*prefill(manifest, schedule, text, past)]
-        steps += decode(manifest, schedule, capacity, past)
-        for step in steps:
-            found.setdefault(_name(step), (step, []))[1].append(schedule)
+    for label, run in runs(manifest).items():
+        capacity = rounded(usual.capacity(run.manifest.layout), most)
+        for step in (*prefill(*run, text, past), *decode(*run, capacity, past)):
+            found.setdefault(_name(step), (step, []))[1].append(label)
     made = []
     for name, (step, schedules) in found.items():
         graph = manifest.graph(step.graph)
-        shapes = resolve_shapes(graph.inputs, step.symbols | {"B": 1})
+        shapes = resolve_shapes(graph.inputs, step.symbols | {"B": step.images})
         made.append(Case(name, graph.name, step.kind, int(step.kind == "decode"), shapes, tuple(schedules)))
     return tuple(made)
 
@@ -97,11 +99,11 @@ def _name(step: Step) -> str:
 
 def _extremes(graph: GraphSpec, first: Iterable[Step], ordinary: Iterable[Step]) -> tuple[Symbols, Symbols, Symbols]:
     """Sizes of the graph: least and largest of the steps `first`, and between them those of the first of `ordinary`."""
-    sizes = [step.symbols for step in first if step.graph == graph.name]
+    sizes = [step.symbols | {IMAGES: step.images} for step in first if step.graph == graph.name]
     if not sizes:
         raise BadBundle(f"no schedule runs the graph '{graph.name}'; export the bundle again")
     low, high = ({symbol: pick(s[symbol] for s in sizes) for symbol in sizes[0]} for pick in (min, max))
-    return low, next(step.symbols for step in ordinary if step.graph == graph.name), high
+    return low, next(step.symbols | {IMAGES: step.images} for step in ordinary if step.graph == graph.name), high
 
 
 def _profile(
@@ -114,6 +116,7 @@ def _profile(
 ) -> Profile:
     specs = [spec for spec in graph.inputs if spec.name in dynamic(graph)]
     least, usual, most = (
-        resolve_shapes(specs, {**symbols, "B": batch}) for symbols, batch in ((low, 1), (best, 1), (high, limits.batch))
+        resolve_shapes(specs, {**symbols, "B": batch * symbols.get(IMAGES, 1)})
+        for symbols, batch in ((low, 1), (best, 1), (high, limits.batch))
     )
     return Profile(name, {spec.name: Range(least[spec.name], usual[spec.name], most[spec.name]) for spec in specs})

@@ -18,7 +18,7 @@ from secateur.evaluation.results import Answered, Overlay
 from secateur.evaluation.tasks.base import Question, Task
 from secateur.progress import Progress
 from secateur.runtime import Answer, Pipeline
-from secateur.runtime.preprocess import Preprocess, pixel_values
+from secateur.runtime.preprocess import whole_image
 
 BATCH = 25
 WARM_UP = 2
@@ -84,18 +84,9 @@ def overlays(
             answers[i][name] = Answered(answer.text, task.score(chosen[i], answer.text), layers, answer.kept)
         progress("overlays", name, done, len(names))
     return [
-        Overlay(seen(image, vlm.bundle.preprocess), q.prompt, " / ".join(dict.fromkeys(q.answers)), a)
+        Overlay(whole_image(image, vlm.bundle.preprocess), q.prompt, " / ".join(dict.fromkeys(q.answers)), a)
         for image, q, a in zip(images, chosen, answers, strict=True)
     ]
-
-
-def seen(image: Image.Image, steps: Preprocess) -> Image.Image:
-    """The part of an RGB image that the vision tokens cover: resized and cropped as the model gets it."""
-    values = pixel_values(image, steps)[0].transpose(1, 2, 0).astype(np.float64)
-    if steps.mean is not None and steps.std is not None:
-        values = values * np.array(steps.std) + np.array(steps.mean)
-    values /= 1.0 if steps.rescale is None else steps.rescale
-    return Image.fromarray(values.round().clip(0, 255).astype(np.uint8))
 
 
 def ask(

@@ -17,9 +17,11 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from secateur.cli import one_line
-from secateur.evaluation.gates import place, shown_gates
+from secateur.errors import InputError
+from secateur.evaluation.gates import no_grid, place, shown_gates
 from secateur.runtime import Pipeline
 from secateur.runtime.image import load_image
+from secateur.runtime.preprocess import whole_image
 
 PANEL, GAP, CAPTION = 288, 12, 24
 DIMMED = 0.22
@@ -56,10 +58,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
     with Pipeline.load(arguments.bundle) as vlm:
+        bundle = vlm.bundle
+        if reason := no_grid(bundle.manifest.layout):
+            raise InputError(f"there is no picture to draw: {reason}")
         answer = vlm.ask(arguments.image, arguments.prompt, schedule=arguments.schedule)
-        grid = vlm.bundle.manifest.layout.grid
+    number = vlm.image_sizes.index(answer.receipt.image_size)
+    seen = whole_image(load_image(arguments.image), bundle.steps[number])
     places = [place(gate.kind, gate.layer) for gate in answer.receipt.gates]
-    overlay(load_image(arguments.image), grid, answer.kept, places).save(arguments.out)
+    overlay(seen, bundle.manifest.buckets[number].layout.grid, answer.kept, places).save(arguments.out)
     print(f"{arguments.prompt} {answer.text}; wrote {arguments.out}")
 
 

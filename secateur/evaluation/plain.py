@@ -8,7 +8,7 @@ from PIL import Image
 
 from secateur.artifacts import Manifest
 from secateur.evaluation.tasks.base import Question
-from secateur.export.examples import smooth_noise
+from secateur.export.examples import noise
 
 PROMPTS = (
     "what is in the picture ?",
@@ -26,7 +26,7 @@ def questions(manifest: Manifest, count: int) -> list[Question]:
 
 def _question(manifest: Manifest, number: int) -> Question:
     def load() -> Image.Image:
-        values = smooth_noise(manifest, np.random.default_rng(number))[0].transpose(1, 2, 0)
+        values = noise((3, *manifest.layout.image_size), np.random.default_rng(number)).transpose(1, 2, 0)
         return Image.fromarray((127.5 + 50 * values).clip(0, 255).astype(np.uint8))
 
     return Question(str(number), f"made picture {number}", str(number), load, PROMPTS[number % len(PROMPTS)], ())

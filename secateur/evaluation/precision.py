@@ -1,27 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What half precision changes: a bundle on ONNX Runtime against its checkpoint in fp32 on torch, question by question.
+"""What less precision changes: a bundle against its checkpoint in fp32 on torch, question by question.
+
+The bundle runs on ONNX Runtime; in bf16, which its CPU kernels lack, on torch too.
 
 Each side goes its own way from pixels to answer, so a token that changes place at one gate is seen by all that follow.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from secateur.artifacts import Manifest, TensorSpec
-from secateur.errors import SecateurError
 from secateur.evaluation import asking, plain
 from secateur.evaluation.tasks import demo
 from secateur.evaluation.tasks.base import Question, Source, Task
+from secateur.export.targets import DTYPES
 from secateur.models.base import DEMO, Family
 from secateur.progress import Progress, silent
 from secateur.runtime import Answer, Pipeline
 from secateur.runtime.backends import base, ort
 from secateur.runtime.backends import torch as eager
 from secateur.runtime.bundle import Bundle
+from secateur.runtime.guard import Guard
 
 OVERLAP = 0.99
 """Share of the kept tokens that must be the same, mean over the gates of a schedule and over the questions."""
@@ -29,6 +34,7 @@ LARGEST = float(np.finfo(np.float16).max)
 QUESTIONS = 60
 """By default. One early pick that flips can change a third of a picture's tokens, so that few questions say little."""
 BATCH = 8
+HALF, FLOAT32 = ("float16", "bfloat16"), "float32"
 
 
 @dataclass(frozen=True)
@@ -81,16 +87,19 @@ class Activation:
 
 @dataclass(frozen=True)
 class Precision:
-    """The whole comparison; `failures` is empty if every bound holds."""
+    """The whole comparison; `failures` is empty if every bound holds. `weights` says how integers are stored, if so."""
 
     dtype: str
     questions: int
     schedules: tuple[Difference, ...]
     activations: tuple[Activation, ...]
+    weights: str = ""
 
     @property
     def failures(self) -> tuple[str, ...]:
-        """One line for each schedule that keeps too many other tokens."""
+        """One line for each schedule that keeps too many other tokens; integers are another model, so without bound."""
+        if self.weights:
+            return ()
         return tuple(
             f"schedule '{s.schedule}' keeps {s.overlap:.4f} of the tokens that fp32 keeps, the bound is {OVERLAP} "
             f"({self.questions} questions; ask more with --questions, or export with --dtype fp32)"
@@ -99,39 +108,13 @@ class Precision:
         )
 
 
-class Watched(ort.Backend):
-    """ONNX Runtime that notes the largest magnitude in each graph's outputs.
-
-    Raises:
-        SecateurError: an output holds inf or NaN.
-    """
-
-    def __init__(self, bundle: Bundle) -> None:
-        super().__init__(bundle)
-        self.largest: dict[str, float] = {}
-
-    def run(self, graph: str, inputs: Mapping[str, base.Buffer], outputs: Mapping[str, base.Buffer]) -> None:
-        super().run(graph, inputs, outputs)
-        for name, buffer in outputs.items():
-            array = buffer.numpy()
-            if not array.size or not np.issubdtype(array.dtype, np.floating):
-                continue
-            largest = float(np.abs(array).max())
-            if not np.isfinite(largest):
-                raise SecateurError(
-                    f"graph '{graph}' gives {largest} in '{name}': it leaves the range of {array.dtype}, at most "
-                    f"{np.finfo(array.dtype).max:g}; export with --dtype fp32"
-                )
-            self.largest[graph] = max(self.largest.get(graph, 0.0), largest)
-
-
 def compare(
     bundle: Bundle,
     count: int = QUESTIONS,
     progress: Progress = silent,
     family: Family | None = None,
 ) -> Precision:
-    """Put `count` questions to every schedule in both precisions, fp32 first; one model is in memory at a time.
+    """Put `count` questions to every schedule in both precisions, exact fp32 first; one model is in memory at a time.
 
     The demo model is asked the questions of the demo task; any other is asked about made pictures.
 
@@ -149,21 +132,33 @@ def compare(
     longest = task.max_new_tokens if task else 1
     single = in_fp32(bundle)
     expected = _ask(single, eager.Backend(single, family=family), asked, longest, "fp32", progress)
-    watched = Watched(bundle)
+    watched = Guard(_candidate(bundle, family), manifest, share=1.0)
     found = _ask(bundle, watched, asked, longest, manifest.dtype, progress)
     differences = [_difference(name, found[name], expected[name], manifest, asked, task) for name in found]
     activations = [Activation(graph, size, LARGEST / max(size, 1e-12)) for graph, size in watched.largest.items()]
-    return Precision(manifest.dtype, len(asked), tuple(differences), tuple(activations))
+    how = manifest.quantisation
+    return Precision(manifest.dtype, len(asked), tuple(differences), tuple(activations), str(how) if how else "")
+
+
+def _candidate(bundle: Bundle, family: Family | None) -> base.Backend:
+    """The backend that runs the bundle as it is; in bf16, for which ONNX Runtime has no CPU kernels, torch."""
+    if bundle.manifest.dtype != "bf16":
+        return ort.Backend(bundle)
+    if family is not None:
+        family = copy.deepcopy(family)
+        family.to(DTYPES["bf16"])
+    return eager.Backend(bundle, family=family)
 
 
 def in_fp32(bundle: Bundle) -> Bundle:
-    """The bundle as an export in fp32 would describe it: for the torch backend, which reads no graph file."""
+    """The bundle as an exact export in fp32 would describe it: for the torch backend, which reads no graph file."""
     graphs = tuple(replace(g, inputs=_floats(g.inputs), outputs=_floats(g.outputs)) for g in bundle.manifest.graphs)
-    return replace(bundle, manifest=replace(bundle.manifest, dtype="fp32", graphs=graphs))
+    exact: dict[str, Any] = {"quantisation": None} if bundle.manifest.quantisation else {}
+    return replace(bundle, manifest=replace(bundle.manifest, dtype="fp32", graphs=graphs, **exact))
 
 
 def _floats(specs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
-    return tuple(replace(spec, dtype=spec.dtype.replace("float16", "float32")) for spec in specs)
+    return tuple(replace(spec, dtype=FLOAT32 if spec.dtype in HALF else spec.dtype) for spec in specs)
 
 
 def _ask(

@@ -117,7 +117,8 @@ class Evaluation(Document):
     metric     name of the score; `full_marks` is its largest value (1, or 100 or 2800 where the field counts so)
     timed      questions that were timed one at a time
     machine    cpu, cores, the GPU if there is one, and versions of what ran
-    grid       rows and columns of vision tokens
+    vision_tokens, grid
+               of a prompt, and rows and columns of its first view, at the first image size
     segments   graphs into which the bundle cuts the decoder: at the gates of every schedule, so that all pay for them
     encoder_scores
                what its encoder returns beside the features, for the gates that read it; all pay for this too

@@ -167,8 +167,9 @@ def _result(
 
 
 def encoder_scores(manifest: Manifest) -> tuple[str, ...]:
-    """Names of what the vision graph returns beside the features."""
-    return tuple(output.name for output in manifest.graph("vision").outputs if output.name != "features")
+    """Names of what the vision graph returns for gates, beside what the model itself needs."""
+    needed = {"features", *(f"deepstack.{i}" for i in range(manifest.dimensions.planes))}
+    return tuple(output.name for output in manifest.vision.outputs if output.name not in needed)
 
 
 def flops_ratio_with_gates(schedule: Schedule) -> float | None:

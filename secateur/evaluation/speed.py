@@ -24,7 +24,7 @@ from secateur.calibration.capture import capture
 from secateur.cli import one_line
 from secateur.commands import _report
 from secateur.errors import InputError
-from secateur.export.bundle import export
+from secateur.export.bundle import Plan, export
 from secateur.export.targets import target
 from secateur.methods.base import BudgetRequest
 from secateur.methods.btp import Method
@@ -84,10 +84,10 @@ def measure(family: Family, schedule: Schedule, rounds: int, threads: int | None
     """
     control = Random().like(schedule)
     rng = np.random.default_rng(0)
-    image = rng.integers(0, 256, (*family.image_size, 3), np.uint8)
+    image = rng.integers(0, 256, (*family.bucket, 3), np.uint8)
     with tempfile.TemporaryDirectory() as folder:
-        export(family, [], target("cpu"), Path(folder) / "one", verify=False)
-        export(family, [schedule, control], target("cpu"), Path(folder) / "chain", verify=False)
+        export([Plan(family, ())], target("cpu"), Path(folder) / "one", verify=False)
+        export([Plan(family, (schedule, control))], target("cpu"), Path(folder) / "chain", verify=False)
         with (
             Pipeline.load(Path(folder) / "one", threads=threads) as one,
             Pipeline.load(Path(folder) / "chain", threads=threads) as chain,

@@ -4,74 +4,117 @@
 from __future__ import annotations
 
 import importlib.metadata
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from secateur import __version__
-from secateur.artifacts import FULL, Manifest, Schedule, ScheduleRef, to_json
+from secateur.artifacts import FULL, Bucket, Manifest, ModelIdentity, Schedule, ScheduleRef, to_json
 from secateur.calibration.budget import budget
 from secateur.calibration.files import encode
 from secateur.engines.manifest import ENGINES
 from secateur.engines.version import FLOORS
-from secateur.errors import BadSchedule, ExportMismatch, Unparsable
+from secateur.errors import BadBundle, BadSchedule, ExportMismatch, Unparsable
+from secateur.export.card import CARD, Figures, card
 from secateur.export.folder import atomic_folder
-from secateur.export.graphs import build
+from secateur.export.graphs import Sized, build, sized
 from secateur.export.lint import lint
 from secateur.export.parity import Parity, check
+from secateur.export.quantized_graph import quantise_graph, replaced_weights
 from secateur.export.targets import Target
 from secateur.export.to_onnx import to_onnx
+from secateur.export.weights import Store
+from secateur.layout import VISION
 from secateur.models.base import Family
 from secateur.progress import Progress, silent
+from secateur.quantisation import Quantisation
 from secateur.runtime.bundle import MANIFEST, Bundle, sha256
 
 PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime")
+PLACING = ("secateur", "transformers")
+"""Packages whose version decides in which order weights lie in their files."""
+IDENTITY = {
+    "family": "family",
+    "fingerprint": "weights",
+    "layers": "layers",
+    "image_size": "image size",
+    "images": "images",
+    "vision_tokens": "vision tokens",
+}
+"""What a schedule must have in common with the model, as users call it."""
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export leaves: the bundle's manifest and the worst error of each graph and schedule (empty: no check)."""
+    """What an export leaves.
+
+    parity   worst error of each graph and schedule; empty: no check
+    seconds  for each graph, its weights included if it is the first to need them
+    """
 
     manifest: Manifest
     parity: tuple[Parity, ...]
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One image size of a bundle: the model seen through it, and the schedules for it."""
+
+    family: Family
+    schedules: tuple[Schedule, ...]
 
 
 def export(
-    family: Family,
-    schedules: Sequence[Schedule],
+    plans: Sequence[Plan],
     target: Target,
     out: Path,
     *,
     force: bool = False,
     verify: bool = True,
+    share: Path | None = None,
+    quantisation: Quantisation | None = None,
     progress: Progress = silent,
 ) -> Exported:
-    """Write the bundle of `family` with the schedule "full" and `schedules` to the folder `out`.
+    """Write a bundle to the folder `out`: for each image size the schedule "full" and those of its plan.
 
-    progress is told (stage, graph, steps done, steps in all).
+    share         another bundle of the same model and dtype, whose weight files are linked and not written again
+    quantisation  how the decoder stores its weights, if not in the target's dtype
+    progress      is told (stage, graph, steps done, steps in all)
 
     Raises:
         BadSchedule: a schedule of another model, or a name used twice.
+        BadBundle: `share` is none, of another model or dtype, or of another version.
         BadOutput: `out` exists (without force) or cannot be written.
         Unparsable: the target is for TensorRT, and a graph needs what its oldest version does not take.
         ExportMismatch: with verify, a graph or the chain differs from torch; nothing is left behind.
     """
-    _check_schedules(family, schedules)
-    graphs, gates = build(family, schedules, target)
+    buckets = list[Sized]()
+    _check_names(plans)
+    for plan in plans:
+        _check_schedules(plan.family, plan.schedules)
+        layout = plan.family.layout
+        layout = replace(layout, vision=f"{VISION}-{layout.size}") if buckets else layout
+        buckets.append(sized(plan.family, layout, plan.schedules))
+    family, graphs = plans[0].family, build(buckets, target)
+    shared = _weights(share, family, target) if share else {}
     with atomic_folder(out, force, MANIFEST, keep=ENGINES) as folder:  # plans whose graph is the same stay good
+        layers = family.decoder.layers if quantisation else ()
+        store = Store.of(family, folder / "onnx", shared, progress, replaced_weights(layers))
+        seconds = dict[str, float]()
+        integers = partial(quantise_graph, how=quantisation) if quantisation else None
         for done, graph in enumerate(graphs):
             progress("export", graph.spec.name, done, len(graphs))
-            to_onnx(graph, folder / graph.spec.file, target.opset)
+            change, start = integers if graph.spec.kind == "segment" else None, time.perf_counter()
+            to_onnx(graph, folder / graph.spec.file, target.opset, store, change)
             _check_operators(folder / graph.spec.file, target)
+            seconds[graph.spec.name] = round(time.perf_counter() - start, 1)
         progress("export", "", len(graphs), len(graphs))
-        (folder / "schedules").mkdir()
-        everything = (full(family), *schedules)
-        for schedule in everything:
-            for suffix, data in encode(schedule).items():
-                (folder / _file(schedule.name)).with_suffix(suffix).write_bytes(data)
         family.tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
         (folder / "prompt.json").write_text(to_json(family.prompt))
-        (folder / "preprocess.json").write_text(to_json(family.preprocess))
+        written = [_write(folder, bucket, plan.schedules) for bucket, plan in zip(buckets, plans, strict=True)]
         manifest = Manifest(
             model=family.identity,
             source=family.source,
@@ -79,11 +122,13 @@ def export(
             dtype=target.dtype,
             opset=target.opset,
             dimensions=family.dimensions,
-            layout=family.layout,
+            layout=buckets[0].layout,
             graphs=tuple(graph.spec for graph in graphs),
-            schedules={s.name: ScheduleRef(_file(s.name), tuple(gates[s.name]), s.positions) for s in everything},
+            schedules=written[0].schedules,
             files=_hashes(folder),
-            versions={"secateur": __version__} | {name: importlib.metadata.version(name) for name in PACKAGES},
+            versions=_versions(),
+            others=tuple(written[1:]),
+            quantisation=quantisation,
         )
         (folder / MANIFEST).write_text(to_json(manifest))
         parity = check(Bundle.load(folder), family, progress) if verify else ()
@@ -93,7 +138,49 @@ def export(
                 f"{len(failed)} of {len(parity)} checks fail; worst: {failed[0].name}, error {failed[0].error:.2e} "
                 f"over {failed[0].tolerance:.0e}; nothing was written (--no-check exports anyway)"
             )
-    return Exported(manifest, parity)
+        made = [[full(plan.family), *plan.schedules] for plan in plans]
+        text = card(manifest, made, Figures.of(folder, manifest, parity))
+        (folder / CARD).write_text(text, encoding="utf-8")  # no hash: whoever publishes a bundle may edit it
+    return Exported(manifest, parity, seconds)
+
+
+def _write(folder: Path, bucket: Sized, schedules: Sequence[Schedule]) -> Bucket:
+    """What an image size has beside graphs: its schedules, and the steps from an image to pixels."""
+    layout, refs = bucket.layout, {}
+    (folder / layout.preprocess).write_text(to_json(bucket.family.preprocess))
+    (folder / "schedules").mkdir(exist_ok=True)
+    suffix = "" if layout.vision == VISION else f"@{layout.size}"
+    for schedule in (full(bucket.family), *schedules):
+        file = f"schedules/{schedule.name}{suffix}.json"
+        for ending, data in encode(schedule).items():
+            (folder / file).with_suffix(ending).write_bytes(data)
+        gates = tuple(placed.ref for placed in bucket.gates.get(schedule.name, ()))
+        refs[schedule.name] = ScheduleRef(file, gates, schedule.positions)
+    return Bucket(layout, refs)
+
+
+def _weights(bundle: Path, family: Family, target: Target) -> dict[Path, str]:
+    """The weight files of a bundle of this model and dtype, with their hashes.
+
+    Raises:
+        BadBundle: it is none, of another model or dtype, or of a version that may have ordered weights in another way.
+    """
+    other = Bundle.load(bundle, verify=False)
+    manifest = other.manifest
+    if (manifest.model.fingerprint, manifest.dtype) != (family.fingerprint, target.dtype):
+        raise BadBundle(
+            f"{bundle} holds the weights of another model or dtype ({manifest.source}, {manifest.dtype}), not of "
+            f"'{family.source}' in {target.dtype}; leave --share out"
+        )
+    theirs, ours = (
+        [f"{name} {versions.get(name)}" for name in PLACING] for versions in (manifest.versions, _versions())
+    )
+    if theirs != ours:
+        raise BadBundle(
+            f"{bundle} was written by {' and '.join(theirs)}, this is {' and '.join(ours)}, which may order weights in "
+            "another way; export it again, or leave --share out"
+        )
+    return {other.path(name): digest for name, digest in manifest.files.items() if name.endswith(".data")}
 
 
 def full(family: Family) -> Schedule:
@@ -110,14 +197,22 @@ def _check_operators(path: Path, target: Target) -> None:
         raise Unparsable(f"TensorRT {floor} would not take it: {findings[0]}{others}")
 
 
+def _check_names(plans: Sequence[Plan]) -> None:
+    """Every schedule is there for every image size: the runtime chooses the size."""
+    for plan in plans[1:]:
+        names, others = ({s.name for s in each.schedules} for each in (plans[0], plan))
+        for name in names ^ others:
+            lacking = plan if name in names else plans[0]
+            raise BadSchedule(f"schedule '{name}' is missing for image size {lacking.family.layout.size}; calibrate it")
+
+
 def _check_schedules(family: Family, schedules: Sequence[Schedule]) -> None:
     names = [FULL]
     for schedule in schedules:
         if schedule.model != family.identity:
             raise BadSchedule(
-                f"schedule '{schedule.name}' was made for another model ({schedule.model.family}, "
-                f"{schedule.model.layers} layers, {schedule.model.fingerprint[:19]}), not for '{family.source}' "
-                f"({family.identity.fingerprint[:19]}); calibrate it again"
+                f"schedule '{schedule.name}' does not fit '{family.source}': it was made for "
+                f"{_differences(schedule.model, family.identity)}; calibrate it again"
             )
         if schedule.budget != budget(family.dimensions, family.layout.vision_tokens, schedule.gates):
             raise BadSchedule(f"the budget of schedule '{schedule.name}' is not that of its gates; calibrate it again")
@@ -126,8 +221,14 @@ def _check_schedules(family: Family, schedules: Sequence[Schedule]) -> None:
         names.append(schedule.name)
 
 
-def _file(name: str) -> str:
-    return f"schedules/{name}.json"
+def _differences(made: ModelIdentity, wanted: ModelIdentity) -> str:
+    """What sets two models, or the prompts that they are seen through, apart."""
+    pairs = ((what, str(getattr(made, name)), str(getattr(wanted, name))) for name, what in IDENTITY.items())
+    return ", ".join(f"{what} {mine[:19]} instead of {theirs[:19]}" for what, mine, theirs in pairs if mine != theirs)
+
+
+def _versions() -> dict[str, str]:
+    return {"secateur": __version__} | {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
 def _hashes(folder: Path) -> dict[str, str]:

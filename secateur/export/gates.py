@@ -2,76 +2,135 @@
 """Gates that drop tokens: a method chooses, and rows, positions, masks and indices follow. Once for all methods.
 
 Prune, between two segments
-    hidden_states [B, S, D], position_ids [B, S], attention_mask [B, S], vision_index [B, N], what the selector reads
-    -> the first four without the dropped rows: [B, S - N + k, ...], vision_index [B, k]
+    hidden_states [B, S, D], position_ids [B, S], attention_mask [B, S], vision_index [B, N], planes [B, S, D], and
+    what the selectors read
+    -> the same without what they read and without the dropped rows: [B, S - N + k, ...], vision_index [B, k]
 Encoder, behind the vision encoder
-    features [B, N, Dv], vision_index [B, N], what the selector reads
-    -> features [B, k, Dv], vision_index [B, k]
+    features [B, N, Dv], vision_index [B, N], planes [B, N, D], and what the selectors read
+    -> features [B, k, Dv], vision_index [B, k], planes [B, k, D]
 
-Rows keep their order and, unless positions are compact, their original positions, so the plain lower triangle stays
-the right causal mask.
+Every view of a prompt is pruned by itself, with a quota of its own: a selector sees the text and one view. Rows keep
+their order and, unless positions are compact, their original positions, so the plain lower triangle stays the right
+causal mask. With M-RoPE position_ids are [3, B, S].
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
-from secateur.methods.base import GateInputs, GateSite, Selector, gather
+from secateur.export.spans import Span, Spans
+from secateur.methods.base import GateInputs, Selector, gather
+
+ROWS_FIRST = ("queries", "key")
+"""What is read of every row, with the rows on the first axis."""
 
 
 class Prune(nn.Module):
-    """A gate in the decoder; N, k and the start of the image are constants of the graph.
+    """A gate in the decoder; all counts and places are constants of the graph.
 
-    With `compact` positions the rows that stay are counted anew: the kept tokens follow each other, and what stands
-    behind the image moves up.
+    selectors  one for each view
+    planes     how many DeepStack planes are still to be added
+    compact    count the rows that stay anew: what stands behind a dropped one moves up
     """
 
-    def __init__(self, selector: Selector, site: GateSite, compact: bool = False) -> None:
+    def __init__(self, selectors: Sequence[Selector], spans: Spans, planes: int = 0, compact: bool = False) -> None:
         super().__init__()
-        self.selector = selector
-        self.start = site.image_start
-        self.before = site.vision_tokens
-        self.keep = site.gate.keep
+        self.selectors, self.each = nn.ModuleList(selectors), tuple(selectors)
+        self.reads = names(selectors)
+        self.spans = spans
+        self.planes = planes
         self.compact = compact
 
     def forward(
-        self, hidden_states: Tensor, position_ids: Tensor, attention_mask: Tensor, vision_index: Tensor, *read: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        named = dict(zip(self.selector.reads, read, strict=True))
-        rows = GateInputs(hidden_states, position_ids, attention_mask, vision_index, self.start, named)
-        slots, kept = self.selector.kept(rows)
+        self,
+        hidden_states: Tensor,
+        position_ids: Tensor,
+        attention_mask: Tensor,
+        vision_index: Tensor,
+        *further: Tensor,
+    ) -> tuple[Tensor, ...]:
+        planes, read = further[: self.planes], dict(zip(self.reads, further[self.planes :], strict=True))
+        spans, local = self.spans, self.spans.index(vision_index)
+        slots, kept = [], []
+        for selector, view, index in zip(self.each, spans.views, local, strict=True):
+            positions = by_axis(spans.alone(by_row(position_ids), view))
+            own = {name: _alone(spans, view, name, read[name]) for name in selector.reads}
+            rows = [spans.alone(x, view) for x in (hidden_states, attention_mask)]
+            given = GateInputs(rows[0], positions, rows[1], index, spans.views[0].start, own)
+            chosen, left = selector.kept(given)
+            slots.append(chosen)
+            kept.append(left)
         return (
-            self._without(hidden_states, kept),
+            spans.replaced(hidden_states, kept),
             self._positions(position_ids, slots),
-            self._without(attention_mask, gather(self._vision(attention_mask), slots)),
-            gather(vision_index, slots),
+            spans.replaced(attention_mask, spans.pick(attention_mask, slots)),
+            chosen_index(vision_index, slots, [view.tokens for view in spans.views]),
+            *(spans.replaced(plane, spans.pick(plane, slots)) for plane in planes),
         )
 
-    def _vision(self, rows: Tensor) -> Tensor:
-        """The vision rows [B, N, ...] of [B, S, ...]."""
-        return rows[:, self.start : self.start + self.before]
-
-    def _without(self, rows: Tensor, kept: Tensor) -> Tensor:
-        """[B, S, ...] with the kept rows [B, k, ...] in the place of all vision rows."""
-        return torch.cat([rows[:, : self.start], kept, rows[:, self.start + self.before :]], dim=1)
-
-    def _positions(self, position_ids: Tensor, slots: Tensor) -> Tensor:
-        if not self.compact:
-            return self._without(position_ids, gather(self._vision(position_ids), slots))
-        tail = position_ids[:, self.start + self.before :] - (self.before - self.keep)
-        return torch.cat([position_ids[:, : self.start + self.keep], tail], dim=1)
+    def _positions(self, position_ids: Tensor, slots: Sequence[Tensor]) -> Tensor:
+        if self.compact:  # rows are numbered one after the other, so that the first numbers are those that are left
+            dropped = self.spans.tokens - sum(chosen.shape[1] for chosen in slots)
+            return position_ids[:, : position_ids.shape[1] - dropped]
+        rows = by_row(position_ids)
+        return by_axis(self.spans.replaced(rows, self.spans.pick(rows, slots)))
 
 
 class Encoder(nn.Module):
-    """A gate between the vision encoder and the projector: each image of the batch keeps k features of its own."""
+    """A gate between the vision encoder and the projector: each image of the batch is pruned by itself.
 
-    def __init__(self, selector: Selector) -> None:
+    selectors  one for each view of an image
+    """
+
+    def __init__(self, selectors: Sequence[Selector], spans: Spans, planes: int = 0) -> None:
         super().__init__()
-        self.selector = selector
+        self.selectors, self.each = nn.ModuleList(selectors), tuple(selectors)
+        self.reads = names(selectors)
+        self.spans = spans
+        self.planes = planes
 
-    def forward(self, features: Tensor, vision_index: Tensor, *read: Tensor) -> tuple[Tensor, Tensor]:
-        named = dict(zip(self.selector.reads, read, strict=True))
-        rows = GateInputs(features, vision_index, torch.ones_like(vision_index), vision_index, 0, named)
-        slots, kept = self.selector.kept(rows)
-        return kept, gather(vision_index, slots)
+    def forward(self, features: Tensor, vision_index: Tensor, *further: Tensor) -> tuple[Tensor, ...]:
+        planes, read = further[: self.planes], dict(zip(self.reads, further[self.planes :], strict=True))
+        slots, kept = [], []
+        for selector, view, index in zip(self.each, self.spans.views, self.spans.index(vision_index), strict=True):
+            own = {name: read[name][:, view.rows] for name in selector.reads}
+            given = GateInputs(features[:, view.rows], index, torch.ones_like(index), index, 0, own)
+            chosen, left = selector.kept(given)
+            slots.append(chosen)
+            kept.append(left)
+        return (
+            torch.cat(kept, dim=1),
+            chosen_index(vision_index, slots, [view.tokens for view in self.spans.views]),
+            *(torch.cat(self.spans.pick(plane, slots), dim=1) for plane in planes),
+        )
+
+
+def names(selectors: Sequence[Selector]) -> tuple[str, ...]:
+    """What any of the selectors reads, in the order of the graph's inputs."""
+    return tuple(dict.fromkeys(name for selector in selectors for name in selector.reads))
+
+
+def chosen_index(vision_index: Tensor, slots: Sequence[Tensor], tokens: Sequence[int]) -> Tensor:
+    """Indices [B, k] of the tokens at `slots` of each view, among all [B, N]."""
+    parts = vision_index.split(list(tokens), dim=1)
+    return torch.cat([gather(part, chosen) for part, chosen in zip(parts, slots, strict=True)], dim=1)
+
+
+def by_row(position_ids: Tensor) -> Tensor:
+    """Positions with the rows on the second axis: [B, S] as it is, [3, B, S] as [B, S, 3]."""
+    return position_ids if position_ids.dim() == 2 else position_ids.permute(1, 2, 0)
+
+
+def by_axis(positions: Tensor) -> Tensor:
+    """The inverse of `by_row`."""
+    return positions if positions.dim() == 2 else positions.permute(2, 0, 1)
+
+
+def _alone(spans: Spans, view: Span, name: str, read: Tensor) -> Tensor:
+    """What a selector of one view reads."""
+    if name in ROWS_FIRST and len(spans.views) > 1:
+        return spans.alone(read.transpose(0, 1), view).transpose(0, 1)
+    return spans.alone(read, view) if name == "layer_input" else read

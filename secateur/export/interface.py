@@ -19,24 +19,44 @@ def is_encoder(read: str) -> bool:
 
 @dataclass(frozen=True)
 class Interface:
-    """Tensors of a model's graphs. tokens is N, the vision tokens of an image; float_type the dtype of activations."""
+    """Tensors of a model's graphs.
+
+    tokens      vision tokens of a prompt, image_tokens of one image
+    float_type  dtype of activations
+    axes        rotary axes, 3 with M-RoPE
+    """
 
     dimensions: Dimensions
     tokens: int
+    image_tokens: int
     float_type: str
+    axes: int = 1
     patch_key: int = 0
 
     def floats(self, name: str, *shape: int | str) -> TensorSpec:
         return TensorSpec(name, self.float_type, shape)
 
-    def rows(self, count: str, vision: int, suffix: str = "") -> tuple[TensorSpec, ...]:
-        """hidden_states, position_ids, attention_mask of `count` rows, and the index of `vision` tokens among them."""
+    def rows(self, count: str, vision: int, layer: int, suffix: str = "") -> tuple[TensorSpec, ...]:
+        """hidden_states, position_ids, attention_mask of `count` rows, and the index of `vision` tokens among them.
+
+        And the DeepStack planes that decoder layers from `layer` on add.
+        """
         return (
             self.floats(f"hidden_states{suffix}", "B", count, self.dimensions.width),
-            TensorSpec(f"position_ids{suffix}", "int64", ("B", count)),
+            self.positions(f"position_ids{suffix}", count),
             TensorSpec(f"attention_mask{suffix}", "int64", ("B", count)),
             index(vision, suffix),
+            *self.planes("deepstack", count, range(layer, self.dimensions.planes), suffix),
         )
+
+    def positions(self, name: str, count: str) -> TensorSpec:
+        """[B, rows], with M-RoPE [3, B, rows]."""
+        return TensorSpec(name, "int64", ("B", count) if self.axes == 1 else (self.axes, "B", count))
+
+    def planes(self, name: str, count: int | str, layers: range, suffix: str = "") -> tuple[TensorSpec, ...]:
+        """The DeepStack planes that these decoder layers add, over `count` rows; nothing on rows of text."""
+        added = [layer for layer in layers if layer < self.dimensions.planes]
+        return tuple(self.floats(f"{name}.{i}{suffix}", "B", count, self.dimensions.width) for i in added)
 
     def features(self, count: int | str, suffix: str = "") -> TensorSpec:
         return self.floats(f"features{suffix}", "B", count, self.dimensions.vision_width)
@@ -53,10 +73,13 @@ class Interface:
         d = self.dimensions
         inputs = [
             self.floats("hidden_states", "B", "S", d.width),
-            TensorSpec("position_ids", "int64", ("B", "S")),
+            self.positions("position_ids", "S"),
             TensorSpec("attention_mask", "int64", ("B", "P+S")),
             TensorSpec("last_index", "int64", ("B",)),
+            *self.planes("deepstack", "S", range(first, end)),
         ]
+        if "text_query" in reads:
+            inputs.append(TensorSpec("question_position", "int64", (1,)))
         last = TensorSpec("logits", "float32", ("B", d.vocabulary))
         outputs = [last if end == d.layers else self.floats("hidden_states.out", "B", "S", d.width)]
         for layer in range(first, end):
@@ -69,8 +92,8 @@ class Interface:
         d = self.dimensions
         if is_encoder(name):
             if name.partition(".")[0] != "patch_key":
-                return TensorSpec(name, "float32", ("B", self.tokens))
-            return self.floats(name, "B", self.tokens, self.patch_key)
+                return TensorSpec(name, "float32", ("B", self.image_tokens))
+            return self.floats(name, "B", self.image_tokens, self.patch_key)
         known = {
             "query": self.floats("query", "B", d.heads, d.head_dim),
             "text_query": self.floats("text_query", "B", d.heads, d.head_dim),
@@ -80,17 +103,26 @@ class Interface:
         }
         return known[name]
 
-    def prune(self, before: int, keep: int) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-        return self.rows("S", before), self.rows(less("S", before - keep), keep, ".out")
+    def encoder(self, before: int, keep: int) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+        """A gate between vision encoder and projector."""
+        every = range(self.dimensions.planes)
+        return (
+            (self.features(before), index(before), *self.planes("deepstack", before, every)),
+            (self.features(keep, ".out"), index(keep, ".out"), *self.planes("deepstack", keep, every, ".out")),
+        )
 
-    def route(self, before: int | None, keep: int) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-        """A routing gate behind one that chose `before` tokens, or the first."""
+    def prune(self, layer: int, before: int, keep: int) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+        return self.rows("S", before, layer), self.rows(less("S", before - keep), keep, layer, ".out")
+
+    def route(self, layer: int, before: int | None, keep: int) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+        """A routing gate before `layer`, behind one that chose `before` tokens, or the first."""
         d = self.dimensions
         full = (
-            TensorSpec("full_position_ids", "int64", ("B", "S")),
+            self.positions("full_position_ids", "S"),
             TensorSpec("full_attention_mask", "int64", ("B", "S")),
+            *self.planes("full_deepstack", "S", range(layer, d.planes)),
         )
-        outputs = self.rows(less("S", self.tokens - keep), keep, ".out")
+        outputs = self.rows(less("S", self.tokens - keep), keep, layer, ".out")
         if before is None:
             return (self.floats("hidden_states", "B", "S", d.width), *full), outputs
         states = self.floats("full_states", "B", "S", d.width)

@@ -3,7 +3,10 @@
 
     hidden_states   [B, S, D]            past_key.l, past_value.l  [P, B, Hkv, dh], each layer l of the segment
     position_ids    [B, S]     int64     last_index                [B] int64
-    attention_mask  [B, P + S] int64
+    attention_mask  [B, P + S] int64     question_position         [1] int64, where a gate reads text_query
+    deepstack.l     [B, S, D], what is added behind layer l, where the model has such planes (Qwen3-VL)
+
+    With M-RoPE position_ids are [3, B, S].
 
     -> hidden_states [B, S, D] or, from the last segment, logits [B, V] fp32 of row last_index
        new_key.l, new_value.l [S, B, Hkv, dh]
@@ -25,8 +28,8 @@ from secateur.models.base import Decoder
 class Segment(nn.Module):
     """Layers [first, end) of a decoder.
 
-    reads       what to return of the last layer, for the gates behind it
-    tail_start  original position of the first row behind the image: the question's rows are those from here on
+    reads   what to return of the last layer, for the gates behind it
+    planes  how many layers of the model add a DeepStack plane
     """
 
     def __init__(
@@ -35,8 +38,8 @@ class Segment(nn.Module):
         first: int,
         end: int,
         reads: tuple[str, ...] = (),
-        tail_start: int = 0,
         decomposed: bool = False,
+        planes: int = 0,
     ) -> None:
         super().__init__()
         self.config = decoder.config
@@ -47,46 +50,55 @@ class Segment(nn.Module):
         if self.is_last:
             self.norm, self.head = decoder.norm, decoder.head
         self.reads = reads
-        self.tail_start = tail_start
         self.decomposed = decomposed
+        self.bidirectional = decoder.bidirectional
+        self.added = tuple(layer for layer in range(first, end) if layer < planes)
 
     def forward(
-        self, hidden_states: Tensor, position_ids: Tensor, attention_mask: Tensor, last_index: Tensor, *past: Tensor
+        self, hidden_states: Tensor, position_ids: Tensor, attention_mask: Tensor, last_index: Tensor, *further: Tensor
     ) -> tuple[Tensor, ...]:
+        planes, past = dict(zip(self.added, further, strict=False)), further[len(self.added) :]
+        if "text_query" in self.reads:
+            question_position, past = past[0], past[1:]
         indices = range(self.first, self.first + len(self.layers))
         tap = _attention.Tap(
             past={layer: (past[2 * i], past[2 * i + 1]) for i, layer in enumerate(indices)}, decomposed=self.decomposed
         )
-        mask = _attention.causal_mask(attention_mask, hidden_states.shape[1], past[0].shape[0], hidden_states.dtype)
+        rows, past_rows, dtype = hidden_states.shape[1], past[0].shape[0], hidden_states.dtype
+        mask = _attention.additive_mask(attention_mask, rows, past_rows, dtype, self.bidirectional)
         position_embeddings = self.rotary(hidden_states, position_ids)
         with _attention.active(self.config):
-            for layer in self.layers:
+            for number, layer in zip(indices, self.layers, strict=True):
                 layer_input = hidden_states
                 hidden_states = _attention.run_layer(layer, hidden_states, mask, position_ids, position_embeddings, tap)
-        rows = [x for layer in indices for x in tap.rows[layer]]
+                if number in planes:
+                    hidden_states = hidden_states + planes[number]
+        new = [x for layer in indices for x in tap.rows[layer]]
         first = self._logits(hidden_states, last_index) if self.is_last else hidden_states
         if not self.reads:
-            return (first, *rows)
+            return (first, *new)
         assert tap.query is not None
         queries = tap.query.transpose(1, 2)  # [B, S, H, dh]
         found = {
             "query": lambda: _row(queries, last_index),
-            "text_query": lambda: self._text_query(queries, position_ids, attention_mask),
+            "text_query": lambda: _text_query(queries, position_ids, attention_mask, question_position),
             "queries": lambda: queries.transpose(0, 1),
-            "layer_input": lambda: layer_input,
+            "layer_input": lambda: layer_input.clone(),  # an output must not be an input itself
         }
-        return (first, *rows, *(found[name]() for name in self.reads))
+        return (first, *new, *(found[name]() for name in self.reads))
 
     def _logits(self, hidden_states: Tensor, last_index: Tensor) -> Tensor:
         logits: Tensor = self.head(self.norm(_row(hidden_states, last_index)))
         return logits.to(torch.float32)
 
-    def _text_query(self, queries: Tensor, position_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Mean query [B, H, dh] of the question's rows."""
-        current = attention_mask[:, attention_mask.shape[1] - queries.shape[1] :]
-        question = ((position_ids >= self.tail_start) & (current != 0)).to(torch.float32)
-        share = question / question.sum(dim=1, keepdim=True).clamp(min=1)
-        return (queries.to(torch.float32) * share[:, :, None, None]).sum(dim=1).to(queries.dtype)
+
+def _text_query(queries: Tensor, position_ids: Tensor, attention_mask: Tensor, start: Tensor) -> Tensor:
+    """Mean query [B, H, dh] of the question's rows, those from the original position `start` [1] on."""
+    current = attention_mask[:, attention_mask.shape[1] - queries.shape[1] :]
+    position = position_ids if position_ids.dim() == 2 else position_ids[0]
+    question = ((position >= start) & (current != 0)).to(torch.float32)
+    share = question / question.sum(dim=1, keepdim=True).clamp(min=1)
+    return (queries.to(torch.float32) * share[:, :, None, None]).sum(dim=1).to(queries.dtype)
 
 
 def _row(rows: Tensor, index: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 
 from secateur.errors import InputError, UnknownName
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def target(name: str, dtype: str | None = None) -> Target:
     """The target called `name`, with its own dtype unless `dtype` says otherwise.
 
     Raises:
-        UnknownName, InputError: no such target or dtype.
+        UnknownName, InputError: no such target or dtype, or a dtype that the target cannot run.
     """
     if name not in TARGETS:
         raise UnknownName("target", name, TARGETS)
@@ -47,4 +47,6 @@ def target(name: str, dtype: str | None = None) -> Target:
         return found
     if dtype not in DTYPES:
         raise InputError(f"dtype '{dtype}' is not known; use one of {', '.join(DTYPES)}")
+    if (name, dtype) == ("cpu", "bf16"):
+        raise InputError("ONNX Runtime's CPU kernels have no bf16; use --dtype fp16 or fp32, or --target cuda")
     return Target(found.name, found.opset, dtype, found.decomposed)

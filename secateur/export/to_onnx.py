@@ -1,55 +1,61 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one place that calls torch.onnx.export."""
+"""The one place that calls torch.onnx.export.
+
+A graph is traced with parameters that have a shape and no values, so nothing is folded that depends on them; the file
+then names where the weights lie (weights.py). Weights of models in memory and in checkpoints go the same way.
+"""
 
 from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import onnx_ir
 import torch
+from torch import nn
+from torch._subclasses import FakeTensorMode
 from torch.export import Dim
 
 from secateur.artifacts import TensorSpec
 from secateur.errors import BadModel
+from secateur.export._weights_in_graph import Weights, externalise, name_weights, read_transposed
 from secateur.export.graphs import Graph
+from secateur.export.weights import Store
+from secateur.models._streaming import held
 
 FORBIDDEN = frozenset({"NonZero", "Compress", "Unique", "Loop", "If"})
 EXTERNAL_BYTES = 1 << 16
+Change = Callable[[onnx_ir.Model], object]
 
 
-def to_onnx(graph: Graph, path: Path, opset: int) -> None:
-    """Write one graph; weights go to `<path>.data` beside it when there are enough to matter.
+def to_onnx(graph: Graph, path: Path, opset: int, store: Store | None = None, change: Change | None = None) -> None:
+    """Write one graph; its weights go to `store`, or without one to a file of their own, if there are enough to matter.
 
-    Weights that `graph.twin`, a graph written before in the same folder, has as well are not written again.
+    What is no weight of the store goes to `<path>.data` beside the graph, or stays in it if it is small. The bytes
+    depend on the graph alone.
 
-    The bytes depend on the graph alone.
+    change  is called with the graph before weights are written, which it may replace; it reads those it asks for
 
     Raises:
         BadModel: the graph cannot be traced, or needs an operator with a data-dependent shape.
     """
     spec = graph.spec
-    names = [x.name for x in spec.inputs]
-    with _quiet(), torch.no_grad():
-        try:
-            program = torch.onnx.export(
-                graph.module.eval(),
-                graph.example(),
-                input_names=names,
-                output_names=[x.name for x in spec.outputs],
-                dynamic_shapes=_dynamic_shapes(graph),
-                opset_version=opset,
-                dynamo=True,
-                verbose=False,
-            )
-        except torch.onnx.errors.OnnxExporterError as problem:
-            reason = problem.__cause__ or problem
-            raise BadModel(f"graph '{spec.name}' cannot be traced: {str(reason).splitlines()[0]}") from problem
-    assert program is not None
+    module = graph.module.eval()
+    if sum(weight.nbytes for weight in module.parameters()) <= EXTERNAL_BYTES:
+        with held(module):
+            program = _trace(graph, opset)
+        weights: Weights = {}
+    else:
+        store = store or Store(path.parent, {path.stem: module})
+        with _without_values(module):
+            program = _trace(graph, opset, optimize=False)
+        weights = name_weights(program.model, dict(module.named_parameters(remove_duplicate=False)))
+        with _quiet():
+            program.optimize()
+        read_transposed(program.model, weights, store)
     model = program.model
     _tidy(model, spec.inputs, spec.outputs)
     _norms_of_one_dtype(model)
@@ -57,37 +63,55 @@ def to_onnx(graph: Graph, path: Path, opset: int) -> None:
     found = {node.op_type for node in model.graph.all_nodes()} & FORBIDDEN
     if found:
         raise BadModel(f"graph '{spec.name}' needs {', '.join(sorted(found))}, whose shape depends on data")
+    if change is not None:
+        change(model)
     path.parent.mkdir(parents=True, exist_ok=True)
-    if graph.twin:
-        _share(model, path.with_name(f"{graph.twin}.onnx"))
-    own = (x.const_value for x in model.graph.initializers.values())
-    weights = sum(x.nbytes for x in own if x is not None and not isinstance(x, onnx_ir.ExternalTensor))
-    external = f"{path.name}.data" if weights > EXTERNAL_BYTES else None
-    onnx_ir.save(model, path, external_data=external)
+    externalise(model, weights, store, path, EXTERNAL_BYTES)
+    onnx_ir.save(model, path)
 
 
-def _share(model: onnx_ir.Model, twin: Path) -> None:
-    """Let the weights of `model` that the file `twin` has as well be read from there."""
-    there = [x.const_value for x in onnx_ir.load(twin).graph.initializers.values()]
-    outside = [x for x in there if isinstance(x, onnx_ir.ExternalTensor)]
-    for value in model.graph.initializers.values():
-        tensor = value.const_value
-        for other in outside:
-            if (
-                tensor is not None
-                and (tensor.dtype, tensor.shape) == (other.dtype, other.shape)
-                and np.array_equal(tensor.numpy(), other.numpy())
-            ):
-                value.const_value = onnx_ir.ExternalTensor(
-                    other.location,
-                    other.offset,
-                    other.length,
-                    other.dtype,
-                    shape=other.shape,
-                    name=value.name or "",
-                    base_dir=twin.parent,
-                )
-                break
+def _trace(graph: Graph, opset: int, optimize: bool = True) -> torch.onnx.ONNXProgram:
+    spec = graph.spec
+    with _quiet(), torch.no_grad():
+        try:
+            program = torch.onnx.export(
+                graph.module,
+                graph.example(),
+                input_names=[x.name for x in spec.inputs],
+                output_names=[x.name for x in spec.outputs],
+                dynamic_shapes=_dynamic_shapes(graph),
+                opset_version=opset,
+                dynamo=True,
+                optimize=optimize,
+                verbose=False,
+            )
+        except torch.onnx.errors.OnnxExporterError as problem:
+            reason = problem.__cause__ or problem
+            raise BadModel(f"graph '{spec.name}' cannot be traced: {str(reason).splitlines()[0]}") from problem
+    assert program is not None
+    return program
+
+
+@contextmanager
+def _without_values(module: nn.Module) -> Iterator[None]:
+    """Within the block the parameters of `module` are fakes: shape, dtype and ties are there, values are not."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    owners = [owner._parameters for owner in module.modules()]
+    before = [dict(parameters) for parameters in owners]
+    fakes = dict[nn.Parameter, nn.Parameter]()
+    try:
+        for parameters in owners:
+            for name, weight in parameters.items():
+                if weight is None:
+                    continue
+                if weight not in fakes:
+                    with mode:
+                        fakes[weight] = nn.Parameter(torch.empty(weight.shape, dtype=weight.dtype), requires_grad=False)
+                parameters[name] = fakes[weight]
+        yield
+    finally:
+        for parameters, kept in zip(owners, before, strict=True):
+            parameters.update(kept)
 
 
 def _dynamic_shapes(graph: Graph) -> tuple[object, ...]:

@@ -35,6 +35,7 @@ class Options:
     loss: str
     passes: int
     learning_rate: float
+    bidirectional: bool = False
 
 
 class Candidates(NamedTuple):
@@ -51,7 +52,10 @@ class Candidates(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Samples of one layer, padded on the right: rows [B, S, D] fp32, position_ids and attention_mask [B, S]."""
+    """Samples of one layer, padded on the right: rows [B, S, D] fp32, attention_mask [B, S], position_ids likewise.
+
+    With M-RoPE position_ids are [3, B, S].
+    """
 
     rows: Tensor
     position_ids: Tensor
@@ -111,7 +115,7 @@ def _passes(
     for _ in range(options.passes):
         for part in batches([training[i] for i in random.permutation(len(training))]):
             with torch.enable_grad():
-                score = _score(layer, pad([layer.rows[i] for i in part]), layout, options, tuned)
+                score = _score(layer, pad([layer.rows[i] for i in part], layout), layout, options, tuned)
                 error = loss(score, torch.stack([target[i] for i in part]), options.loss)
             optimizer.zero_grad()
             torch.autograd.backward(error)
@@ -129,7 +133,7 @@ def loss(score: Tensor, truth: Tensor, kind: str) -> Tensor:
     return ((score - truth) / truth.mean(dim=-1, keepdim=True)).square().mean()
 
 
-def pad(samples: Sequence[Tensor]) -> Batch:
+def pad(samples: Sequence[Tensor], layout: Layout) -> Batch:
     """Rows [1, S, D] of several lengths as one batch."""
     longest = max(sample.shape[1] for sample in samples)
     rows = torch.zeros(len(samples), longest, samples[0].shape[2])
@@ -137,26 +141,32 @@ def pad(samples: Sequence[Tensor]) -> Batch:
     for i, sample in enumerate(samples):
         rows[i, : sample.shape[1]] = sample[0]
         mask[i, : sample.shape[1]] = 1
-    return Batch(rows, torch.arange(longest).expand(len(samples), -1), mask)
+    positions = torch.tensor(layout.numbered(longest))[:, None].expand(-1, len(samples), -1)
+    return Batch(rows, positions if len(positions) > 1 else positions[0], mask)
 
 
 def _score(layer: LayerRows, batch: Batch, layout: Layout, options: Options, factors: Factors) -> Tensor:
     query, key = queries_and_keys(factors, layer.projections, batch.rows, batch.position_ids)
-    return importance(query, key, batch.attention_mask, layout.image_start, layout.vision_tokens, options.score)
+    return _importance(query, key, batch, layout, options)
 
 
 def _scores(layer: LayerRows, layout: Layout, options: Options, factors: Factors, samples: Sequence[int]) -> Tensor:
     """[C, N] for the held-out samples."""
-    parts = [_score(layer, pad([layer.rows[i] for i in p]), layout, options, factors) for p in batches(samples)]
+    parts = [_score(layer, pad([layer.rows[i] for i in p], layout), layout, options, factors) for p in batches(samples)]
     return torch.cat(parts) if parts else torch.zeros(0, layout.vision_tokens)
 
 
 def _truth(layer: LayerRows, samples: Sequence[int], layout: Layout, options: Options) -> list[tuple[int, Tensor]]:
     """Scores [N] of samples by the layer's own projections."""
-    batch = pad([layer.rows[i] for i in samples])
+    batch = pad([layer.rows[i] for i in samples], layout)
     query, key = exact_queries_and_keys(layer.projections, batch.rows, batch.position_ids)
-    found = importance(query, key, batch.attention_mask, layout.image_start, layout.vision_tokens, options.score)
+    found = _importance(query, key, batch, layout, options)
     return list(zip(samples, found, strict=True))
+
+
+def _importance(query: Tensor, key: Tensor, batch: Batch, layout: Layout, options: Options) -> Tensor:
+    start, tokens = layout.image_start, layout.vision_tokens
+    return importance(query, key, batch.attention_mask, start, tokens, options.score, options.bidirectional)
 
 
 def _check_text(samples: Sequence[Tensor], layout: Layout, score: str) -> None:

@@ -6,25 +6,32 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from secateur.methods._attention_map import attention_map, causal
+from secateur.methods._attention_map import attention_map, visible
 
 SCORES = ("product", "v2v")
 
 
 def importance(
-    query: Tensor, key: Tensor, attention_mask: Tensor, image_start: int, vision_tokens: int, score: str = "product"
+    query: Tensor,
+    key: Tensor,
+    attention_mask: Tensor,
+    image_start: int,
+    vision_tokens: int,
+    score: str = "product",
+    bidirectional: bool = False,
 ) -> Tensor:
     """Attention that a vision token gets from the vision rows, times what it gets from the text rows: [B, N] fp32.
 
-    query [B, H, S, dh], key [B, Hkv, S, dh] post-RoPE, attention_mask [B, S] (1 = valid); the mask is causal. Softmax
-    over all rows for each head, then the mean over heads, then sums over the querying rows. Sums and not the means of
-    the paper: they differ by a factor, and a product of means would be too small for 16 bits.
+    query [B, H, S, dh], key [B, Hkv, S, dh] post-RoPE, attention_mask [B, S] (1 = valid); causal unless
+    `bidirectional`. Softmax over all rows for each head, then the mean over heads, then sums over the querying rows.
+    Sums and not the means of the paper: they differ by a factor, and a product of means would be too small for 16 bits.
 
-    Text before the image sees no vision token, so rows from the image on give the same. Without text behind the image
-    the product is zero everywhere; score "v2v" leaves the text out.
+    Text before the image counts for nothing; where the mask is causal it sees no vision token anyway. Without text
+    behind the image the product is zero everywhere; score "v2v" leaves the text out.
     """
     rows = torch.arange(image_start, query.shape[2], device=query.device)
-    shares = attention_map(query[:, :, image_start:], key.transpose(-1, -2), causal(rows, attention_mask))
+    seen = visible(rows, attention_mask, bidirectional)
+    shares = attention_map(query[:, :, image_start:], key.transpose(-1, -2), seen)
     shares = shares[..., image_start : image_start + vision_tokens].mean((1, 2))
     from_vision = shares[:, :vision_tokens].sum(1)
     if score == "v2v":

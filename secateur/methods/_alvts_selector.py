@@ -44,14 +44,16 @@ class LowRankSelector(base.Selector):
             raise BadSchedule(
                 f"the alvts gate at layer {site.gate.layer} must be of kind 'route', not '{site.gate.kind}'"
             )
-        self.projections = site.projections
+        self.projections, self.bidirectional = site.projections, site.dimensions.bidirectional
         for name, factor in _factors(site, thin.rank)._asdict().items():
             self.register_buffer(name, factor)
 
     def forward(self, rows: base.GateInputs) -> Tensor:
         factors = Factors(self.down, self.query_up, self.key_up)
         query, key = queries_and_keys(factors, self.projections, rows.hidden_states, rows.position_ids)
-        score = importance(query, key, rows.attention_mask, rows.image_start, self.tokens, self.score)
+        score = importance(
+            query, key, rows.attention_mask, rows.image_start, self.tokens, self.score, self.bidirectional
+        )
         return base.best(score, self.keep)
 
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import Tensor
 
 from secateur.methods import _importance as importance
@@ -18,7 +20,8 @@ class Attended(base.Selector):
         super().__init__()
         self.keep, self.start, self.tokens = site.gate.keep, site.image_start, site.vision_tokens
         self.reads = ("query" if query == "last" else "queries", "key")
-        self.score = importance.attention_softmax if query == "last" else importance.attention_received
+        received = partial(importance.attention_received, bidirectional=site.dimensions.bidirectional)
+        self.score = importance.attention_softmax if query == "last" else received
 
     def forward(self, rows: base.GateInputs) -> Tensor:
         query, key = rows.read[self.reads[0]], rows.read["key"]

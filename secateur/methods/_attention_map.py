@@ -25,7 +25,13 @@ def attention_map(query: Tensor, key: Tensor, visible: Tensor) -> Tensor:
     return torch.softmax(torch.where(visible[:, None, None], logits, blocked), dim=-1)
 
 
-def causal(rows: Tensor, mask: Tensor) -> Tensor:
-    """Which of S rows the rows numbered `rows` [R] see: those up to themselves that `mask` [B, S] calls valid (1)."""
+def visible(rows: Tensor, mask: Tensor, bidirectional: bool = False) -> Tensor:
+    """Which of S rows the rows numbered `rows` [R] see: those that `mask` [B, S] calls valid (1), up to themselves.
+
+    With `bidirectional` those behind them too.
+    """
+    valid = (mask > 0).unsqueeze(1)
+    if bidirectional:
+        return valid.expand(-1, rows.shape[0], -1)
     columns = torch.arange(mask.shape[1], device=mask.device)
-    return (columns <= rows.unsqueeze(1)).unsqueeze(0) & (mask > 0).unsqueeze(1)
+    return (columns <= rows.unsqueeze(1)).unsqueeze(0) & valid

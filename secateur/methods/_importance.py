@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor
 
-from secateur.methods._attention_map import attention_map, causal
+from secateur.methods._attention_map import attention_map, visible
 from secateur.methods.base import top
 
 
@@ -42,14 +42,16 @@ def attention_softmax(query: Tensor, key: Tensor, mask: Tensor, start: int, coun
     return shares[..., start : start + count].mean((1, 2))
 
 
-def attention_received(queries: Tensor, key: Tensor, mask: Tensor, start: int, count: int) -> Tensor:
+def attention_received(
+    queries: Tensor, key: Tensor, mask: Tensor, start: int, count: int, bidirectional: bool = False
+) -> Tensor:
     """Attention that vision rows [start, start + count) get on average from every valid row: [B, N].
 
-    queries [S, B, H, dh], key [S, B, Hkv, dh], mask [B, S] (1 = valid). Row r sees the valid rows up to r; softmax,
-    then mean over heads and rows. This is one whole attention map, S x S for each head.
+    queries [S, B, H, dh], key [S, B, Hkv, dh], mask [B, S] (1 = valid). Row r sees the valid rows up to r, or all;
+    softmax, then mean over heads and rows. This is one whole attention map, S x S for each head.
     """
     every, valid = torch.arange(mask.shape[1], device=mask.device), mask > 0
-    shares = attention_map(queries.permute(1, 2, 0, 3), key.permute(1, 2, 3, 0), causal(every, mask))
+    shares = attention_map(queries.permute(1, 2, 0, 3), key.permute(1, 2, 3, 0), visible(every, mask, bidirectional))
     paid = shares[..., start : start + count].mean((1, 2)) * valid.unsqueeze(2)
     return paid.sum(1) / valid.sum(1, keepdim=True)
 

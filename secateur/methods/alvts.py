@@ -77,6 +77,7 @@ class Method(base.Method):
             loss=self.loss,
             passes=self.passes if self.selectors == "calibrated" else 0,
             learning_rate=self.learning_rate,
+            bidirectional=dimensions.bidirectional,
         )
         gates = tuple(Gate(layer, keep, "route", {"rank": rank, "score": self.score}) for layer in layers)
         report: Json = {"samples": statistics.samples, "seed": statistics.seed, "selectors": self.selectors}

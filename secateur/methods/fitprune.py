@@ -21,7 +21,7 @@ from secateur.calibration.budget import plan
 from secateur.calibration.statistics import Statistics
 from secateur.errors import BadSchedule
 from secateur.methods import base
-from secateur.methods._attention_map import attention_map, causal
+from secateur.methods._attention_map import attention_map, visible
 from secateur.methods._fitprune_staircase import from_table, levels, lost, merge, search
 from secateur.methods._parameters import Nothing, parameters
 
@@ -111,6 +111,7 @@ class ProductSelector(base.Selector):
     def __init__(self, site: base.GateSite) -> None:
         super().__init__()
         self.keep, self.start, self.tokens = site.gate.keep, site.image_start, site.vision_tokens
+        self.bidirectional = site.dimensions.bidirectional
 
     def forward(self, rows: base.GateInputs) -> Tensor:
         return base.best(self.score(rows), self.keep)
@@ -120,7 +121,9 @@ class ProductSelector(base.Selector):
         mask = rows.attention_mask
         every = torch.arange(mask.shape[1], device=mask.device)
         seen = attention_map(
-            rows.read["queries"].permute(1, 2, 0, 3), rows.read["key"].permute(1, 2, 3, 0), causal(every, mask)
+            rows.read["queries"].permute(1, 2, 0, 3),
+            rows.read["key"].permute(1, 2, 3, 0),
+            visible(every, mask, self.bidirectional),
         ).amax((1, 2))
         end = self.start + self.tokens
         seen = seen[:, :, self.start : end]

@@ -46,12 +46,13 @@ class Method(base.Method):
 
     def like(self, schedule: Schedule) -> Schedule:
         """The control of `schedule`: the same layers and counts, chosen at random."""
-        gates = tuple(
-            replace(gate, selector=asdict(Draw(self.seed)), kind="vision" if gate.kind == "downsample" else gate.kind)
-            for gate in schedule.gates
-        )
+        gates, draw = [], asdict(Draw(self.seed))
+        for gate in schedule.gates:
+            kind = "vision" if gate.kind == "downsample" else gate.kind
+            parts = tuple(replace(part, selector=draw, tensors="") for part in gate.parts)
+            gates.append(replace(gate, selector={} if parts else draw, kind=kind, parts=parts))
         name = f"{schedule.name}-random" + (f"-{self.seed}" if self.seed else "")
-        return replace(schedule, name=name, method="random", gates=gates, calibration={}, weights="", tensors={})
+        return replace(schedule, name=name, method="random", gates=tuple(gates), calibration={}, weights="", tensors={})
 
     @classmethod
     def selector(cls, site: base.GateSite) -> base.Selector:

@@ -62,13 +62,13 @@ def attention(
     Raises:
         BadModel: the layer wants something of its attention that is not done here.
     """
-    for name in ("softcap", "s_aux"):
-        if extra.get(name) is not None:
-            raise BadModel(f"the decoder's attention uses '{name}', which is not supported; choose another model")
+    if extra.get("s_aux") is not None:
+        raise BadModel("the decoder's attention uses 's_aux', which is not supported; choose another model")
     if tap is not None:
         tap.query = query
-    if tap is not None and tap.decomposed:
-        out = _decomposed(query, key, value, attention_mask, scaling)
+    softcap = extra.get("softcap")
+    if softcap is not None or (tap is not None and tap.decomposed):
+        out = _decomposed(query, key, value, attention_mask, scaling, softcap)
     else:
         out = F.scaled_dot_product_attention(
             query, key, value, attn_mask=attention_mask, scale=scaling, enable_gqa=query.shape[1] != key.shape[1]
@@ -76,12 +76,19 @@ def attention(
     return out.transpose(1, 2).contiguous(), None
 
 
-def _decomposed(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> Tensor:
-    """The same in plain MatMul and Softmax; the scale goes on the query first, TensorRT's fusion wants it there."""
+def _decomposed(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, softcap: float | None = None
+) -> Tensor:
+    """The same in plain MatMul and Softmax; the scale goes on the query first, TensorRT's fusion wants it there.
+
+    With `softcap` the scores stay within -softcap and softcap (Gemma 2); no fused operator of torch does that.
+    """
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = (_repeat(x, groups) for x in (key, value))
     scores = torch.matmul(query * scaling, key.transpose(2, 3))
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
     if mask is not None:
         scores = scores + mask
     return torch.matmul(torch.softmax(scores, dim=-1), value)
@@ -95,7 +102,7 @@ def _repeat(x: Tensor, groups: int) -> Tensor:
 def run_layer(
     layer: nn.Module, rows: Tensor, mask: Tensor, position_ids: Tensor, position_embeddings: object, tap: Tap
 ) -> Tensor:
-    """One decoder layer within `active`: rows [B, S, D] in and out, the rest as `Tap` and `causal_mask` describe."""
+    """One decoder layer within `active`: rows [B, S, D] in and out, the rest as `Tap` and `additive_mask` describe."""
     out: Tensor = layer(
         rows,
         attention_mask=mask,
@@ -124,13 +131,20 @@ def active(config: PreTrainedConfig) -> AbstractContextManager[None]:
     return calling(config, NAME, attention)
 
 
-def causal_mask(attention_mask: Tensor, rows: int, past: int, dtype: torch.dtype) -> Tensor:
+def additive_mask(
+    attention_mask: Tensor, rows: int, past: int, dtype: torch.dtype, bidirectional: bool = False
+) -> Tensor:
     """Additive mask [B, 1, rows, past + rows]: row r sees columns up to r + past that `attention_mask` calls valid.
+
+    With `bidirectional` it sees those behind it too: every call is a whole prompt, or one generated row.
 
     The masked value is finite, so that a row without any valid column gives no NaN and fp16 does not overflow.
     """
     column = torch.arange(past + rows, device=attention_mask.device)
     row = torch.arange(rows, device=attention_mask.device) + past
-    visible = (column[None, :] <= row[:, None])[None, None] & (attention_mask[:, None, None, :] != 0)
+    valid = attention_mask[:, None, None, :] != 0
+    if not bidirectional:
+        valid = (column[None, :] <= row[:, None])[None, None] & valid
     blocked = torch.full((), torch.finfo(dtype).min / 2, dtype=dtype, device=attention_mask.device)
-    return torch.where(visible, torch.zeros((), dtype=dtype, device=attention_mask.device), blocked)
+    mask = torch.where(valid, torch.zeros((), dtype=dtype, device=attention_mask.device), blocked)
+    return mask.expand(-1, -1, rows, -1) if bidirectional else mask

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from secateur.errors import BadModel, BadSchedule
+from secateur.models._streaming import held, value
 
 TOWERS = ("clip_vision_model", "siglip_vision_model")
 
@@ -59,7 +60,9 @@ class Downsampled(nn.Module):
         self.class_tokens = class_tokens
         for name, side in zip(("rows", "columns"), grid, strict=True):
             self.register_buffer(name, resize_matrix(full * patch, side * patch, edge))
-        self.register_buffer("positions", _positions(tower.embeddings, class_tokens, grid))
+        embeddings: Any = tower.embeddings
+        with held(embeddings):
+            self.register_buffer("positions", _positions(embeddings, class_tokens, grid))
         self.register_buffer("centres", centres((full, full), grid))
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
@@ -69,7 +72,8 @@ class Downsampled(nn.Module):
         patches: Tensor = tower.embeddings.patch_embedding(pixels.to(next(tower.parameters()).dtype))
         rows = patches.flatten(2).transpose(1, 2)
         if self.class_tokens:
-            rows = torch.cat([tower.embeddings.class_embedding.expand(rows.shape[0], 1, -1), rows], dim=1)
+            first = value(tower.embeddings.class_embedding)  # its module does not run here, so nobody else reads it in
+            rows = torch.cat([first.expand(rows.shape[0], 1, -1), rows], dim=1)
         rows = rows + self.positions
         if hasattr(tower, "pre_layrnorm"):
             rows = tower.pre_layrnorm(rows)

@@ -2,7 +2,8 @@
 """Queries and keys of one decoder layer of the Llama kind (Llama, Mistral, Qwen2, Qwen3), outside of the layer.
 
 The norm, the head norms and the rotary module are the model's own, so nothing is computed in another way than the
-layer does. What `self_attn` projects is left to the caller, who may use other weights.
+layer does. What `self_attn` projects is left to the caller, who may use other weights. Where the layer caps its scores
+(Gemma 2), a softmax that the caller forms of the heads (ALVTS) is that of the uncapped ones, see docs/families.md.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from secateur.errors import BadModel
+from secateur.models._streaming import value
 
 
 class Projections(nn.Module):
@@ -52,8 +54,8 @@ class Projections(nn.Module):
         self.query_norm = getattr(attention, "q_norm", None) or nn.Identity()
         self.key_norm = getattr(attention, "k_norm", None) or nn.Identity()
         for name, linear in (("query", attention.q_proj), ("key", attention.k_proj)):
-            setattr(self, name, linear.weight.detach())
-            setattr(self, f"{name}_bias", None if linear.bias is None else linear.bias.detach())
+            setattr(self, name, value(linear.weight))
+            setattr(self, f"{name}_bias", None if linear.bias is None else value(linear.bias))
 
     def normalise(self, rows: Tensor) -> Tensor:
         """The layer's own norm before attention: [B, S, D] -> [B, S, D], fp32 for fp32 rows whatever the weights."""

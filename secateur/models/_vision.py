@@ -25,6 +25,22 @@ NAME = "secateur-vision"
 SCORES = ("received", "given", "class_token", "patch_key")
 
 
+def parsed(name: str, depth: int, class_token: bool) -> tuple[str, int]:
+    """The score `name` of an encoder of `depth` layers: its kind and its layer, counted from the end (-1 is the last).
+
+    Raises:
+        BadModel: an encoder of this depth, with or without a class token, does not have it.
+    """
+    kind, _, layer = name.rpartition(".")
+    if kind not in SCORES or not layer.removeprefix("-").isdigit():
+        raise BadModel(f"a vision encoder has no score '{name}'; use {', '.join(SCORES)} with a layer, as in .-2")
+    if not -depth <= int(layer) <= -1:
+        raise BadModel(f"score '{name}' is outside the encoder of {depth} layers; use -{depth} to -1")
+    if kind == "class_token" and not class_token:
+        raise BadModel(f"score '{name}' needs a class token, which this vision encoder lacks; use received{name[11:]}")
+    return kind, int(layer)
+
+
 class Heads(NamedTuple):
     """Queries and keys [B, H, c + N, dh] of one layer, and the factor on their products."""
 
@@ -70,7 +86,8 @@ class Vision(nn.Module):
     """Patch features of the configured encoder layers, and scores of patches; class tokens are left out of both.
 
     Args:
-        feature_layers: indices into transformers' hidden_states; several are joined along the width.
+        feature_layers: indices into transformers' hidden_states; several are joined along the width; none means the
+            encoder's own output, which may be normalised once more.
         class_tokens: tokens before the patches: 1 for CLIP, 0 for SigLIP.
         reads: scores to return behind the features, named as in `methods.base.Selector`.
 
@@ -86,19 +103,7 @@ class Vision(nn.Module):
         self.feature_layers = tuple(feature_layers)
         self.class_tokens = class_tokens
         self.depth: int = tower.config.num_hidden_layers
-        self.reads = tuple(self._score(name) for name in reads)
-
-    def _score(self, name: str) -> tuple[str, int]:
-        kind, _, layer = name.rpartition(".")
-        if kind not in SCORES or not layer.removeprefix("-").isdigit():
-            raise BadModel(f"a vision encoder has no score '{name}'; use {', '.join(SCORES)} with a layer, as in .-2")
-        if not -self.depth <= int(layer) <= -1:
-            raise BadModel(f"score '{name}' is outside the encoder of {self.depth} layers; use -{self.depth} to -1")
-        if kind == "class_token" and not self.class_tokens:
-            raise BadModel(
-                f"score '{name}' needs a class token, which this vision encoder lacks; use received{name[11:]}"
-            )
-        return kind, int(layer)
+        self.reads = tuple(parsed(name, self.depth, class_tokens > 0) for name in reads)
 
     def forward(self, pixel_values: Tensor) -> Tensor | tuple[Tensor, ...]:
         """pixel_values [B, 3, h, w] fp32 -> features [B, N, Dv] in the model's dtype, and the scores if any."""
@@ -115,6 +120,9 @@ class Vision(nn.Module):
 
     def _features(self, pixel_values: Tensor) -> Tensor:
         pixels = pixel_values.to(next(self.tower.parameters()).dtype)
+        if not self.feature_layers:
+            last: Tensor = self.tower(pixels).last_hidden_state[:, self.class_tokens :]
+            return last
         states = self.tower(pixels, output_hidden_states=True).hidden_states
         return torch.cat([states[layer][:, self.class_tokens :] for layer in self.feature_layers], dim=-1)
 

@@ -6,38 +6,43 @@ A family knows transformers modules, not methods. Its file is named after the ch
 
 from __future__ import annotations
 
-import hashlib
-import json
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError
-from torch import nn
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
-from transformers.utils import logging
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast, ProcessorMixin
 
-from secateur import models, plugins
-from secateur.artifacts import Dimensions, Layout, ModelIdentity
+from secateur.artifacts import Dimensions, Layout, ModelIdentity, View
 from secateur.errors import BadModel
+from secateur.models import _processing, _processor
+from secateur.models._hub import DEMO as DEMO
+from secateur.models._load import load as load
+from secateur.models._loading import check_fits, fingerprint, load_weights
+from secateur.models._preprocessing import preprocess
 from secateur.models._projections import Projections
+from secateur.models._streaming import stream
 from secateur.runtime.preprocess import Preprocess
 from secateur.runtime.prompt import Prompt
 
-DEMO = "demo"
-PASSING = ("dtype", "torch_dtype", "transformers_version", "architectures", "use_cache", "output_attentions")
-Model = TypeVar("Model", bound=PreTrainedModel)
+Size = tuple[int, int]
+STREAMED = 1 << 30
+"""Checkpoints of more bytes are read tensor by tensor when a module runs, and never held as a whole."""
 
 
 @dataclass(frozen=True)
 class Decoder:
-    """The language model in pieces, as transformers' decoder-only classes name them."""
+    """The language model in pieces, as transformers' decoder-only classes name them.
+
+    bidirectional  the rows of a prompt see those behind them too
+    """
 
     config: PreTrainedConfig
     embed: nn.Module
@@ -45,6 +50,7 @@ class Decoder:
     rotary: nn.Module
     norm: nn.Module
     head: nn.Module
+    bidirectional: bool = False
 
     def projections(self, layer: int) -> Projections:
         """Norm, query and key projections of decoder layer `layer`.
@@ -56,40 +62,95 @@ class Decoder:
 
 
 class Family(ABC):
-    """One loaded model. `source` is what the user called it: "demo", a directory or a hub id."""
+    """One loaded model, seen through one size and number of images: all that is exported is fixed by these.
+
+    model, processor  transformers' own
+    source            what the user called the model: "demo", a directory or a hub id
+    image_size        (height, width) of the canvas that an image is fitted to; None: the family's default
+    images            in the first turn of a conversation
+    system            what the system says first, if the chat template lets it
+    fit               how an image is brought onto the canvas, see runtime.preprocess; None: the family's default
+    """
+
+    architecture: ClassVar[type[PreTrainedModel]]
+    """The transformers class of its checkpoints."""
+    has_template: ClassVar[bool] = True
+    """Whether its processor has a chat template; without one it takes a single question."""
 
     def __init__(
         self,
         model: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerFast,
-        prompt: Prompt,
-        preprocess: Preprocess,
+        processor: ProcessorMixin,
         source: str,
+        image_size: Size | None = None,
+        images: int = 1,
+        system: str = "",
+        fit: str | None = None,
     ) -> None:
-        self.model = model.eval()
-        self.tokenizer = tokenizer
-        self.prompt = prompt
-        self.preprocess = preprocess
-        self.source = source
+        self.model: Any = model.eval()
+        self.processor: Any = processor
+        self.tokenizer: PreTrainedTokenizerFast = self.processor.tokenizer
+        self.source, self.image_size, self.images, self.system, self.fit = source, image_size, images, system, fit
         model.requires_grad_(False)
+        embeddings: Any = model.get_input_embeddings()
+        _processing.check_vocabulary(self.tokenizer, embeddings.weight.shape[0], self.image_token_id)
 
     @classmethod
-    @abstractmethod
     def from_pretrained(cls, path: str, source: str) -> Family:
-        """Load a checkpoint directory or hub id, in the dtype it is stored in."""
+        """Load a checkpoint directory, in the dtype it is stored in; the weights of a large one stay in its files.
+
+        Raises:
+            BadModel: see `load_weights`, `_processor` and `_processing`; or transformers would have to convert the
+                weights of a large one in memory, where they do not fit.
+        """
+        config: Any = cls.architecture.config_class
+        model: PreTrainedModel | None = None
+        if sum(file.stat().st_size for file in Path(path).glob("*.safetensors")) > STREAMED:
+            model = stream(cls.architecture, Path(path))
+            if model is None:
+                check_fits(Path(path))
+        return cls(model or load_weights(cls.architecture, path), _processor.read(config.model_type, path), source)
+
+    def at(self, image_size: Size | None = None, images: int = 1, system: str = "", fit: str | None = None) -> Family:
+        """The same model, weights shared, seen through another size and number of images."""
+        other = copy.copy(self)
+        for name in ("conversation", "preprocess", "layout", "identity"):
+            other.__dict__.pop(name, None)
+        other.image_size, other.images, other.system, other.fit = image_size, images, system, fit
+        return other
 
     @classmethod
     @abstractmethod
     def tiny(cls, seed: int = 0) -> Family:
-        """A random model of four layers with a working tokenizer, for tests; no file is read."""
+        """A random model of four layers with a working processor, for tests; no file is read."""
+
+    @property
+    @abstractmethod
+    def bucket(self) -> Size:
+        """(height, width) of the canvas that an image is fitted to.
+
+        Raises:
+            BadModel: the family does not take `image_size`; the message names sizes that it takes.
+        """
+
+    @property
+    @abstractmethod
+    def grids(self) -> tuple[Size, ...]:
+        """(rows, columns) of each view of one image, in the order of its tokens in the prompt."""
+
+    @property
+    @abstractmethod
+    def pixels(self) -> tuple[int, ...]:
+        """Shape of one image's pixel values: (3, h, w) or (tiles, 3, h, w)."""
 
     @abstractmethod
-    def vision(self, reads: tuple[str, ...] = (), grid: tuple[int, int] | None = None) -> nn.Module:
-        """pixel_values [B, 3, h, w] fp32 -> features [B, N, Dv], then one score for each name in `reads`.
+    def vision(self, reads: tuple[str, ...] = (), grid: Size | None = None) -> nn.Module:
+        """pixel_values [B, *pixels] fp32 -> features [B, n, Dv], the planes [B, n, D], one score for each of `reads`.
 
-        Without reads the module returns the bare tensor. The names are those of `methods.base.Selector`.
-        With `grid` the image is first made smaller within the graph, to that many rows and columns of patches; the
-        module returns features [B, k, Dv] and vision_index [B, k] int64, ascending: the place of each on the full grid.
+        n are the tokens of one image. Without reads and planes the module returns the bare tensor. The names are those
+        of `methods.base.Selector`. With `grid` the image is first made smaller within the graph, to that many rows
+        and columns of patches; the module returns features [B, k, Dv] and vision_index [B, k] int64, ascending: the
+        place of each on the full grid.
 
         Raises:
             BadModel: the encoder lacks such a score, or cannot take a smaller image.
@@ -113,28 +174,76 @@ class Family(ABC):
     def patch_key_width(self) -> int:
         """dk, width of an attention head of the vision encoder."""
 
-    @property
     @abstractmethod
-    def image_size(self) -> tuple[int, int]:
-        """(height, width) of the pixels that `vision` takes."""
+    def inputs(self, input_ids: Tensor, pixel_values: NDArray[np.float32]) -> dict[str, Tensor]:
+        """What transformers' own `forward` and `generate` want for one prompt.
+
+        input_ids [1, S] with all image tokens, pixel_values [images, *pixels] as `preprocess` makes them.
+        """
+
+    def position_ids(self, input_ids: Tensor) -> Tensor | None:
+        """Positions [A, S] of a prompt [1, S] on each rotary axis; None: they count from 0."""
+        return None
 
     @property
-    @abstractmethod
-    def layout(self) -> Layout: ...
+    def image_token_id(self) -> int:
+        """Token id that stands for every vision token in a prompt."""
+        return int(self.model.config.image_token_id)
 
     @property
     def name(self) -> str:
         """The family's name: its file's name."""
         return type(self).__module__.rpartition(".")[2]
 
+    @cached_property
+    def conversation(self) -> _processing.Conversation:
+        """The chat template, taken apart."""
+        stop = self.model.generation_config.eos_token_id
+        stop = self.tokenizer.eos_token_id if stop is None else stop
+        return _processing.conversation(
+            self.processor,
+            self.image_token_id,
+            self.bucket,
+            (stop,) if isinstance(stop, int) else tuple(stop),
+            images=self.images,
+            system=self.system,
+            has_template=self.has_template,
+        )
+
+    @property
+    def prompt(self) -> Prompt:
+        return self.conversation.prompt
+
+    @cached_property
+    def preprocess(self) -> Preprocess:
+        return preprocess(self.processor, self.bucket, self.fit, self.images)
+
+    @cached_property
+    def layout(self) -> Layout:
+        ids = list(self.conversation.head_ids)
+        rows = [row for row, token in enumerate(ids) if token == self.image_token_id]
+        _processing.check_image_tokens(len(rows), self.images * sum(a * b for a, b in self.grids))
+        views, at = [], 0
+        for grid in self.grids * self.images:
+            tokens = grid[0] * grid[1]
+            if rows[at + tokens - 1] - rows[at] != tokens - 1:
+                raise BadModel(f"the processor puts text into a view of {grid[0]} x {grid[1]} tokens")
+            views.append(View(rows[at], tokens, grid))
+            at += tokens
+        text = [token for token in ids if token != self.image_token_id]
+        found = self.position_ids(torch.tensor([[*ids, self.prompt.pad]]))
+        positions = () if found is None else tuple(tuple(axis[:-1]) for axis in found.tolist())
+        behind = len(ids) if found is None else int(found[0, -1])
+        return Layout(tuple(text), tuple(views), self.images, positions, behind, self.bucket)
+
     @torch.inference_mode()
     def logits(self, input_ids: Sequence[int], pixel_values: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits [V] fp32 of the last row, by the model's own forward pass: what segments must equal.
 
-        input_ids holds head, one image token a vision row, tail.
+        input_ids holds all rows up to the question, and the question; pixel_values [images, *pixels].
         """
-        pixels = torch.from_numpy(pixel_values).to(self.dtype)
-        out = self.model(input_ids=torch.tensor([list(input_ids)]), pixel_values=pixels)
+        given = self.inputs(torch.tensor([list(input_ids)]), pixel_values)
+        out = self.model(**{k: v.to(self.dtype) if v.is_floating_point() else v for k, v in given.items()})
         last: NDArray[np.float32] = out.logits[0, -1].float().numpy()
         return last
 
@@ -148,97 +257,17 @@ class Family(ABC):
 
         The identity stays that of the weights as they were loaded, so a schedule fits every dtype.
         """
-        _ = self.identity
+        _ = self.fingerprint
         for weight in self.model.parameters():
             weight.data = weight.data.to(dtype)
 
     @cached_property
+    def fingerprint(self) -> str:
+        return fingerprint(self.model)
+
+    @cached_property
     def identity(self) -> ModelIdentity:
-        return ModelIdentity(self.name, self.dimensions.layers, self.layout.vision_tokens, fingerprint(self.model))
-
-
-def fingerprint(model: PreTrainedModel) -> str:
-    """Hash of the configuration and of names, shapes and values of all weights.
-
-    Read as fp32; sharding, storage type and the place it came from do not count.
-    """
-    digest = hashlib.sha256(json.dumps(_lasting(model.config.to_dict()), sort_keys=True, default=str).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)} ".encode())
-        digest.update(tensor.detach().to(torch.float32).contiguous().numpy().tobytes())
-    return f"sha256:{digest.hexdigest()}"
-
-
-def load(source: str = DEMO, dtype: torch.dtype = torch.float32) -> Family:
-    """Load the demo model, a local checkpoint directory or a hub id; safetensors only, no remote code.
-
-    Raises:
-        BadModel: the checkpoint is missing, incomplete, holds pickles only, or is of a family that is not supported.
-    """
-    path = source
-    if source == DEMO:
-        from secateur.demo import model_directory
-
-        path = str(model_directory())
-    elif not Path(path).exists() and ("/" not in path or path.count("/") > 1 or path[0] in "./~"):
-        raise BadModel(
-            f"model '{source}' is neither a directory nor a hub id; use 'demo', a path, or organisation/name"
+        layout = self.layout
+        return ModelIdentity(
+            self.name, self.dimensions.layers, layout.vision_tokens, self.fingerprint, layout.size, layout.images
         )
-    try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as problem:
-        raise BadModel(f"model '{source}' cannot be read: {_first_line(problem)}") from None
-    if config.model_type not in plugins.names(models):
-        raise BadModel(
-            f"model '{source}' is a '{config.model_type}'; supported: {', '.join(plugins.names(models))}. "
-            f"To add it, create secateur/models/{config.model_type}.py."
-        )
-    family: type[Family] = plugins.load(models, config.model_type, "model family").Family
-    try:
-        loaded = family.from_pretrained(path, source)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as problem:
-        if isinstance(problem, BadModel):
-            raise
-        raise BadModel(f"model '{source}' cannot be loaded: {_first_line(problem)}") from None
-    loaded.to(dtype)
-    return loaded
-
-
-def _lasting(config: Any) -> Any:
-    """A configuration without what does not change the model's function."""
-    if not isinstance(config, dict):
-        return config
-    return {k: _lasting(v) for k, v in config.items() if k not in PASSING and str(k)[:1] != "_"}
-
-
-def load_weights(cls: type[Model], path: str) -> Model:
-    """`cls` with the weights of a checkpoint: safetensors only, no remote code, and every weight must be there.
-
-    Raises:
-        BadModel: weights are missing or of another shape (transformers would make them up).
-    """
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        loaded: Any = cls.from_pretrained(
-            path,
-            dtype="auto",
-            use_safetensors=True,
-            trust_remote_code=False,
-            attn_implementation="sdpa",
-            output_loading_info=True,
-        )
-    finally:
-        if shown:
-            logging.enable_progress_bar()
-    model, report = loaded
-    lost = sorted({str(key) for kind in ("missing_keys", "mismatched_keys") for key in report[kind]})
-    if lost:
-        raise BadModel(f"model '{path}' lacks {len(lost)} weights, the first is {lost[0]}; download it again")
-    found: Model = model
-    return found
-
-
-def _first_line(problem: BaseException) -> str:
-    lines = str(problem).strip().splitlines()
-    return lines[0] if lines else type(problem).__name__

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from secateur.artifacts import FULL
+from secateur.profiling.chains import is_full
 from secateur.profiling.results import Chain, GraphTimes
 
 UNSTABLE_GPU = 0.025
@@ -28,7 +28,7 @@ def advice(chains: Sequence[Chain], graphs: Sequence[GraphTimes], apart: bool) -
 
 
 def _slow(chains: Sequence[Chain]) -> list[str]:
-    slow = [c for c in chains if c.schedule != FULL and c.speed_up is not None and c.speed_up <= 1]
+    slow = [c for c in chains if not is_full(c) and c.speed_up is not None and c.speed_up <= 1]
     if not slow:
         return []
     named = _listed(f"{c.schedule} ({c.speed_up:.2f}x, gates {100 * c.gates_share:.0f} % of its time)" for c in slow)

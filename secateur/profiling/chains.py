@@ -10,11 +10,13 @@ from secateur.artifacts import FULL, Manifest
 from secateur.profiling.percentiles import Spread
 from secateur.profiling.results import Chain, GraphTimes
 from secateur.runtime.bundle import Bundle
+from secateur.runtime.walk import runs
 
 
 def kinds(manifest: Manifest) -> dict[str, str]:
     """Kind of each graph by name. The gate of a smaller image is the encoder at another size: vision."""
-    smaller = {gate.graph for ref in manifest.schedules.values() for gate in ref.gates if gate.kind == "downsample"}
+    gates = (gate for run in runs(manifest).values() for gate in run.manifest.schedules[run.schedule].gates)
+    smaller = {gate.graph for gate in gates if gate.kind == "downsample"}
     return {graph.name: "vision" if graph.name in smaller else graph.kind for graph in manifest.graphs}
 
 
@@ -27,8 +29,9 @@ def chain(
     decode: Spread | None,
     stages: Mapping[str, float],
 ) -> Chain:
-    """The figures of one schedule; how it compares with full is not known yet."""
-    schedule = bundle.schedule(name)
+    """The figures of one of walk.runs; how it compares with full is not known yet."""
+    run = runs(bundle.manifest)[name]
+    schedule = bundle.schedule(run.schedule, run.manifest.layout.size)
     return Chain(
         schedule=name,
         method=schedule.method,
@@ -46,18 +49,28 @@ def chain(
 
 
 def compared(chains: Sequence[Chain]) -> tuple[Chain, ...]:
-    """The same with their speed-up over full, if it is among them."""
-    full = next((one for one in chains if one.schedule == FULL), None)
-    if full is None:
-        return tuple(chains)
+    """The same with their speed-up over full, of the same image size, if it is among them."""
+    full = {_size(one): one for one in chains if is_full(one)}
     return tuple(
         replace(
             one,
-            speed_up=_ratio(full.first_token, one.first_token),
-            prefill_speed_up=_ratio(full.prefill, one.prefill),
+            speed_up=_ratio(full[_size(one)].first_token, one.first_token),
+            prefill_speed_up=_ratio(full[_size(one)].prefill, one.prefill),
         )
+        if _size(one) in full
+        else one
         for one in chains
     )
+
+
+def is_full(chain: Chain) -> bool:
+    """Nothing is pruned in it."""
+    return chain.schedule.partition("@")[0] == FULL
+
+
+def _size(chain: Chain) -> str:
+    """Its image size; "" where there is but one."""
+    return chain.schedule.partition("@")[2]
 
 
 def with_shares(graphs: Sequence[GraphTimes], chains: Sequence[Chain]) -> tuple[GraphTimes, ...]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from secateur.artifacts import Manifest
+from secateur.artifacts import Layout
 from secateur.errors import InputError
 from secateur.profiling.chains import chain, compared, kinds, with_shares
 from secateur.profiling.percentiles import spread
@@ -16,7 +16,7 @@ from secateur.profiling.results import STAGES, Chain, GraphTimes
 from secateur.progress import Progress
 from secateur.runtime import Pipeline
 from secateur.runtime.image import ImageLike
-from secateur.runtime.walk import prefill
+from secateur.runtime.walk import prefill, runs
 
 Timings = Sequence[dict[str, float]]
 SIDE = 336
@@ -41,35 +41,43 @@ UNTIMED = 2
 """Questions before each timed one where decode steps are recorded: of one step each, one warms up and one records."""
 
 
-def noise(manifest: Manifest) -> ImageLike:
-    """An image for a profile that is given none: time does not depend on what is to be seen."""
-    sizes = manifest.graph("vision").inputs[0].shape[2:]
-    height, width = (size if isinstance(size, int) else SIDE for size in sizes)
-    return np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+def noise(layout: Layout) -> tuple[ImageLike, ...]:
+    """The images of a prompt for a profile that is given none: time does not depend on what is to be seen."""
+    height, width = (size or SIDE for size in layout.image_size)
+    return tuple(np.random.default_rng(0).integers(0, 256, (layout.images, height, width, 3), np.uint8))
 
 
 def clock(
-    vlm: Pipeline, image: ImageLike, prompt: str, names: Sequence[str], settings: Settings, progress: Progress
+    vlm: Pipeline, image: ImageLike | None, prompt: str, names: Sequence[str], settings: Settings, progress: Progress
 ) -> tuple[tuple[Chain, ...], tuple[GraphTimes, ...]]:
-    """Chains and graphs of the schedules `names`.
+    """Chains and graphs of the schedules `names` for every image size; without an image, of noise.
+
+    Where a prompt has several images, `image` is each of them.
 
     Raises:
         BadImage, BadPrompt: as Pipeline.ask.
     """
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in names}
+    every = runs(vlm.bundle.manifest, names)
+    found: dict[str, list[dict[str, float]]] = {label: [] for label in every}
+    asked = {label: _images(run.manifest.layout, image) for label, run in every.items()}
     turns = settings.warmup + settings.rounds
     for turn in range(turns):
-        first = turn % len(names)  # nobody is always behind the same neighbour
-        for name in [*names[first:], *names[:first]]:
+        first = turn % len(every)  # nobody is always behind the same neighbour
+        for label in [*every, *every][first : first + len(every)]:
+            size = every[label].manifest.layout.size
             for _ in range(UNTIMED if vlm.records_steps else 0):
-                vlm.ask(image, prompt, name, settings.new_tokens)
-            answer = vlm.ask(image, prompt, name, settings.new_tokens)
+                vlm.ask(asked[label], prompt, every[label].schedule, settings.new_tokens, image_size=size)
+            answer = vlm.ask(asked[label], prompt, every[label].schedule, settings.new_tokens, image_size=size)
             if turn >= settings.warmup:
-                found[name].append(answer.timings)
+                found[label].append(answer.timings)
         progress("rounds", "", turn + 1, turns)
     chains = compared([_chain(vlm, name, timings) for name, timings in found.items()])
     graphs = [graph for name, timings in found.items() for graph in _graphs(vlm, name, timings)]
     return chains, with_shares(graphs, chains)
+
+
+def _images(layout: Layout, image: ImageLike | None) -> tuple[ImageLike, ...]:
+    return noise(layout) if image is None else (image,) * layout.images
 
 
 def _chain(vlm: Pipeline, name: str, timings: Timings) -> Chain:
@@ -98,5 +106,5 @@ def _graphs(vlm: Pipeline, name: str, timings: Timings) -> list[GraphTimes]:
             bound=False,
             shares={name: 0.0},
         )
-        for step in prefill(vlm.bundle.manifest, name, 1)
+        for step in prefill(*runs(vlm.bundle.manifest)[name], 1)
     ]

@@ -17,6 +17,7 @@ from secateur.profiling.layers import slowest
 from secateur.profiling.percentiles import Spread, spread, total
 from secateur.profiling.results import STAGES, Chain, Failure, GraphTimes
 from secateur.runtime.bundle import Bundle
+from secateur.runtime.walk import runs
 
 BOUND = 0.8
 """Enqueue over compute time above which trtexec warns, both medians; for results whose console output is lost."""
@@ -39,7 +40,7 @@ def read_folder(bundle: Bundle, folder: Path, names: Sequence[str]) -> Imported:
         BadMeasurement: the folder has no cases, is of another bundle, lacks one of the schedules, or no case can be
             read.
     """
-    every = _cases(bundle, folder)
+    every, names = _cases(bundle, folder), list(runs(bundle.manifest, names))
     if missing := [name for name in names if not any(name in case.schedules for case in every)]:
         raise BadMeasurement(
             f"{folder / CASES_FILE} has no case of the schedule '{missing[0]}'; leave it out of --schedules, or time "
@@ -69,7 +70,7 @@ def timed_schedules(bundle: Bundle, folder: Path) -> list[str]:
     Raises:
         BadMeasurement: it has no cases, or is of another bundle.
     """
-    found = {name for case in _cases(bundle, folder) for name in case.schedules}
+    found = {label.partition("@")[0] for case in _cases(bundle, folder) for label in case.schedules}
     return [name for name in bundle.manifest.schedules if name in found]
 
 
@@ -81,7 +82,7 @@ def _cases(bundle: Bundle, folder: Path) -> tuple[Case, ...]:
     read = Cases.read(folder)
     if read.bundle != identity(bundle.manifest):
         raise BadMeasurement(f"{folder / CASES_FILE} was written for another export; name the bundle that it is of")
-    graphs, schedules = {graph.name for graph in bundle.manifest.graphs}, set(bundle.manifest.schedules)
+    graphs, schedules = {graph.name for graph in bundle.manifest.graphs}, set(runs(bundle.manifest))
     for case in read.cases:
         if case.graph not in graphs or not set(case.schedules) <= schedules:
             raise BadMeasurement(

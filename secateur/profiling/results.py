@@ -61,6 +61,8 @@ class GraphTimes:
 class Chain:
     """One schedule from image to answer. `full` is the first of a profile and what the others are compared with.
 
+    schedule             its name; where the bundle has several image sizes, @WIDTHxHEIGHT follows, and each size has
+                         a chain of its own, compared with full at that size
     average_tokens       vision tokens of an average decoder layer
     prefill_flops_ratio  of the vision rows in the decoder, over the unpruned value, as the schedule says
     encode, prefill      from pixels to vision tokens, from there to the first logits

@@ -10,7 +10,7 @@ from secateur import __version__
 from secateur.engines.trtexec import TRTEXEC
 from secateur.evaluation.run import machine
 from secateur.profiling.advice import advice
-from secateur.profiling.clocked import Settings, clock, noise
+from secateur.profiling.clocked import Settings, clock
 from secateur.profiling.imported import read_folder
 from secateur.profiling.results import Chain, Failure, GraphTimes, Profiling
 from secateur.progress import Progress
@@ -35,8 +35,7 @@ def here(
     Raises:
         BadImage, BadPrompt: as Pipeline.ask.
     """
-    asked = noise(vlm.bundle.manifest) if image is None else image
-    chains, graphs = clock(vlm, asked, prompt, names, settings, progress)
+    chains, graphs = clock(vlm, image, prompt, names, settings, progress)
     on = machine(vlm.describe())
     return _profiling(vlm.bundle, backend, settings.rounds, on, command, chains, graphs)
 

@@ -11,23 +11,29 @@ from pathlib import Path
 
 from secateur.artifacts import Manifest, Schedule, read_json
 from secateur.errors import BadBundle, BadSchedule, UnknownName
+from secateur.manifest import SCHEMA
 from secateur.runtime.contract import check_graphs
 from secateur.runtime.preprocess import Preprocess
 from secateur.runtime.prompt import Prompt
 
 MANIFEST = "manifest.json"
-REQUIRED = ("prompt.json", "preprocess.json", "tokenizer.json")
+REQUIRED = ("prompt.json", "tokenizer.json")
 MEND = "export the bundle again"
 
 
 @dataclass(frozen=True)
 class Bundle:
-    """A checked bundle; `root` is its absolute folder."""
+    """A checked bundle; `root` is its absolute folder, `steps` has those from image to pixels for every image size."""
 
     root: Path
     manifest: Manifest
     prompt: Prompt
-    preprocess: Preprocess
+    steps: tuple[Preprocess, ...]
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """The steps for the first image size."""
+        return self.steps[0]
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], verify: bool = True) -> Bundle:
@@ -45,31 +51,25 @@ class Bundle:
     def _load(cls, path: Path, verify: bool) -> Bundle:
         root = path.resolve()
         manifest = _manifest(root, path)
-        needed = [*REQUIRED, *(g.file for g in manifest.graphs), *(s.file for s in manifest.schedules.values())]
+        needed = [*REQUIRED, *(g.file for g in manifest.graphs)]
+        for bucket in manifest.buckets:
+            needed += [bucket.layout.preprocess, *(s.file for s in bucket.schedules.values())]
         for name in needed:
             if name not in manifest.files:
                 raise BadBundle(f"{root / MANIFEST} does not list '{name}', which a bundle needs; {MEND}")
-        for data in (f"{graph.file}.data" for graph in manifest.graphs):
-            if data not in manifest.files and (root / data).exists():
-                raise BadBundle(f"{root / data} is not in the manifest, so nothing vouches for it; {MEND}")
+        for data in (root / "onnx").rglob("*.data"):
+            if data.relative_to(root).as_posix() not in manifest.files:
+                raise BadBundle(f"{data} is not in the manifest, so nothing vouches for it; {MEND}")
         for name, digest in manifest.files.items():
             _check_file(root, name, digest if verify else None)
         try:
             check_graphs(manifest)
         except BadBundle as problem:
             raise BadBundle(f"{root / MANIFEST}: {problem}; {MEND}") from None
-        _check_schedules(root, manifest)
+        for bucket in manifest.buckets:
+            _check_schedules(root, bucket)
         prompt = read_json(Prompt, root / "prompt.json", BadBundle)
-        if len(prompt.head) != manifest.layout.image_start:
-            raise BadBundle(
-                f"{root / 'prompt.json'} has {len(prompt.head)} rows before the image, the graphs were made for "
-                f"{manifest.layout.image_start}; {MEND}"
-            )
-        preprocess = read_json(Preprocess, root / "preprocess.json", BadBundle)
-        made, taken = preprocess.size, manifest.graph("vision").inputs[0].shape[2:]
-        if made is not None and any(isinstance(d, int) and d != size for d, size in zip(taken, made, strict=False)):
-            raise BadBundle(f"{root / 'preprocess.json'} makes images of {made}, vision takes {taken}; {MEND}")
-        return cls(root, manifest, prompt, preprocess)
+        return cls(root, manifest, prompt, tuple(_steps(root, bucket) for bucket in manifest.buckets))
 
     def path(self, name: str) -> Path:
         """Where the file `name` of the manifest lies.
@@ -81,15 +81,29 @@ class Bundle:
             raise BadBundle(f"{self.root} has no file '{name}' in its manifest; {MEND}")
         return self.root / name
 
-    def schedule(self, name: str) -> Schedule:
-        """The schedule called `name`.
+    def schedule(self, name: str, image_size: str | None = None) -> Schedule:
+        """The schedule called `name`, for an image size, WIDTHxHEIGHT; None is the first.
 
         Raises:
-            UnknownName: the bundle has no such schedule.
+            UnknownName: the bundle has no such schedule or image size.
         """
-        if name not in self.manifest.schedules:
-            raise UnknownName("schedule", name, self.manifest.schedules)
-        return read_json(Schedule, self.path(self.manifest.schedules[name].file), BadBundle)
+        buckets = {bucket.layout.size: bucket for bucket in self.manifest.buckets}
+        size = self.manifest.layout.size if image_size is None else image_size
+        if size not in buckets:
+            raise UnknownName("image size", size, buckets)
+        if name not in buckets[size].schedules:
+            raise UnknownName("schedule", name, buckets[size].schedules)
+        return read_json(Schedule, self.path(buckets[size].schedules[name].file), BadBundle)
+
+
+def _steps(root: Path, manifest: Manifest) -> Preprocess:
+    """From an image to the pixels that the encoder of the first image size takes."""
+    path = root / manifest.layout.preprocess
+    steps = read_json(Preprocess, path, BadBundle)
+    made, taken = steps.pixels, manifest.vision.inputs[0].shape[1:]
+    if made is not None and made != taken:
+        raise BadBundle(f"{path} makes images of {made}, vision takes {taken}; {MEND}")
+    return steps
 
 
 def _manifest(root: Path, given: Path) -> Manifest:
@@ -98,11 +112,11 @@ def _manifest(root: Path, given: Path) -> Manifest:
     if not (root / MANIFEST).is_file():
         raise BadBundle(f"{given} is no bundle, it has no {MANIFEST}; name the folder that `secateur export` wrote")
     try:
-        schema = json.loads((root / MANIFEST).read_text(encoding="utf-8")).get("schema", 1)
+        schema = json.loads((root / MANIFEST).read_text(encoding="utf-8")).get("schema", SCHEMA)
     except (OSError, ValueError, AttributeError, RecursionError):
         raise BadBundle(f"{root / MANIFEST} is no JSON object, it may be truncated; {MEND}") from None
-    if schema != 1:
-        raise BadBundle(f"{root / MANIFEST} has schema {schema}, this version reads schema 1; {MEND}")
+    if schema != SCHEMA:
+        raise BadBundle(f"{root / MANIFEST} has schema {schema}, this version reads schema {SCHEMA}; {MEND}")
     return read_json(Manifest, root / MANIFEST, BadBundle)
 
 
@@ -112,7 +126,10 @@ def _check_file(root: Path, name: str, digest: str | None) -> None:
     try:
         inside = path.resolve().is_relative_to(root)
         if not inside:
-            raise BadBundle(f"'{name}' leads out of the bundle {root}; {MEND}")
+            raise BadBundle(
+                f"'{name}' leads out of the bundle {root}; {MEND}, or take a real copy: hf download ORG/NAME "
+                "--local-dir DIR"
+            )
         if not path.exists():
             raise BadBundle(f"{path} is missing; {MEND}")
         if not path.is_file():

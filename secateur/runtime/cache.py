@@ -31,12 +31,20 @@ class KVCache:
     A segment behind a gate needs fewer rows, so each segment has its own capacity and its own filled length.
     A walk through the segments binds `past` and `slot`, and `advance` at its end makes the new rows count: a walk
     that was interrupted leaves the cache as it was. Where a backend wants them, the first rows are masked ones.
+
+    ahead  how much larger the position behind the images is than the number of rows so far (M-RoPE: below 0)
     """
 
     def __init__(
-        self, backend: Backend, segments: Sequence[GraphSpec], capacity: Sequence[int], batch: int, shift: Sequence[int]
+        self,
+        backend: Backend,
+        segments: Sequence[GraphSpec],
+        capacity: Sequence[int],
+        batch: int,
+        shift: Sequence[int],
+        ahead: int = 0,
     ) -> None:
-        self.batch = batch
+        self.batch, self.ahead = batch, ahead
         self.capacity = tuple(rows + backend.masked_past for rows in capacity)
         self.shift = tuple(shift)
         """How far new rows move up in each segment: the rows dropped before it, or 0 if positions stay original."""
@@ -57,7 +65,7 @@ class KVCache:
 
     def clear(self) -> None:
         """Forget all rows."""
-        self.position: Ints = np.zeros(self.batch, np.int64)
+        self.position: Ints = np.full(self.batch, self.ahead, np.int64)
         """Position of each sample's next row [B]; dropped rows count."""
         self._masks: list[Ints] = [np.zeros((self.batch, self._masked), np.int64) for _ in self.capacity]
 

@@ -15,29 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secateur.artifacts import ENCODER_GATES, FULL, GateRef, GraphSpec, Manifest
-from secateur.errors import BadBundle, InputError
+from secateur.errors import InputError
 from secateur.runtime.backends.base import Array, Backend, Buffer
 from secateur.runtime.cache import KVCache, rounded
 from secateur.runtime.dimensions import bind, resolve_shapes
-from secateur.runtime.receipt import GateReceipt, Stopwatch
+from secateur.runtime.dtypes import learn
+from secateur.runtime.receipt import GateReceipt, Stopwatch, gate_receipt
 from secateur.runtime.rows import Ints, Rows
+from secateur.runtime.seen import Seen
 from secateur.runtime.steps import Step
 
 Buffers = dict[str, Buffer]
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What the encoder made of the images, and what its gate left of them.
-
-    tokens        [B,k,D] vision tokens, in a buffer of their own
-    vision_index  [B,k] their original raster indices
-    gates         receipt of the gate in the encoder, if there is one
-    """
-
-    tokens: Buffer
-    vision_index: Ints
-    gates: tuple[GateReceipt, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -56,12 +44,22 @@ class Walk:
 
 
 class Chain:
-    """Runs the graphs of one manifest on one backend. Buffers between graphs are kept and used again.
+    """Runs the graphs of one manifest, for its first image size, on one backend.
+
+    Buffers between graphs are kept and used again.
 
     schedules  those whose gates to open, "full" is always open; None opens all
+    lock       of the backend: chains for several image sizes take turns, for they share its graphs
     """
 
-    def __init__(self, manifest: Manifest, backend: Backend, schedules: Sequence[str] | None = None) -> None:
+    def __init__(
+        self,
+        manifest: Manifest,
+        backend: Backend,
+        schedules: Sequence[str] | None = None,
+        lock: threading.Lock | None = None,
+    ) -> None:
+        learn(manifest.dtype)
         self.manifest = manifest
         wanted = manifest.schedules if schedules is None else (FULL, *schedules)
         self.schedules = tuple(name for name in manifest.schedules if name in wanted)
@@ -70,33 +68,33 @@ class Chain:
         self._scratch: dict[tuple[str, str], Buffer] = {}
         self._steps: weakref.WeakKeyDictionary[KVCache, Step] = weakref.WeakKeyDictionary()
         self._spare: KVCache | None = None
-        self._lock = threading.Lock()  # walks share the scratch buffers
+        self._lock = lock or threading.Lock()  # walks share the scratch buffers
         gates = {gate.graph for name in self.schedules for gate in manifest.schedules[name].gates}
         for graph in manifest.graphs:
             if graph.kind != "gate" or graph.name in gates:
                 backend.load(graph)
 
     def see(self, pixels: Array, schedule: str, watch: Stopwatch) -> Seen:
-        """Vision tokens of pixel values [B,3,H,W], and the gate of the schedule that stands in the encoder."""
-        batch, total = pixels.shape[0], self.manifest.layout.vision_tokens
-        index = every = np.tile(np.arange(total, dtype=np.int64), (batch, 1))
+        """Vision tokens of pixel values [B*I,...], and the gate of the schedule that stands in the encoder."""
+        layout, images = self.manifest.layout, pixels.shape[0]
+        index = own = np.tile(np.arange(layout.image_tokens, dtype=np.int64), (images, 1))
         gate = next((g for g in self.manifest.schedules[schedule].gates if g.kind in ENCODER_GATES), None)
         smaller = gate is not None and gate.kind == "downsample"
-        dtype = np.dtype(self._graphs["vision"].inputs[0].dtype)
+        dtype = np.dtype(self.manifest.vision.inputs[0].dtype)
         with self._lock, self.backend.clock(watch, "encode"):
             given = {
                 "pixel_values": self._upload("pixel_values", pixels.astype(dtype)),
-                "vision_index": self._upload("vision_index", every),
+                "vision_index": self._upload("vision_index", own),
             }
-            seen = self._run(gate.graph if gate and smaller else "vision", given, watch)
+            seen = self._run(gate.graph if gate and smaller else layout.vision, given, watch)
             if gate and not smaller:
                 seen |= self._run(gate.graph, given | seen, watch)
             if gate:  # the decoder's positions depend on it: the one place where the host waits before the logits
                 index = seen["vision_index"].numpy().copy()
-            tokens = self._run("projector", seen, watch)["vision_tokens"]
-            kept = self.backend.allocate(tokens.shape, tokens.dtype)
-            kept.write(tokens)
-        return Seen(kept, index, (_receipt(gate, every, index),) if gate else ())
+            tokens = self._kept(self._run("projector", seen, watch)["vision_tokens"])
+            planes = tuple(self._kept(seen[f"deepstack.{i}"]) for i in range(self.manifest.dimensions.planes))
+        every, index = (layout.of_samples(x) for x in (own, index))
+        return Seen(tokens, planes, index, (gate_receipt(gate, every, index, layout),) if gate else ())
 
     def cache(self, batch: int, capacity: int, schedule: str) -> KVCache:
         """An empty cache for `capacity` prompt rows and answers; segments behind a gate get fewer."""
@@ -112,7 +110,8 @@ class Chain:
                 spare.clear()
                 return spare
             del spare  # its memory is needed for the new one
-            return KVCache(self.backend, self.manifest.segments, rows, batch, shift)
+            ahead = self.manifest.layout.next_position - self.manifest.layout.rows
+            return KVCache(self.backend, self.manifest.segments, rows, batch, shift, ahead)
 
     def give_back(self, cache: KVCache) -> None:
         """Nobody needs `cache` any more: it, and the step recorded for it, may serve the next conversation."""
@@ -121,19 +120,18 @@ class Chain:
                 self._spare = cache
 
     def prefill(self, rows: Rows, seen: Seen, schedule: str, cache: KVCache, watch: Stopwatch) -> Walk:
-        """First rows of a conversation: the image's rows become what was seen, [B or 1,k,D], and the gates are run."""
+        """First rows of a conversation: vision rows become what was seen, of each sample or one, and gates are run."""
         layout, ref = self.manifest.layout, self.manifest.schedules[schedule]
         index = np.repeat(seen.vision_index, cache.batch // len(seen.vision_index), axis=0)
-        rows = rows.without(layout.image_start, index, layout.vision_tokens, ref.positions == "compact")
-        image = slice(layout.image_start, layout.image_start + index.shape[1])
-        gates = {gate.layer: gate for gate in ref.gates if gate.kind not in ENCODER_GATES}
+        rows = rows.without(layout, index, ref.positions == "compact")
+        encoder = next((gate for gate in ref.gates if gate.kind in ENCODER_GATES), None)
+        spans = layout.pruned(encoder.of_views if encoder else tuple(view.tokens for view in layout.views))
+        gates = {gate.layer: gate for gate in ref.gates if gate is not encoder}
         with self._lock, self.backend.clock(watch, "prefill"):
             hidden = self._embed(rows, watch)
-            for b in range(cache.batch):
-                sample = slice(b, b + 1)
-                shared = seen.tokens.shape[0] == 1
-                hidden.view(sample, image).write(seen.tokens.view(slice(0, 1) if shared else sample))
-            walk = self._decode(hidden, rows, gates, index, [0] * len(cache.shift), cache, watch)
+            planes = self._planes(hidden.shape)
+            seen.write(hidden, planes.values(), spans)
+            walk = self._decode(hidden, planes, rows, gates, index, [0] * len(cache.shift), cache, watch)
         return replace(walk, gates=(*seen.gates, *walk.gates), kept=(*([index] if seen.gates else []), *walk.kept))
 
     def extend(self, rows: Rows, cache: KVCache, watch: Stopwatch) -> Walk:
@@ -151,15 +149,31 @@ class Chain:
             return self._steps[cache].run(rows, cache)
 
     def _extend(self, rows: Rows, cache: KVCache, watch: Stopwatch) -> Walk:
-        nothing = np.zeros((cache.batch, 0), np.int64)
-        return self._decode(self._embed(rows, watch), rows, {}, nothing, cache.shift, cache, watch)
+        nothing, hidden = np.zeros((cache.batch, 0), np.int64), self._embed(rows, watch)
+        return self._decode(hidden, self._planes(hidden.shape), rows, {}, nothing, cache.shift, cache, watch)
 
     def _embed(self, rows: Rows, watch: Stopwatch) -> Buffer:
         return self._run("embed", {"input_ids": self._upload("input_ids", rows.input_ids)}, watch)["hidden_states"]
 
+    def _kept(self, buffer: Buffer) -> Buffer:
+        """A copy that the next run does not overwrite."""
+        copy = self.backend.allocate(buffer.shape, buffer.dtype)
+        copy.write(buffer)
+        return copy
+
+    def _planes(self, shape: tuple[int, ...]) -> Buffers:
+        """What is added behind the first layers, by name: nothing yet."""
+        planes: Buffers = {}
+        for i in range(self.manifest.dimensions.planes):
+            name, dtype = f"deepstack.{i}", self._graphs["embed"].outputs[0].dtype
+            planes[name] = self._reuse("", name, shape, dtype)
+            planes[name].write(np.zeros(shape, dtype))
+        return planes
+
     def _decode(
         self,
         hidden: Buffer,
+        planes: Buffers,
         rows: Rows,
         gates: Mapping[int, GateRef],
         index: Ints,
@@ -172,7 +186,7 @@ class Chain:
         What gates kept is read, and checked, behind the last segment: no graph waits for the host.
         """
         every, moved = index, 0
-        named = self._named(hidden, rows, index)
+        named = self._named(hidden, planes, rows, index)
         mask = rows.attention_mask
         given: Buffers = {}
         masks: list[Ints] = []
@@ -188,7 +202,7 @@ class Chain:
                 named["last_index"] = self._upload("last_index", rows.last_index - dropped)
             if shift[i] != moved:
                 moved = shift[i]
-                named["position_ids"] = self._upload("position_ids", rows.position_ids - moved)
+                named["position_ids"] = self._upload("position_ids", self._positions(rows) - moved)
             past, slots = self._cached(segment, cache, mask.shape[1])
             whole_mask = self._upload("whole_mask", np.concatenate([cache.mask(i), mask], axis=1))
             given = self._run(segment.name, named | past | {"attention_mask": whole_mask}, watch, slots)
@@ -200,20 +214,27 @@ class Chain:
         for gate, chosen in passed:
             before = every if gate.kind == "route" or not kept else kept[-1]
             kept.append(chosen.numpy().copy())
-            receipts.append(_receipt(gate, before, kept[-1]))
+            receipts.append(gate_receipt(gate, before, kept[-1], self.manifest.layout))
         cache.advance(masks, rows.lengths)
         return Walk(logits, tuple(m.shape[1] for m in masks), tuple(receipts), tuple(kept))
 
-    def _named(self, hidden: Buffer, rows: Rows, index: Ints) -> Buffers:
+    def _positions(self, rows: Rows) -> Ints:
+        """Position ids as graphs take them: with M-RoPE, text has the same position on every axis."""
+        axes, positions = self.manifest.layout.axes, rows.position_ids
+        return positions if axes == 1 or positions.ndim == 3 else np.tile(positions, (axes, 1, 1))
+
+    def _named(self, hidden: Buffer, planes: Buffers, rows: Rows, index: Ints) -> Buffers:
         """The tensors that go through the chain, by name; routing gates read the full rows again and again."""
-        named: Buffers = {
+        behind = np.array([self.manifest.layout.next_position], np.int64)
+        named: Buffers = planes | {
             "hidden_states": hidden,
-            "position_ids": self._upload("position_ids", rows.position_ids),
+            "question_position": self._upload("question_position", behind),
+            "position_ids": self._upload("position_ids", self._positions(rows)),
             "attention_mask": self._upload("attention_mask", rows.attention_mask),
             "last_index": self._upload("last_index", rows.last_index),
             "vision_index": self._upload("vision_index", index),
         }
-        return named | {f"full_{name}": named[name] for name in ("position_ids", "attention_mask")}
+        return named | {f"full_{name}": named[name] for name in ("position_ids", "attention_mask", *planes)}
 
     def _dropped(self, schedule: str) -> list[int]:
         """Vision tokens that each segment does not see."""
@@ -269,21 +290,3 @@ class Chain:
 
 def _start(segment: GraphSpec) -> int:
     return segment.layers[0] if segment.layers else -1
-
-
-def _receipt(gate: GateRef, before: Ints, after: Ints) -> GateReceipt:
-    """Count what the gate kept in fact: different tokens, in order, each one of those before.
-
-    Raises:
-        BadBundle: it is not what the schedule asks for.
-    """
-    applied = min(
-        int(np.isin(np.unique(new), old).sum()) if (np.diff(new) > 0).all() else 0
-        for old, new in zip(before, after, strict=True)
-    )
-    if applied != gate.keep or after.shape[1] != gate.keep:
-        raise BadBundle(
-            f"gate '{gate.graph}' at layer {gate.layer} kept {applied} of {before.shape[1]} vision tokens, "
-            f"the schedule asks for {gate.keep}; export the bundle again"
-        )
-    return GateReceipt(gate.layer, before.shape[1], gate.keep, applied, gate.kind)

@@ -2,10 +2,11 @@
 """The chain that the runtime expects, checked against the graphs of a manifest.
 
 graph      inputs -> outputs (an output may be called `x.out` where an input is called `x`)
-vision     pixel_values -> features
+vision     pixel_values -> features, and deepstack.i where the model adds planes
 projector  features -> vision_tokens
 embed      input_ids -> hidden_states
-segment    hidden_states, position_ids, attention_mask, last_index, past_key.l, past_value.l
+segment    hidden_states, position_ids, attention_mask, last_index, past_key.l, past_value.l, question_position,
+           deepstack.l of its layers
            -> hidden_states (the last one: logits), new_key.l, new_value.l, and what gates ask for
 gate       prune: hidden_states, position_ids, attention_mask, vision_index, and outputs of the segment before
                   -> hidden_states, position_ids, attention_mask, vision_index
@@ -13,6 +14,7 @@ gate       prune: hidden_states, position_ids, attention_mask, vision_index, and
                   -> the same as prune and, from the second one on, full_states
            vision: features, vision_index, and further outputs of vision -> features, vision_index
            downsample: pixel_values -> features, vision_index
+           all but the last hand on deepstack.i, too
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ ROWS = {"hidden_states", "position_ids", "attention_mask"}
 
 
 def check_graphs(manifest: Manifest) -> None:
-    """Kinds, names, layers and tensors of all graphs fit together.
+    """Kinds, names, layers and tensors of all graphs fit together, for every image size.
 
     Raises:
         BadBundle: with the graph and what is wrong.
@@ -42,12 +44,19 @@ def check_graphs(manifest: Manifest) -> None:
         if graph.kind not in GRAPHS:
             raise BadBundle(f"graph '{graph.name}' has the unknown kind '{graph.kind}'")
         _check_tensors(graph)
+    _check_segments(manifest)
+    for bucket in manifest.buckets:
+        _check_bucket(bucket)
+
+
+def _check_bucket(manifest: Manifest) -> None:
+    planes = _planes(manifest, 0)
     for kind, (inputs, outputs) in FRONT.items():
         found = [g for g in manifest.graphs if g.kind == kind]
-        if [g.name for g in found] != [kind]:
-            raise BadBundle(f"it needs exactly one {kind} graph, called '{kind}'")
-        _check_names(found[0], inputs, inputs, outputs)
-    _check_segments(manifest)
+        name = manifest.layout.vision if kind == "vision" else kind
+        if [g.name for g in found] != [name]:
+            raise BadBundle(f"it needs exactly one {kind} graph, called '{name}'")
+        _check_names(found[0], inputs, inputs, outputs | (planes if kind == "vision" else set()))
     if manifest.schedules.get("full") is None or manifest.schedules["full"].gates:
         raise BadBundle("it lacks the schedule 'full', the one without gates")
     for name, schedule in manifest.schedules.items():
@@ -82,9 +91,10 @@ def _check_segments(manifest: Manifest) -> None:
         first, start = segment.layers
         past = {f"past_{part}.{layer}" for part in ("key", "value") for layer in range(first, start)}
         new = {name.replace("past", "new") for name in past}
-        known = ROWS | {"last_index"} | past
+        planes = {f"deepstack.{layer}" for layer in range(first, min(start, manifest.dimensions.planes))}
+        known = ROWS | {"last_index", "question_position"} | past | planes
         result = "logits" if start == layers else "hidden_states"
-        _check_names(segment, {"hidden_states", "attention_mask"} | past, known, {result} | new)
+        _check_names(segment, {"hidden_states", "attention_mask"} | past | planes, known, {result} | new)
     if start != layers:
         raise BadBundle(f"its segments end at layer {start}, the model has {layers}")
 
@@ -105,18 +115,33 @@ def _check_gate(manifest: Manifest, schedule: str, gate: GateRef, alive: int) ->
         if gate.layer != 0:
             raise BadBundle(f"{where} stands before layer {gate.layer}, but a gate in the encoder before layer 0")
         first, result = ("features", "vision_index") if gate.kind == "vision" else ("pixel_values", "pixel_values")
-        seen = {t.name for t in manifest.graph("vision").outputs} | {"vision_index"}
-        _check_names(graph, {first, result}, seen if gate.kind == "vision" else {first}, {"features", "vision_index"})
+        seen = {t.name for t in manifest.vision.outputs} | {"vision_index"}
+        given = {"features", "vision_index"} | _planes(manifest, 0)
+        _check_names(graph, {first, result}, seen if gate.kind == "vision" else {first}, given)
     else:
         before = next((s for s in manifest.segments if s.layers and s.layers[1] == gate.layer), None)
         offered = {t.flows_to for t in before.outputs} if before else set()
-        full = {"full_states", "full_position_ids", "full_attention_mask"} if gate.kind == "route" else set()
-        needed = ROWS | {"vision_index"}
+        planes = _planes(manifest, gate.layer)
+        full = {"full_states", "full_position_ids", "full_attention_mask"} | {f"full_{name}" for name in planes}
+        full = full if gate.kind == "route" else set()
+        needed = ROWS | {"vision_index"} | planes
         reads = {"hidden_states"} if gate.kind == "route" else {"hidden_states", "vision_index"}
         _check_names(graph, reads, needed | {"last_index"} | offered | full, needed)
-    counts = (_vision_tokens(graph.inputs), _vision_tokens(graph.outputs))
-    if gate.kind == "prune" and counts[0] != alive or counts[1] != gate.keep:
-        raise BadBundle(f"{where} keeps {counts[1]} of {counts[0]} tokens, not {gate.keep} of {alive}")
+    if len(gate.of_views) != len(manifest.layout.views):
+        raise BadBundle(f"{where} is for {len(gate.of_views)} views, the prompt has {len(manifest.layout.views)}")
+    counts, keep = (_vision_tokens(graph.inputs), _vision_tokens(graph.outputs)), gate.keep
+    if gate.kind in ENCODER_GATES:  # those see one image
+        own = gate.of_views[: len(manifest.layout.image_views)]
+        if gate.of_views != own * manifest.layout.images:
+            raise BadBundle(f"{where} keeps {gate.of_views} tokens of the views, but one graph serves all images")
+        keep = sum(own)
+    if gate.kind == "prune" and counts[0] != alive or counts[1] != keep:
+        raise BadBundle(f"{where} keeps {counts[1]} of {counts[0]} tokens, not {keep} of {alive}")
+
+
+def _planes(manifest: Manifest, layer: int) -> set[str]:
+    """What decoder layers from `layer` on add to vision rows."""
+    return {f"deepstack.{i}" for i in range(layer, manifest.dimensions.planes)}
 
 
 def _vision_tokens(tensors: Iterable[TensorSpec]) -> int | str:

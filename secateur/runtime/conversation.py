@@ -7,17 +7,20 @@ from collections.abc import Iterator, Sequence
 
 from secateur.errors import BadPrompt, InputError
 from secateur.runtime.cache import KVCache, no_room
-from secateur.runtime.chain import Chain, Seen, Walk
+from secateur.runtime.chain import Chain, Walk
+from secateur.runtime.fitting import Fitted
 from secateur.runtime.prompt import TextStream, Tokenizer
 from secateur.runtime.receipt import Answer, GateReceipt, Receipt, Stopwatch
 from secateur.runtime.rows import Ints, Rows
 from secateur.runtime.sampling import Sampler, Sampling
+from secateur.runtime.seen import Seen
 
 
 class Conversation:
     """One turn after the other; every turn has a question per sample.
 
-    seen      of each sample's image, or of one that all samples share
+    seen      of each sample's images, or of one sample that all share
+    fitted    how each sample's images were brought onto the canvas
     capacity  cache rows of the whole conversation, before any gate; None takes what the first turn needs
     watch     has the time already spent on the images
     """
@@ -27,7 +30,7 @@ class Conversation:
         chain: Chain,
         tokenizer: Tokenizer,
         seen: Seen,
-        batch: int,
+        fitted: Sequence[tuple[Fitted, ...]],
         schedule: str,
         capacity: int | None,
         watch: Stopwatch,
@@ -36,7 +39,7 @@ class Conversation:
         self.turn: Turn | None = None
         self.gates: tuple[GateReceipt, ...] = ()
         self.kept: tuple[Ints, ...] = ()
-        self._seen, self._batch, self._watch = seen, batch, watch
+        self._seen, self.fitted, self._watch = seen, tuple(fitted), watch
         self._cache: KVCache | None = None
         self._closed = False
 
@@ -45,8 +48,7 @@ class Conversation:
         """Cache rows that are free for questions and answers."""
         if self._cache is not None:
             return self._cache.room()
-        layout = self.chain.manifest.layout
-        return max(0, (self.capacity or 0) - layout.image_start - layout.vision_tokens)
+        return max(0, (self.capacity or 0) - self.chain.manifest.layout.rows)
 
     def ask(self, questions: Sequence[str], options: Sampling) -> Turn:
         """Read the questions; iterate over the result to get the answers.
@@ -61,20 +63,19 @@ class Conversation:
         cache, turn, watch = self._cache, self.turn, Stopwatch()
         if cache is None or turn is None:
             watch = self._watch  # a device tells this one its times, when somebody waits for it
-            layout, prompt = self.chain.manifest.layout, self.tokenizer.prompt
-            start = [*prompt.head, *[prompt.pad] * layout.vision_tokens]
-            rows = self._rows([[*start, *self.tokenizer.first(q)] for q in questions], None)
+            layout, pad = self.chain.manifest.layout, self.tokenizer.prompt.pad
+            rows = Rows.prompt(layout, [self.tokenizer.first(q) for q in questions], pad)
             needed = rows.input_ids.shape[1] + options.max_new_tokens
             capacity = needed if self.capacity is None else self.capacity
             most = self.chain.backend.most_rows
-            self._check(rows, options, capacity if most is None else min(capacity, most), len(start))
-            cache = self.chain.cache(self._batch, capacity, self.schedule)
+            self._check(rows, options, capacity if most is None else min(capacity, most), layout.rows)
+            cache = self.chain.cache(len(self.fitted), capacity, self.schedule)
             walk = self.chain.prefill(rows, self._seen, self.schedule, cache, watch)
             self._cache, self.gates, self.kept = cache, walk.gates, walk.kept
         else:
             unread = turn.unread(cache.position)
             tails = [[*u, *self.tokenizer.next(q)] for u, q in zip(unread, questions, strict=True)]
-            rows = self._rows(tails, cache.position)
+            rows = Rows.pad(tails, self.tokenizer.prompt.pad, cache.position)
             self._check(rows, options, cache.room())
             walk = self.chain.extend(rows, cache, watch)
         self.turn = Turn(self, cache, rows, walk, options, watch)
@@ -89,9 +90,6 @@ class Conversation:
             self.chain.give_back(self._cache)
         self._cache, self.turn, self._closed = None, None, True
 
-    def _rows(self, sequences: list[list[int]], start: Ints | None) -> Rows:
-        return Rows.pad(sequences, self.tokenizer.prompt.pad, start)
-
     def _check(self, rows: Rows, options: Sampling, room: int, image: int = 0) -> None:
         """`image` of the rows are those of the image and what stands before it."""
         new, context = options.max_new_tokens, self.chain.manifest.dimensions.context
@@ -101,10 +99,11 @@ class Conversation:
                 f"the question has {text} rows with its template, the engines take {most}; shorten it, or build them "
                 "with a larger --max-text"
             )
-        last = int(rows.position_ids[:, -1].max()) + 1 + new
-        if last > context:
+        first = self.chain.manifest.layout.numbered(1)[0][0]  # 1 where positions count from it
+        needed = int(rows.position_ids.max()) + 1 - first + new
+        if needed > context:
             raise BadPrompt(
-                f"the prompt and {new} new tokens need {last} positions, the model has {context}; "
+                f"the prompt and {new} new tokens need {needed} positions, the model has {context}; "
                 "shorten the prompt or lower max_new_tokens"
             )
         if rows.input_ids.shape[1] + new > room:
@@ -175,6 +174,8 @@ class Turn:
         spoken = [t for t in tokens if t not in talk.tokenizer.prompt.stop]
         receipt = Receipt(
             schedule=talk.schedule,
+            image_size=talk.chain.manifest.layout.size,
+            images=talk.fitted[b],
             gates=talk.gates,
             segment_rows=self._walk.segment_rows,
             cache_bytes=self._cache.bytes,

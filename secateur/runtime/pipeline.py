@@ -15,11 +15,11 @@ from secateur.errors import InputError, UnknownName
 from secateur.runtime import backends
 from secateur.runtime.backends.base import Backend
 from secateur.runtime.bundle import Bundle
-from secateur.runtime.chain import Chain
 from secateur.runtime.chat import Chat
 from secateur.runtime.conversation import Conversation
-from secateur.runtime.image import ImageLike, load_image
-from secateur.runtime.preprocess import pixel_values
+from secateur.runtime.eyes import Eyes, Prepared
+from secateur.runtime.guard import Guard
+from secateur.runtime.image import ImageLike
 from secateur.runtime.prompt import Tokenizer
 from secateur.runtime.receipt import Answer, Stopwatch
 from secateur.runtime.sampling import Sampling
@@ -35,7 +35,7 @@ class Pipeline:
         self.bundle = bundle
         self._backend = backend
         self._tokenizer = Tokenizer.read(bundle.prompt, bundle.path("tokenizer.json"))
-        self._chain = Chain(bundle.manifest, backend, schedules)
+        self._eyes = Eyes(bundle, backend, schedules)
 
     @classmethod
     def load(
@@ -46,6 +46,7 @@ class Pipeline:
         verify: bool = True,
         device: str | None = None,
         schedules: Sequence[str] | None = None,
+        guard: bool = False,
     ) -> Pipeline:
         """Open the bundle in the folder `path`.
 
@@ -55,6 +56,7 @@ class Pipeline:
         device     "cpu" or "cuda", as far as the backend knows it; None is the backend's own
         schedules  names of those that will be asked for beside "full", so that the gates of others take no memory;
                    None is all
+        guard      look at every output, and stop at the first that leaves the range of its dtype (slow, for debugging)
 
         Raises:
             BadBundle: damaged, unsafe or no bundle.
@@ -69,6 +71,8 @@ class Pipeline:
             if name not in bundle.manifest.schedules:
                 raise _unknown(name, bundle.manifest.schedules)
         opened = module.Backend(bundle, threads=threads, device=device)
+        if guard:
+            opened = Guard(opened, bundle.manifest)
         try:
             return cls(bundle, opened, schedules)
         except BaseException:
@@ -88,7 +92,12 @@ class Pipeline:
     @property
     def schedules(self) -> tuple[str, ...]:
         """Names of the schedules that are open."""
-        return self._chain.schedules
+        return self._eyes.first.schedules
+
+    @property
+    def image_sizes(self) -> tuple[str, ...]:
+        """Image sizes of the bundle, WIDTHxHEIGHT."""
+        return self._eyes.sizes
 
     def describe(self) -> dict[str, str]:
         """The backend's device and the versions of its libraries, for the record of a measurement."""
@@ -97,13 +106,14 @@ class Pipeline:
     @overload
     def ask(
         self,
-        image: ImageLike,
+        image: ImageLike | tuple[ImageLike, ...],
         prompt: str,
         schedule: str | None = None,
         max_new_tokens: int = 64,
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int = 0,
+        image_size: str | None = None,
     ) -> Answer: ...
 
     @overload
@@ -116,35 +126,40 @@ class Pipeline:
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int = 0,
+        image_size: str | None = None,
     ) -> list[Answer]: ...
 
     @overload
     def ask(
         self,
-        image: ImageLike,
+        image: ImageLike | tuple[ImageLike, ...],
         prompt: list[str],
         schedule: str | None = None,
         max_new_tokens: int = 64,
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int = 0,
+        image_size: str | None = None,
     ) -> list[Answer]: ...
 
     def ask(
         self,
-        image: ImageLike | list[Any],
+        image: ImageLike | tuple[ImageLike, ...] | list[Any],
         prompt: str | list[str],
         schedule: str | None = None,
         max_new_tokens: int = 64,
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int = 0,
+        image_size: str | None = None,
     ) -> Answer | list[Answer]:
         """The answer to `prompt` about `image` (a path, a PIL image, or a uint8 array [H,W,3]).
 
-        Lists give a list of answers, run as one batch; one image or one prompt is used for all the others.
+        Where the bundle was exported for several images in a prompt, `image` is a tuple of them. Lists give a list of
+        answers, run as one batch; one image or one prompt is used for all the others.
 
         schedule        name of a schedule in the bundle; None takes the only one besides "full"
+        image_size      one of `image_sizes`; None takes the one that fits each (first) image best, see fitting.choose
         max_new_tokens  tokens generated at most
         temperature     0 is greedy; above 0 tokens are drawn, with `top_p` and `seed`
 
@@ -166,28 +181,34 @@ class Pipeline:
         if not images or not prompts or {len(images), len(prompts)} - {1, batch}:
             raise InputError(f"{len(images)} images and {len(prompts)} prompts do not pair; give as many of each")
         prompts = prompts if len(prompts) == batch else prompts * batch
-        conversation = self._converse(images, batch, schedule, None)
-        answers = conversation.ask(prompts, options).answers()
-        conversation.close()
+        prepared = [self._eyes.prepare(i, image_size) for i in images]
+        answers = self._answers(prepared * (batch // len(images)), prompts, schedule, options)
         return answers if isinstance(image, list) or isinstance(prompt, list) else answers[0]
 
     def stream(
         self,
-        image: ImageLike,
+        image: ImageLike | tuple[ImageLike, ...],
         prompt: str,
         schedule: str | None = None,
         max_new_tokens: int = 64,
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int = 0,
+        image_size: str | None = None,
     ) -> Iterator[str]:
         """Pieces of the answer as they are generated; options and errors as for `ask`."""
         options = Sampling(max_new_tokens, temperature, top_p, seed)
-        conversation = self._converse([image], 1, schedule, None)
+        conversation = self._converse([self._eyes.prepare(image, image_size)], 1, schedule, None)
         return _to_the_end(conversation, conversation.ask([prompt], options).text())
 
-    def open(self, image: ImageLike, schedule: str | None = None, capacity: int | None = None) -> Chat:
-        """A chat about `image`.
+    def open(
+        self,
+        image: ImageLike | tuple[ImageLike, ...],
+        schedule: str | None = None,
+        capacity: int | None = None,
+        image_size: str | None = None,
+    ) -> Chat:
+        """A chat about `image`, or several as a tuple, see `ask`.
 
         capacity  cache rows for image, questions and answers together; None leaves 1024 behind the image,
                   or what the model's context has
@@ -195,9 +216,10 @@ class Pipeline:
         Raises:
             BadImage, UnknownName, InputError: as for `ask`.
         """
-        layout, context = self.bundle.manifest.layout, self.bundle.manifest.dimensions.context
+        prepared = self._eyes.prepare(image, image_size)
+        context = self.bundle.manifest.dimensions.context
         context = min(context, self._backend.most_rows or context)
-        image_rows = layout.image_start + layout.vision_tokens
+        image_rows = self._eyes.chain(prepared.size).manifest.layout.rows
         if capacity is None:
             capacity = min(context, image_rows + CHAT_ROWS)
         if not isinstance(capacity, int) or not image_rows < capacity <= context:
@@ -205,7 +227,7 @@ class Pipeline:
                 f"capacity must be above {image_rows} (the image's rows) and at most {context} (what model and backend "
                 f"take), got {capacity!r}"
             )
-        return Chat(self._converse([image], 1, schedule, capacity))
+        return Chat(self._converse([prepared], 1, schedule, capacity))
 
     def close(self) -> None:
         """Free the graphs; the pipeline and its chats cannot be used afterwards."""
@@ -219,13 +241,30 @@ class Pipeline:
     ) -> None:
         self.close()
 
-    def _converse(self, images: list[Any], batch: int, schedule: str | None, capacity: int | None) -> Conversation:
-        name = self._schedule(schedule)
-        watch = Stopwatch()
-        with watch("preprocess"):
-            pixels = np.concatenate([pixel_values(load_image(i), self.bundle.preprocess) for i in images])
-        seen = self._chain.see(pixels, name, watch)
-        return Conversation(self._chain, self._tokenizer, seen, batch, name, capacity, watch)
+    def _answers(
+        self, prepared: list[Prepared], prompts: list[str], schedule: str | None, options: Sampling
+    ) -> list[Answer]:
+        """A batch for each image size; answers in the order of the prompts."""
+        answers: dict[int, Answer] = {}
+        for size in dict.fromkeys(each.size for each in prepared):
+            numbers = [i for i, each in enumerate(prepared) if each.size == size]
+            chosen = [prepared[i] for i in numbers]
+            shared = len({id(each) for each in chosen}) == 1
+            conversation = self._converse(chosen[:1] if shared else chosen, len(numbers), schedule, None)
+            found = conversation.ask([prompts[i] for i in numbers], options).answers()
+            conversation.close()
+            answers |= dict(zip(numbers, found, strict=True))
+        return [answers[i] for i in range(len(prompts))]
+
+    def _converse(
+        self, prepared: list[Prepared], batch: int, schedule: str | None, capacity: int | None
+    ) -> Conversation:
+        """About the images of each of `batch` samples, or of one that all samples share; they have one image size."""
+        name, chain, watch = self._schedule(schedule), self._eyes.chain(prepared[0].size), Stopwatch()
+        watch.add("preprocess", sum(each.milliseconds for each in prepared))
+        seen = chain.see(np.concatenate([each.pixels for each in prepared]), name, watch)
+        how = [each.fitted for each in prepared] * (batch // len(prepared))
+        return Conversation(chain, self._tokenizer, seen, how, name, capacity, watch)
 
     def _schedule(self, name: str | None) -> str:
         names = self.schedules

@@ -10,22 +10,21 @@ from pathlib import Path
 import tokenizers
 
 from secateur.errors import BadBundle, BadPrompt
+from secateur.runtime._plain import PlainText
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A conversation is head, image, first[0] + question + first[1], answer, next[0] + question + next[1], ...
+    """A conversation is the images, first[0] + question + first[1], answer, next[0] + question + next[1], ...
 
-    head   token ids before the image
-    first  text around the first question, right behind the image
-    next   text around each further question, right behind an answer without its stop token
+    first  text around the first question, right behind the last image token
+    next   text around each further question, right behind an answer without its stop token; None: one question only
     stop   token ids that end an answer
     pad    token id that fills a batch on the right
     """
 
-    head: tuple[int, ...]
     first: tuple[str, str]
-    next: tuple[str, str]
+    next: tuple[str, str] | None
     stop: tuple[int, ...]
     pad: int
 
@@ -37,13 +36,15 @@ class Tokenizer:
         self._tokenizer = tokenizer
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+        self._tokenizer.encode_special_tokens = False
         self.prompt = prompt
         added = self._tokenizer.get_added_tokens_decoder()
-        self._special = {number: token.content for number, token in added.items() if token.special}
-        plain = (n for n, t in added.items() if t.special and not (t.lstrip or t.rstrip or t.single_word))
+        self._special = {n: t.content for n, t in added.items() if t.special or n in (prompt.pad, *prompt.stop)}
+        plain = (n for n in self._special if not (added[n].lstrip or added[n].rstrip or added[n].single_word))
         self._anchor = next(plain, None)
         unknown = getattr(self._tokenizer.model, "unk_token", None)
         self._unknown = None if unknown is None else self._tokenizer.token_to_id(unknown)
+        self._plain: PlainText | None = None
 
     @classmethod
     def read(cls, prompt: Prompt, path: Path) -> Tokenizer:
@@ -58,7 +59,7 @@ class Tokenizer:
             raise BadBundle(f"{path} is no tokenizer ({problem}); export the bundle again") from None
 
     def first(self, question: str) -> list[int]:
-        """Token ids behind the image, up to the answer.
+        """Token ids behind the last image token, up to the answer.
 
         Raises:
             BadPrompt: the question is empty.
@@ -69,8 +70,10 @@ class Tokenizer:
         """Token ids behind an answer without its stop token, up to the next answer.
 
         Raises:
-            BadPrompt: the question is empty.
+            BadPrompt: the question is empty, or the model takes a single one.
         """
+        if self.prompt.next is None:
+            raise BadPrompt("this model takes one question only; start a new conversation")
         return self._encode(question, self.prompt.next)
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -91,8 +94,24 @@ class Tokenizer:
         whole = self._template(around[0] + question + around[1])
         if self._specials(whole, question) == self._specials(before + after, question):
             return whole
-        # The question itself spells a special token: take it as plain text, between the parts of the template.
-        return before + self._plain(question) + after
+        return self._as_text(question, around)
+
+    def _as_text(self, question: str, around: tuple[str, str]) -> list[int]:
+        """Ids where the question spells special tokens: those of the template count, the rest is plain text.
+
+        The text between the template's special tokens is encoded in one piece, as it is without such a question.
+        """
+        if self._plain is None:
+            self._plain = PlainText(self._tokenizer, self._special)
+        last, first = self._special_spans(around[0])[1], self._special_spans(around[1])[0]
+        text = around[0][last:] + question + around[1][:first]
+        return self._template(around[0][:last]) + self._plain.encode(text) + self._template(around[1][first:])
+
+    def _special_spans(self, text: str) -> tuple[int, int]:
+        """Where the first special token of `text` starts (its length: there is none) and the last ends (0)."""
+        encoded = self._tokenizer.encode(text, add_special_tokens=False)
+        spans = [span for number, span in zip(encoded.ids, encoded.offsets, strict=True) if number in self._special]
+        return (spans[0][0], spans[-1][1]) if spans else (len(text), 0)
 
     def _specials(self, ids: list[int], question: str) -> list[int]:
         """The special tokens among `ids`; "unknown" counts only if the question spells it out."""
@@ -101,17 +120,10 @@ class Tokenizer:
 
     def _template(self, text: str) -> list[int]:
         """Ids of text in the middle of a prompt: behind a special token no prefix space is added."""
-        self._tokenizer.encode_special_tokens = False
         if self._anchor is None:
             return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
         ids = self._tokenizer.encode(self._special[self._anchor] + text, add_special_tokens=False).ids
         return list(ids[1:])
-
-    def _plain(self, text: str) -> list[int]:
-        self._tokenizer.encode_special_tokens = True
-        ids = self._tokenizer.encode(text, add_special_tokens=False).ids
-        typed = {number for number, content in self._special.items() if content in text}
-        return [i for i in ids if i not in typed or i == self._unknown]
 
 
 class TextStream:

@@ -13,6 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from secateur.artifacts import GateRef, Layout
+from secateur.errors import BadBundle
+from secateur.runtime.fitting import Fitted
+from secateur.runtime.rows import Ints
+
 
 @dataclass(frozen=True)
 class GateReceipt:
@@ -28,11 +33,43 @@ class GateReceipt:
     kind: str = "prune"
 
 
+def gate_receipt(gate: GateRef, before: Ints, after: Ints, layout: Layout) -> GateReceipt:
+    """Count what the gate kept in fact: different tokens, in order, each one of those before, of each view its quota.
+
+    before, after  [B,N] and [B,k] original indices of the vision tokens
+
+    Raises:
+        BadBundle: it is not what the schedule asks for.
+    """
+    applied = min(
+        int(np.isin(np.unique(new), old).sum()) if (np.diff(new) > 0).all() else 0
+        for old, new in zip(before, after, strict=True)
+    )
+    if applied != gate.keep or after.shape[1] != gate.keep:
+        raise BadBundle(
+            f"gate '{gate.graph}' at layer {gate.layer} kept {applied} of {before.shape[1]} vision tokens, "
+            f"the schedule asks for {gate.keep}; export the bundle again"
+        )
+    behind = np.cumsum([view.tokens for view in layout.views])
+    for indices in after:
+        quotas = tuple(np.diff(np.searchsorted(indices, behind), prepend=0).tolist())
+        if quotas != gate.of_views:
+            raise BadBundle(
+                f"gate '{gate.graph}' at layer {gate.layer} kept {quotas} tokens of the views, the schedule asks for "
+                f"{gate.of_views}; export the bundle again"
+            )
+    return GateReceipt(gate.layer, before.shape[1], gate.keep, applied, gate.kind)
+
+
 @dataclass(frozen=True)
 class Receipt:
     """What one answer cost.
 
     schedule          name of the schedule that was run
+    image_size        WIDTHxHEIGHT of the canvas that the images were fitted to
+    images            how each of them was: the canvas (height, width), pixels of it per pixel of the image down and
+                      across, rows above and below, columns left and right of it that show no image (below 0: cut), and
+                      the way (fitting.FITS, or "processor": the model's own)
     gates             each gate of the conversation, in order
     segment_rows      rows each segment read before the first token (of the longest sample, if a batch)
     cache_bytes       keys and values, of the whole batch
@@ -44,6 +81,8 @@ class Receipt:
     """
 
     schedule: str
+    image_size: str
+    images: tuple[Fitted, ...]
     gates: tuple[GateReceipt, ...]
     segment_rows: tuple[int, ...]
     cache_bytes: int

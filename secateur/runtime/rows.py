@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+
+from secateur.layout import Layout
 
 Ints = NDArray[np.int64]
 
@@ -16,7 +18,7 @@ Ints = NDArray[np.int64]
 class Rows:
     """Rows of one call, padded on the right; all int64.
 
-    input_ids, attention_mask (1 = a real row), position_ids  [B,S]
+    input_ids, attention_mask (1 = a real row), position_ids  [B,S], positions of a prompt with M-RoPE [3,B,S]
     last_index  each sample's last real row                   [B]
     lengths     each sample's real rows, dropped ones too     [B]
     """
@@ -39,21 +41,34 @@ class Rows:
         positions = columns + (np.zeros_like(lengths) if start is None else start)[:, None]
         return cls(ids, mask, positions, np.maximum(lengths - 1, 0), lengths)
 
-    def without(self, start: int, kept: Ints, before: int, compact: bool) -> Rows:
-        """Rows of which only the vision tokens `kept` [B,k] of the `before` from row `start` on are left.
+    @classmethod
+    def prompt(cls, layout: Layout, questions: Sequence[Sequence[int]], filler: int) -> Rows:
+        """Rows of a conversation's first turn: what `layout` says, `filler` for vision tokens, then the question."""
+        start = layout.ids(filler)
+        rows = cls.pad([[*start, *question] for question in questions], filler)
+        positions = np.array(layout.numbered(rows.input_ids.shape[1]), np.int64)
+        return replace(rows, position_ids=on_axes(np.tile(positions[:, None], (1, len(questions), 1))))
 
-        With `compact` positions the kept tokens follow each other, and what stands behind the image moves up.
+    def without(self, layout: Layout, kept: Ints, compact: bool) -> Rows:
+        """Rows of a prompt of which only the vision tokens `kept` [B,k] are left.
+
+        With `compact` positions what stands behind a dropped row moves up.
         """
         batch, rows = self.input_ids.shape
-        keep = kept.shape[1]
-        head, tail = (np.tile(np.arange(*ends), (batch, 1)) for ends in ((0, start), (start + before, rows)))
-        columns = np.concatenate([head, start + kept, tail], axis=1)
-        ids, mask, positions = (
-            np.take_along_axis(x, columns, axis=1) for x in (self.input_ids, self.attention_mask, self.position_ids)
-        )
-        if compact:
-            image = np.arange(start, start + keep)
-            positions = np.concatenate(
-                [positions[:, :start], np.tile(image, (batch, 1)), tail - (before - keep)], axis=1
+        text = np.array([*layout.text_rows(), *range(layout.rows, rows)], np.int64)
+        columns = np.sort(np.concatenate([np.tile(text, (batch, 1)), np.array(layout.vision_rows)[kept]], axis=1))
+        positions = self.position_ids
+        if compact:  # they count, so the first ones are those of the rows that are left
+            positions = positions[..., : columns.shape[1]]
+        else:
+            positions = np.take_along_axis(
+                positions, np.broadcast_to(columns, (*positions.shape[:-1], columns.shape[1])), axis=-1
             )
-        return Rows(ids, mask, positions, self.last_index - (before - keep), self.lengths)
+        ids, mask = (np.take_along_axis(x, columns, axis=1) for x in (self.input_ids, self.attention_mask))
+        dropped = rows - columns.shape[1]
+        return Rows(ids, mask, positions, self.last_index - dropped, self.lengths)
+
+
+def on_axes(positions: Ints) -> Ints:
+    """Positions [A,B,S] as graphs take them: [B,S] if there is but one axis."""
+    return positions[0] if len(positions) == 1 else positions

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from secateur.artifacts import GraphSpec
+from secateur.artifacts import GraphSpec, TensorSpec
 from secateur.runtime.backends.base import Array, Backend, Buffer
 from secateur.runtime.cache import KVCache, row
 from secateur.runtime.dimensions import bind, resolve_shapes
@@ -36,9 +36,10 @@ class Step:
         for i, segment in enumerate(self._segments):
             mask = self._written[f"attention_mask.{i}"] = backend.allocate((batch, cache.capacity[i] + 1), np.int64)
             position = f"position_ids.{cache.shift[i]}"
+            shapes = resolve_shapes(segment.inputs, {"B": batch, "S": 1, "P": cache.capacity[i]})
             if position not in self._written:
-                self._written[position] = backend.allocate((batch, 1), np.int64)
-            named = {
+                self._written[position] = backend.allocate(shapes["position_ids"], np.int64)
+            named = {spec.name: backend.allocate(shapes[spec.name], spec.dtype) for spec in _constants(segment)} | {
                 "hidden_states": hidden,
                 "position_ids": self._written[position],
                 "attention_mask": mask,
@@ -68,7 +69,8 @@ class Step:
             cache.check_room(i, 1)
         written["input_ids"].write(rows.input_ids)
         for shift in set(cache.shift):
-            written[f"position_ids.{shift}"].write(rows.position_ids - shift)
+            position = written[f"position_ids.{shift}"]
+            position.write(np.broadcast_to(rows.position_ids - shift, position.shape))
         for i in range(len(self._segments)):
             written[f"attention_mask.{i}"].write(_mask(cache, i, rows.attention_mask))
         self._backend.repeat(self, self._launch)
@@ -96,6 +98,11 @@ class Step:
     def _launch(self) -> None:
         for name, inputs, outputs in self._runs:
             self._backend.run(name, inputs, outputs)
+
+
+def _constants(segment: GraphSpec) -> list[TensorSpec]:
+    """Inputs that are zero behind a prompt: no plane is added to text, and no gate is run that reads the question."""
+    return [x for x in segment.inputs if x.name.startswith("deepstack.") or x.name == "question_position"]
 
 
 def _mask(cache: KVCache, segment: int, now: Ints) -> Ints:

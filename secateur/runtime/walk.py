@@ -1,15 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """The graphs that a schedule runs and the sizes it runs them at, told from the manifest alone.
 
-The same walk as chain.py, in numbers: rows in front of the image, vision tokens that are still alive, text.
+The same walk as chain.py, in numbers: text rows up to the question, vision tokens that are still alive, the question.
+Each walk is one through the first image size of a manifest; `runs` has a manifest for every size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from secateur.artifacts import ENCODER_GATES, FULL, Manifest
+from secateur.artifacts import ENCODER_GATES, FULL, Layout, Manifest
 from secateur.errors import UnknownName
 
 USUAL_TEXT = 32
@@ -18,37 +20,67 @@ USUAL_TEXT = 32
 
 @dataclass(frozen=True)
 class Step:
-    """One run of a graph. `symbols` are the sizes S, P, T or n of its inputs, as far as it has them; B is left open."""
+    """One run of a graph. `symbols` are the sizes S, P, T or n of its inputs, as far as it has them.
+
+    B is left open; it is `images` for each sample, of which the encoder's graphs have several.
+    """
 
     graph: str
     kind: str
     symbols: dict[str, int]
+    images: int = 1
+
+
+class Run(NamedTuple):
+    """What can be asked of a bundle: a schedule for an image size. `manifest` knows that size only."""
+
+    manifest: Manifest
+    schedule: str
+
+
+def runs(manifest: Manifest, names: Iterable[str] | None = None) -> dict[str, Run]:
+    """Every schedule, or those of `names`, for every image size.
+
+    By name: that of the schedule, and behind it @WIDTHxHEIGHT where the bundle has several sizes.
+    """
+    buckets = manifest.buckets
+    return {
+        name if len(buckets) == 1 else f"{name}@{bucket.layout.size}": Run(bucket, name)
+        for bucket in buckets
+        for name in (bucket.schedules if names is None else names)
+    }
+
+
+def largest(manifest: Manifest) -> Layout:
+    """The layout of most rows over all image sizes."""
+    return max((bucket.layout for bucket in manifest.buckets), key=lambda layout: layout.rows)
 
 
 def prefill(manifest: Manifest, schedule: str, text: int, past: int = 0) -> Iterator[Step]:
     """Everything from the image to the first token.
 
-    text  rows behind the image
+    text  rows behind the images
     past  masked rows that the empty cache is given
     """
     layout, gates = manifest.layout, manifest.schedules[schedule].gates
     alive = layout.vision_tokens
     encoder = next((gate for gate in gates if gate.kind in ENCODER_GATES), None)
     if encoder is None or encoder.kind == "vision":
-        yield Step("vision", "encode", {})
+        yield Step(layout.vision, "encode", {}, layout.images)
     if encoder is not None:
         alive = encoder.keep
-        yield Step(encoder.graph, "encode", {})
-    yield Step("projector", "encode", {"n": alive})
-    every = layout.image_start + alive + text
+        yield Step(encoder.graph, "encode", {}, layout.images)
+    yield Step("projector", "encode", {"n": alive // layout.images}, layout.images)
+    fixed = len(layout.head)
+    every = fixed + alive + text
     yield Step("embed", "prefill", {"T": every})
     before = {gate.layer: gate for gate in gates if gate is not encoder}
     for segment in manifest.segments:
         if gate := before.get(segment.layers[0] if segment.layers else -1):
-            rows = every if gate.kind == "route" else layout.image_start + alive + text
+            rows = every if gate.kind == "route" else fixed + alive + text
             yield Step(gate.graph, "prefill", {"S": rows})
             alive = gate.keep
-        yield Step(segment.name, "prefill", {"P": past, "S": layout.image_start + alive + text})
+        yield Step(segment.name, "prefill", {"P": past, "S": fixed + alive + text})
 
 
 def decode(manifest: Manifest, schedule: str, capacity: int, past: int = 0) -> Iterator[Step]:
@@ -57,9 +89,8 @@ def decode(manifest: Manifest, schedule: str, capacity: int, past: int = 0) -> I
     capacity  rows of the cache before any gate; segments behind a gate have fewer
     past      masked rows at its beginning
     """
-    layout = manifest.layout
     yield Step("embed", "decode", {"T": 1})
-    for step in prefill(manifest, schedule, capacity - layout.image_start - layout.vision_tokens):
+    for step in prefill(manifest, schedule, capacity - manifest.layout.rows):
         if "P" in step.symbols:
             yield Step(step.graph, "decode", {"P": step.symbols["S"] + past, "S": 1})
 

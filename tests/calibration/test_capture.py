@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,8 +17,11 @@ from PIL import Image
 
 from secateur.calibration import measures
 from secateur.calibration.capture import DROPPED, KNOWN, capture
+from secateur.calibration.layers import entering, positions, prompts, run
 from secateur.calibration.samples import QUESTION, Sample, samples
 from secateur.errors import BadImage, InputError
+from secateur.models._safetensors import Entry
+from secateur.models._streaming import stream
 from secateur.models.base import Family
 from secateur.runtime.preprocess import pixel_values
 from secateur.runtime.prompt import Tokenizer
@@ -72,7 +76,7 @@ def test_equals_what_transformers_reports(tiny: Family) -> None:
     start, end = layout.image_start, layout.image_start + layout.vision_tokens
     with eager(tiny.model):
         for i, sample in enumerate(chosen):
-            ids = [*tiny.prompt.head, *[3] * layout.vision_tokens, *tail(tiny, sample)]
+            ids = [*layout.ids(tiny.image_token_id), *tail(tiny, sample)]
             pixels = torch.from_numpy(pixel_values(sample.image, tiny.preprocess))
             out = tiny.model(
                 input_ids=torch.tensor([ids]), pixel_values=pixels, output_hidden_states=True, output_attentions=True
@@ -121,6 +125,46 @@ def test_divergence_of_a_model_that_loses_the_image(tiny: Family) -> None:
             dropped = log_softmax(masked_logits(tiny, pixels, tokens, {layer: ()})[-1])
             assert found[layer, i] == pytest.approx((np.exp(full) * (full - dropped)).sum(), rel=1e-3, abs=1e-5)
     assert found.max() > 0.01  # the image matters, so the comparison says something
+
+
+def test_divergence_runs_every_layer_while_it_is_there(tiny: Family, tmp_path: Path) -> None:
+    """Of a model in files each weight is read once, however many samples there are; the numbers are those of runs
+    that drop the image before one layer and go on to the end."""
+    tiny.model.save_pretrained(tmp_path)
+    model = stream(type(tiny).architecture, tmp_path)
+    assert model is not None
+    files, chosen, wanted = type(tiny)(model, tiny.processor, "files"), pictures(3), frozenset({"drop_divergence"})
+    assert files.fingerprint  # reads every weight, and is asked for beforehand
+    with reads() as read:
+        found = capture(files, chosen, wanted).drop_divergence
+    decoder, layout = tiny.decoder, tiny.layout
+    assert set(read.values()) == {1} and sum(".layers.0." in name for name in read) > 8
+    for first, rows in entered(tiny, chosen):
+        for i, row in enumerate(rows):
+            others = [*layout.text_rows(), *range(layout.rows, row.shape[1])]
+            ids = positions(layout, row.shape[1])[..., others]
+            depth = tiny.dimensions.layers
+            last = run(decoder, range(first, depth), row[:, others], ids)[:, -1]
+            whole = run(decoder, range(first, depth), row, positions(layout, row.shape[1]))[:, -1]
+            assert found[first, i] == pytest.approx(measures.divergence(decoder, whole, last)[0], abs=1e-6)
+
+
+def entered(family: Family, chosen: list[Sample]) -> list[tuple[int, list[torch.Tensor]]]:
+    return [(number, list(rows)) for number, rows in entering(family, list(prompts(family, chosen)))]
+
+
+@contextmanager
+def reads() -> Iterator[Counter[str]]:
+    """How often each tensor is read from its file."""
+    found, read = Counter[str](), Entry.read
+
+    def counted(entry: Entry) -> torch.Tensor:
+        found[entry.name] += 1
+        return read(entry)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Entry, "read", counted)
+        yield found
 
 
 def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -52,11 +52,11 @@ def test_inspect(demo_bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> Non
     assert set(found["schedules"]) == {"full", *printed["schedules"]}
     code, out, _ = call(capsys, "inspect", folder)
     assert code == 0 and "all hashes right" in out
-    part = folder / "onnx" / "segment_1.onnx.data"
+    part = folder / "onnx" / "layer_02.data"
     content = part.read_bytes()
     try:
         part.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-        assert "segment_1.onnx.data" in refused(capsys, "inspect", folder)
+        assert "layer_02.data" in refused(capsys, "inspect", folder)
     finally:
         part.write_bytes(content)
 

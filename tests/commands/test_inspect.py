@@ -31,6 +31,15 @@ def test_operators_of_a_tensorrt_bundle(trt_bundle: Bundle, capsys: pytest.Captu
     assert code == 0 and "TensorRT 10.3" in out and "TopK" in out and "source 1:" in out
 
 
+def test_image_sizes_are_said(trt_bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    _, out, _ = call(capsys, "inspect", trt_bundle[0], "--json")
+    (size,), layout = json.loads(out)["image_sizes"], trt_bundle[1].manifest.layout
+    assert size["size"] == layout.size and size["views"] == [list(layout.grid)] and size["images"] == 1
+    assert (size["rows"], size["vision_tokens"]) == (layout.rows, layout.vision_tokens)
+    _, out, _ = call(capsys, "inspect", trt_bundle[0])
+    assert f"1 of {layout.grid[0]} x {layout.grid[1]}" in out and layout.size in out
+
+
 def test_another_version(
     trt_bundle: Bundle, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,7 +18,7 @@ from onnx import numpy_helper
 
 from secateur.cli import main
 from secateur.evaluation.agreement import SHARE, Agreement, Bounds, Output, agree
-from secateur.export.bundle import export
+from secateur.export.bundle import Plan, export
 from secateur.export.targets import target
 from secateur.methods.base import BudgetRequest
 from secateur.models.base import Family
@@ -36,7 +36,7 @@ CHOSEN = ("fastv", "vtw")
 def folder(tiny: Family, tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = schedules(tiny, {name: method(name) for name in CHOSEN}, BudgetRequest(compression=COMPRESSION))
     path = tmp_path_factory.mktemp("agreement") / "bundle"
-    export(tiny, made, target("cpu"), path, verify=False)
+    export([Plan(tiny, tuple(made))], target("cpu"), path, verify=False)
     return path
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +20,22 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from secateur.artifacts import GraphSpec, TensorSpec
+from secateur.artifacts import GraphSpec, Schedule, TensorSpec
 from secateur.cli import main
 from secateur.errors import BadBundle, SecateurError
 from secateur.evaluation import precision
-from secateur.evaluation.precision import OVERLAP, Answers, Difference, Overlap, Precision, Watched, compare, overlap
+from secateur.evaluation.precision import OVERLAP, Answers, Difference, Overlap, Precision, compare, overlap
 from secateur.export.bundle import Exported
-from secateur.export.graphs import Graph, build
-from secateur.export.targets import target
+from secateur.export.graphs import Graph, build, sized
+from secateur.export.targets import Target, target
 from secateur.methods.base import BudgetRequest
 from secateur.models.base import Family
-from secateur.runtime import Bundle
+from secateur.runtime import Bundle, Pipeline
 from secateur.runtime.backends import ort
+from secateur.runtime.backends.base import Backend
 from secateur.runtime.chain import Buffers
 from secateur.runtime.dimensions import bind, resolve, resolve_shapes
+from secateur.runtime.guard import Guard
 from tests.conftest import COMPRESSION, METHODS, OPTIONS, VARIANTS, method, schedules
 
 LARGE = 1e4
@@ -74,8 +77,10 @@ class Pair:
     def gates(self) -> list[tuple[Graph, Graph]]:
         """In both precisions; of the downsampled encoder none, for it is no gate on activations."""
         both = zip(self.half, self.single, strict=True)
-        gates = [(a, b) for a, b in both if a.spec.kind == "gate" and a.twin != "vision"]
-        assert gates or any(graph.twin == "vision" for graph in self.half)
+        gates = [(a, b) for a, b in both if a.spec.kind == "gate" and a.spec.inputs[0].name != "pixel_values"]
+        assert gates or any(
+            graph.spec.kind == "gate" and graph.spec.inputs[0].name == "pixel_values" for graph in self.half
+        )
         return gates
 
 
@@ -94,7 +99,11 @@ def pair(request: pytest.FixtureRequest, tiny: Family, halved: tuple[Family, Fam
     name, options = OPTIONS.get(request.param, (request.param, {}))
     made = schedules(tiny, {request.param: method(name, **options)}, BudgetRequest(compression=COMPRESSION))
     half, single = halved
-    return Pair(build(half, made, target("tensorrt"))[0], build(single, made, target("tensorrt", "fp32"))[0])
+    return Pair(graphs(half, made, target("tensorrt")), graphs(single, made, target("tensorrt", "fp32")))
+
+
+def graphs(family: Family, made: list[Schedule], kind: Target) -> list[Graph]:
+    return build([sized(family, family.layout, made)], kind)
 
 
 def values(graph: Graph, shape: str, seed: int) -> tuple[Tensor, ...]:
@@ -161,7 +170,7 @@ def test_segments_in_fp16_stay_finite_at_1e4(
     tiny: Family, halved: tuple[Family, Family], name: str, shape: str
 ) -> None:
     made = schedules(tiny, {"btp": method("btp"), "v2drop": method("v2drop")}, BudgetRequest(compression=COMPRESSION))
-    half, single = (build(f, made, target(name, dtype))[0] for f, dtype in zip(halved, ("fp16", "fp32"), strict=True))
+    half, single = (graphs(f, made, target(name, dtype)) for f, dtype in zip(halved, ("fp16", "fp32"), strict=True))
     segments = [(a, b) for a, b in zip(half, single, strict=True) if a.spec.kind == "segment"]
     assert len(segments) > 2
     for a, b in segments:
@@ -199,7 +208,7 @@ def test_gate_files_compute_nothing_in_fp16(trt_bundle: tuple[Path, Exported]) -
             assert node.op_type in ONNX_MOVES or onnx.TensorProto.FLOAT16 not in touched, f"{path.name}: {node}"
 
 
-def buffers(backend: ort.Backend, spec: GraphSpec, shape: str, seed: int) -> tuple[Buffers, Buffers]:
+def buffers(backend: Backend, spec: GraphSpec, shape: str, seed: int) -> tuple[Buffers, Buffers]:
     graph = Graph(spec, torch.nn.Identity(), rows=50)
     inputs: Buffers = {}
     for x, value in zip(spec.inputs, values(graph, shape, seed), strict=True):
@@ -236,7 +245,7 @@ def test_another_model_is_refused(trt_bundle: tuple[Path, Exported], tiny: Famil
 def test_inf_names_the_graph(trt_bundle: tuple[Path, Exported]) -> None:
     bundle = Bundle.load(trt_bundle[0])
     spec = bundle.manifest.segments[1]
-    backend = Watched(bundle)
+    backend = Guard(ort.Backend(bundle), bundle.manifest, share=1.0)
     backend.load(spec)
     inputs, outputs = buffers(backend, spec, "rows", 4)
     backend.run(spec.name, inputs, outputs)
@@ -244,6 +253,28 @@ def test_inf_names_the_graph(trt_bundle: tuple[Path, Exported]) -> None:
     inputs["hidden_states"].numpy()[0, 0, 0] = np.inf
     with pytest.raises(SecateurError, match=r"graph 'segment_1' gives (inf|nan) in 'hidden_states.out'.*--dtype fp32"):
         backend.run(spec.name, inputs, outputs)
+
+
+def test_a_segment_whose_weights_are_too_large_is_named(trt_bundle: tuple[Path, Exported], tmp_path: Path) -> None:
+    """Also by the row, when the graphs are run for real: rows in fp16 overflow behind weights that fit into it."""
+    folder = tmp_path / "bundle"
+    shutil.copytree(trt_bundle[0], folder)
+    bundle = Bundle.load(folder)
+    spec, image = bundle.manifest.segments[1], np.full((8, 8, 3), 100, np.uint8)
+    model = onnx.load(folder / spec.file)
+    read = {node.input[1] for node in model.graph.node if node.op_type == "MatMul"}
+    for tensor in model.graph.initializer:
+        if tensor.name in read and len(tensor.dims) == 2:
+            weight = onnx.numpy_helper.to_array(tensor)
+            scale = 30000 / np.abs(weight).max().astype(np.float32)
+            tensor.CopyFrom(onnx.numpy_helper.from_array((weight * scale).astype(np.float16), tensor.name))
+    onnx.save(model, folder / spec.file)
+    with Pipeline(bundle, Guard(ort.Backend(Bundle.load(trt_bundle[0])), bundle.manifest)) as vlm:
+        vlm.ask(image, "w1 w2 w3", "full", 2)
+    guard = Guard(ort.Backend(bundle), bundle.manifest)
+    with Pipeline(bundle, guard) as vlm, pytest.raises(SecateurError, match=f"graph '{spec.name}' gives"):
+        vlm.ask(image, "w1 w2 w3", "full", 2)
+    assert guard.found is not None and guard.found.row and guard.largest[bundle.manifest.segments[0].name] < 1e4
 
 
 @given(st.integers(1, 40).flatmap(lambda k: st.tuples(*[st.sets(st.integers(0, 60), min_size=k, max_size=k)] * 2)))

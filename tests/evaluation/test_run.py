@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from secateur.artifacts import Budget, Gate, GraphSpec, ModelIdentity, Schedule, TensorSpec
+from secateur.artifacts import Budget, Gate, GraphSpec, Layout, ModelIdentity, Schedule, TensorSpec, View
 from secateur.errors import BadImage, BadPrompt, InputError, UnknownName
 from secateur.evaluation import asking
 from secateur.evaluation.results import Evaluation, GateLine, Part
@@ -31,11 +31,8 @@ IDENTITY = ModelIdentity("f", 4, 9, "x")
 METHODS = {"full": ("full", 0.0), "ours": ("btp", 0.6), "small": ("downsample", 0.55)}
 
 
-OUTPUTS = tuple(TensorSpec(name, "float32", ("B", 9)) for name in ("features", "received.-2", "class_token.-2"))
-
-
-def graph(name: str) -> GraphSpec:
-    return GraphSpec(name, "vision", "vision.onnx", (), OUTPUTS)
+OUTPUTS = ("features", "deepstack.0", "received.-2", "class_token.-2")
+VISION = GraphSpec("vision", "vision", "vision.onnx", (), tuple(TensorSpec(n, "float32", ("B", 9)) for n in OUTPUTS))
 
 
 class Canned:
@@ -44,11 +41,17 @@ class Canned:
     def __init__(self, answers: dict[str, set[str]]) -> None:
         self.answers, self.calls = answers, list[tuple[str, int, int]]()
         self.schedules = tuple(answers)
-        layout = SimpleNamespace(vision_tokens=9, grid=(3, 3))
+        layout = Layout((1,), (View(1, 9, (3, 3)),))
         self.bundle = SimpleNamespace(
             root=Path("/x/canned"),
             manifest=SimpleNamespace(
-                layout=layout, source="demo", target="cpu", dtype="fp32", segments=(1, 2, 3), graph=graph
+                layout=layout,
+                source="demo",
+                target="cpu",
+                dtype="fp32",
+                segments=(1, 2, 3),
+                vision=VISION,
+                dimensions=SimpleNamespace(planes=1),
             ),
             preprocess=Preprocess((4, 4), "bilinear", None, 1 / 255, (0.5, 0.5, 0.5), (0.2, 0.2, 0.2)),
             schedule=self.schedule,
@@ -82,7 +85,7 @@ class Canned:
             "decode": 0.0,
         }
         milliseconds |= {"decode_per_token": 0.0, "total": 3.0}
-        receipt = Receipt(schedule, gates, (12,), 100, 12, 1, milliseconds)
+        receipt = Receipt(schedule, "4x4", (), gates, (12,), 100, 12, 1, milliseconds)
         said = ["yes" if p in self.answers[schedule] else "no" for p in prompt]
         return [Answer(text, (1,), kept, receipt, np.zeros(3, np.float32)) for text in said]
 
@@ -219,13 +222,13 @@ def test_overlays_show_different_images_as_the_model_sees_them() -> None:
     assert asking.overlays(cast(Pipeline, vlm), Yes(PROMPTS), names, 0, 7, silent) == []
 
 
-def test_seen_undoes_the_normalisation() -> None:
+def test_pictures_show_what_the_model_sees() -> None:
     rng = np.random.default_rng(0)
     image = Image.fromarray(rng.integers(0, 256, (9, 7, 3), np.uint8))
-    steps = Preprocess((9, 7), "nearest", (5, 5), 1 / 255, (0.48, 0.46, 0.41), (0.27, 0.26, 0.28))
-    assert (np.asarray(asking.seen(image, steps)) == np.asarray(image)[2:7, 1:6]).all()
-    bare = Preprocess((9, 7), "nearest", None, None, None, None)
-    assert (np.asarray(asking.seen(image, bare)) == np.asarray(image)).all()
+    vlm = Canned({"full": {"q"}})
+    vlm.bundle.preprocess = Preprocess((9, 7), "nearest", (5, 5), 1 / 255, (0.48, 0.46, 0.41), (0.27, 0.26, 0.28))
+    (shown,) = asking.overlays(cast(Pipeline, vlm), Yes(["q"], lambda: image), ["full"], 1, 7, silent)
+    assert (np.asarray(shown.image) == np.asarray(image)[2:7, 1:6]).all()
 
 
 def test_schedules_by_name() -> None:

@@ -13,16 +13,17 @@ import torch
 from secateur.artifacts import Schedule, read_json, to_json
 from secateur.calibration.budget import budget
 from secateur.engines.version import FLOORS, Version
-from secateur.errors import BadOutput, BadSchedule, ExportMismatch, InputError, UnknownName
+from secateur.errors import BadBundle, BadOutput, BadSchedule, ExportMismatch, InputError, UnknownName
 from secateur.evaluation.precision import compare
 from secateur.export import bundle as module
-from secateur.export.bundle import Exported, export, full
+from secateur.export.bundle import Exported, Plan, export, full
 from secateur.export.lint import lint_bundle
 from secateur.export.parity import Parity
 from secateur.export.targets import TARGETS, target
 from secateur.export.to_onnx import FORBIDDEN
 from secateur.models.base import Family
 from secateur.runtime import Bundle, Pipeline
+from tests.conftest import tiny_family
 
 FUSED = {"Attention", "RMSNormalization", "RotaryEmbedding"}
 
@@ -85,7 +86,7 @@ def test_the_decomposed_target(tiny: Family, tiny_bundle: tuple[Path, Exported],
     folder, full_exported = tiny_bundle
     file = folder / full_exported.manifest.schedules["btp-text"].file
     schedules = [read_json(Schedule, file, BadSchedule)]
-    exported = export(tiny, schedules, target("tensorrt", "fp32"), tmp_path / "out")
+    exported = export([Plan(tiny, tuple(schedules))], target("tensorrt", "fp32"), tmp_path / "out")
     assert exported.manifest.opset == 20
     for spec in exported.manifest.graphs:
         graph = onnx.load(tmp_path / "out" / spec.file, load_external_data=False)
@@ -112,7 +113,7 @@ def test_a_scoring_gate_at_layer_0_is_refused(tiny: Family, tiny_bundle: tuple[P
     gates = (dataclasses.replace(made.gates[0], layer=0),)
     early = dataclasses.replace(made, gates=gates, budget=budget(tiny.dimensions, tiny.layout.vision_tokens, gates))
     with pytest.raises(BadSchedule, match="scores by the layer before"):
-        export(tiny, [early], target("cpu"), tmp_path / "out")
+        export([Plan(tiny, (early,))], target("cpu"), tmp_path / "out")
 
 
 def test_a_budget_that_is_not_that_of_the_gates_is_refused(
@@ -122,7 +123,7 @@ def test_a_budget_that_is_not_that_of_the_gates_is_refused(
     made = read_json(Schedule, folder / exported.manifest.schedules["btp"].file, BadSchedule)
     fewer = dataclasses.replace(made, gates=(*made.gates[:-1], dataclasses.replace(made.gates[-1], keep=1)))
     with pytest.raises(BadSchedule, match="the budget of schedule 'btp' is not that of its gates"):
-        export(tiny, [fewer], target("cpu"), tmp_path / "out")
+        export([Plan(tiny, (fewer,))], target("cpu"), tmp_path / "out")
 
 
 def test_a_decoder_that_does_more_than_its_layers_is_noticed(tiny: Family, tiny_bundle: tuple[Path, Exported]) -> None:
@@ -151,10 +152,10 @@ def test_targets() -> None:
 
 def test_a_mismatch_fails_and_leaves_nothing(tiny: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bad = Parity("segment_0", 0.5, 1e-4, False)
-    monkeypatch.setattr(module, "to_onnx", lambda graph, path, opset: _touch(path))
+    monkeypatch.setattr(module, "to_onnx", lambda graph, path, *_: _touch(path))
     monkeypatch.setattr(module, "check", lambda *_: (bad,))
     with pytest.raises(ExportMismatch, match="segment_0, error 5.00e-01"):
-        export(tiny, [], target("cpu"), tmp_path / "out")
+        export([Plan(tiny, ())], target("cpu"), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -171,7 +172,7 @@ def test_a_wrong_weight_is_noticed(tiny: Family, tiny_bundle: tuple[Path, Export
     other = type(tiny).tiny()
     with torch.no_grad():
         next(other.decoder.layers[2].parameters())[0] += 0.5
-    other.identity = tiny.identity
+    other.__dict__["fingerprint"] = tiny.fingerprint
     found = {p.name: p for p in check(Bundle.load(folder), other)}
     assert not found["chain, full"].passed
     assert found["projector"].passed
@@ -180,13 +181,50 @@ def test_a_wrong_weight_is_noticed(tiny: Family, tiny_bundle: tuple[Path, Export
 def test_schedules_of_other_models_and_repeated_names_are_refused(tiny: Family, tmp_path: Path) -> None:
     own = full(tiny)
     foreign = dataclasses.replace(own, name="x", model=dataclasses.replace(own.model, fingerprint="sha256:0"))
-    with pytest.raises(BadSchedule, match="made for another model"):
-        export(tiny, [foreign], target("cpu"), tmp_path / "out")
+    with pytest.raises(BadSchedule, match=r"made for weights sha256:0 instead of sha256:\w{12}; calibrate it again$"):
+        export([Plan(tiny, (foreign,))], target("cpu"), tmp_path / "out")
     twice = dataclasses.replace(own, name="x")
     with pytest.raises(BadSchedule, match="two schedules are called 'x'"):
-        export(tiny, [twice, twice], target("cpu"), tmp_path / "out")
+        export([Plan(tiny, (twice, twice))], target("cpu"), tmp_path / "out")
     with pytest.raises(BadSchedule, match="two schedules are called 'full'"):
-        export(tiny, [own], target("cpu"), tmp_path / "out")
+        export([Plan(tiny, (own,))], target("cpu"), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_schedule_for_another_prompt_is_told_by_what_differs(tmp_path: Path) -> None:
+    family = tiny_family("qwen2_5_vl")
+    made = dataclasses.replace(full(family.at((32, 56))), name="wide")
+    with pytest.raises(
+        BadSchedule, match="'wide' does not fit .* made for image size 56x32 instead of 40x48, vision tok"
+    ):
+        export([Plan(family, (made,))], target("cpu"), tmp_path / "out")
+    made = dataclasses.replace(full(family.at(family.bucket, images=2)), name="two")
+    with pytest.raises(
+        BadSchedule, match="'two' does not fit .* made for images 2 instead of 1, vision tokens 60 inst"
+    ):
+        export([Plan(family, (made,))], target("cpu"), tmp_path / "out")
+
+
+def test_weights_of_another_version_are_not_shared(tiny: Family, tmp_path: Path) -> None:
+    """They may lie in another order in files of the same name and size."""
+    made = export([Plan(tiny, ())], target("cpu"), tmp_path / "first", verify=False)
+    shared = export([Plan(tiny, ())], target("cpu"), tmp_path / "second", verify=False, share=tmp_path / "first")
+    assert shared.manifest == made.manifest
+    for package in ("secateur", "transformers"):
+        older = dataclasses.replace(made.manifest, versions=made.manifest.versions | {package: "0.0.9"})
+        (tmp_path / "first" / "manifest.json").write_text(to_json(older))
+        with pytest.raises(BadBundle, match=rf"written by .*{package} 0.0.9.*this is secateur .* leave --share out$"):
+            export([Plan(tiny, ())], target("cpu"), tmp_path / "third", verify=False, share=tmp_path / "first")
+        assert not (tmp_path / "third").exists()
+
+
+def test_every_image_size_has_every_schedule(tmp_path: Path) -> None:
+    """The runtime chooses the size, so a name must mean something for each."""
+    family = tiny_family("qwen2_5_vl")
+    wide = family.at((32, 56))
+    own = dataclasses.replace(full(wide), name="x")
+    with pytest.raises(BadSchedule, match=f"schedule 'x' is missing for image size {family.layout.size}; calibrate it"):
+        export([Plan(family, ()), Plan(wide, (own,))], target("cpu"), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -196,7 +234,7 @@ def test_an_output_that_exists_is_refused_before_any_work(
     monkeypatch.setattr(module, "to_onnx", lambda *_: pytest.fail("worked"))
     (tmp_path / "out").mkdir()
     with pytest.raises(BadOutput, match="add --force"):
-        export(tiny, [], target("cpu"), tmp_path / "out")
+        export([Plan(tiny, ())], target("cpu"), tmp_path / "out")
 
 
 def test_schedules_survive_the_file(tiny_bundle: tuple[Path, Exported], tmp_path: Path) -> None:

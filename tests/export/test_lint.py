@@ -17,8 +17,8 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from secateur.artifacts import GraphSpec, TensorSpec
 from secateur.engines.version import FLOORS, Version
 from secateur.errors import Unparsable
-from secateur.export.bundle import Exported, export
-from secateur.export.graphs import Graph, build
+from secateur.export.bundle import Exported, Plan, export
+from secateur.export.graphs import Graph, build, sized
 from secateur.export.lint import lint, lint_bundle, operators_used
 from secateur.export.targets import target
 from secateur.export.to_onnx import to_onnx
@@ -43,10 +43,10 @@ def graphs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     made = schedules(family, chosen, BudgetRequest(compression=COMPRESSION))
     family.to(kind.torch_dtype)
     folder = tmp_path_factory.mktemp(kind.name)
-    every, refs = build(family, made, kind)
-    repeated = {ref.graph for gates in refs.values() for ref in gates[2:]}
+    bucket = sized(family, family.layout, made)
+    repeated = {placed.name for gates in bucket.gates.values() for placed in gates[2:]}
     paths = []
-    for graph in every:
+    for graph in build([bucket], kind):
         if graph.spec.name not in repeated:
             paths.append(folder / graph.spec.file)
             to_onnx(graph, paths[-1], kind.opset)
@@ -111,5 +111,5 @@ def test_a_norm_takes_rows_of_the_dtype_of_its_weights(tmp_path: Path) -> None:
 def test_an_export_that_tensorrt_would_refuse_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(FLOORS, "tensorrt-10.15", Version(10, 3))
     with pytest.raises(Unparsable, match=r"TensorRT 10\.3 would not take it: graph 'vision'.*more in this graph\)$"):
-        export(Family.tiny(), [], target("tensorrt-10.15", "fp32"), tmp_path / "out", verify=False)
+        export([Plan(Family.tiny(), ())], target("tensorrt-10.15", "fp32"), tmp_path / "out", verify=False)
     assert list(tmp_path.iterdir()) == []

@@ -4,12 +4,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from secateur.artifacts import Gate
 from secateur.export.gates import Prune
-from secateur.export.graphs import build
+from secateur.export.graphs import build, sized
 from secateur.export.segments import Segment
+from secateur.export.spans import Span, Spans
 from secateur.export.targets import Target, target
-from secateur.methods.base import GateInputs, GateSite, Selector
+from secateur.methods.base import GateInputs, Selector
 from secateur.models import _attention
 from secateur.models.base import Family
 
@@ -33,6 +33,7 @@ def inputs(family: Family, batch: int, rows: int, past: int, layers: int) -> lis
 @pytest.mark.parametrize(("batch", "rows", "past"), [(1, 7, 0), (2, 5, 3), (3, 1, 4), (1, 1, 0)])
 def test_decomposed_attention_equals_the_fused_one(tiny: Family, batch: int, rows: int, past: int) -> None:
     given = inputs(tiny, batch, rows, past, 2)
+    given.insert(4, torch.tensor([past]))
     fused = Segment(tiny.decoder, 0, 2, ("query", "text_query"))(*given)
     spelled = Segment(tiny.decoder, 0, 2, ("query", "text_query"), decomposed=True)(*given)
     for a, b in zip(fused, spelled, strict=True):
@@ -55,9 +56,9 @@ def test_text_query_is_the_mean_over_the_question(tiny: Family) -> None:
     given = inputs(tiny, 2, 9, 0, 1)
     given[2][1, 7:] = 0  # padding of the second sample
     tap = _attention.Tap()
-    segment = Segment(tiny.decoder, 0, 1, ("text_query",), tail_start=4)
-    found = segment(*given)[-1]
-    mask = _attention.causal_mask(given[2], 9, 0, torch.float32)
+    segment = Segment(tiny.decoder, 0, 1, ("text_query",))
+    found = segment(*given[:4], torch.tensor([4]), *given[4:])[-1]
+    mask = _attention.additive_mask(given[2], 9, 0, torch.float32)
     decoder = tiny.decoder
     with _attention.active(decoder.config):
         position_embeddings = decoder.rotary(given[0], given[1])
@@ -80,7 +81,7 @@ def test_the_attention_setting_is_put_back(tiny: Family) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_masks_stay_finite(dtype: torch.dtype) -> None:
-    mask = _attention.causal_mask(torch.zeros(1, 5, dtype=torch.int64), 3, 2, dtype)
+    mask = _attention.additive_mask(torch.zeros(1, 5, dtype=torch.int64), 3, 2, dtype)
     assert torch.isfinite(mask).all()
     assert torch.isfinite(torch.softmax(mask, dim=-1)).all()
 
@@ -96,13 +97,13 @@ class Fixed(Selector):
         return self.slots
 
 
-def test_gates_gather_rows_positions_masks_and_indices(tiny: Family) -> None:
-    site = GateSite(Gate(1, 2), 4, 3, (2, 2), tiny.dimensions)
+def test_gates_gather_rows_positions_masks_and_indices() -> None:
     rows = torch.arange(2 * 9 * 2, dtype=torch.float32).reshape(2, 9, 2)
     positions, mask = torch.arange(9).repeat(2, 1), torch.ones(2, 9, dtype=torch.int64)
     mask[1, 8] = 0
     index = torch.tensor([[10, 20, 30, 40], [11, 21, 31, 41]])
-    hidden, where, valid, kept = Prune(Fixed([[0, 3], [1, 2]]), site)(rows, positions, mask, index)
+    gate = Prune([Fixed([[0, 3], [1, 2]])], Spans((Span(3, 4, 0),)))
+    hidden, where, valid, kept = gate(rows, positions, mask, index)
     chosen = [[0, 1, 2, 3, 6, 7, 8], [0, 1, 2, 4, 5, 7, 8]]
     for b in range(2):
         assert torch.equal(hidden[b], rows[b, chosen[b]])
@@ -112,7 +113,7 @@ def test_gates_gather_rows_positions_masks_and_indices(tiny: Family) -> None:
 
 
 def test_the_tables_say_what_the_modules_take(tiny: Family, decomposed: Target) -> None:
-    for graph in build(tiny, [], decomposed)[0]:
+    for graph in build([sized(tiny, tiny.layout, [])], decomposed):
         outputs = graph.module(*graph.example())
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         for spec, tensor in zip(graph.spec.outputs, outputs, strict=True):

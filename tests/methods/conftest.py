@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from secateur.artifacts import Dimensions, Gate, GraphSpec, Layout, ModelIdentity, TensorSpec
+from secateur.artifacts import Dimensions, Gate, GraphSpec, Layout, ModelIdentity, TensorSpec, View
 from secateur.calibration.statistics import LayerRows, Statistics
 from secateur.export.graphs import Graph
 from secateur.export.to_onnx import to_onnx
@@ -77,7 +77,7 @@ def measured() -> Callable[..., Statistics]:
         return Statistics(
             model=ModelIdentity("llava", layers, tokens, "sha256:0"),
             dimensions=dimensions(layers),
-            layout=Layout(START, tokens, grid),
+            layout=Layout((0,) * START, (View(START, tokens, grid),)),
             samples=samples,
             seed=0,
             similarity=similarity,

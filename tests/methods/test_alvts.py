@@ -15,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from secateur.artifacts import Dimensions, Layout, ModelIdentity, to_json
+from secateur.artifacts import Dimensions, Layout, ModelIdentity, View, to_json
 from secateur.calibration.statistics import Statistics
 from secateur.errors import BadSchedule
 from secateur.methods import _alvts_alignment as alignment
@@ -161,7 +161,7 @@ def test_the_gate_does_what_the_report_says(statistics: Statistics, site: Any, t
     _, held_out = alignment.split(8, statistics.seed)
     assert statistics.layers is not None
     for layer in statistics.layers():
-        batch = alignment.pad([layer.rows[i] for i in held_out])
+        batch = alignment.pad([layer.rows[i] for i in held_out], layout)
         index = torch.arange(TOKENS).expand(len(held_out), -1)
         rows = GateInputs(batch.rows, batch.position_ids, batch.attention_mask, index, layout.image_start, {})
         slots = Method.selector(site(schedule.gates[layer.number], TOKENS, GRID, schedule.tensors))(rows)
@@ -220,6 +220,6 @@ def test_published_rank_is_the_default() -> None:
     """The schedule of a LLaVA-7B states rank 256; nothing is measured for one that keeps all."""
     shape = Dimensions(32, 4096, 32, 32, 128, 11008, 32000, 4096, 1024)
     model = ModelIdentity("llava", 32, 576, "sha256:0")
-    bare = Statistics(model, shape, Layout(35, 576, (24, 24)), 0, 0)
+    bare = Statistics(model, shape, Layout((0,) * 35, (View(35, 576, (24, 24)),)), 0, 0)
     schedule = Method().calibrate(bare, BudgetRequest(keep=(1.0,)))
     assert [gate.selector["rank"] for gate in schedule.gates] == [256] * 32

@@ -93,7 +93,7 @@ def test_padding_is_not_seen(small: Statistics) -> None:
     layer = first_layer(small)
     lengths = {rows.shape[1] for rows in layer.rows}
     assert len(lengths) > 1
-    batch = alignment.pad(layer.rows)
+    batch = alignment.pad(layer.rows, small.layout)
     assert batch.rows.shape[1] == max(lengths)
     assert batch.attention_mask.sum(1).tolist() == [rows.shape[1] for rows in layer.rows]
     together = alignment.align(layer, small.layout, replace(OPTIONS, passes=0), seed=0)

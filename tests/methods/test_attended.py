@@ -101,12 +101,12 @@ def test_last_row_and_average_are_two_scores(site: Any, random_rows: Any) -> Non
 def test_scores_are_those_of_transformers(layer: int) -> None:
     """What a gate before `layer` keeps, by the attention probabilities that transformers itself returns."""
     family, layout = Family.tiny(), Family.tiny().layout
-    pixels = np.random.default_rng(0).normal(size=(1, 3, *family.image_size)).astype(np.float32)
+    pixels = np.random.default_rng(0).normal(size=(1, 3, *family.bucket)).astype(np.float32)
     tail = [9, 11, 8, 6]
     seen = masked_run(family, pixels, tail, {})
     family.model.set_attn_implementation("eager")
     with torch.inference_mode():
-        ids = torch.tensor([[*family.prompt.head, *[3] * layout.vision_tokens, *tail]])
+        ids = torch.tensor([[*layout.ids(family.image_token_id), *tail]])
         out = family.model(input_ids=ids, pixel_values=torch.from_numpy(pixels), output_attentions=True)
     attention = out.attentions[layer - 1][0].mean(0)[:, layout.image_start : layout.image_start + layout.vision_tokens]
 

@@ -57,7 +57,7 @@ def test_onnx(opset: int, measured: Any, site: Any, random_rows: Any, exported_s
 
 def test_on_the_demo(demo: Family) -> None:
     """The score of transformers' own attention map, sorted in numpy; images of a batch choose for themselves."""
-    pixels = torch.randn(2, 3, *demo.image_size, generator=torch.Generator().manual_seed(0))
+    pixels = torch.randn(2, 3, *demo.bucket, generator=torch.Generator().manual_seed(0))
     features, scores = demo.vision(("class_token.-2",))(pixels)
     slots = Best(30, "class_token.-2")(rows_of("class_token.-2", scores))
     for i in range(2):

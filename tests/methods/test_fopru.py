@@ -192,7 +192,7 @@ def test_onnx_of_every_option(opset: int, measured: Any, site: Any, random_rows:
 
 def test_a_batch_is_single_images(demo: Family) -> None:
     """Each image of a batch, or each tile, keeps its own k."""
-    pixels = torch.randn(3, 3, *demo.image_size, generator=torch.Generator().manual_seed(0))
+    pixels = torch.randn(3, 3, *demo.bucket, generator=torch.Generator().manual_seed(0))
     vision = demo.vision(("received.-2", "given.-2"))
     for selector in (FocalSelector(40, -2, False, None), FocalSelector(36, -2, True, demo.layout.grid)):
         found = []

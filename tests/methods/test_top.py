@@ -16,12 +16,13 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from secateur.artifacts import Dimensions, Gate, GraphSpec, TensorSpec
+from secateur.artifacts import Dimensions, GraphSpec, TensorSpec
 from secateur.engines.version import FLOORS
 from secateur.export.gates import Prune
 from secateur.export.graphs import Graph
 from secateur.export.interface import Interface
 from secateur.export.lint import lint
+from secateur.export.spans import Span, Spans
 from secateur.export.to_onnx import to_onnx
 from secateur.methods import _rounds, base
 
@@ -90,11 +91,10 @@ class First(base.Selector):
 def test_a_gate_keeps_more_than_one_topk_may_give(tmp_path: Path) -> None:
     tokens, keep, start = 5000, 4000, 2
     dimensions = Dimensions(4, 3, 1, 1, 2, 4, 10, 9000, 3)
-    site = base.GateSite(Gate(2, keep), tokens, start, (50, 100), dimensions)
-    inputs, outputs = Interface(dimensions, tokens, "float16").prune(tokens, keep)
+    inputs, outputs = Interface(dimensions, tokens, tokens, "float16").prune(2, tokens, keep)
     path = tmp_path / "gate.onnx"
     spec = GraphSpec("gate", "gate", "gate.onnx", inputs, outputs, (2, 2))
-    to_onnx(Graph(spec, Prune(First(keep), site), rows=tokens + 7), path, OPSET)
+    to_onnx(Graph(spec, Prune([First(keep)], Spans((Span(start, tokens, 0),))), rows=tokens + 7), path, OPSET)
     assert lint(path, FLOORS["tensorrt"]) == ()
     assert _largest_k(path) == _rounds.LIMIT
 

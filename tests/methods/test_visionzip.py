@@ -171,7 +171,7 @@ def test_onnx(opset: int, tmp_path: Path) -> None:
 
 
 def test_a_batch_is_single_images(demo: Family) -> None:
-    pixels = torch.randn(2, 3, *demo.image_size, generator=torch.Generator().manual_seed(0))
+    pixels = torch.randn(2, *demo.pixels, generator=torch.Generator().manual_seed(0))
     vision, selector = demo.vision(READS), ZipSelector(144, 27, 5, READS[0])
     found = []
     for images in (pixels, *pixels.split(1)):

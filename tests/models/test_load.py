@@ -1,27 +1,56 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Checkpoint directories as `save_pretrained` writes them are loaded; what is wrong with one is said in one line."""
+
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import AutoProcessor
+from transformers import AutoProcessor, LlavaForConditionalGeneration, MixtralConfig
 
+from secateur import models, plugins
 from secateur.demo import model_directory
 from secateur.errors import BadModel
-from secateur.models.base import Family, fingerprint, load
+from secateur.models import _load, _loading, base
+from secateur.models._checkpoint import INDEX, SINGLE
+from secateur.models._hub import Found
+from secateur.models._loading import fingerprint, load_weights
+from secateur.models._streaming import is_streamed
+from secateur.models.base import Family, load
 from secateur.runtime.preprocess import pixel_values
 from secateur.runtime.prompt import Tokenizer
+from tests.conftest import tiny_family
+
+Spoil = Callable[[Path], object]
 
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
     return Path(shutil.copytree(model_directory(), tmp_path / "model"))
+
+
+@pytest.mark.parametrize("name", plugins.names(models))
+def test_every_family_comes_back_from_shards(name: str, tmp_path: Path) -> None:
+    made = tiny_family(name)
+    made.model.save_pretrained(tmp_path, max_shard_size="50KB")
+    made.processor.save_pretrained(tmp_path)
+    assert (tmp_path / INDEX).is_file() and not (tmp_path / SINGLE).exists()
+    again = load(str(tmp_path)).at(made.image_size, made.images)
+    assert type(again) is type(made) and again.identity == made.identity
+    assert (again.prompt, again.preprocess, again.layout) == (made.prompt, made.preprocess, made.layout)
+    rows = [*made.layout.ids(made.image_token_id), made.prompt.pad]
+    pixels = np.random.default_rng(0).normal(size=(1, *made.pixels)).astype(np.float32)
+    np.testing.assert_array_equal(again.logits(rows, pixels), made.logits(rows, pixels))
 
 
 def test_a_directory_is_the_demo(demo: Family, copy: Path) -> None:
@@ -30,16 +59,14 @@ def test_a_directory_is_the_demo(demo: Family, copy: Path) -> None:
     assert again.source == str(copy) and demo.source == "demo"
 
 
-def test_a_schedule_fits_every_dtype(tmp_path: Path, demo: Family) -> None:
+def test_a_schedule_fits_every_dtype(copy: Path, demo: Family) -> None:
     """Weights stored in fp32 do not survive fp16; the identity is that of the file."""
     again = load("demo")
     with torch.no_grad():
         for weight in again.model.parameters():
             weight.mul_(1.0001)
-    again.model.save_pretrained(tmp_path)
-    for name in ("tokenizer.json", "tokenizer_config.json", "processor_config.json", "chat_template.jinja"):
-        shutil.copy(model_directory() / name, tmp_path)
-    full, half = load(str(tmp_path)), load(str(tmp_path), torch.float16)
+    again.model.save_pretrained(copy)
+    full, half = load(str(copy)), load(str(copy), torch.float16)
     assert half.dtype == torch.float16 and full.dtype == torch.float32
     assert half.decoder.rotary.inv_freq.dtype == torch.float32
     assert half.identity == full.identity != demo.identity
@@ -63,8 +90,7 @@ def test_prompt_and_pixels_equal_the_processor(demo: Family) -> None:
     expected = processor(text=text, images=image, return_tensors="pt", add_special_tokens=False)
     ids = expected["input_ids"][0].tolist()
     tokenizer = Tokenizer.read(demo.prompt, model_directory() / "tokenizer.json")
-    vision = [demo.model.config.image_token_id] * demo.layout.vision_tokens
-    ours = [*demo.prompt.head, *vision, *tokenizer.first(question)]
+    ours = [*demo.layout.ids(demo.image_token_id), *tokenizer.first(question)]
     assert ours == ids
     np.testing.assert_allclose(pixel_values(image, demo.preprocess), expected["pixel_values"].numpy(), atol=1 / 255)
 
@@ -76,35 +102,149 @@ def test_prompt_and_pixels_equal_the_processor(demo: Family) -> None:
     assert [*ours, red, *tokenizer.next(further)] == long
 
 
-@pytest.mark.parametrize(
-    ("break_it", "message"),
-    [
-        (lambda d: (d / "config.json").unlink(), "cannot be read"),
-        (lambda d: (d / "config.json").write_text("{"), "cannot be read"),
-        (lambda d: (d / "config.json").write_text(json.dumps({"model_type": "bert"})), "is a 'bert'; supported: llava"),
-        (lambda d: (d / "model.safetensors").unlink(), "cannot be loaded"),
-        (lambda d: (d / "model.safetensors").rename(d / "pytorch_model.bin"), "cannot be loaded"),
-        (lambda d: (d / "model.safetensors").write_bytes(b"\0" * 100), "cannot be loaded"),
-        (lambda d: (d / "chat_template.jinja").unlink(), "no chat template"),
-    ],
-)
-def test_broken_checkpoints(copy: Path, break_it: object, message: str) -> None:
-    break_it(copy)  # type: ignore[operator]
+def remove(name: str) -> Spoil:
+    return lambda folder: (folder / name).unlink()
+
+
+def write(name: str, content: str) -> Spoil:
+    return lambda folder: (folder / name).write_text(content)
+
+
+def config(**fields: Any) -> Spoil:
+    """config.json with other fields; None leaves one out."""
+
+    def spoil(folder: Path) -> None:
+        found = json.loads((folder / "config.json").read_text()) | fields
+        (folder / "config.json").write_text(json.dumps({k: v for k, v in found.items() if v is not None}))
+
+    return spoil
+
+
+def grow_vocabulary(folder: Path) -> None:
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    words = tokenizer["model"]["vocab"]
+    words |= {f"more{i}": len(words) + i for i in range(1000)}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+
+
+def drop_weight(folder: Path) -> None:
+    weights = load_file(folder / SINGLE)
+    del weights[next(name for name in weights if "down_proj" in name)]
+    save_file(weights, folder / SINGLE, metadata={"format": "pt"})
+
+
+def lose_shard(folder: Path) -> None:
+    weights = load_file(folder / SINGLE)
+    (folder / SINGLE).rename(folder / "model-00001-of-00002.safetensors")
+    places = {name: f"model-0000{1 + i % 2}-of-00002.safetensors" for i, name in enumerate(weights)}
+    (folder / INDEX).write_text(json.dumps({"weight_map": places}))
+
+
+BAD: dict[str, tuple[Spoil, str]] = {
+    "no config": (remove("config.json"), "has no config.json; give the directory that has it"),
+    "config is no JSON": (write("config.json", "{"), r"config.json cannot be read \(.*\); download it again"),
+    "config is a list": (write("config.json", "[]"), "has no model_type; give a checkpoint that transformers'"),
+    "no model_type": (config(model_type=None), "has no model_type; give a checkpoint that transformers'"),
+    "unknown": (
+        config(model_type="glimpse"),
+        "is a 'glimpse'; supported: .*llava.* To add it, create secateur/models/MODEL_TYPE.py with a class "
+        r"Family\(base.Family\) that has: architecture, bucket, decoder, .*projector, tiny, vision\.",
+    ),
+    "two lines": (config(model_type="a\nb"), "is a 'a b'; supported"),
+    "known to transformers only": (config(model_type="blip-2"), "is a 'blip-2'; supported: .*To add it, create"),
+    "text only": (config(model_type="qwen2"), "is a 'qwen2', which reads text only.*vision-language model; supported"),
+    "remote code": (
+        config(model_type="glimpse", auto_map={"AutoModel": "modeling.Glimpse"}),
+        r"wants Python code of its own \(auto_map in config.json\), which is not run; take its version in",
+    ),
+    "another class": (
+        config(architectures=["LlavaLlamaForCausalLM"]),
+        "holds a LlavaLlamaForCausalLM, not a LlavaForConditionalGeneration; take its version in transformers' own",
+    ),
+    "gptq": (config(quantization_config={"quant_method": "gptq", "bits": 4}), r"quantised already \(gptq\); take"),
+    "awq": (config(quantization_config={"quant_method": "awq"}), r"quantised already \(awq\).*at export with --quant"),
+    "bitsandbytes": (config(quantization_config={"load_in_4bit": True}), r"quantised already \(quantised\); take"),
+    "a quantised decoder": (
+        config(text_config={"quantization_config": {"quant_method": "fp8"}}),
+        r"quantised already \(fp8\); take",
+    ),
+    "no weights": (remove(SINGLE), f"has neither {SINGLE} nor {INDEX}; download it again"),
+    "no safetensors": (write(SINGLE, "\0" * 100), "is no safetensors file, or it is truncated; download it again"),
+    "a missing shard": (lose_shard, "lacks 1 of its files, the first is model-00002-of-00002.safetensors; download"),
+    "a missing weight": (drop_weight, "lacks 1 weights, the first is .*down_proj"),
+    "no tokenizer": (remove("tokenizer.json"), "has no tokenizer.json or tokenizer.model or vocab.json; copy it from"),
+    "no tokenizer settings": (remove("tokenizer_config.json"), "has no tokenizer_config.json; copy it from"),
+    "no processor": (remove("processor_config.json"), "has no preprocessor_config.json or processor_config.json; copy"),
+    "an empty processor": (write("processor_config.json", "{}"), "cannot be loaded"),
+    "no chat template": (remove("chat_template.jinja"), "no chat template"),
+    "a tokenizer of another model": (grow_vocabulary, r"tokenizer.* \d+"),
+}
+
+
+@pytest.mark.parametrize(("spoil", "message"), BAD.values(), ids=BAD)
+def test_broken_checkpoints(copy: Path, spoil: Spoil, message: str) -> None:
+    spoil(copy)
     with pytest.raises(BadModel, match=message) as problem:
-        load(str(copy))
+        _ = load(str(copy)).prompt
     assert "\n" not in str(problem.value)
 
 
-def test_missing_weights_are_not_made_up(copy: Path) -> None:
-    weights = load_file(copy / "model.safetensors")
-    name = next(n for n in weights if "down_proj" in n)
-    del weights[name]
-    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(BadModel, match="lacks 1 weights, the first is .*down_proj"):
+def test_pickles_are_refused_and_the_mend_mends(copy: Path, demo: Family) -> None:
+    torch.save(load_file(copy / SINGLE), copy / "pytorch_model.bin")
+    (copy / SINGLE).unlink()
+    with pytest.raises(BadModel, match=r"pickles \(.bin, .pt\) are not read, as they can run code") as problem:
         load(str(copy))
+    (command,) = re.findall("`(.*)`", str(problem.value))
+    python, flag, code = shlex.split(command)
+    assert (python, flag) == ("python", "-c")
+    exec(code)
+    assert load(str(copy)).identity == demo.identity
 
 
-@pytest.mark.parametrize("name", ["no-such-thing", "./nowhere", "/nowhere/at/all", "a/b/c"])
-def test_what_is_no_model(name: str) -> None:
-    with pytest.raises(BadModel, match="is neither a directory nor a hub id"):
-        load(name)
+def test_the_mend_for_pickles_fetches_the_commit_that_was_asked_for(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (copy / SINGLE).rename(copy / "pytorch_model.bin")
+    commit = "0123456789" * 4
+    monkeypatch.setattr(_load, "resolve", lambda source, revision: Found(copy, f"{source}@{commit}"))
+    with pytest.raises(BadModel, match=f"`hf download org/name --revision {commit} --local-dir name`, then `python"):
+        load("org/name", revision="v1")
+
+
+def mixture(folder: Path) -> Path:
+    """A LLaVA whose decoder has experts, which transformers joins when it reads them."""
+    config = MixtralConfig(
+        hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
+        num_local_experts=2, vocab_size=64, max_position_embeddings=256,
+    )  # fmt: skip
+    made = tiny_family("llava")
+    made.model.config.text_config = config
+    LlavaForConditionalGeneration(made.model.config).save_pretrained(folder)
+    made.processor.save_pretrained(folder)
+    return folder
+
+
+def test_what_must_be_converted_as_a_whole_must_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A large one that cannot be streamed is loaded where there is room, else refused; the mend mends."""
+    folder, found = mixture(tmp_path / "experts"), list[int | None]()
+    monkeypatch.setattr(base, "STREAMED", 0)
+    monkeypatch.setattr(_loading, "free_memory", lambda: found[-1])
+    for free in (1 << 30, None):
+        found.append(free)
+        assert not is_streamed(load(str(folder)).model)
+    found.append(1000)
+    with pytest.raises(BadModel, match=r"converts as a whole, which takes 0.0 GiB of memory, and 0.0 GiB are") as said:
+        load(str(folder))
+    (arguments,) = re.findall(r"save_pretrained\(FOLDER, (.*)\)", str(said.value))
+    assert arguments == "save_original_format=False" and "\n" not in str(said.value)
+    whole = load_weights(LlavaForConditionalGeneration, str(folder))
+    whole.save_pretrained(folder, save_original_format=False)
+    again = load(str(folder))
+    assert is_streamed(again.model) and again.fingerprint == fingerprint(whole)
+
+
+def test_memory_is_told_only_by_linux(monkeypatch: pytest.MonkeyPatch) -> None:
+    free = _loading.free_memory()
+    assert free is None or 0 < free < 1 << 50
+    monkeypatch.setattr(_loading, "Path", lambda name: Path("/nowhere"))
+    assert _loading.free_memory() is None

@@ -74,7 +74,7 @@ def queries_and_keys(projections: base.Projections, rows: Tensor, position_ids: 
 @pytest.mark.parametrize("kind", KINDS)
 def test_equals_the_layer(kind: str) -> None:
     text, (rows, position_ids) = decoder(KINDS[kind]), random_rows()
-    tap, mask = _attention.Tap(), _attention.causal_mask(torch.ones(2, 7), 7, 0, torch.float32)
+    tap, mask = _attention.Tap(), _attention.additive_mask(torch.ones(2, 7), 7, 0, torch.float32)
     with _attention.active(text.config):
         _attention.run_layer(text.layers[1], rows, mask, position_ids, text.rotary(rows, position_ids), tap)
     query, key = queries_and_keys(text.projections(1), rows, position_ids)

@@ -48,12 +48,12 @@ def tower_of(family: Family) -> Any:
 
 
 def pixels_of(family: Family, batch: int = 2, seed: int = 0) -> Tensor:
-    return torch.randn(batch, 3, *family.image_size, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(batch, 3, *family.bucket, generator=torch.Generator().manual_seed(seed))
 
 
 def written(module: nn.Module, family: Family, outputs: dict[str, Tensor], opset: int, folder: Path) -> tuple[Any, int]:
     """Export a vision module, compare ONNX Runtime with torch on another batch; operators and bytes of the file."""
-    pixels = TensorSpec("pixel_values", "float32", ("B", 3, *family.image_size))
+    pixels = TensorSpec("pixel_values", "float32", ("B", 3, *family.bucket))
     specs = tuple(
         TensorSpec(name, str(x.dtype).removeprefix("torch."), ("B", *x.shape[1:])) for name, x in outputs.items()
     )

@@ -10,6 +10,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
+from secateur.artifacts import Layout, View
 from secateur.errors import InputError
 from secateur.export.bundle import Exported
 from secateur.profiling.clocked import Settings, clock, noise
@@ -30,7 +31,8 @@ class Canned:
         self.bundle, self.records_steps = bundle, records_steps
         self.asked: list[str] = []
 
-    def ask(self, image: Any, prompt: str, schedule: str, max_new_tokens: int) -> Answered:
+    def ask(self, image: Any, prompt: str, schedule: str, max_new_tokens: int, image_size: str) -> Answered:
+        assert image_size == self.bundle.manifest.layout.size
         self.asked.append(schedule)
         ms = float(self.asked.count(schedule)) + (schedule == "full")
         encode, rest = 2 * ms, 10 * ms
@@ -94,9 +96,12 @@ def test_recorded_steps_are_recorded_before_they_are_timed(bundle: Bundle) -> No
 
 
 def test_noise_fits_the_encoder_and_is_the_same_every_time(bundle: Bundle) -> None:
-    image = np.asarray(noise(bundle.manifest))
+    (image,) = (np.asarray(each) for each in noise(bundle.manifest.layout))
     assert image.shape == (*bundle.manifest.graph("vision").inputs[0].shape[2:], 3) and image.dtype == np.uint8
-    assert (image == np.asarray(noise(bundle.manifest))).all()
+    assert (image == np.asarray(noise(bundle.manifest.layout)[0])).all()
+    two = Layout((7,), (View(1, 4, (2, 2)), View(5, 4, (2, 2))), images=2, image_size=(6, 8))
+    first, second = (np.asarray(each) for each in noise(two))
+    assert first.shape == second.shape == (6, 8, 3) and not (first == second).all()
 
 
 @pytest.mark.parametrize(("field", "value"), [("rounds", 0), ("warmup", -1), ("new_tokens", 0)])

@@ -28,6 +28,7 @@ from secateur.artifacts import (
     Schedule,
     ScheduleRef,
     TensorSpec,
+    View,
     to_json,
 )
 from secateur.runtime import Pipeline
@@ -258,7 +259,7 @@ def tokenizer() -> tokenizers.Tokenizer:
 def write_bundle(root: Path) -> None:
     w = random_weights()
     graphs = [*vision(w, root), *(segment(w, i, root) for i in range(len(CUTS)))]
-    model = ModelIdentity("tiny", LAYERS, TOKENS, "sha256:tiny")
+    model = ModelIdentity("tiny", LAYERS, TOKENS, "sha256:tiny", f"{SIDE}x{SIDE}")
     schedules = {}
     (root / "schedules").mkdir()
     for name, gates in GATES.items():
@@ -273,7 +274,7 @@ def write_bundle(root: Path) -> None:
         schedules[name] = ScheduleRef(f"schedules/{name}.json", tuple(refs))
         (root / f"schedules/{name}.json").write_text(to_json(schedule))
     tokenizer().save(str(root / "tokenizer.json"))
-    prompt = {"head": HEAD_IDS, "first": [": ", " assistant :"], "next": ["</s> user : ", " assistant :"]}
+    prompt = {"first": [": ", " assistant :"], "next": ["</s> user : ", " assistant :"]}
     (root / "prompt.json").write_text(json.dumps(prompt | {"stop": [2], "pad": 0}))
     size = {"resize": [SIDE], "resample": "bicubic", "crop": [SIDE, SIDE], "rescale": 1 / 255}
     (root / "preprocess.json").write_text(json.dumps(size | {"mean": [0.5, 0.4, 0.3], "std": [0.2, 0.3, 0.4]}))
@@ -284,7 +285,7 @@ def write_bundle(root: Path) -> None:
         dtype="float32",
         opset=20,
         dimensions=Dimensions(LAYERS, WIDTH, HEADS, KV_HEADS, HEAD, WIDTH, VOCABULARY, 128, VISION),
-        layout=Layout(len(HEAD_IDS), TOKENS, (3, 3)),
+        layout=Layout(HEAD_IDS, (View(len(HEAD_IDS), TOKENS, (3, 3)),), image_size=(SIDE, SIDE)),
         graphs=tuple(graphs),
         schedules=schedules,
         files={str(p.relative_to(root)): digest(p) for p in sorted(root.rglob("*")) if p.is_file()},

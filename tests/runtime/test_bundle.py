@@ -101,8 +101,8 @@ def test_paths_that_leave_the_bundle(copy: Path, rewrite: Rewrite, name: str) ->
 
 
 def test_another_schema(copy: Path, rewrite: Rewrite) -> None:
-    rewrite(copy, "manifest.json", schema=2, novelty=1)
-    refused(copy, "schema 2", "reads schema 1")
+    rewrite(copy, "manifest.json", schema=3, novelty=1)
+    refused(copy, "schema 3", "reads schema 2")
 
 
 def test_a_file_that_is_not_listed(copy: Path, rewrite: Rewrite) -> None:
@@ -152,7 +152,7 @@ CHANGES: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
     ("lost", lambda m: m["schedules"]["prune"]["gates"][0].update(graph="gone"), "'gone'"),
     ("swap", lambda m: m["schedules"]["all"].update(file="schedules/prune.json"), "not the schedule 'all'"),
     ("model", lambda m: m["model"].update(fingerprint="sha256:x"), "another model"),
-    ("head", lambda m: m["layout"].update(image_start=3), "2 rows before the image"),
+    ("head", lambda m: m["layout"].update(head=[1]), "end at row 11 of a prompt of 10 rows"),
     ("missing", lambda m: m.pop("layout"), "lacks the field 'layout'"),
     ("type", lambda m: m.update(opset="20"), "manifest.opset"),
 ]
@@ -168,7 +168,7 @@ def test_manifests_that_do_not_fit(copy: Path, change: Callable[[dict[str, Any]]
 
 def test_images_of_another_size(copy: Path, rewrite: Rewrite) -> None:
     rewrite(copy, "preprocess.json", crop=[10, 12])
-    refused(copy, "preprocess.json", "(10, 12)", "(12, 12)")
+    refused(copy, "preprocess.json", "(3, 10, 12)", "(3, 12, 12)")
 
 
 def test_a_broken_graph_without_verification(copy: Path) -> None:

@@ -75,8 +75,7 @@ def oracle(weights: Mapping[str, Array], vlm: Pipeline) -> Oracle:
 def expected(oracle: Oracle, vlm: Pipeline, image: Array, tail: Sequence[int], answer: Answer) -> Array:
     """Logits of the numpy model, with what `answer` kept."""
     pixels = pixel_values(load_image(image), vlm.bundle.preprocess)[0]
-    prompt = vlm.bundle.prompt
-    ids = [*prompt.head, *[prompt.pad] * oracle.layout.vision_tokens, *tail]
+    ids = [*oracle.layout.ids(vlm.bundle.prompt.pad), *tail]
     kept = {gate.layer: indices for gate, indices in zip(answer.receipt.gates, answer.kept, strict=True)}
     return oracle.logits(pixels, ids, kept)
 
@@ -90,14 +89,14 @@ def test_decode_equals_fresh_masked_runs(
     vlm: Pipeline, picture: Picture, oracle: Oracle, schedule: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps: list[Array] = []
-    step_once = vlm._chain.step
+    step_once = vlm._eyes.first.step
 
     def recorded(*arguments: Any) -> Any:
         logits = step_once(*arguments)
         steps.append(logits[0])
         return logits
 
-    monkeypatch.setattr(vlm._chain, "step", recorded)
+    monkeypatch.setattr(vlm._eyes.first, "step", recorded)
     for seed in range(3):
         steps.clear()
         answer = vlm.ask(picture(seed), QUESTION, schedule, 12, temperature=float(seed), seed=seed)
@@ -182,7 +181,7 @@ def test_a_batch_of_conversations_equals_single_ones(vlm: Pipeline, picture: Pic
     """Rows that a finished sample gets while others go on must not count in its next turn."""
     turns = [[QUESTION, "red ?"], ["and the blue ?", "where is the red three ?"]]
     images, options = [picture(0), picture(1)], Sampling(20, temperature=8.0, seed=0)
-    together = vlm._converse(images, 2, "prune", 120)
+    together = vlm._converse([vlm._eyes.prepare(image, None) for image in images], 2, "prune", 120)
     chats = [vlm.open(image, "prune", 120) for image in images]
     for questions in turns:
         answers = together.ask(questions, options).answers()

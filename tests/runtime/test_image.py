@@ -143,6 +143,21 @@ def test_sixteen_bits_are_scaled_not_clipped() -> None:
     assert (found == np.arange(256).reshape(16, 16, 1)).all()
 
 
+@pytest.mark.parametrize(("form", "mode"), [("PNG", "I;16"), ("TIFF", "I;16"), ("TIFF", "I;16B")])
+def test_sixteen_bits_in_a_file(tmp_path: Path, form: str, mode: str) -> None:
+    levels = np.arange(256, dtype="<u2").reshape(16, 16)
+    data = (levels * 257).astype("<u2" if mode == "I;16" else ">u2").tobytes()
+    (tmp_path / "a").write_bytes(encoded(form, Image.frombytes(mode, (16, 16), data)))
+    assert (np.asarray(load_image(tmp_path / "a")) == levels[..., None]).all()
+
+
+def test_printed_colours(tmp_path: Path) -> None:
+    """A CMYK file looks as Pillow shows it, as in transformers."""
+    inks = Image.fromarray(PIXELS).convert("CMYK")
+    (tmp_path / "a").write_bytes(encoded("TIFF", inks))
+    assert np.array_equal(np.asarray(load_image(tmp_path / "a")), np.asarray(inks.convert("RGB")))
+
+
 @pytest.mark.parametrize("mode", ["I", "F"])
 def test_pixels_without_a_range_are_refused(mode: str) -> None:
     with pytest.raises(BadImage, match="no known range; convert it to 8 or 16 bits"):

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from secateur import runtime
+from secateur.engines.limits import limits
 from secateur.errors import BackendMissing, BadImage, BadPrompt, InputError, SecateurError, UnknownName
-from secateur.runtime import Answer, Pipeline
+from secateur.runtime import Answer, Bundle, Pipeline
+from secateur.runtime.backends import ort
 
 Picture = Callable[[int], NDArray[np.uint8]]
 QUESTION = "what color is the seven ?"
@@ -146,6 +149,26 @@ def test_the_model_context_ends_a_chat(vlm: Pipeline, picture: Picture) -> None:
     chat.ask(QUESTION, max_new_tokens=40)
     with pytest.raises(BadPrompt, match="positions, the model has 128"):
         chat.ask("red ?", max_new_tokens=100)
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_rows_fill_the_context_wherever_positions_start(first: int, bundle_path: Path, picture: Picture) -> None:
+    """As engines.limits counts them: a prompt and an answer of exactly so many rows fit, one more does not."""
+    bundle = Bundle.load(bundle_path)
+    layout = bundle.manifest.layout
+    positions = (tuple(range(first, first + layout.rows)),)
+    layout = replace(layout, positions=positions, next_position=first + layout.rows)
+    bundle = replace(bundle, manifest=replace(bundle.manifest, layout=layout))
+    with Pipeline(bundle, ort.Backend(bundle, threads=1)) as vlm:
+        answer = vlm.ask(picture(0), QUESTION, schedule="full", max_new_tokens=1)
+        rows = answer.receipt.prompt_rows
+        text, new = rows - layout.rows, bundle.manifest.dimensions.context - rows
+        assert limits(bundle.manifest, 1, text, new).capacity(layout) == rows + new
+        vlm.ask(picture(0), QUESTION, schedule="full", max_new_tokens=new)
+        with pytest.raises(BadPrompt, match="need 129 positions, the model has 128"):
+            vlm.ask(picture(0), QUESTION, schedule="full", max_new_tokens=new + 1)
+    with pytest.raises(InputError, match="are 129 rows; the model's context has 128"):
+        limits(bundle.manifest, 1, text, new + 1)
 
 
 @pytest.mark.parametrize("capacity", [0, 11, 129, 20.5, "many"])

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pixel values against transformers' own PIL image processor."""
+"""Pixel values against transformers' own PIL image processor, bit for bit, and tiles against plain slices."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from secateur.errors import BadImage
+from secateur.artifacts import read_json, to_json
+from secateur.errors import BadBundle, BadImage
 from secateur.runtime.image import load_image
-from secateur.runtime.preprocess import Preprocess, center_crop, pixel_values
+from secateur.runtime.preprocess import Preprocess, Tile, centre, cut, pixel_values, views
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 SIZES = [(1, 1), (1, 400), (400, 1), (33, 97), (97, 33), (2, 3), (48, 48), (47, 49), (640, 480), (301, 1200)]
@@ -93,27 +96,99 @@ def test_steps_left_out() -> None:
     crop=st.tuples(st.integers(1, 60), st.integers(1, 60)),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_any_size(size: tuple[int, int], edge: int, crop: tuple[int, int], seed: int) -> None:
     assert_equal(random_image("RGB", size, seed), steps((edge,), crop))
 
 
 def assert_equal(image: Image.Image, plan: Preprocess) -> None:
     got, want = pixel_values(load_image(image), plan), theirs(image, plan)
-    assert got.dtype == np.float32 and got.shape == want.shape and got.flags.c_contiguous
-    scale = np.reshape(plan.std or (1, 1, 1), (3, 1, 1)) * (1 if plan.rescale else 1 / 255)
-    assert np.abs((got - want) * scale).max() <= 1e-6
+    assert got.dtype == np.float32 and got.flags.c_contiguous
+    np.testing.assert_array_equal(got, want)
 
 
 @given(st.integers(1, 20), st.integers(1, 20), st.integers(1, 20), st.integers(1, 20))
-def test_center_crop_has_its_size_and_keeps_the_middle(height: int, width: int, rows: int, columns: int) -> None:
-    pixels = np.arange(1, height * width + 1, dtype=np.uint16).reshape(height, width, 1).astype(np.uint8)
-    cut = center_crop(pixels, rows, columns)
-    assert cut.shape == (rows, columns, 1)
-    assert np.count_nonzero(cut) <= min(height, rows) * min(width, columns)
+@settings(max_examples=50, deadline=None)
+def test_the_centre_has_its_size_and_keeps_the_middle(height: int, width: int, rows: int, columns: int) -> None:
+    pixels = np.arange(1, height * width + 1, dtype=np.uint16).reshape(height, width, 1).astype(np.uint8).repeat(3, 2)
+    found = cut(pixels, centre((height, width), (rows, columns)))
+    assert found.shape == (rows, columns, 3)
+    assert np.count_nonzero(found[..., 0]) <= min(height, rows) * min(width, columns)
     if rows <= height and columns <= width:
         top, left = (height - rows) // 2, (width - columns) // 2
-        assert np.array_equal(cut, pixels[top : top + rows, left : left + columns])
+        assert np.array_equal(found, pixels[top : top + rows, left : left + columns])
+
+
+@given(st.tuples(st.integers(-9, 9), st.integers(-9, 9), st.integers(1, 9), st.integers(1, 9)))
+@settings(max_examples=50, deadline=None)
+def test_a_window_pixel_by_pixel(window: tuple[int, int, int, int]) -> None:
+    pixels, fill = np.asarray(random_image("RGB", (5, 4))), (1, 2, 3)
+    top, left, height, width = window
+    found = cut(pixels, window, fill)
+    assert found.shape == (height, width, 3)
+    for row in range(height):
+        for column in range(width):
+            y, x = top + row, left + column
+            assert tuple(found[row, column]) == (tuple(pixels[y, x]) if 0 <= y < 4 and 0 <= x < 5 else fill)
+
+
+def test_tiles_are_windows_of_resized_images() -> None:
+    image = random_image("RGB", (30, 20))
+    tiles = (
+        Tile(((8, 10),)),
+        Tile(((40, 50), (16, 20)), (8, 10, 8, 10)),
+        Tile(((40, 50), (16, 20)), (-4, 15, 8, 10), (9, 8, 7)),
+    )
+    plan = Preprocess(None, "bilinear", None, 1 / 255, MEAN, STD, "stretch", (20, 30), (0, 0, 0), tiles)
+    twice = image.resize((50, 40), Image.Resampling.BILINEAR).resize((20, 16), Image.Resampling.BILINEAR)
+    framed = Image.new("RGB", (40, 40), (9, 8, 7))
+    framed.paste(twice, (10, 10))
+    expected = [
+        image.resize((10, 8), Image.Resampling.BILINEAR),
+        twice.crop((10, 8, 20, 16)),
+        framed.crop((25, 6, 35, 14)),
+    ]
+    for found, want in zip(views(image, plan), expected, strict=True):
+        np.testing.assert_array_equal(found, np.asarray(want))
+    assert plan.pixels == (3, 3, 8, 10) and plan.size == (8, 10)
+    bare = Preprocess(None, "bilinear", None, 1 / 255, MEAN, STD)
+    singly = np.concatenate([pixel_values(view, bare) for view in expected])
+    np.testing.assert_array_equal(pixel_values(image, plan), singly[None])
+
+
+def test_one_tile_is_still_a_list() -> None:
+    plan = Preprocess((6, 6), "bilinear", None, None, None, None, tiles=(Tile(),))
+    assert plan.pixels == (1, 3, 6, 6) and pixel_values(random_image("RGB", (9, 9)), plan).shape == (1, 1, 3, 6, 6)
+
+
+def test_the_shape_that_is_known_before_an_image_is_seen() -> None:
+    nothing: dict[str, Any] = {"resample": "bicubic", "rescale": None, "mean": None, "std": None}
+    assert Preprocess(resize=(48,), crop=None, **nothing).pixels is None
+    assert Preprocess(resize=None, crop=None, fit="square", **nothing).pixels is None
+    assert Preprocess(resize=(48,), crop=None, fit="square", **nothing).pixels == (3, 48, 48)
+    assert Preprocess(resize=(48, 50), crop=None, **nothing).pixels == (3, 48, 50)
+    assert Preprocess(resize=(48,), crop=(40, 41), **nothing).pixels == (3, 40, 41)
+    fitted: dict[str, Any] = {"fit": "letterbox", "canvas": (20, 30)}
+    assert Preprocess(resize=None, crop=None, **fitted, **nothing).pixels == (3, 20, 30)
+    assert Preprocess(resize=(10,), crop=None, **fitted, **nothing).pixels == (3, 10, 15)
+
+
+def test_a_file_of_the_first_version_still_means_the_same(tmp_path: Path) -> None:
+    file = tmp_path / "preprocess.json"
+    old = {"resize": [48], "resample": "bicubic", "crop": [48, 48], "rescale": 1 / 255, "mean": MEAN, "std": STD}
+    file.write_text(json.dumps(old))
+    image, plan = random_image("RGB", (70, 45)), read_json(Preprocess, file, BadBundle)
+    pixels = np.asarray(image.resize((74, 48), Image.Resampling.BICUBIC))[:, 13:61]
+    rescaled = (pixels.astype(np.float64) / 255).astype(np.float32)
+    values = (rescaled - np.array(MEAN, np.float32)) / np.array(STD, np.float32)
+    assert np.array_equal(pixel_values(image, plan), values.transpose(2, 0, 1)[None])
+
+
+def test_the_file_says_all(tmp_path: Path) -> None:
+    tile = Tile(((8, 8), (4, 4)), (-1, 2, 4, 4), (5, 6, 7))
+    plan = Preprocess(None, "lanczos", None, 1 / 255, MEAN, STD, "crop", (9, 9), (1, 2, 3), (tile, Tile(((4, 4),))))
+    (tmp_path / "preprocess.json").write_text(to_json(plan))
+    assert read_json(Preprocess, tmp_path / "preprocess.json", BadBundle) == plan
 
 
 def test_extreme_shape_is_refused() -> None:
@@ -122,19 +197,38 @@ def test_extreme_shape_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "fields",
+    ("fields", "message"),
     [
-        {"resample": "cubic"},
-        {"resize": ()},
-        {"resize": (0,)},
-        {"resize": (1, 2, 3)},
-        {"crop": (0, 1)},
-        {"mean": None},
-        {"std": (1.0, 0.0, 1.0)},
-        {"mean": (1.0,)},
+        ({"resample": "cubic"}, "no filter"),
+        ({"resize": ()}, "must be .edge,. or .height, width."),
+        ({"resize": (0,)}, "at least 1"),
+        ({"resize": (1, 2, 3)}, "must be .edge,. or .height, width."),
+        ({"crop": (0, 1)}, "at least 1 x 1"),
+        ({"crop": (9000, 9000)}, "at most 64000000 pixels"),
+        ({"mean": None}, "together"),
+        ({"std": (1.0, 0.0, 1.0)}, "none of them 0"),
+        ({"mean": (1.0,)}, "three numbers"),
+        ({"fit": "fill"}, "fit 'fill' is not known; use one of letterbox, stretch, crop, square"),
+        ({"fit": "crop"}, "letterbox, stretch and crop need one"),
+        ({"fit": "square", "canvas": (4, 4)}, "need one, else none"),
+        ({"canvas": (4, 4)}, "need one, else none"),
+        ({"fit": "crop", "canvas": (0, 4)}, "1 to 64000000 pixels"),
+        ({"fit": "crop", "canvas": (9000, 9000)}, "1 to 64000000 pixels"),
+        ({"fill": (0, 256, 0)}, "0 to 255"),
+        ({"fill": (0, 0)}, "three whole numbers"),
+        ({"crop": None, "tiles": (Tile(),)}, "their number would depend on the image"),
+        ({"tiles": (Tile(((4, 4),)), Tile())}, "differ in size"),
     ],
 )
-def test_steps_that_cannot_be(fields: dict[str, Any]) -> None:
+def test_steps_that_cannot_be(fields: dict[str, Any], message: str) -> None:
     good: dict[str, Any] = {"resize": (8,), "resample": "bicubic", "crop": (8, 8), "rescale": 1.0}
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=message):
         Preprocess(**(good | {"mean": MEAN, "std": STD} | fields))
+
+
+@pytest.mark.parametrize(
+    "fields", [{"resizes": ((0, 4),)}, {"window": (0, 0, 0, 4)}, {"window": (0, 0, 9000, 9000)}, {"fill": (0, 0, -1)}]
+)
+def test_tiles_that_cannot_be(fields: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="1 to 64000000 pixels|0 to 255"):
+        Tile(**fields)

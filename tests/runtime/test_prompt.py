@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
 
 from secateur.errors import BadBundle, BadPrompt
+from secateur.runtime._plain import ANCHOR
 from secateur.runtime.prompt import Prompt, TextStream, Tokenizer
 
 SPECIAL = ["<unk>", "<s>", "</s>", "<image>"]
@@ -20,7 +22,7 @@ CORPUS = [
     "the left one is blue.\n",
     "naïve façade 数字は七です 🙂",
 ] * 4
-PROMPT = Prompt((1,), ("\n", " ASSISTANT:"), ("</s>USER: ", " ASSISTANT:"), (2,), 0)
+PROMPT = Prompt(("\n", " ASSISTANT:"), ("</s>USER: ", " ASSISTANT:"), (2,), 0)
 
 
 def byte_level() -> tokenizers.Tokenizer:
@@ -59,7 +61,21 @@ def first_only() -> tokenizers.Tokenizer:
     return made
 
 
-KINDS = {"byte_level": byte_level, "sentence_piece": sentence_piece, "first_only": first_only}
+def unigrams() -> tokenizers.Tokenizer:
+    """T5's kind: the vocabulary itself lists the special tokens, so plain text would match them."""
+    made = tokenizers.Tokenizer(models.Unigram())
+    made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
+    made.train_from_iterator(CORPUS, trainers.UnigramTrainer(vocab_size=100, show_progress=False))
+    pieces = json.loads(made.to_str())["model"]["vocab"]
+    bytes_ = [(f"<0x{i:02X}>", -9.0) for i in range(256)]
+    scored = [*((token, 0.0) for token in SPECIAL), *bytes_, *map(tuple, pieces)]
+    made.model = models.Unigram(scored, unk_id=0, byte_fallback=True)
+    made.add_special_tokens([AddedToken(s, normalized=False, special=True) for s in SPECIAL])
+    made.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(prepend_scheme="always")])
+    return made
+
+
+KINDS = {"unigrams": unigrams, "byte_level": byte_level, "sentence_piece": sentence_piece, "first_only": first_only}
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -139,6 +155,28 @@ def test_truncation_and_padding_of_the_file_are_off() -> None:
 def test_no_question(question: str) -> None:
     with pytest.raises(BadPrompt, match="(empty|is text)"):
         Tokenizer(PROMPT, byte_level()).first(question)
+
+
+def test_a_model_of_one_question() -> None:
+    mine = Tokenizer(Prompt(("\n", "\n"), None, (2,), 0), byte_level())
+    assert mine.first("red")
+    with pytest.raises(BadPrompt, match="one question only; start a new conversation"):
+        mine.next("red")
+
+
+def test_a_stop_token_is_special_whatever_the_file_says(tokenizer: tokenizers.Tokenizer) -> None:
+    made = tokenizers.Tokenizer.from_str(tokenizer.to_str())
+    made.add_tokens([AddedToken("<end>", normalized=False)])
+    stop = made.get_vocab()["<end>"]
+    ids = Tokenizer(Prompt(("\n", "<end>"), None, (stop,), 0), made).first("red<end>blue")
+    assert ids.count(stop) == 1 and ids[-1] == stop
+    assert "red<end>blue<end>" in made.decode(ids)
+
+
+def test_the_private_mark_of_plain_text_can_be_typed(tokenizer: tokenizers.Tokenizer) -> None:
+    mine = Tokenizer(PROMPT, tokenizer)
+    ids = mine.first(f"a{ANCHOR}</s>b")
+    assert max(ids) < tokenizer.get_vocab_size() and "\ufffd</s>b" in mine.decode(ids)
 
 
 def test_no_tokenizer(tmp_path: Path) -> None:

@@ -4,11 +4,30 @@
 from __future__ import annotations
 
 from secateur.engines.version import Version
+from secateur.export.facts import Node
 from secateur.export.operators import trt_10_14
-from secateur.export.operators.rows import FLOATS, INTEGERS, NUMBERS, alike, attribute, rank, same_dtype
+from secateur.export.operators.rows import (
+    FLOATS,
+    INTEGERS,
+    NUMBERS,
+    Refusal,
+    alike,
+    attribute,
+    no_input,
+    rank,
+    same_dtype,
+)
 
 DOCS = "onnx-tensorrt docs/operators.md at 10.15"
 IMPORTER = "onnx-tensorrt onnxOpImporters.cpp, newer than 10.15"
+BLOCKS = (64, 128)
+
+
+def blocks(node: Node) -> Refusal | None:
+    """Weights alone are kept as integers in blocks only."""
+    size = node.attribute("block_size", 0)
+    return None if size in BLOCKS else Refusal(f"block_size is {size}, not 64 or 128", "export with --block-size 128")
+
 
 TABLE = trt_10_14.TABLE.then(
     Version(10, 15),
@@ -27,6 +46,13 @@ TABLE = trt_10_14.TABLE.then(
             DOCS,
             others={2: INTEGERS},
             checks=(rank(4, 0, 1), attribute("axis", -2, "scatter along the rows")),
+        ),
+        **alike(
+            "DequantizeLinear",
+            frozenset({"int4"}),
+            f"{DOCS}: INT4, zero point 0; NvInfer.h: blocks; 'Working with Quantized Types': int8 not alone",
+            others={1: FLOATS},
+            checks=(no_input("use symmetric integers", x_zero_point=2), blocks),
         ),
         **alike("Pow", NUMBERS, DOCS),
         **alike("ConstantOfShape", INTEGERS, DOCS, sizes=(0,)),

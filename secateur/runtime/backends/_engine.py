@@ -20,7 +20,15 @@ from secateur.runtime.backends._memory import Block
 from secateur.runtime.backends._stream import Stream
 
 Shape = tuple[int, ...]
-TYPES = {"FLOAT": "float32", "HALF": "float16", "INT64": "int64", "INT32": "int32", "BOOL": "bool", "UINT8": "uint8"}
+TYPES = {
+    "FLOAT": "float32",
+    "HALF": "float16",
+    "BF16": "bfloat16",
+    "INT64": "int64",
+    "INT32": "int32",
+    "BOOL": "bool",
+    "UINT8": "uint8",
+}
 
 
 class Context:

@@ -7,6 +7,7 @@ import importlib
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -19,17 +20,21 @@ from secateur.runtime.backends._check import check_buffers, check_device, check_
 from secateur.runtime.backends._ort_cuda import Cuda
 from secateur.runtime.backends.base import Array
 from secateur.runtime.bundle import Bundle
+from secateur.runtime.dtypes import BF16
 from secateur.runtime.receipt import Stopwatch
 
 TYPES = {
     "tensor(float)": "float32",
     "tensor(float16)": "float16",
+    "tensor(bfloat16)": BF16,
     "tensor(double)": "float64",
     "tensor(int64)": "int64",
     "tensor(int32)": "int32",
     "tensor(uint8)": "uint8",
     "tensor(bool)": "bool",
 }
+NUMBERS = {BF16: 16}
+"""What numpy lacks is bound by its number among ONNX's types."""
 
 
 class HostBuffer:
@@ -116,6 +121,8 @@ class Backend(base.Backend):
 
     threads   cores to use; None lets ONNX Runtime decide
     resident  False opens a session for each run and drops it afterwards: slow, but only one graph is in memory
+    mapped    weights stay in the files, of which the system keeps in memory what fits, and sessions share them; each
+              run is a little slower. None: if copies in the layout of the kernels would take most of the free memory
     device    "cpu" (also None) or "cuda", see Host and _ort_cuda.py
 
     Raises:
@@ -125,18 +132,25 @@ class Backend(base.Backend):
     places: Mapping[str, type[Any]] = {"cpu": Host, "cuda": Cuda}
 
     def __init__(
-        self, bundle: Bundle, threads: int | None = None, resident: bool = True, device: str | None = None
+        self,
+        bundle: Bundle,
+        threads: int | None = None,
+        resident: bool = True,
+        device: str | None = None,
+        mapped: bool | None = None,
     ) -> None:
         place = self.places[check_device("ort", device, tuple(self.places))]
         self._ort = _import()
         self._place = place(self._ort)
         self._bundle = bundle
         self._resident = resident
-        self._options = self.options(threads)
+        if mapped is None:
+            mapped = self._place.device == Host.device and _is_large(bundle)
+        self._options = self.options(threads, mapped)
         self._graphs: dict[str, GraphSpec] = {}
         self._sessions: dict[str, _Session] = {}
 
-    def options(self, threads: int | None) -> Any:
+    def options(self, threads: int | None, mapped: bool = False) -> Any:
         """Session options."""
         options = self._ort.SessionOptions()
         options.log_severity_level = 4  # errors come as exceptions
@@ -147,6 +161,12 @@ class Backend(base.Backend):
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         # A memory pattern is kept per input shape, and every decode step has a new one.
         options.enable_mem_pattern = False
+        if mapped:
+            options.add_session_config_entry("session.disable_prepacking", "1")
+            # Beyond this level ONNX Runtime computes the fp32 copies of fp16 weights when it opens a graph, not when it
+            # runs a node; and in its usual order it would make the copies of all weights first.
+            options.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+            options.execution_order = self._ort.ExecutionOrder.PRIORITY_BASED
         return options
 
     def load(self, graph: GraphSpec) -> None:
@@ -204,7 +224,8 @@ class Backend(base.Backend):
     def _bind(self, opened: _Session, bind: Any, name: str, buffer: Any) -> None:
         now = (address, shape) = buffer.address, buffer.shape
         if opened.bound.get(name) != now:
-            bind(name, self._place.device, 0, buffer.dtype.type, shape, address)
+            kind = NUMBERS.get(buffer.dtype.name, buffer.dtype.type)
+            bind(name, self._place.device, 0, kind, shape, address)
             opened.bound[name] = now
 
 
@@ -228,6 +249,17 @@ def compare(graph: GraphSpec, specs: Iterable[TensorSpec], nodes: Iterable[Any])
                 f"{graph.file}: '{name}' is {found[name].type} {shape}, the manifest says {spec.dtype} "
                 f"{list(spec.shape)}; export the bundle again"
             )
+
+
+def _is_large(bundle: Bundle) -> bool:
+    """Whether the weights, which the CPU kernels take in fp32, would fill more than half of the memory that is free."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return False  # not Linux
+    stored = sum(bundle.path(name).stat().st_size for name in bundle.manifest.files)
+    return stored * (1 if bundle.manifest.dtype == "fp32" else 2) > free // 2
 
 
 def _import() -> ModuleType:

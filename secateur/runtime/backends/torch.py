@@ -7,6 +7,7 @@ The one backend file that may import torch. It needs the `export` extra and the 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,14 @@ from secateur.errors import BackendMissing, BadBundle
 from secateur.runtime.backends import base
 from secateur.runtime.backends._check import check_device, check_slices
 from secateur.runtime.bundle import Bundle
+from secateur.runtime.dtypes import learn
 
 try:
     import torch
 
     from secateur.calibration.files import read_schedule
-    from secateur.export.graphs import build
+    from secateur.export.graphs import build, sized
+    from secateur.export.quantized_graph import weights_as_stored
     from secateur.export.targets import target
     from secateur.models.base import Family, load
 except ImportError as problem:
@@ -50,15 +53,20 @@ class TensorBuffer:
         array = source if isinstance(source, np.ndarray) else source.numpy()
         if array.shape != self.shape:
             raise ValueError(f"cannot write shape {array.shape} into shape {self.shape}")
-        self.tensor.copy_(torch.from_numpy(np.ascontiguousarray(array)))
+        self.tensor.copy_(_from_numpy(np.ascontiguousarray(array)))
 
     def numpy(self) -> base.Array:
+        if self.tensor.dtype == torch.bfloat16:
+            return self.tensor.view(torch.int16).numpy().view(self.dtype)
         array: base.Array = self.tensor.numpy()
         return array
 
 
 class Backend(base.Backend):
     """Modules of the loaded checkpoint, by graph name; on the CPU.
+
+    Where the bundle stores integers, the decoder layers of `family` have the weights that these stand for, until
+    `close`; the gates have the exact ones.
 
     Raises:
         BadModel: the checkpoint that the manifest names cannot be loaded.
@@ -70,15 +78,24 @@ class Backend(base.Backend):
     ) -> None:
         check_device("torch", device, ("cpu",))
         manifest = bundle.manifest
+        learn(manifest.dtype)
         kind = target(manifest.target, manifest.dtype)
         if threads is not None:
             torch.set_num_threads(threads)
         family = family or load(manifest.source, kind.torch_dtype)
-        if family.identity != manifest.model:
-            raise BadBundle(f"model '{family.source}' is not the one this bundle was exported from; export it again")
-        refs = manifest.schedules.items()
-        schedules = [read_schedule(bundle.path(ref.file)) for name, ref in refs if name != "full"]
-        self._graphs = {graph.spec.name: graph for graph in build(family, schedules, kind)[0]}
+        buckets = []
+        for each in manifest.buckets:
+            seen = family.at(each.layout.image_size, each.layout.images)
+            if seen.identity != each.model:
+                raise BadBundle(
+                    f"model '{family.source}' is not the one this bundle was exported from; export it again"
+                )
+            schedules = [read_schedule(bundle.path(ref.file)) for ref in each.schedules.values()]
+            buckets.append(sized(seen, each.layout, schedules))
+        self._graphs = {graph.spec.name: graph for graph in build(buckets, kind)}
+        self._stored = ExitStack()
+        if (how := manifest.quantisation) is not None:
+            self._stored.enter_context(weights_as_stored(family.decoder.layers, how))
 
     def load(self, graph: GraphSpec) -> None:
         if graph.name not in self._graphs or self._graphs[graph.name].spec != graph:
@@ -103,6 +120,7 @@ class Backend(base.Backend):
                 tensor.copy_(result)
 
     def close(self) -> None:
+        self._stored.close()
         self._graphs = {}
 
 
@@ -110,3 +128,10 @@ def _tensor(buffer: base.Buffer) -> torch.Tensor:
     if not isinstance(buffer, TensorBuffer):
         raise TypeError(f"the torch backend runs on its own buffers, not on {type(buffer).__name__}")
     return buffer.tensor
+
+
+def _from_numpy(array: base.Array) -> torch.Tensor:
+    """The memory of `array` as a tensor; torch itself refuses the bf16 of ml_dtypes."""
+    if array.dtype.name == "bfloat16":
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)

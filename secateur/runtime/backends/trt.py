@@ -26,6 +26,7 @@ from secateur.runtime.backends._step_graph import StepGraph
 from secateur.runtime.backends._stream import Stream
 from secateur.runtime.bundle import Bundle
 from secateur.runtime.receipt import Stopwatch
+from secateur.runtime.walk import largest
 
 ALIGNMENT = 256
 """Bytes: every address that TensorRT gets is a multiple (IExecutionContext::setTensorAddress)."""
@@ -56,7 +57,7 @@ class Backend(base.Backend):
         self._plans = Plans(bundle, here)
         engines = self._plans.engines
         self.masked_past = engines.masked_past
-        self.most_rows = engines.limits.capacity(bundle.manifest.layout)
+        self.most_rows = engines.limits.capacity(largest(bundle.manifest))
         self.most_batch, self.most_text = engines.limits.batch, engines.limits.text
         self._stream = Stream()
         self._step_graph = StepGraph(self._stream)

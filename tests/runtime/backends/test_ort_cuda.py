@@ -5,17 +5,20 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 
-from secateur.errors import BackendMissing, InputError
+from secateur.artifacts import GraphSpec, TensorSpec
+from secateur.errors import BackendMissing, BadBundle, InputError
 from secateur.runtime import Bundle, Pipeline
 from secateur.runtime.backends import ort
 from secateur.runtime.backends._device_buffer import DeviceBuffer
 from secateur.runtime.backends._ort_cuda import PROVIDER, Cuda
+from secateur.runtime.dtypes import BF16, learn
 
 OPTIONS: dict[str, Any] = {"max_new_tokens": 8}
 
@@ -75,6 +78,41 @@ def test_buffers_are_on_the_device(simulated_ort: Any, bundle_path: Path) -> Non
         backend.run("embed", {"input_ids": ort.HostBuffer(np.zeros((1, 3), np.int64))}, {"hidden_states": hidden})
     backend.close()
     backend.close()
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_bf16_is_bound_by_its_number(simulated_ort: Any, tmp_path: Path, device: str) -> None:
+    """Numpy has no type of that name; kernels for a few operators are in the CPU's package, too."""
+    learn("bf16")
+    kind, single = onnx.TensorProto.BFLOAT16, onnx.TensorProto.FLOAT
+    made = onnx.helper.make_graph(
+        [
+            onnx.helper.make_node("Cast", ["x"], ["wide"], to=single),
+            onnx.helper.make_node("Add", ["wide", "wide"], ["twice"]),
+            onnx.helper.make_node("Cast", ["twice"], ["y"], to=kind),
+        ],
+        "twice",
+        [onnx.helper.make_tensor_value_info("x", kind, ["B", 3])],
+        [onnx.helper.make_tensor_value_info("y", kind, ["B", 3])],
+    )
+    model = onnx.helper.make_model(made, opset_imports=[onnx.helper.make_opsetid("", 20)], ir_version=10)
+    onnx.save(model, tmp_path / "twice.onnx")
+    spec = GraphSpec(
+        "twice", "gate", "twice.onnx", (TensorSpec("x", BF16, ("B", 3)),), (TensorSpec("y", BF16, ("B", 3)),)
+    )
+    backend = ort.Backend(cast(Bundle, SimpleNamespace(path=tmp_path.joinpath)), device=device, mapped=False)
+    backend.load(spec)
+    given, found = backend.allocate((2, 3), BF16), backend.allocate((2, 3), BF16)
+    given.write(np.array([[1.5, -2, 1e38], [0, 1e-3, 7]], BF16))
+    backend.run("twice", {"x": given}, {"y": found})
+    assert found.dtype == np.dtype(BF16) and np.array_equal(found.numpy(), given.numpy() + given.numpy())
+    backend.close()
+    with pytest.raises(BadBundle, match=r"'y' is tensor\(bfloat16\) .* the manifest says float16"):
+        ort.compare(
+            spec,
+            [TensorSpec("y", "float16", ("B", 3))],
+            [SimpleNamespace(name="y", type="tensor(bfloat16)", shape=["B", 3])],
+        )
 
 
 def test_the_libraries_of_pip_are_loaded_first(simulated: Any, capsys: pytest.CaptureFixture[str]) -> None:

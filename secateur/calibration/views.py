@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Schedules for prompts of several views: several images, or one that is shown in tiles.
+
+A method is calibrated on one view, as if the prompt had no other, and prunes every view alike. Views of another size
+(LLaVA-NeXT shows the whole image small, and its tiles joined) are calibrated by themselves, with the same gates and
+the same shares. A view of one token (LLaVA-OneVision's line break behind one of several images) leaves nothing to
+choose: it stays as long as any token does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from secateur.artifacts import ENCODER_GATES, Array, Gate, Part, Schedule
+from secateur.calibration.budget import budget, schedule_name
+from secateur.calibration.capture import capture
+from secateur.calibration.samples import Sample
+from secateur.calibration.statistics import Statistics
+from secateur.errors import BadSchedule
+from secateur.methods.base import BudgetRequest, Method
+from secateur.models.base import Family
+from secateur.progress import Progress, silent
+
+
+def measure(
+    family: Family,
+    samples: Sequence[Sample],
+    wanted: frozenset[str],
+    seed: int = 0,
+    progress: Progress = silent,
+    work: Path | None = None,
+) -> list[Statistics]:
+    """Statistics of each size of view in `sizes`; see `capture`."""
+    views = family.layout.views
+    found = []
+    for grid in sizes(family):
+        alike = [view for view in views if view.grid == grid]
+        measured = capture(
+            family, samples, wanted, seed, lambda done, total: progress("measure", "", done, total), alike, work
+        )
+        found.append(replace(measured, progress=lambda step, done, total: progress(step, "", done, total)))
+    return found
+
+
+def sizes(family: Family) -> list[tuple[int, int]]:
+    """The grids of views of several tokens, in the order in which they first stand in the prompt."""
+    return list(dict.fromkeys(view.grid for view in family.layout.views if view.tokens > 1))
+
+
+def calibrate(method: Method, family: Family, statistics: Sequence[Statistics], request: BudgetRequest) -> Schedule:
+    """The schedule of `method` for `family`, from what `measure` found.
+
+    Raises:
+        BadSchedule: see `Method.calibrate`; or the method's gates for views of different sizes do not go together.
+    """
+    first = method.calibrate(statistics[0], request)
+    layout = family.layout
+    if len(layout.views) == 1:
+        return first
+    made = [first, *(method.calibrate(each, _alike(first, statistics[0])) for each in statistics[1:])]
+    for other in made[1:]:
+        if [(g.layer, g.kind) for g in other.gates] != [(g.layer, g.kind) for g in first.gates]:
+            raise BadSchedule(f"{method.name} puts its gates at other layers for views of another size; give --layers")
+    prefixes = ["", *(f"view_{number}." for number in range(1, len(made)))]
+    known = dict(zip(sizes(family), zip(made, prefixes, strict=True), strict=True))
+    gates = []
+    for number, gate in enumerate(first.gates):
+        parts = tuple(_part(known.get(view.grid), number, int(gate.keep > 0)) for view in layout.views)
+        gates.append(Gate(gate.layer, sum(part.keep for part in parts), gate.kind, parts=parts))
+    tensors: dict[str, Array] = {}
+    for prefix, schedule in zip(prefixes, made, strict=True):
+        tensors |= {prefix + name: tensor for name, tensor in schedule.tensors.items()}
+    cost = budget(family.dimensions, layout.vision_tokens, gates)
+    further = {"views": [schedule.calibration for schedule in made[1:]]} if made[1:] else {}
+    return replace(
+        first,
+        name=schedule_name(method.name, cost),
+        model=family.identity,
+        gates=tuple(gates),
+        budget=cost,
+        calibration=first.calibration | further,
+        tensors=tensors,
+    )
+
+
+def _part(known: tuple[Schedule, str] | None, number: int, single: int) -> Part:
+    """Gate `number` of the schedule for a view of this size; `single` is what stays of a view of one token."""
+    if known is None:
+        return Part(single)
+    schedule, prefix = known
+    return Part(schedule.gates[number].keep, schedule.gates[number].selector, prefix)
+
+
+def _alike(schedule: Schedule, statistics: Statistics) -> BudgetRequest:
+    """A request for the same layers and shares on another number of tokens."""
+    shares = tuple(gate.keep / statistics.model.vision_tokens for gate in schedule.gates)
+    if schedule.gates[0].kind in (*ENCODER_GATES, "route"):
+        return BudgetRequest(keep=shares[:1])
+    return BudgetRequest(keep=shares, layers=tuple(gate.layer for gate in schedule.gates))

@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Accuracy of one model in several precisions, pruned and not: the same questions to every schedule of each bundle.
+
+python -m secateur.evaluation.precision_table build/demo-fp32 build/demo-fp16 build/demo-int4 --questions 600
+
+The first bundle is what the others are compared with. Prints Markdown.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import TensorProto
+
+from secateur import plugins
+from secateur.cli import one_line
+from secateur.commands._progress import bars
+from secateur.errors import BadBundle, InputError
+from secateur.evaluation import asking, tasks
+from secateur.evaluation.compare import mcnemar
+from secateur.evaluation.results import Interval, McNemar
+from secateur.evaluation.retention import retention
+from secateur.evaluation.tasks.base import Source, Task
+from secateur.progress import Progress, silent
+from secateur.runtime import Pipeline
+from secateur.runtime.bundle import Bundle
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One schedule of one bundle.
+
+    score     mean over the questions, with its 95 % bootstrap interval
+    compared  with the same schedule of the first bundle, question by question; None for the first bundle
+    """
+
+    score: float
+    interval: Interval
+    compared: McNemar | None
+
+
+@dataclass(frozen=True)
+class Line:
+    """One bundle. `decoder_bytes` are the weights of the decoder's segments, `bytes` those of all graphs."""
+
+    dtype: str
+    weights: str
+    backend: str
+    decoder_bytes: int
+    bytes: int
+    cells: dict[str, Cell]
+
+
+def table(bundles: Sequence[Bundle], task: Task, batch: int = asking.BATCH, progress: Progress = silent) -> list[Line]:
+    """A line for each bundle; bundles in bf16 are run by torch, which has it on the CPU, all others by ONNX Runtime.
+
+    Raises:
+        InputError: no bundle, or a task whose questions can be half right.
+        BadBundle: the bundles differ in the model or in the schedules.
+    """
+    if not bundles:
+        raise InputError("there is no bundle to measure; name one at least")
+    if not task.binary:
+        raise InputError(
+            "the questions of this task can be half right, so answers cannot be compared; use another task"
+        )
+    first: dict[str, NDArray[np.float64]] = {}
+    lines = []
+    for bundle in bundles:
+        manifest = bundle.manifest
+        if manifest.model != bundles[0].manifest.model or set(manifest.schedules) != set(bundles[0].manifest.schedules):
+            raise BadBundle(
+                f"{bundle.root} is of another model, or has other schedules, than {bundles[0].root}; export both alike"
+            )
+        backend = "torch" if manifest.dtype == "bf16" else "ort"
+        with Pipeline.load(bundle.root, backend, verify=False) as vlm:
+            names = list(bundles[0].manifest.schedules)
+            scores = asking.scores(vlm, task, names, task.max_new_tokens, batch, progress)
+        cells = {name: _cell(scores[name], first.get(name), task) for name in names}
+        first = first or scores
+        how = manifest.quantisation
+        weights = manifest.dtype if how is None else str(how)
+        lines.append(Line(manifest.dtype, weights, backend, *weight_bytes(bundle), cells))
+    return lines
+
+
+def _cell(ours: NDArray[np.float64], first: NDArray[np.float64] | None, task: Task) -> Cell:
+    metric = task.metric
+    found = retention(
+        lambda weights: task.metrics(ours, weights)[metric],
+        lambda weights: task.metrics(ours if first is None else first, weights)[metric],
+        [q.picture for q in task.questions],
+    )
+    compared = None if first is None else mcnemar(ours, first)
+    return Cell(found.score, found.score_interval, compared)
+
+
+def weight_bytes(bundle: Bundle) -> tuple[int, int]:
+    """Bytes of the weights of the decoder's segments, and of all graphs; what graphs share counts once."""
+    decoder, every = 0, 0
+    seen: set[tuple[Path, int]] = set()
+    for graph in bundle.manifest.graphs:
+        path = bundle.path(graph.file)
+        for tensor in onnx.load(path, load_external_data=False).graph.initializer:
+            if tensor.data_location == TensorProto.EXTERNAL:
+                entries = {entry.key: entry.value for entry in tensor.external_data}
+                place = (path.parent / entries["location"]).resolve(), int(entries.get("offset", 0))
+                if place in seen:
+                    continue
+                seen.add(place)
+                size = int(entries["length"])
+            else:
+                size = len(tensor.raw_data) or onnx.numpy_helper.to_array(tensor).nbytes
+            every += size
+            decoder += size if graph.kind == "segment" else 0
+    return decoder, every
+
+
+def markdown(lines: Sequence[Line]) -> str:
+    """The table; below a score is its interval, and how many answers are lost and won against the first line."""
+    names = list(lines[0].cells)
+    rows = [["activations", "decoder weights", "run by", "decoder MB", "all MB", *names]]
+    rows.append(["---"] * len(rows[0]))
+    for line in lines:
+        size = [f"{line.decoder_bytes / 1e6:.2f}", f"{line.bytes / 1e6:.2f}"]
+        rows.append([line.dtype, line.weights, line.backend, *size, *(_shown(line.cells[name]) for name in names)])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _shown(cell: Cell) -> str:
+    low, high = cell.interval
+    text = f"{100 * cell.score:.1f} ({100 * low:.1f} to {100 * high:.1f})"
+    return text if cell.compared is None else f"{text} -{cell.compared.only_full} +{cell.compared.only_this}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundles", type=Path, nargs="+")
+    parser.add_argument("--task", default="demo", help="demo, or a task with --data (default: demo)")
+    parser.add_argument("--data", type=Path, help="questions of the task, as for `secateur eval`")
+    parser.add_argument("--images", type=Path, help="folder of the images")
+    parser.add_argument("--questions", type=int, help="how many (default: all; demo: 600)")
+    parser.add_argument("--batch", type=int, default=asking.BATCH, help="questions answered together (default: 25)")
+    arguments = parser.parse_args()
+    source = Source(arguments.data, None, arguments.images, arguments.questions, 0)
+    task: Task = plugins.load(tasks, arguments.task, "task").Task(source)
+    bundles = [Bundle.load(path) for path in arguments.bundles]
+    with bars() as show:
+        lines = table(bundles, task, arguments.batch, show)
+    print(markdown(lines))
+
+
+if __name__ == "__main__":
+    sys.exit(one_line(main))

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The gates of a schedule, each with its selectors and told where it stands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from secateur import methods, plugins
+from secateur.artifacts import ENCODER_GATES, Gate, GateRef, Layout, Schedule
+from secateur.errors import BadSchedule
+from secateur.export.interface import is_encoder
+from secateur.export.spans import Span, Spans
+from secateur.methods.base import GateSite, Selector
+from secateur.models.base import Family
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A gate of a schedule.
+
+    name       of its graph
+    selectors  one for each view, of one image if the gate stands in the encoder; none for a smaller image
+    before     the views as the gate finds them; a routing gate finds them whole
+    routed     what a routing gate before left of them
+    """
+
+    name: str
+    schedule: Schedule
+    gate: Gate
+    selectors: tuple[Selector, ...]
+    before: Spans
+    routed: Spans | None
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(name for selector in self.selectors for name in selector.reads))
+
+    @property
+    def keep(self) -> int:
+        """Vision tokens that stay: of the prompt, or of one image if the gate stands in the encoder."""
+        return sum(part.keep for part in self.gate.of_views[: len(self.before.views)])
+
+    @property
+    def ref(self) -> GateRef:
+        gate = self.gate
+        return GateRef(gate.layer, self.name, gate.keep, gate.kind, tuple(part.keep for part in gate.parts))
+
+
+def spans(layout: Layout, kept: Sequence[int]) -> Spans:
+    """The views of a prompt of which `kept` tokens each are alive."""
+    found, first = [], 0
+    for (start, tokens), view in zip(layout.pruned(tuple(kept)), layout.views, strict=True):
+        found.append(Span(start, tokens, first))
+        first += view.tokens
+    return Spans(tuple(found))
+
+
+def place(family: Family, layout: Layout, schedule: Schedule, suffix: str = "") -> list[Placed]:
+    """The gates of a schedule; `suffix` goes into the names of their graphs.
+
+    Raises:
+        UnknownName: the schedule names a method that does not exist.
+        BadSchedule: a gate's constants do not fit its method or place.
+    """
+    method = plugins.load(methods, schedule.method, "method").Method
+    placed = []
+    if schedule.positions == "compact" and not layout.counted:
+        raise BadSchedule(
+            f"schedule '{schedule.name}' counts positions anew, but those of '{family.name}' are not a count; "
+            "use --positions original"
+        )
+    whole = spans(layout, [view.tokens for view in layout.views])
+    alive, routed = whole, None
+    for number, gate in enumerate(schedule.gates):
+        if len(gate.of_views) != len(layout.views):
+            raise BadSchedule(
+                f"schedule '{schedule.name}': the gate at layer {gate.layer} is for {len(gate.of_views)} views, "
+                f"the prompt has {len(layout.views)}; calibrate it again"
+            )
+        before = whole if gate.kind == "route" else alive
+        if gate.kind in ENCODER_GATES:
+            if gate.of_views != gate.of_views[: len(layout.image_views)] * layout.images:
+                raise BadSchedule(
+                    f"schedule '{schedule.name}': the '{gate.kind}' gate differs between the {layout.images} images, "
+                    "but one graph serves them all; give every image the same parts"
+                )
+            before = _of_an_image(before, layout)
+        selectors: tuple[Selector, ...] = ()
+        if gate.kind != "downsample":
+            selectors = tuple(method.choose(site) for site in _sites(family, layout, schedule, gate, before))
+        _check_reads(schedule, gate, selectors)
+        placed.append(Placed(f"{schedule.name}{suffix}.{number}", schedule, gate, selectors, before, routed))
+        left = spans(layout, [part.keep for part in gate.of_views])
+        alive, routed = (whole, left) if gate.kind == "route" else (left, None)
+    return placed
+
+
+def _of_an_image(found: Spans, layout: Layout) -> Spans:
+    """Views among the features of one image, which are nothing but vision tokens."""
+    views = found.views[: len(layout.image_views)]
+    return Spans(tuple(Span(view.first, view.tokens, view.first) for view in views))
+
+
+def _sites(family: Family, layout: Layout, schedule: Schedule, gate: Gate, before: Spans) -> list[GateSite]:
+    """The gate's place in each view: alone behind the text that stands in front of the first one."""
+    found = []
+    projections = family.decoder.projections(gate.layer) if gate.kind == "route" else None
+    for part, span, view in zip(gate.of_views, before.views, layout.views, strict=False):
+        site = Gate(gate.layer, part.keep, gate.kind, part.selector)
+        own = {
+            name.removeprefix(part.tensors): t for name, t in schedule.tensors.items() if name.startswith(part.tensors)
+        }
+        start = layout.image_start
+        found.append(GateSite(site, span.tokens, start, view.grid, family.dimensions, own, projections))
+    return found
+
+
+def _check_reads(schedule: Schedule, gate: Gate, selectors: Sequence[Selector]) -> None:
+    who = f"schedule '{schedule.name}': method '{schedule.method}'"
+    for name in (name for selector in selectors for name in selector.reads):
+        if is_encoder(name) != (gate.kind == "vision") or gate.kind == "route":
+            raise BadSchedule(f"{who} reads '{name}', which a gate of kind '{gate.kind}' does not have")
+        if gate.kind == "prune" and gate.layer == 0:
+            raise BadSchedule(f"{who} scores by the layer before, so its first gate must be at layer 1 or later, not 0")
+        if name == "text_query" and schedule.positions == "compact":
+            raise BadSchedule(f"{who} finds the question by its original positions; use --positions original")

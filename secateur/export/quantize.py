@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One weight as integers and back, by ONNX Runtime's own quantisers; a graph's weights: see quantized_graph.py.
+
+A weight is stored [in, out], as MatMul takes it. Blocks are `block_size` consecutive inputs of one output.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+from onnx import TensorProto
+
+from secateur.errors import InputError
+from secateur.export.targets import Target
+from secateur.quantisation import BITS, DEQUANTISED, OPERATOR, Quantisation
+
+Array = NDArray[Any]
+BLOCK_SIZE = {OPERATOR: 32, DEQUANTISED: 128}
+TENSORRT_BLOCKS = (64, 128)
+
+
+@dataclass(frozen=True)
+class Quantised:
+    """A weight as its operator takes it; N outputs, b = ceil(in / block size) blocks.
+
+    MatMulNBits       integers [N, b, block size * bits / 8] uint8, the lower half of a byte first; scales [N, b];
+                      zero_points [N, ceil(b * bits / 8)] uint8, packed alike, or None: the middle of the range
+    DequantizeLinear  integers [in, N] int4; scales [b, N]; zero_points None: 0
+    """
+
+    integers: Array
+    scales: Array
+    zero_points: Array | None
+
+
+def quantisation(
+    name: str,
+    target: Target,
+    block_size: int | None = None,
+    symmetric: bool | None = None,
+    accuracy_level: int | None = None,
+) -> Quantisation:
+    """What --quantize `name` means for a target; None takes the target's own.
+
+    Raises:
+        InputError: no such quantisation, or one that the target cannot run; with what to use instead.
+    """
+    if name not in BITS:
+        raise InputError(f"quantisation '{name}' is not known; use one of {', '.join(BITS)}")
+    if not target.name.startswith("tensorrt"):
+        wanted = BLOCK_SIZE[OPERATOR] if block_size is None else block_size
+        return Quantisation(name, wanted, symmetric is True, OPERATOR, accuracy_level or 0)
+    wanted = BLOCK_SIZE[DEQUANTISED] if block_size is None else block_size
+    if target.opset < 21:
+        raise InputError(
+            f"target '{target.name}' is of opset {target.opset}, integers in blocks need 21; "
+            "use --target tensorrt-10.15"
+        )
+    if name != "int4":
+        raise InputError(f"TensorRT keeps weights alone as int4 only, not as {name}; use --quantize int4")
+    if symmetric is False:
+        raise InputError("TensorRT takes no zero points; leave out --no-symmetric")
+    if wanted not in TENSORRT_BLOCKS:
+        raise InputError(f"TensorRT takes blocks of {' or '.join(map(str, TENSORRT_BLOCKS))}, not of {wanted}")
+    return Quantisation(name, wanted, True, DEQUANTISED, accuracy_level or 0)
+
+
+def quantise(weight: Array, how: Quantisation) -> Quantised:
+    """The integers and scales of one weight [in, out] of fp32, fp16 or bf16; the scales have its dtype.
+
+    Raises:
+        InputError: DequantizeLinear needs whole blocks, and `in` is no multiple of the block size; or a value is
+            inf or NaN.
+    """
+    if not np.isfinite(np.asarray(weight, np.float32)).all():
+        raise InputError("a weight holds inf or NaN, which no integer stands for; train or download the model again")
+    return _for_operator(weight, how) if how.operator == OPERATOR else _for_dequantize(weight, how)
+
+
+def dequantise(stored: Quantised, how: Quantisation, inputs: int) -> NDArray[np.float32]:
+    """The weight [in, out] that stored integers stand for; in fp32 without rounding."""
+    if how.operator == DEQUANTISED:
+        scales = np.repeat(stored.scales.astype(np.float32), how.block_size, axis=0)
+        return stored.integers.astype(np.float32) * scales
+    outputs, blocks = stored.scales.shape
+    integers = _unpacked(stored.integers, how.bits).astype(np.float32)
+    middle = np.full((outputs, blocks), 1 << (how.bits - 1), np.float32)
+    zeros = middle if stored.zero_points is None else _unpacked(stored.zero_points, how.bits)[:, :blocks]
+    rows = (integers - zeros[..., None]) * stored.scales.astype(np.float32)[..., None]
+    weight: NDArray[np.float32] = np.ascontiguousarray(rows.reshape(outputs, -1)[:, :inputs].T)
+    return weight
+
+
+def rounded(weight: Array, how: Quantisation) -> Array:
+    """What a weight [in, out] becomes by being stored as integers, in its own dtype."""
+    return dequantise(quantise(weight, how), how, len(weight)).astype(weight.dtype)
+
+
+def _for_operator(weight: Array, how: Quantisation) -> Quantised:
+    from onnxruntime.quantization.matmul_nbits_quantizer import (
+        DefaultWeightOnlyQuantConfig,
+        DefaultWeightOnlyQuantizer,
+    )
+
+    config = DefaultWeightOnlyQuantConfig(how.block_size, is_symmetric=how.symmetric, bits=how.bits)
+    plain = weight.astype(np.float32) if weight.dtype == ml_dtypes.bfloat16 else weight  # its kernels lack bf16
+    integers, scales, zeros = DefaultWeightOnlyQuantizer(config).qbits_block_quant(np.ascontiguousarray(plain))
+    return Quantised(integers, scales.astype(weight.dtype), None if how.symmetric else zeros)
+
+
+def _for_dequantize(weight: Array, how: Quantisation) -> Quantised:
+    """With positive scales, as TensorRT demands; those that its quantiser finds for MatMulNBits may be negative."""
+    from onnxruntime.quantization.quant_utils import compute_scale_zp_blocked, quantize_nparray
+
+    if len(weight) % how.block_size:
+        raise InputError(
+            f"a weight of {len(weight)} inputs cannot be stored in blocks of {how.block_size}; use a --block-size "
+            f"that divides it, or --target cuda"
+        )
+    plain = weight.astype(np.float32)
+    _, found = compute_scale_zp_blocked(plain, TensorProto.INT4, 0, how.block_size, symmetric=True)
+    scales = found.astype(weight.dtype)
+    scales[scales == 0] = 1  # a block of zeros, or of values that vanish in this dtype
+    steps = np.repeat(scales.astype(np.float32), how.block_size, axis=0)
+    integers = quantize_nparray(TensorProto.INT4, plain, steps, np.float32(0))
+    return Quantised(integers.astype(ml_dtypes.int4), scales, None)
+
+
+def _unpacked(packed: Array, bits: int) -> Array:
+    """Integers of 8 or 4 bits, one a byte; along the last axis."""
+    if bits == 8:
+        return packed
+    return np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:-1], -1)

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Decoder segments whose weights are integers: in the graph, and in torch for the check of the graph.
+
+Only linear layers of decoder layers: they are nearly all of the weights. The head stays as it is, because its errors
+go straight into the choice of the word, and because small models share it with the embedding; so do vision encoder
+and projector, which run once a picture, and the gates, which compute in fp32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import onnx_ir
+import torch
+from torch import Tensor, nn
+
+from secateur.export.quantize import Quantised, quantise, rounded
+from secateur.models._streaming import is_streamed
+from secateur.quantisation import OPERATOR, Quantisation
+
+FLOATS = (onnx_ir.DataType.FLOAT, onnx_ir.DataType.FLOAT16, onnx_ir.DataType.BFLOAT16)
+PASSING = ("Cast", "Identity", "Reshape", "Squeeze")
+LOGITS = "logits"
+
+
+def quantise_graph(model: onnx_ir.Model, how: Quantisation) -> tuple[str, ...]:
+    """Replace the weights of a segment's MatMul nodes, in place; returns the names of those that were replaced.
+
+    A weight is read when its turn comes and let go again, so what is held of the model is its integers.
+
+    Raises:
+        InputError: a weight cannot be stored that way.
+    """
+    done: dict[onnx_ir.Value, list[onnx_ir.Value]] = {}
+    for node in list(model.graph):
+        weight = _weight(node)
+        if weight is None or _makes_logits(node):
+            continue
+        if weight not in done:
+            assert weight.const_value is not None
+            done[weight] = _register(model, weight.name or "", quantise(weight.const_value.numpy(), how), how)
+        _swap(node, weight, done[weight], how)
+    for weight in done:
+        if not weight.uses():
+            model.graph.initializers.pop(weight.name or "", None)
+    if done and how.operator == OPERATOR:
+        model.graph.opset_imports["com.microsoft"] = 1
+    return tuple(weight.name or "" for weight in done)
+
+
+def replaced_weights(layers: Iterable[nn.Module]) -> frozenset[nn.Parameter]:
+    """The parameters of decoder layers that `quantise_graph` replaces, so that no file needs them."""
+    return frozenset(module.get_parameter("weight") for module in _linear(layers))
+
+
+@contextmanager
+def weights_as_stored(layers: Iterable[nn.Module], how: Quantisation) -> Iterator[None]:
+    """Within the block the linear layers in `layers` run with the weights that their integers stand for.
+
+    Weights that stay in their files are rounded whenever they are read. Graphs that are to keep the exact weights
+    (gates) must be built before: a parameter gets other data, it is not written to.
+    """
+    with ExitStack() as undo:
+        for module in _linear(layers):
+            if is_streamed(module):
+                undo.enter_context(_rounded_when_run(module, how))
+            else:
+                undo.callback(setattr, module.weight, "data", module.weight.data)
+                module.weight.data = _rounded(module.weight.data, how)
+        yield
+
+
+@contextmanager
+def _rounded_when_run(module: nn.Linear, how: Quantisation) -> Iterator[None]:
+    """Round the weight between the hooks that read it, see secateur.models._streaming, and the run."""
+    swapped: list[tuple[Any, nn.Parameter]] = []
+
+    def before(_: nn.Module, __: Any) -> None:
+        read = module.weight
+        module.weight = nn.Parameter(_rounded(read.data, how), requires_grad=False)
+        swapped.append((read, module.weight))
+
+    def after(_: nn.Module, __: Any, ___: Any) -> None:
+        read, ours = swapped.pop()
+        if module.weight is ours:  # else the weight has gone back to its file already
+            module.weight = read
+
+    handles = module.register_forward_pre_hook(before), module.register_forward_hook(after, always_call=True)
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _rounded(weight: Tensor, how: Quantisation) -> Tensor:
+    """A weight [out, in] of torch."""
+    plain = weight.float().T.contiguous().numpy()  # through fp32, for numpy's bf16 is none that torch knows
+    stored = rounded(plain.astype(str(weight.dtype).removeprefix("torch.")), how)
+    return torch.from_numpy(stored.astype("float32")).T.contiguous().to(weight.dtype)
+
+
+def _linear(layers: Iterable[nn.Module]) -> list[nn.Linear]:
+    return [module for layer in layers for module in layer.modules() if isinstance(module, nn.Linear)]
+
+
+def _weight(node: onnx_ir.Node) -> onnx_ir.Value | None:
+    """The constant matrix that a MatMul multiplies with, if there is one."""
+    if node.op_type != "MatMul" or node.domain not in ("", "ai.onnx"):
+        return None
+    value = node.inputs[1]
+    tensor = value.const_value if value is not None and value.is_initializer() else None
+    return value if tensor is not None and len(tensor.shape) == 2 and tensor.dtype in FLOATS else None
+
+
+def _makes_logits(node: onnx_ir.Node) -> bool:
+    """Whether what the node gives comes out as logits, at most cast or reshaped."""
+    value = node.outputs[0]
+    if value.name == LOGITS:
+        return True
+    after = [use.node for use in value.uses()]
+    return len(after) == 1 and after[0].op_type in PASSING and _makes_logits(after[0])
+
+
+def _register(model: onnx_ir.Model, name: str, stored: Quantised, how: Quantisation) -> list[onnx_ir.Value]:
+    arrays = {f"{name}.{how.name}": stored.integers, f"{name}.scales": stored.scales}
+    if stored.zero_points is not None:
+        arrays[f"{name}.zero_points"] = stored.zero_points
+    made = []
+    for title, array in arrays.items():
+        tensor = onnx_ir.tensor(array, name=title)
+        kind, shape = onnx_ir.TensorType(tensor.dtype), onnx_ir.Shape(array.shape)
+        value = onnx_ir.Value(name=title, type=kind, shape=shape, const_value=tensor)
+        model.graph.register_initializer(value)
+        made.append(value)
+    return made
+
+
+def _swap(node: onnx_ir.Node, weight: onnx_ir.Value, stored: list[onnx_ir.Value], how: Quantisation) -> None:
+    """Let a MatMul read the integers: as one operator, or behind a DequantizeLinear."""
+    graph, rows = node.graph, node.inputs[0]
+    assert graph is not None
+    if how.operator != OPERATOR:
+        settings = {"axis": 0, "block_size": how.block_size}
+        made = onnx_ir.node("DequantizeLinear", stored, settings, name=f"{node.name}.weight")
+        made.outputs[0].name, made.outputs[0].type = f"{node.name}.dequantized", weight.type
+        made.outputs[0].shape = weight.shape
+        graph.insert_before(node, made)
+        node.replace_input_with(1, made.outputs[0])
+        return
+    assert weight.shape is not None
+    inputs, outputs = weight.shape.numpy()
+    settings = {"K": inputs, "N": outputs, "bits": how.bits, "block_size": how.block_size}
+    if how.accuracy_level:
+        settings["accuracy_level"] = how.accuracy_level
+    made = onnx_ir.node("MatMulNBits", [rows, *stored], settings, domain="com.microsoft", name=node.name)
+    onnx_ir.convenience.replace_nodes_and_values(graph, node, [node], [made], node.outputs, made.outputs)

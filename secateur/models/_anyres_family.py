@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What LLaVA-NeXT and LLaVA-OneVision share: tiles on one of several canvases, lines of patches, newlines."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from secateur.artifacts import Dimensions
+from secateur.errors import BadModel
+from secateur.models import _anyres, _text, base
+from secateur.models._vision import Vision
+
+
+class AnyResFamily(base.Family):
+    """Takes images of any size: what is shown of them is fixed by the bucket."""
+
+    @property
+    def bucket(self) -> base.Size:
+        """Any size; the default is that of the canvas nearest to two tiles by two."""
+        if self.image_size is not None:
+            return self.image_size
+        edge, canvases = self._tower.image_size, self.model.config.image_grid_pinpoints
+        height, width = min(canvases, key=lambda size: sum(abs(length - 2 * edge) for length in size))
+        return height, width
+
+    @property
+    def arrangement(self) -> _anyres.Arrangement:
+        """How an image of the bucket's size is shown.
+
+        Raises:
+            BadModel: the bucket does not suit, or the checkpoint's configuration contradicts itself.
+        """
+        return self._arranged(self.bucket)
+
+    def _arranged(self, size: base.Size) -> _anyres.Arrangement:
+        return _anyres.arrangement(size, self.model.config.image_grid_pinpoints, self._tower.image_size, self._side)
+
+    @property
+    def _side(self) -> int:
+        """Patches along a tile."""
+        if self._class_token != (self.model.config.vision_feature_select_strategy == "default"):
+            raise BadModel("the class token must be left out: set vision_feature_select_strategy to 'default' for CLIP")
+        return int(self._tower.image_size // self._tower.patch_size)
+
+    @property
+    def grids(self) -> tuple[base.Size, ...]:
+        return self.arrangement.grids
+
+    @property
+    def pixels(self) -> tuple[int, ...]:
+        return self.arrangement.tiles, 3, self._tower.image_size, self._tower.image_size
+
+    def vision(self, reads: tuple[str, ...] = (), grid: base.Size | None = None) -> nn.Module:
+        if grid is not None:
+            raise BadModel(
+                "an image of several tiles is not made smaller within the graph; export a smaller --image-size, "
+                "which has fewer tiles, or use another method"
+            )
+        encoder = Vision(self.model.model.vision_tower, self._feature_layers, int(self._class_token), reads)
+        return _anyres.AnyRes(encoder, self.arrangement, reads)
+
+    def projector(self) -> nn.Module:
+        return _anyres.Projector(self.model.model.multi_modal_projector, self.model.model.image_newline)
+
+    @property
+    def decoder(self) -> base.Decoder:
+        return _text.decoder(self.model.model.language_model, self.model.lm_head)
+
+    @property
+    def dimensions(self) -> Dimensions:
+        width = self._tower.hidden_size * len(self._feature_layers) + 1  # the flag of a newline
+        return _text.dimensions(self.model.config.text_config, width, class_token=self._class_token)
+
+    @property
+    def patch_key_width(self) -> int:
+        return int(self._tower.hidden_size // self._tower.num_attention_heads)
+
+    def inputs(self, input_ids: Tensor, pixel_values: NDArray[np.float32]) -> dict[str, Tensor]:
+        sizes = torch.tensor([self.bucket] * len(pixel_values))
+        return {"input_ids": input_ids, "pixel_values": torch.from_numpy(pixel_values), "image_sizes": sizes}
+
+    @property
+    def _feature_layers(self) -> list[int]:
+        layers: Any = self.model.config.vision_feature_layer
+        return [layers] if isinstance(layers, int) else list(layers)
+
+    @property
+    def _tower(self) -> Any:
+        return self.model.config.vision_config
+
+    @property
+    def _class_token(self) -> bool:
+        return bool(self._tower.model_type == "clip_vision_model")

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From the name of a model to the loaded family; what cannot be loaded is refused before a weight is read."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+)
+
+from secateur import models, plugins
+from secateur.errors import BadModel
+from secateur.models._checkpoint import INDEX, PICKLES, SINGLE, Checkpoint
+from secateur.models._hub import DEMO, Found, base_model, resolve
+from secateur.models._loading import first_line
+
+if TYPE_CHECKING:
+    from secateur.models.base import Family
+
+PROCESSOR = (
+    ("tokenizer_config.json",),
+    ("tokenizer.json", "tokenizer.model", "vocab.json"),
+    ("preprocessor_config.json", "processor_config.json"),
+)
+"""Of each of these rows, one file at least belongs to every checkpoint."""
+
+
+def load(source: str = DEMO, dtype: torch.dtype = torch.float32, revision: str | None = None) -> Family:
+    """Load the demo model, a local checkpoint directory or a hub id; safetensors only, no remote code.
+
+    `revision` is a branch, tag or commit of a hub id, which may also be given as org/name@revision.
+
+    Raises:
+        BadModel: the checkpoint is missing, incomplete, quantised, holds pickles only, wants code of its own, or is of
+            a family that is not supported.
+    """
+    found = resolve(source, revision)
+    config = _config(found)
+    family = _family(found, config)
+    _check_config(found, config, family)
+    _check_files(found)
+    try:
+        Checkpoint.open(found.folder)
+        loaded = family.from_pretrained(str(found.folder), found.name)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as problem:
+        if isinstance(problem, BadModel):
+            raise
+        raise BadModel(f"model '{found.name}' cannot be loaded: {first_line(problem)}") from None
+    loaded.to(dtype)
+    return loaded
+
+
+def _config(found: Found) -> dict[str, Any]:
+    path = found.folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadModel(f"model '{found.name}' has no config.json; give the directory that has it") from None
+    except (OSError, ValueError, RecursionError) as problem:
+        raise BadModel(f"{path} cannot be read ({first_line(problem)}); download it again") from None
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise BadModel(f"{path} has no model_type; give a checkpoint that transformers' save_pretrained wrote")
+    return config
+
+
+def _family(found: Found, config: dict[str, Any]) -> type[Family]:
+    """The family of the checkpoint's model_type."""
+    from secateur.models.base import Family
+
+    kind, supported = config["model_type"], plugins.names(models)
+    if "auto_map" in config:
+        raise BadModel(
+            f"model '{found.name}' wants Python code of its own (auto_map in config.json), which is not run; "
+            f"take its version in transformers' own format; supported: {', '.join(supported)}"
+        )
+    if kind in supported:
+        family: type[Family] = plugins.load(models, kind, "model family").Family
+        return family
+    if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        raise BadModel(
+            f"model '{found.name}' is a '{kind}', which reads text only, so it has no vision tokens; "
+            f"give a vision-language model; supported: {', '.join(supported)}"
+        )
+    needed = ", ".join(sorted(["architecture", *Family.__abstractmethods__]))
+    raise BadModel(
+        f"model '{found.name}' is a '{' '.join(kind.split())}'; supported: {', '.join(supported)}. "
+        f"To add it, create secateur/models/MODEL_TYPE.py with a class Family(base.Family) that has: {needed}."
+    )
+
+
+def _check_config(found: Found, config: dict[str, Any], family: type[Family]) -> None:
+    """Refuse what transformers would load as something else, or not at all."""
+    known, named = family.architecture.__name__, config.get("architectures") or [family.architecture.__name__]
+    if known not in named:
+        raise BadModel(
+            f"model '{found.name}' holds a {named[0]}, not a {known}; take its version in transformers' own format "
+            "(its name often ends in -hf)"
+        )
+    text = config.get("text_config")
+    how = config.get("quantization_config") or (isinstance(text, dict) and text.get("quantization_config"))
+    if how:
+        method = how.get("quant_method", "quantised") if isinstance(how, dict) else "quantised"
+        raise BadModel(
+            f"model '{found.name}' is quantised already ({method}); take the checkpoint in fp16 or bf16 that it was "
+            "made from, and quantise at export with --quantize"
+        )
+
+
+def _check_files(found: Found) -> None:
+    """The weights are safetensors, and there is a tokenizer and an image processor."""
+    folder, name = found.folder, found.name
+    if not (folder / SINGLE).exists() and not (folder / INDEX).exists():
+        repository = base_model(name)
+        if repository is None and not any(next(folder.glob(pattern), None) for pattern in PICKLES):
+            raise BadModel(f"model '{name}' has neither {SINGLE} nor {INDEX}; download it again")
+        if repository is not None:
+            folder_name, commit = repository.partition("/")[2], name.rpartition("@")[2]
+            fetch = f"`hf download {repository} --revision {commit} --local-dir {folder_name}`, then "
+        else:
+            fetch, folder_name = "", str(folder)
+        raise BadModel(
+            f"model '{name}' has no {SINGLE}, and pickles (.bin, .pt) are not read, as they can run code; if you "
+            f"trust it, convert it: {fetch}`{_conversion(folder_name)}`, and give --model {folder_name}"
+        )
+    for row in PROCESSOR:
+        if not any((folder / file).is_file() for file in row):
+            raise BadModel(f"model '{name}' has no {' or '.join(row)}; copy it from where the model comes from")
+
+
+def _conversion(folder: str) -> str:
+    """A command that writes safetensors beside the pickles in `folder`."""
+    code = (
+        "from transformers import AutoModelForImageTextToText as M; "
+        f"M.from_pretrained({folder!r}, dtype='auto').save_pretrained({folder!r})"
+    )
+    return shlex.join(["python", "-c", code])

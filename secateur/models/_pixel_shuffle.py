@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pixel shuffle: a square of neighbouring patches becomes one vision token, its patches side by side.
+
+The token's row holds the patches in raster order of the square, so a projector that mixes them works row by row, and
+a gate may stand in front of it.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from secateur.errors import BadModel
+
+
+def squares(rows: Tensor, grid: tuple[int, int], factor: int) -> Tensor:
+    """Patches [B, r * c, ...] of `grid` in raster order -> [B, r * c / f^2, f^2, ...], squares in raster order."""
+    r, c = (side // factor for side in grid)
+    split = rows.reshape(-1, r, factor, c, factor, *rows.shape[2:])
+    return split.transpose(2, 3).reshape(-1, r * c, factor * factor, *rows.shape[2:])
+
+
+class PixelShuffle(nn.Module):
+    """A vision encoder whose patches are merged, `factor` x `factor` into one token.
+
+    Args:
+        vision: pixel_values -> features [B, r * c, Dv], or those and the scores of `reads`.
+        grid: r rows and c columns of patches.
+        factor: patches of a token along an axis.
+        reads: names of the scores: keys are averaged over the patches of a token, all others added.
+
+    Raises:
+        BadModel: the grid does not fall into whole squares.
+    """
+
+    def __init__(self, vision: nn.Module, grid: tuple[int, int], factor: int, reads: tuple[str, ...] = ()) -> None:
+        super().__init__()
+        if any(side % factor for side in grid):
+            raise BadModel(
+                f"{grid[0]} x {grid[1]} patches do not fall into squares of {factor} x {factor}; "
+                "choose an image size whose patches do"
+            )
+        self.vision = vision
+        self.grid = grid
+        self.factor = factor
+        self.means = tuple(name.startswith("patch_key") for name in reads)
+
+    def forward(self, pixel_values: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """pixel_values -> features [B, r * c / f^2, f^2 * Dv], and the scores of those tokens if any."""
+        seen = self.vision(pixel_values)
+        features, *scores = seen if isinstance(seen, tuple) else (seen,)
+        rows = squares(features, self.grid, self.factor).flatten(2)
+        if not self.means:
+            return rows
+        merged = []
+        for mean, score in zip(self.means, scores, strict=True):
+            patches = squares(score, self.grid, self.factor)
+            merged.append(patches.float().mean(dim=2).to(score.dtype) if mean else patches.sum(dim=2))
+        return rows, *merged

@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What must always be true of a bundle's answers, whatever the family, the method and the number of images."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from secateur.calibration.files import read_schedule
+from secateur.errors import BadPrompt
+from secateur.export.bundle import Exported
+from secateur.models.base import Family
+from secateur.runtime import Pipeline
+from secateur.runtime.image import load_image
+from secateur.runtime.preprocess import pixel_values
+from secateur.runtime.prompt import Tokenizer
+from secateur.runtime.receipt import Stopwatch
+from secateur.runtime.rows import Rows
+from tests.reference import entering, kept_by_layer, masked_logits
+
+QUESTION = "w1 w5 w9 w3"
+LONGER = "w4 w4 w8 w2 w7 w30"
+Pictures = tuple[Image.Image, ...]
+
+
+def picture(seed: int, size: tuple[int, int] = (24, 24)) -> Image.Image:
+    rng = np.random.default_rng(seed)
+    return Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8))
+
+
+def pictures(family: Family, seed: int) -> Pictures:
+    """As many as a prompt of the family takes, no two of them alike."""
+    return tuple(picture(100 * seed + i, (24 + 7 * i, 30)) for i in range(family.images))
+
+
+def given(images: Pictures) -> Any:
+    """As Pipeline.ask wants them."""
+    return images if len(images) > 1 else images[0]
+
+
+def pixels(family: Family, images: Pictures) -> np.ndarray:
+    return np.concatenate([pixel_values(load_image(image), family.preprocess) for image in images])
+
+
+def tokenizer(family: Family) -> Tokenizer:
+    return Tokenizer(family.prompt, copy.deepcopy(family.tokenizer.backend_tokenizer))
+
+
+def close(found: np.ndarray, expected: np.ndarray) -> bool:
+    return bool(np.abs(found - expected).max() <= 1e-4 * np.abs(expected).max())
+
+
+def reference(
+    vlm: Pipeline, family: Family, images: Pictures, name: str, rows: Sequence[int], kept: Any, generated: int = 0
+) -> np.ndarray:
+    """Logits [S, V] of the masked reference for what an answer kept; what the encoder's gate kept must be the same."""
+    schedule = read_schedule(vlm.bundle.path(vlm.bundle.manifest.schedules[name].file))
+    seen = entering(family, pixels(family, images), schedule)
+    if seen is not None:
+        assert seen[0] == list(kept[0])
+    return masked_logits(
+        family,
+        pixels(family, images),
+        rows,
+        kept_by_layer(vlm.bundle.manifest.schedules[name].gates, kept),
+        compact=schedule.positions == "compact",
+        route=any(gate.kind == "route" for gate in schedule.gates),
+        vision=None if seen is None else seen[1],
+        generated=generated,
+    )
+
+
+def check_parity(exported: Exported, name: str) -> None:
+    """The export compared the chain, each gate, and the segments with torch, and all was equal."""
+    gates = [gate.graph for gate in exported.manifest.schedules[name].gates]
+    found = {parity.name: parity for parity in exported.parity}
+    for what in (f"chain, {name}", f"other tokens kept, {name}", *gates, "segments against the model"):
+        assert what in found, f"the export did not compare '{what}'"
+        assert found[what].passed and found[what].error <= 1e-4, f"{what}: error {found[what].error:.1e}"
+
+
+def check_full(vlm: Pipeline, family: Family) -> None:
+    """The schedule without gates is transformers' own `generate`: the same tokens, the same logits."""
+    images = pictures(family, 0)
+    prompt = [*family.layout.ids(family.image_token_id), *tokenizer(family).first(QUESTION)]
+    expected = family.model.generate(
+        **family.inputs(torch.tensor([prompt]), pixels(family, images)),
+        max_new_tokens=8,
+        do_sample=False,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    answer = vlm.ask(given(images), QUESTION, schedule="full", max_new_tokens=8)
+    assert list(answer.tokens) == expected.sequences[0, len(prompt) :].tolist()
+    assert close(answer.first_logits, expected.logits[0][0].float().numpy())
+    assert answer.kept == ()
+
+
+def check_pruned(vlm: Pipeline, family: Family, name: str, seed: int = 0) -> None:
+    """The first token's logits are those of the masked reference; something was dropped, as the receipt says."""
+    images, rows = pictures(family, seed), tokenizer(family).first(QUESTION)
+    answer = vlm.ask(given(images), QUESTION, schedule=name, max_new_tokens=1)
+    start = family.layout.rows + len(rows) - 1
+    assert close(answer.first_logits, reference(vlm, family, images, name, rows, answer.kept)[start])
+    assert answer.kept and len(answer.kept[-1]) < family.layout.vision_tokens
+    gates = zip(answer.receipt.gates, answer.kept, strict=True)
+    assert all(gate.applied == gate.requested == len(kept) for gate, kept in gates)
+
+
+def check_decode(vlm: Pipeline, family: Family, name: str, seed: int = 0) -> None:
+    """Decode step t is a fresh masked run of the longer sequence with the same kept indices.
+
+    The tokens of the answer are its likeliest, and the logits behind them and behind further tokens are the same: a
+    random model says one token again and again, which a wrong position or cache may not change.
+    """
+    images, rows = pictures(family, seed), tokenizer(family).first(QUESTION)
+    answer = vlm.ask(given(images), QUESTION, schedule=name, max_new_tokens=5)
+    said = [*answer.tokens, *tokenizer(family).first(LONGER)[:4]]
+    found = decoded(vlm, family, images, name, rows, said)
+    expected = reference(vlm, family, images, name, [*rows, *said], answer.kept, generated=len(said))
+    expected = expected[family.layout.rows + len(rows) - 1 :]
+    assert list(answer.tokens) == expected[: len(answer.tokens)].argmax(axis=-1).tolist()
+    for step, (one, other) in enumerate(zip(found, expected, strict=True)):
+        assert close(one, other), f"logits of decode step {step} differ"
+
+
+def decoded(
+    vlm: Pipeline, family: Family, images: Pictures, name: str, rows: Sequence[int], said: Sequence[int]
+) -> list[np.ndarray]:
+    """Logits [V] behind the prompt and behind each of the tokens `said`, which are fed one by one."""
+    chain, pad = vlm._eyes.first, family.prompt.pad
+    first = Rows.prompt(family.layout, [rows], pad)
+    cache = chain.cache(1, first.input_ids.shape[1] + len(said), name)
+    seen = chain.see(pixels(family, images), name, Stopwatch())
+    logits = [chain.prefill(first, seen, name, cache, Stopwatch()).logits[0]]
+    for token in said:
+        logits.append(chain.step(Rows.pad([[token]], pad, cache.position), cache)[0].copy())
+    return logits
+
+
+def check_follow_up(vlm: Pipeline, family: Family, name: str) -> str | None:
+    """A further question is one long conversation; families of a single question refuse it: returns the reason."""
+    images, words = pictures(family, 2), tokenizer(family)
+    chat = vlm.open(given(images), schedule=name, capacity=family.layout.rows + 60)
+    first = chat.ask(QUESTION, max_new_tokens=3)
+    if family.prompt.next is None:
+        with pytest.raises(BadPrompt, match="question") as told:
+            chat.ask(LONGER)
+        return str(told.value)
+    second = chat.ask(LONGER, max_new_tokens=3)
+    spoken = [token for token in first.tokens if token not in family.prompt.stop]
+    rows = [*words.first(QUESTION), *spoken, *words.next(LONGER)]
+    assert close(second.first_logits, reference(vlm, family, images, name, rows, first.kept)[-1])
+    return None
+
+
+def check_batch(vlm: Pipeline, family: Family, name: str) -> None:
+    """Two samples of different pictures and lengths answer as each of them alone."""
+    samples, questions = [pictures(family, 3), pictures(family, 4)], [QUESTION, LONGER]
+    together = vlm.ask([given(images) for images in samples], questions, schedule=name, max_new_tokens=4)
+    for images, question, answer in zip(samples, questions, together, strict=True):
+        alone = vlm.ask(given(images), question, schedule=name, max_new_tokens=4)
+        assert answer.kept == alone.kept
+        assert answer.tokens == alone.tokens
+        assert close(answer.first_logits, alone.first_logits)

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Gates on prompts of several views against plain numpy: what each selector sees, and what is left of every tensor."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from secateur.export.gates import Encoder, Prune
+from secateur.export.routes import Route
+from secateur.export.spans import Span, Spans
+from secateur.methods.base import Fixed, GateInputs, Selector, best
+
+ROWS, WIDTH = 12, 2
+SPANS = Spans((Span(2, 3, 0), Span(6, 4, 5)))  # text, 3 of the 5 tokens of a view, text, all 4 of another, text
+INDEX = [[0, 2, 3, 5, 6, 7, 8], [1, 2, 4, 5, 6, 7, 8]]
+VIEWS = [[2, 3, 4], [6, 7, 8, 9]]
+QUOTAS = (2, 1)
+Ints = NDArray[np.int64]
+
+
+class Loudest(Selector):
+    """Keeps the rows of the largest first number, of what it reads if it reads something; remembers what it was given.
+
+    Reads are summed up over all but rows and samples.
+    """
+
+    def __init__(self, keep: int, reads: tuple[str, ...] = ()) -> None:
+        super().__init__()
+        self.keep, self.reads = keep, reads
+        self.seen: GateInputs | None = None
+
+    def forward(self, rows: GateInputs) -> Tensor:
+        self.seen = rows
+        score = rows.vision[..., 0]
+        start, end = rows.image_start, rows.image_start + score.shape[1]
+        for name in self.reads:
+            read = rows.read[name]
+            if name == "key":
+                score = score + read.sum(dim=(2, 3)).T[:, start:end]
+            elif name == "layer_input":
+                score = score + read[:, start:end].sum(dim=-1)
+            elif name == "query":
+                score = score * read.sum(dim=(1, 2))[:, None]
+            else:
+                score = score + read
+        return best(score, self.keep)
+
+
+def loudest(score: NDArray[Any], keep: int) -> list[int]:
+    """The oracle of it for one sample."""
+    return sorted(np.argsort(-score, kind="stable")[:keep].tolist())
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def positions(axes: int) -> Tensor:
+    """Of two samples; where there are three axes no two are alike."""
+    every = torch.stack([torch.arange(ROWS) * (axis + 1) + axis for axis in range(axes)])[:, None].expand(-1, 2, -1)
+    return every[0] if axes == 1 else every
+
+
+def stay(slots: list[list[int]]) -> list[int]:
+    """Rows of one sample that are left when of each view those at `slots` are."""
+    kept = {view[slot] for view, chosen in zip(VIEWS, slots, strict=True) for slot in chosen}
+    return [row for row in range(ROWS) if row in kept or not any(row in view for view in VIEWS)]
+
+
+def mask_of_two() -> Tensor:
+    mask = torch.ones(2, ROWS, dtype=torch.int64)
+    mask[1, ROWS - 1] = 0
+    return mask
+
+
+@pytest.mark.parametrize("axes", [1, 3])
+@pytest.mark.parametrize("planes", [0, 2])
+@pytest.mark.parametrize("reads", [(), ("key", "query", "layer_input")], ids=["alone", "reading"])
+def test_prune(axes: int, planes: int, reads: tuple[str, ...]) -> None:
+    hidden, mask, where = random(2, ROWS, WIDTH), mask_of_two(), positions(axes)
+    added = [random(2, ROWS, WIDTH, seed=10 + i) for i in range(planes)]
+    read = {
+        "key": random(ROWS, 2, 2, 3, seed=1),
+        "query": random(2, 4, 3, seed=2),
+        "layer_input": random(2, ROWS, WIDTH, seed=3),
+    }
+    selectors = [Loudest(keep, reads) for keep in QUOTAS]
+    gate = Prune(selectors, SPANS, planes)
+    assert gate.reads == reads
+    given = (hidden, where, mask, torch.tensor(INDEX), *added, *(read[name] for name in reads))
+    left, left_where, left_mask, left_index, *left_planes = gate(*given)
+    for b in range(2):
+        score = hidden[b, :, 0].numpy()
+        if reads:
+            score = (score + read["key"].numpy().sum((2, 3))[:, b]) * read["query"][b].sum().numpy()
+            score = score + read["layer_input"][b].numpy().sum(-1)
+        slots = [loudest(score[view], keep) for view, keep in zip(VIEWS, QUOTAS, strict=True)]
+        rows = stay(slots)
+        assert torch.equal(left[b], hidden[b, rows]) and torch.equal(left_mask[b], mask[b, rows])
+        assert torch.equal(left_where[..., b, :], where[..., b, rows])
+        assert left_index[b].tolist() == [INDEX[b][s] for s in slots[0]] + [INDEX[b][3 + s] for s in slots[1]]
+        assert all(torch.equal(plane[b], whole[b, rows]) for plane, whole in zip(left_planes, added, strict=True))
+    for selector, view, first in zip(selectors, VIEWS, (0, 5), strict=True):
+        alone, seen = [0, 1, *view, 10, 11], selector.seen
+        assert seen is not None and seen.image_start == 2
+        assert torch.equal(seen.hidden_states, hidden[:, alone]) and torch.equal(seen.attention_mask, mask[:, alone])
+        assert torch.equal(seen.position_ids, where[..., alone])
+        count = len(view)
+        own = torch.tensor(INDEX)[:, :3] if first == 0 else torch.tensor(INDEX)[:, 3:]
+        assert torch.equal(seen.vision_index, own - first) and seen.vision.shape[1] == count
+
+
+@pytest.mark.parametrize("keep", [((), ()), ((0, 2), ()), ((0, 1, 2), (0, 1, 2, 3))])
+@pytest.mark.parametrize("compact", [False, True])
+def test_a_constant_choice(keep: tuple[tuple[int, ...], ...], compact: bool) -> None:
+    """Nothing, a view without any token, and everything. Compact positions are those that come first."""
+    hidden, where = random(2, ROWS, WIDTH), torch.arange(ROWS).repeat(2, 1) + 1
+    gate = Prune([Fixed(slots) for slots in keep], SPANS, compact=compact)
+    left, left_where, left_mask, index = gate(hidden, where, mask_of_two(), torch.tensor(INDEX))
+    rows = stay([list(slots) for slots in keep])
+    assert torch.equal(left, hidden[:, rows]) and torch.equal(left_mask, mask_of_two()[:, rows])
+    expected = [*range(1, len(rows) + 1)] if compact else [row + 1 for row in rows]
+    assert left_where.tolist() == [expected] * 2
+    assert index.shape == (2, sum(map(len, keep)))
+
+
+@pytest.mark.parametrize("planes", [0, 1])
+def test_encoder(planes: int) -> None:
+    """Features are nothing but vision tokens: an image of 5 and 4 of them, the batch two images."""
+    features, scores = random(2, 9, 3), random(2, 9, seed=1)
+    added = [random(2, 9, WIDTH, seed=2)] * planes
+    selectors = [Loudest(3, ("received.-2",)), Loudest(1, ("received.-2",))]
+    gate = Encoder(selectors, Spans((Span(0, 5, 0), Span(5, 4, 5))), planes)
+    left, index, *left_planes = gate(features, torch.arange(9).repeat(2, 1), *added, scores)
+    for b in range(2):
+        score = (features[b, :, 0] + scores[b]).numpy()
+        chosen = loudest(score[:5], 3) + [5 + slot for slot in loudest(score[5:], 1)]
+        assert index[b].tolist() == chosen and torch.equal(left[b], features[b, chosen])
+        assert all(torch.equal(plane[b], whole[b, chosen]) for plane, whole in zip(left_planes, added, strict=True))
+    first, second = (selector.seen for selector in selectors)
+    assert first is not None and second is not None and second.image_start == 0
+    assert torch.equal(second.hidden_states, features[:, 5:]) and torch.equal(second.vision_index[0], torch.arange(4))
+
+
+@pytest.mark.parametrize("axes", [1, 3])
+def test_route(axes: int) -> None:
+    """Two gates: the second puts back what the layers made of the chosen rows, and chooses anew among all."""
+    whole = Spans((Span(2, 3, 0), Span(6, 4, 3)))
+    between = Spans((Span(2, 2, 0), Span(5, 1, 3)))
+    full, where, mask = random(2, ROWS, WIDTH), positions(axes), mask_of_two()
+    plane = random(2, ROWS, WIDTH, seed=4)
+    first = Route([Loudest(2), Loudest(1)], whole, None)
+    compact, some, valid, index, some_plane = first(full, where, mask, plane)
+    slots = [_check_routed(b, full, where, mask, plane, (compact, some, valid, index, some_plane)) for b in range(2)]
+
+    changed = compact * 3 + 1
+    second = Route([Loudest(2), Loudest(1)], whole, between)
+    again, *routed = second(full, changed, index, where, mask, plane)
+    for b in range(2):
+        expected, rows = full[b].clone(), stay(slots[b])
+        expected[rows] = changed[b]
+        assert torch.equal(again[b], expected)
+        _check_routed(b, again, where, mask, plane, tuple(routed))
+
+
+def _check_routed(
+    b: int, full: Tensor, where: Tensor, mask: Tensor, plane: Tensor, routed: tuple[Tensor, ...]
+) -> list[list[int]]:
+    """What a gate hands on of sample b, of the full stream; returns its slots."""
+    compact, some, valid, index, some_plane = routed
+    score = full[b, :, 0].numpy()
+    slots = [loudest(score[view], keep) for view, keep in zip(VIEWS, QUOTAS, strict=True)]
+    rows = stay(slots)
+    assert index[b].tolist() == slots[0] + [3 + slot for slot in slots[1]]
+    assert torch.equal(compact[b], full[b, rows]) and torch.equal(valid[b], mask[b, rows])
+    assert torch.equal(some[..., b, :], where[..., b, rows]) and torch.equal(some_plane[b], plane[b, rows])
+    return slots

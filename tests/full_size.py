@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Write a checkpoint of the shape of LLaVA-1.5-7B with random weights, for measurements of size and memory:
+
+    python -m tests.full_size FOLDER [--layers 32] [--dtype fp16] [--shard 5000000000]
+
+It is what save_pretrained leaves: config, sharded safetensors under the names of the hub, index file, tokenizer,
+processor and chat template. One tensor is in memory at a time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import (
+    CLIPImageProcessorPil,
+    CLIPVisionConfig,
+    GenerationConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+)
+from transformers.core_model_loading import revert_weight_conversion
+
+from secateur.export.targets import DTYPES
+from secateur.models import _tiny
+from secateur.models._streaming import meta_parameters
+
+STORED = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+PATCH = 14
+
+
+def config(layers: int = 32, edge: int = 336) -> LlavaConfig:
+    """LLaVA-1.5-7B: CLIP ViT-L/14 at 336 pixels, and Llama with 32 layers."""
+    vision = CLIPVisionConfig(
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        image_size=edge,
+        patch_size=PATCH,
+        projection_dim=768,
+    )
+    text = LlamaConfig(
+        hidden_size=4096,
+        intermediate_size=11008,
+        num_hidden_layers=layers,
+        num_attention_heads=32,
+        num_key_value_heads=32,
+        vocab_size=32064,
+        max_position_embeddings=4096,
+        rms_norm_eps=1e-5,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    return LlavaConfig(vision_config=vision, text_config=text, image_token_index=3)
+
+
+def write(
+    folder: Path, model: LlavaConfig, dtype: torch.dtype = torch.float16, shard: int = 5_000_000_000, seed: int = 0
+) -> int:
+    """Write the checkpoint; returns the bytes of its weights."""
+    folder.mkdir(parents=True)
+    model.dtype = dtype
+    model.architectures = ["LlavaForConditionalGeneration"]
+    model.save_pretrained(folder)
+    GenerationConfig(pad_token_id=0, bos_token_id=1, eos_token_id=2).save_pretrained(folder)
+    vision: Any = model.vision_config
+    text: Any = model.text_config
+    edge = vision.image_size
+    images = CLIPImageProcessorPil(size={"shortest_edge": edge}, crop_size={"height": edge, "width": edge})
+    processor = _tiny.processor(
+        "llava",
+        images,
+        text.vocab_size,
+        patch_size=PATCH,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+    )
+    processor.save_pretrained(folder)
+    with meta_parameters():
+        shapes = LlavaForConditionalGeneration(model)
+    weights = {
+        name: tuple(weight.shape) for name, weight in revert_weight_conversion(shapes, shapes.state_dict()).items()
+    }
+    torch.manual_seed(seed)
+    return _write_weights(folder, weights, dtype, shard)
+
+
+def _write_weights(folder: Path, weights: dict[str, tuple[int, ...]], dtype: torch.dtype, shard: int) -> int:
+    sizes = {name: torch.Size(shape).numel() * dtype.itemsize for name, shape in weights.items()}
+    groups: list[list[str]] = [[]]
+    for name, size in sizes.items():
+        if groups[-1] and sum(sizes[n] for n in groups[-1]) + size > shard:
+            groups.append([])
+        groups[-1].append(name)
+    places = {}
+    for number, names in enumerate(groups, 1):
+        file = f"model-{number:05}-of-{len(groups):05}.safetensors"
+        places.update(dict.fromkeys(names, file))
+        _write_shard(folder / file, {name: weights[name] for name in names}, sizes, dtype)
+    index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": places}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))
+    return sum(sizes.values())
+
+
+def _write_shard(path: Path, weights: dict[str, tuple[int, ...]], sizes: dict[str, int], dtype: torch.dtype) -> None:
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, shape in weights.items():
+        header[name] = {"dtype": STORED[dtype], "shape": shape, "data_offsets": [end, end + sizes[name]]}
+        end += sizes[name]
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as out:
+        out.write(len(text).to_bytes(8, "little") + text)
+        for shape in weights.values():
+            for piece in _values(shape):
+                out.write(piece.to(dtype).view(torch.uint8).numpy().tobytes())
+
+
+def _values(shape: tuple[int, ...]) -> Iterator[Tensor]:
+    """Values in pieces: matrices spread enough for attention and logits to mean something, vectors around one."""
+    count = torch.Size(shape).numel()
+    for start in range(0, count, 1 << 24):
+        size = min(1 << 24, count - start)
+        if len(shape) > 1:
+            yield torch.randn(size) * 1.4 * (count // shape[0]) ** -0.5
+        else:
+            yield torch.rand(size) + 0.5
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--layers", type=int, default=32)
+    parser.add_argument("--dtype", choices=DTYPES, default="fp16")
+    parser.add_argument("--shard", type=int, default=5_000_000_000, help="bytes of a file, at most")
+    arguments = parser.parse_args()
+    size = write(arguments.folder, config(arguments.layers), DTYPES[arguments.dtype], arguments.shard)
+    print(f"{arguments.folder}: {size / 2**30:.2f} GiB of weights")
+
+
+if __name__ == "__main__":
+    main()

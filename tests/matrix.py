@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What test_matrix.py found, as a page: python -m tests.matrix"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+FOUND = ROOT / "build" / "matrix"
+PAGE = ROOT / "docs" / "matrix.md"
+HEAD = """# Families and methods
+
+Written by `make matrix`, which runs every method on the random four-layer model of every family, and compares
+
+- **parity**: each graph and the whole chain on ONNX Runtime with torch, and the segments with transformers' own forward
+- **pruned**: the logits with transformers' layers in which the dropped tokens are masked (1e-4, fp32)
+- **decode**: the logits of each decode step with a fresh masked run of the longer sequence (1e-4, fp32)
+- **follow-up**: a second question with one long conversation
+- **batch**: two samples of different pictures and lengths with each of them alone
+- **two images**: pruned, decode and batch with two images in the prompt, each with its own quota
+
+A method that does not fit a family is refused with the reason, never run as something else.
+
+"""
+
+
+def page() -> str:
+    """Counts, a table of families and methods, and the refusals."""
+    families = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(FOUND.glob("*.json"))}
+    counts = Counter(what for checks in families.values() for results in checks.values() for what in results.values())
+    passed, refused = counts["passed"], sum(n for what, n in counts.items() if what.startswith("refused"))
+    failed = sum(counts.values()) - passed - refused
+    methods = sorted({method for checks in families.values() for method in checks})
+    lines = [f"{passed} checks passed, {refused} were refused with the reason, {failed} failed.", ""]
+    lines += ["| method | " + " | ".join(families) + " |", "|---" * (1 + len(families)) + "|"]
+    lines += [
+        f"| {m} | " + " | ".join(_cell(checks.get(m, {})) for checks in families.values()) + " |" for m in methods
+    ]
+    lines += ["", "Each cell: checks passed of those made, and how many were refused. What was refused:", ""]
+    return HEAD + "\n".join([*lines, *_reasons(families)]) + "\n"
+
+
+def _cell(results: dict[str, str]) -> str:
+    made = [what for what in results.values() if not what.startswith("refused")]
+    refused = len(results) - len(made)
+    if not made:
+        return "refused" if results else ""
+    passed = sum(what == "passed" for what in made)
+    return f"{passed}/{len(made)}" + (f", {refused} refused" if refused else "")
+
+
+def _reasons(families: dict[str, dict[str, dict[str, str]]]) -> list[str]:
+    """A line for each reason, with the methods that it is given for; the check is named where others were made."""
+    methods: dict[tuple[str, str], list[str]] = {}
+    for family, checks in families.items():
+        for method, results in checks.items():
+            refused = {check: what for check, what in results.items() if what.startswith("refused")}
+            for check, what in refused.items():
+                where = f"`{family}`" if len(refused) == len(results) else f"`{family}`, {check}"
+                named = methods.setdefault((where, what.partition(": ")[2]), [])
+                named += [f"`{method}`"] * (f"`{method}`" not in named)
+    return sorted(f"- {where}: {', '.join(named)}: {reason}" for (where, reason), named in methods.items())
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compact positions where those of a prompt count from 1, and where they are not a count."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from secateur.errors import BadSchedule
+from secateur.export.bundle import Plan, export
+from secateur.export.placing import place
+from secateur.export.targets import target
+from secateur.methods.base import BudgetRequest
+from secateur.runtime import Pipeline
+from tests import checks
+from tests.conftest import method, schedules, tiny_family
+
+COMPACT = {"compact": method("pdrop", positions="compact")}
+TWICE = BudgetRequest(keep=(0.6, 0.3), layers=(1, 3))
+"""Two gates, so that rows move up twice."""
+
+
+def test_positions_from_one_equal_masked(tmp_path: Path) -> None:
+    family = tiny_family("paligemma")
+    assert family.layout.numbered(1) == [[1]]
+    export([Plan(family, tuple(schedules(family, COMPACT, TWICE)))], target("cpu"), tmp_path / "bundle", verify=False)
+    with Pipeline.load(tmp_path / "bundle") as vlm:
+        assert len(vlm.bundle.manifest.schedules["compact"].gates) == 2
+        checks.check_pruned(vlm, family, "compact")
+        checks.check_decode(vlm, family, "compact")
+        checks.check_batch(vlm, family, "compact")
+
+
+def test_positions_of_several_axes_stay_original() -> None:
+    family = tiny_family("qwen2_vl")
+    (schedule,) = schedules(family, COMPACT, TWICE)
+    place(family, family.layout, replace(schedule, positions="original"))
+    with pytest.raises(BadSchedule, match="those of 'qwen2_vl' are not a count; use --positions original"):
+        place(family, family.layout, schedule)
