@@ -288,7 +288,12 @@ if sys.argv[0].endswith("worker.py"):
     environment = os.environ | {"PYTHONPATH": f"{fake}{os.pathsep}{SIMULATION}"}
     command = [sys.executable, "-m", "secateur.cli", "build", str(workshop.root)]
     with subprocess.Popen(
-        command, env=environment, start_new_session=True, stderr=subprocess.PIPE, text=True
+        command,
+        env=environment,
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     ) as process:
         deadline = time.monotonic() + 60
         while not any("started" in log.read_text() for log in workshop.root.glob("engines/*/*.build.log")):
