@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from secateur import methods, plugins
 from secateur.artifacts import ENCODER_GATES, Gate, GateRef, Layout, Schedule
 from secateur.errors import BadSchedule
+from secateur.export.gates import names
 from secateur.export.interface import is_encoder
 from secateur.export.spans import Span, Spans
 from secateur.methods.base import GateSite, Selector
@@ -34,7 +35,7 @@ class Placed:
 
     @property
     def reads(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(name for selector in self.selectors for name in selector.reads))
+        return names(self.selectors)
 
     @property
     def keep(self) -> int:

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from secateur.errors import BadModel
+from secateur.memory import free_memory
 from secateur.models._checkpoint import Checkpoint
 from secateur.models._streaming import value
 
@@ -82,15 +83,6 @@ def check_fits(folder: Path) -> None:
             f"{needed / 2**30:.1f} GiB of memory, and {free / 2**30:.1f} GiB are free; where there is more, save it "
             "anew with transformers' save_pretrained(FOLDER, save_original_format=False)"
         )
-
-
-def free_memory() -> int | None:
-    """Bytes that can be had without swapping; None where the system does not say (it is not Linux)."""
-    try:
-        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
-        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
-        return None
 
 
 def first_line(problem: BaseException) -> str:

@@ -241,10 +241,3 @@ def test_what_must_be_converted_as_a_whole_must_fit(tmp_path: Path, monkeypatch:
     whole.save_pretrained(folder, save_original_format=False)
     again = load(str(folder))
     assert is_streamed(again.model) and again.fingerprint == fingerprint(whole)
-
-
-def test_memory_is_told_only_by_linux(monkeypatch: pytest.MonkeyPatch) -> None:
-    free = _loading.free_memory()
-    assert free is None or 0 < free < 1 << 50
-    monkeypatch.setattr(_loading, "Path", lambda name: Path("/nowhere"))
-    assert _loading.free_memory() is None

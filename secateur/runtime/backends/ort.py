@@ -7,7 +7,6 @@ import importlib
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy as np
 
 from secateur.artifacts import GraphSpec, TensorSpec
 from secateur.errors import BackendMissing, BadBundle, SecateurError
+from secateur.memory import free_memory
 from secateur.runtime.backends import base
 from secateur.runtime.backends._check import check_buffers, check_device, check_slices
 from secateur.runtime.backends._ort_cuda import Cuda
@@ -253,11 +253,9 @@ def compare(graph: GraphSpec, specs: Iterable[TensorSpec], nodes: Iterable[Any])
 
 def _is_large(bundle: Bundle) -> bool:
     """Whether the weights, which the CPU kernels take in fp32, would fill more than half of the memory that is free."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
-        return False  # not Linux
+    free = free_memory()
+    if free is None:
+        return False
     stored = sum(bundle.path(name).stat().st_size for name in bundle.manifest.files)
     return stored * (1 if bundle.manifest.dtype == "fp32" else 2) > free // 2
 
