@@ -9,9 +9,9 @@ Encoder, behind the vision encoder
     features [B, N, Dv], vision_index [B, N], planes [B, N, D], and what the selectors read
     -> features [B, k, Dv], vision_index [B, k], planes [B, k, D]
 
-Every view of a prompt is pruned by itself, with a quota of its own: a selector sees the text and one view. Rows keep
-their order and, unless positions are compact, their original positions, so the plain lower triangle stays the right
-causal mask. With M-RoPE position_ids are [3, B, S].
+Every view of a prompt is pruned by itself, with a quota of its own: a selector sees the text and one view, or a batch
+of views that are alike. Rows keep their order and, unless positions are compact, their original positions, so the plain
+lower triangle stays the right causal mask. With M-RoPE position_ids are [3, B, S].
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ ROWS_FIRST = ("queries", "key")
 class Prune(nn.Module):
     """A gate in the decoder; all counts and places are constants of the graph.
 
-    selectors  one for each view
+    selectors  one for each view, the same one for those that are alike
     planes     how many DeepStack planes are still to be added
     compact    count the rows that stay anew: what stands behind a dropped one moves up
     """
@@ -53,16 +53,13 @@ class Prune(nn.Module):
         *further: Tensor,
     ) -> tuple[Tensor, ...]:
         planes, read = further[: self.planes], dict(zip(self.reads, further[self.planes :], strict=True))
-        spans, local = self.spans, self.spans.index(vision_index)
-        slots, kept = [], []
-        for selector, view, index in zip(self.each, spans.views, local, strict=True):
+        spans, given = self.spans, []
+        for selector, view, index in zip(self.each, spans.views, spans.index(vision_index), strict=True):
             positions = by_axis(spans.alone(by_row(position_ids), view))
             own = {name: _alone(spans, view, name, read[name]) for name in selector.reads}
             rows = [spans.alone(x, view) for x in (hidden_states, attention_mask)]
-            given = GateInputs(rows[0], positions, rows[1], index, spans.views[0].start, own)
-            chosen, left = selector.kept(given)
-            slots.append(chosen)
-            kept.append(left)
+            given.append(GateInputs(rows[0], positions, rows[1], index, spans.views[0].start, own))
+        slots, kept = choose(self.each, given)
         return (
             spans.replaced(hidden_states, kept),
             self._positions(position_ids, slots),
@@ -82,7 +79,7 @@ class Prune(nn.Module):
 class Encoder(nn.Module):
     """A gate between the vision encoder and the projector: each image of the batch is pruned by itself.
 
-    selectors  one for each view of an image
+    selectors  one for each view of an image, the same one for those that are alike
     """
 
     def __init__(self, selectors: Sequence[Selector], spans: Spans, planes: int = 0) -> None:
@@ -94,18 +91,49 @@ class Encoder(nn.Module):
 
     def forward(self, features: Tensor, vision_index: Tensor, *further: Tensor) -> tuple[Tensor, ...]:
         planes, read = further[: self.planes], dict(zip(self.reads, further[self.planes :], strict=True))
-        slots, kept = [], []
+        given = []
         for selector, view, index in zip(self.each, self.spans.views, self.spans.index(vision_index), strict=True):
             own = {name: read[name][:, view.rows] for name in selector.reads}
-            given = GateInputs(features[:, view.rows], index, torch.ones_like(index), index, 0, own)
-            chosen, left = selector.kept(given)
-            slots.append(chosen)
-            kept.append(left)
+            given.append(GateInputs(features[:, view.rows], index, torch.ones_like(index), index, 0, own))
+        slots, kept = choose(self.each, given)
         return (
             torch.cat(kept, dim=1),
             chosen_index(vision_index, slots, [view.tokens for view in self.spans.views]),
             *(torch.cat(self.spans.pick(plane, slots), dim=1) for plane in planes),
         )
+
+
+def choose(selectors: Sequence[Selector], given: Sequence[GateInputs]) -> tuple[list[Tensor], list[Tensor]]:
+    """Of each view the slots [B, k], and the rows [B, k, D] that go on.
+
+    Views with the same selector are asked as one batch, so that a graph does not grow with the number of tiles.
+    """
+    found: dict[int, tuple[Tensor, Tensor]] = {}
+    for selector in dict.fromkeys(selectors):
+        views = [view for view, other in enumerate(selectors) if other is selector]
+        both = selector.kept(_batch([given[view] for view in views]))
+        slots, kept = (_apart(x, len(views), given[0].hidden_states.shape[0]) for x in both)
+        found |= zip(views, zip(slots, kept, strict=True), strict=True)
+    of_views = [found[view] for view in range(len(given))]
+    return [slots for slots, _ in of_views], [kept for _, kept in of_views]
+
+
+def _batch(given: Sequence[GateInputs]) -> GateInputs:
+    """Views of one size as samples, one view behind the other."""
+    if len(given) == 1:
+        return given[0]
+    hidden, positions, mask, index = (list(tensors) for tensors in zip(*(each[:4] for each in given), strict=True))
+    read = {name: torch.cat([each.read[name] for each in given], dim=int(name in ROWS_FIRST)) for name in given[0].read}
+    samples = positions[0].dim() - 2
+    first = given[0].image_start
+    return GateInputs(
+        torch.cat(hidden), torch.cat(positions, dim=samples), torch.cat(mask), torch.cat(index), first, read
+    )
+
+
+def _apart(rows: Tensor, views: int, samples: int) -> Sequence[Tensor]:
+    """The inverse of `_batch` for one tensor: [V*B, ...] as [B, ...] of each view."""
+    return [rows] if views == 1 else rows.reshape(views, samples, *rows.shape[1:]).unbind()
 
 
 def names(selectors: Sequence[Selector]) -> tuple[str, ...]:

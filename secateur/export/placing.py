@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from secateur import methods, plugins
 from secateur.artifacts import ENCODER_GATES, Gate, GateRef, Layout, Schedule
@@ -12,7 +13,7 @@ from secateur.errors import BadSchedule
 from secateur.export.gates import names
 from secateur.export.interface import is_encoder
 from secateur.export.spans import Span, Spans
-from secateur.methods.base import GateSite, Selector
+from secateur.methods.base import GateSite, Method, Selector
 from secateur.models.base import Family
 
 
@@ -21,7 +22,8 @@ class Placed:
     """A gate of a schedule.
 
     name       of its graph
-    selectors  one for each view, of one image if the gate stands in the encoder; none for a smaller image
+    selectors  one for each view, of one image if the gate stands in the encoder, and the same one for views that
+               are alike; none for a smaller image
     before     the views as the gate finds them; a routing gate finds them whole
     routed     what a routing gate before left of them
     """
@@ -89,7 +91,7 @@ def place(family: Family, layout: Layout, schedule: Schedule, suffix: str = "") 
             before = _of_an_image(before, layout)
         selectors: tuple[Selector, ...] = ()
         if gate.kind != "downsample":
-            selectors = tuple(method.choose(site) for site in _sites(family, layout, schedule, gate, before))
+            selectors = _selectors(method, family, layout, schedule, gate, before)
         _check_reads(schedule, gate, selectors)
         placed.append(Placed(f"{schedule.name}{suffix}.{number}", schedule, gate, selectors, before, routed))
         left = spans(layout, [part.keep for part in gate.of_views])
@@ -103,18 +105,23 @@ def _of_an_image(found: Spans, layout: Layout) -> Spans:
     return Spans(tuple(Span(view.first, view.tokens, view.first) for view in views))
 
 
-def _sites(family: Family, layout: Layout, schedule: Schedule, gate: Gate, before: Spans) -> list[GateSite]:
-    """The gate's place in each view: alone behind the text that stands in front of the first one."""
-    found = []
+def _selectors(
+    method: type[Method], family: Family, layout: Layout, schedule: Schedule, gate: Gate, before: Spans
+) -> tuple[Selector, ...]:
+    """One for each view, alone behind the text in front of the first one; views that are alike share theirs."""
+    made, found = dict[str, Selector](), []
     projections = family.decoder.projections(gate.layer) if gate.kind == "route" else None
     for part, span, view in zip(gate.of_views, before.views, layout.views, strict=False):
-        site = Gate(gate.layer, part.keep, gate.kind, part.selector)
-        own = {
-            name.removeprefix(part.tensors): t for name, t in schedule.tensors.items() if name.startswith(part.tensors)
-        }
-        start = layout.image_start
-        found.append(GateSite(site, span.tokens, start, view.grid, family.dimensions, own, projections))
-    return found
+        key = json.dumps([asdict(part), span.tokens, view.grid], sort_keys=True)
+        if key not in made:
+            site = Gate(gate.layer, part.keep, gate.kind, part.selector)
+            start, ours = layout.image_start, part.tensors
+            own = {name.removeprefix(ours): x for name, x in schedule.tensors.items() if name.startswith(ours)}
+            made[key] = method.choose(
+                GateSite(site, span.tokens, start, view.grid, family.dimensions, own, projections)
+            )
+        found.append(made[key])
+    return tuple(found)
 
 
 def _check_reads(schedule: Schedule, gate: Gate, selectors: Sequence[Selector]) -> None:

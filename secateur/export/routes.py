@@ -22,7 +22,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from secateur.export.gates import by_axis, by_row
+from secateur.export.gates import by_axis, by_row, choose
 from secateur.export.spans import Spans
 from secateur.methods.base import GateInputs, Selector
 
@@ -30,7 +30,7 @@ from secateur.methods.base import GateInputs, Selector
 class Route(nn.Module):
     """One gate; all counts are constants of the graph.
 
-    selectors  one for each view
+    selectors  one for each view, the same one for those that are alike
     spans      the views, whole
     before     what the gate before left of them; None for the first gate
     """
@@ -50,12 +50,13 @@ class Route(nn.Module):
         return (full, *self._choose(full, positions, mask, planes))
 
     def _choose(self, full: Tensor, positions: Tensor, mask: Tensor, planes: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        spans, slots = self.spans, []
-        for selector, view in zip(self.each, spans.views, strict=True):
+        spans, given = self.spans, []
+        for view in spans.views:
             every = torch.arange(view.tokens, device=full.device).expand(full.shape[0], -1)
             rows, own_mask = (spans.alone(x, view) for x in (full, mask))
             own_positions = by_axis(spans.alone(by_row(positions), view))
-            slots.append(selector(GateInputs(rows, own_positions, own_mask, every, spans.views[0].start, {})))
+            given.append(GateInputs(rows, own_positions, own_mask, every, spans.views[0].start, {}))
+        slots, _ = choose(self.each, given)
         index = [chosen + view.first if view.first else chosen for chosen, view in zip(slots, spans.views, strict=True)]
         return (
             self._compact(full, slots),

@@ -181,3 +181,41 @@ def _check_routed(
     assert torch.equal(compact[b], full[b, rows]) and torch.equal(valid[b], mask[b, rows])
     assert torch.equal(some[..., b, :], where[..., b, rows]) and torch.equal(some_plane[b], plane[b, rows])
     return slots
+
+
+class Spread(Selector):
+    """Keeps the rows farthest from the text's mean and the query, and merges the others' mean into each of them."""
+
+    reads = ("query", "queries", "key", "layer_input")
+
+    def __init__(self, keep: int) -> None:
+        super().__init__()
+        self.keep = keep
+
+    def forward(self, rows: GateInputs) -> Tensor:
+        start, end = rows.image_start, rows.image_start + rows.vision_index.shape[1]
+        score = rows.vision[..., 0] - rows.hidden_states[:, end:].mean(dim=(1, 2))[:, None]
+        for name, dims in (("queries", (2, 3)), ("key", (2, 3))):
+            score = score + rows.read[name].sum(dim=dims).T[:, start:end]
+        score = score * rows.read["query"].sum(dim=(1, 2))[:, None] + rows.read["layer_input"][:, start:end].sum(dim=-1)
+        where = rows.position_ids if rows.position_ids.dim() == 2 else rows.position_ids[1]
+        return best(score + rows.attention_mask.sum(dim=1)[:, None] + where[:, start:end] / 7, self.keep)
+
+    def kept(self, rows: GateInputs) -> tuple[Tensor, Tensor]:
+        slots, left = super().kept(rows)
+        return slots, left + rows.vision.mean(dim=1, keepdim=True)
+
+
+@pytest.mark.parametrize("axes", [1, 3])
+@pytest.mark.parametrize("keep", [0, 2])
+def test_views_that_are_alike_are_one_batch(axes: int, keep: int) -> None:
+    """A selector of several views chooses as one of each view's own would, and is asked once."""
+    spans = Spans((Span(2, 3, 0), Span(5, 3, 3), Span(9, 3, 6)))
+    asked = []
+    shared, own = Spread(keep), [Spread(keep) for _ in range(3)]
+    shared.register_forward_pre_hook(lambda _, given: asked.append(given[0].vision_index.shape))
+    read = [random(2, 4, 3), random(ROWS, 2, 4, 3, seed=1), random(ROWS, 2, 2, 3, seed=2), random(2, ROWS, 2, seed=3)]
+    given = random(2, ROWS, WIDTH, seed=5), positions(axes), mask_of_two(), torch.arange(9).repeat(2, 1), *read
+    expected, found = (Prune(selectors, spans)(*given) for selectors in (own, [shared] * 3))
+    assert asked == [(6, 3)]
+    assert all(torch.allclose(one, other) for one, other in zip(found, expected, strict=True))
