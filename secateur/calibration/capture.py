@@ -56,7 +56,7 @@ def capture(
         views = [view for view in family.layout.views if view.grid == family.layout.grid]
     layout = family.layout if len(family.layout.views) == 1 else family.layout.alone(views[0])
     measuring = _Measuring(family, len(chosen), wanted, views, layout, progress)
-    start = measuring.encode(chosen)
+    start = measuring.encode(chosen) if chosen else []
     layers = partial(walk, family, list(start), views) if "layers" in wanted else None
     if measuring.on_layers:
         measuring.walk(start, work)

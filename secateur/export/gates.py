@@ -16,12 +16,13 @@ lower triangle stays the right causal mask. With M-RoPE position_ids are [3, B, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from secateur.export.spans import Span, Spans
+from secateur.export.spans import Spans, of_each, taken
 from secateur.methods.base import GateInputs, Selector, gather
 
 ROWS_FIRST = ("queries", "key")
@@ -53,27 +54,35 @@ class Prune(nn.Module):
         *further: Tensor,
     ) -> tuple[Tensor, ...]:
         planes, read = further[: self.planes], dict(zip(self.reads, further[self.planes :], strict=True))
-        spans, given = self.spans, []
-        for selector, view, index in zip(self.each, spans.views, spans.index(vision_index), strict=True):
-            positions = by_axis(spans.alone(by_row(position_ids), view))
-            own = {name: _alone(spans, view, name, read[name]) for name in selector.reads}
-            rows = [spans.alone(x, view) for x in (hidden_states, attention_mask)]
-            given.append(GateInputs(rows[0], positions, rows[1], index, spans.views[0].start, own))
-        slots, kept = choose(self.each, given)
+        spans = self.spans
+
+        def given(views: Sequence[int]) -> GateInputs:
+            return GateInputs(
+                spans.alone(hidden_states, views),
+                by_axis(spans.alone(by_row(position_ids), views)),
+                spans.alone(attention_mask, views),
+                spans.index(vision_index, views),
+                spans.start,
+                {name: _alone(spans, views, name, read[name]) for name in self.each[views[0]].reads},
+            )
+
+        chosen = choose(self.each, spans, given)
+        places = (attention_mask, *planes)
+        mask, *added = (spans.replaced(x, spans.pick(x, chosen.rows), chosen.quotas) for x in places)
         return (
-            spans.replaced(hidden_states, kept),
-            self._positions(position_ids, slots),
-            spans.replaced(attention_mask, spans.pick(attention_mask, slots)),
-            chosen_index(vision_index, slots, [view.tokens for view in spans.views]),
-            *(spans.replaced(plane, spans.pick(plane, slots)) for plane in planes),
+            spans.replaced(hidden_states, chosen.kept, chosen.quotas),
+            self._positions(position_ids, chosen),
+            mask,
+            gather(vision_index, chosen.places),
+            *added,
         )
 
-    def _positions(self, position_ids: Tensor, slots: Sequence[Tensor]) -> Tensor:
+    def _positions(self, position_ids: Tensor, chosen: Chosen) -> Tensor:
         if self.compact:  # rows are numbered one after the other, so that the first numbers are those that are left
-            dropped = self.spans.tokens - sum(chosen.shape[1] for chosen in slots)
+            dropped = self.spans.tokens - sum(chosen.quotas)
             return position_ids[:, : position_ids.shape[1] - dropped]
         rows = by_row(position_ids)
-        return by_axis(self.spans.replaced(rows, self.spans.pick(rows, slots)))
+        return by_axis(self.spans.replaced(rows, self.spans.pick(rows, chosen.rows), chosen.quotas))
 
 
 class Encoder(nn.Module):
@@ -91,60 +100,63 @@ class Encoder(nn.Module):
 
     def forward(self, features: Tensor, vision_index: Tensor, *further: Tensor) -> tuple[Tensor, ...]:
         planes, read = further[: self.planes], dict(zip(self.reads, further[self.planes :], strict=True))
-        given = []
-        for selector, view, index in zip(self.each, self.spans.views, self.spans.index(vision_index), strict=True):
-            own = {name: read[name][:, view.rows] for name in selector.reads}
-            given.append(GateInputs(features[:, view.rows], index, torch.ones_like(index), index, 0, own))
-        slots, kept = choose(self.each, given)
+        spans = self.spans
+
+        def given(views: Sequence[int]) -> GateInputs:
+            own = {name: spans.own(read[name], views) for name in self.each[views[0]].reads}
+            index = spans.index(vision_index, views)
+            return GateInputs(spans.own(features, views), index, torch.ones_like(index), index, 0, own)
+
+        chosen = choose(self.each, spans, given)
         return (
-            torch.cat(kept, dim=1),
-            chosen_index(vision_index, slots, [view.tokens for view in self.spans.views]),
-            *(torch.cat(self.spans.pick(plane, slots), dim=1) for plane in planes),
+            chosen.kept,
+            gather(vision_index, chosen.places),
+            *(gather(plane, chosen.places) for plane in planes),
         )
 
 
-def choose(selectors: Sequence[Selector], given: Sequence[GateInputs]) -> tuple[list[Tensor], list[Tensor]]:
-    """Of each view the slots [B, k], and the rows [B, k, D] that go on.
+class Chosen(NamedTuple):
+    """What selectors chose.
 
-    Views with the same selector are asked as one batch, so that a graph does not grow with the number of tiles.
+    places  [B, K]     of the tokens among all that are alive
+    rows    [B, K]     of the tokens within the region, see spans.py
+    kept    [B, K, D]  rows that go on
+    quotas  tokens of each view
     """
-    found: dict[int, tuple[Tensor, Tensor]] = {}
-    for selector in dict.fromkeys(selectors):
-        views = [view for view, other in enumerate(selectors) if other is selector]
-        both = selector.kept(_batch([given[view] for view in views]))
-        slots, kept = (_apart(x, len(views), given[0].hidden_states.shape[0]) for x in both)
-        found |= zip(views, zip(slots, kept, strict=True), strict=True)
-    of_views = [found[view] for view in range(len(given))]
-    return [slots for slots, _ in of_views], [kept for _, kept in of_views]
+
+    places: Tensor
+    rows: Tensor
+    kept: Tensor
+    quotas: tuple[int, ...]
 
 
-def _batch(given: Sequence[GateInputs]) -> GateInputs:
-    """Views of one size as samples, one view behind the other."""
-    if len(given) == 1:
-        return given[0]
-    hidden, positions, mask, index = (list(tensors) for tensors in zip(*(each[:4] for each in given), strict=True))
-    read = {name: torch.cat([each.read[name] for each in given], dim=int(name in ROWS_FIRST)) for name in given[0].read}
-    samples = positions[0].dim() - 2
-    first = given[0].image_start
-    return GateInputs(
-        torch.cat(hidden), torch.cat(positions, dim=samples), torch.cat(mask), torch.cat(index), first, read
-    )
+def choose(selectors: Sequence[Selector], spans: Spans, given: Callable[[Sequence[int]], GateInputs]) -> Chosen:
+    """Ask each selector once, for all its views together.
 
-
-def _apart(rows: Tensor, views: int, samples: int) -> Sequence[Tensor]:
-    """The inverse of `_batch` for one tensor: [V*B, ...] as [B, ...] of each view."""
-    return [rows] if views == 1 else rows.reshape(views, samples, *rows.shape[1:]).unbind()
+    given  what views of one size are for their selector
+    """
+    if len(selectors) == 1:
+        slots, left = selectors[0].kept(given([0]))
+        return Chosen(slots, slots, left, (slots.shape[1],))
+    groups = [[v for v, other in enumerate(selectors) if other is selector] for selector in dict.fromkeys(selectors)]
+    places, kept, quotas, owner = [], [], dict[int, int](), []
+    for views in groups:
+        asked = given(views)
+        slots, left = selectors[views[0]].kept(asked)
+        batch, count = asked.vision_index.shape[0] // len(views), slots.shape[1]
+        places.append(spans.places(slots.reshape(batch, len(views), count), views))
+        kept.append(left.reshape(batch, len(views) * count, left.shape[2]))
+        quotas |= dict.fromkeys(views, count)
+        owner += [view for view in views for _ in range(count)]
+    order = sorted(range(len(owner)), key=owner.__getitem__)
+    of_each = tuple(quotas[view] for view in range(len(selectors)))
+    at, left = (taken(torch.cat(parts, dim=1), order) for parts in (places, kept))
+    return Chosen(at, spans.moved(at, of_each), left, of_each)
 
 
 def names(selectors: Sequence[Selector]) -> tuple[str, ...]:
     """What any of the selectors reads, in the order of the graph's inputs."""
     return tuple(dict.fromkeys(name for selector in selectors for name in selector.reads))
-
-
-def chosen_index(vision_index: Tensor, slots: Sequence[Tensor], tokens: Sequence[int]) -> Tensor:
-    """Indices [B, k] of the tokens at `slots` of each view, among all [B, N]."""
-    parts = vision_index.split(list(tokens), dim=1)
-    return torch.cat([gather(part, chosen) for part, chosen in zip(parts, slots, strict=True)], dim=1)
 
 
 def by_row(position_ids: Tensor) -> Tensor:
@@ -157,8 +169,10 @@ def by_axis(positions: Tensor) -> Tensor:
     return positions if positions.dim() == 2 else positions.permute(2, 0, 1)
 
 
-def _alone(spans: Spans, view: Span, name: str, read: Tensor) -> Tensor:
-    """What a selector of one view reads."""
-    if name in ROWS_FIRST and len(spans.views) > 1:
-        return spans.alone(read.transpose(0, 1), view).transpose(0, 1)
-    return spans.alone(read, view) if name == "layer_input" else read
+def _alone(spans: Spans, views: Sequence[int], name: str, read: Tensor) -> Tensor:
+    """What a selector reads of its views."""
+    if len(spans.views) == 1:
+        return read
+    if name in ROWS_FIRST:
+        return spans.alone(read.transpose(0, 1), views).transpose(0, 1)
+    return spans.alone(read, views) if name == "layer_input" else of_each(read, len(views)).flatten(0, 1)

@@ -50,33 +50,36 @@ class Route(nn.Module):
         return (full, *self._choose(full, positions, mask, planes))
 
     def _choose(self, full: Tensor, positions: Tensor, mask: Tensor, planes: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        spans, given = self.spans, []
-        for view in spans.views:
-            every = torch.arange(view.tokens, device=full.device).expand(full.shape[0], -1)
-            rows, own_mask = (spans.alone(x, view) for x in (full, mask))
-            own_positions = by_axis(spans.alone(by_row(positions), view))
-            given.append(GateInputs(rows, own_positions, own_mask, every, spans.views[0].start, {}))
-        slots, _ = choose(self.each, given)
-        index = [chosen + view.first if view.first else chosen for chosen, view in zip(slots, spans.views, strict=True)]
+        spans, tokens = self.spans, [view.tokens for view in self.spans.views]
+
+        def given(views: Sequence[int]) -> GateInputs:
+            rows, own_mask = (spans.alone(x, views) for x in (full, mask))
+            every = torch.arange(tokens[views[0]], device=full.device).expand(rows.shape[0], -1)
+            return GateInputs(rows, by_axis(spans.alone(by_row(positions), views)), own_mask, every, spans.start, {})
+
+        chosen = choose(self.each, spans, given)
+
+        def compact(rows: Tensor) -> Tensor:
+            return spans.replaced(rows, spans.pick(rows, chosen.rows), chosen.quotas)
+
         return (
-            self._compact(full, slots),
-            by_axis(self._compact(by_row(positions), slots)),
-            self._compact(mask, slots),
-            torch.cat(index, dim=1),
-            *(self._compact(plane, slots) for plane in planes),
+            compact(full),
+            by_axis(compact(by_row(positions))),
+            compact(mask),
+            chosen.places,
+            *(compact(plane) for plane in planes),
         )
 
-    def _compact(self, rows: Tensor, slots: Sequence[Tensor]) -> Tensor:
-        """[B, S, ...] with only the vision rows at `slots`."""
-        return self.spans.replaced(rows, self.spans.pick(rows, slots))
-
     def _put_back(self, full: Tensor, compact: Tensor, index: Tensor, before: Spans) -> Tensor:
-        """The full stream with the compact rows in their places; a ScatterND of whole rows for each view."""
+        """The full stream with the compact rows in their places; one ScatterND of whole rows."""
         batch, _, width = full.shape
-        views = []
-        for view, left, chosen in zip(self.spans.views, before.views, before.index(index), strict=True):
-            offset = torch.arange(batch, device=full.device)[:, None] * view.tokens
-            changed = compact[:, left.rows].reshape(-1, width)
-            vision = full[:, view.rows].reshape(-1, width).index_put(((chosen + offset).reshape(-1),), changed)
-            views.append(vision.reshape(batch, view.tokens, width))
-        return before.replaced(compact, views)
+        spans, quotas = self.spans, [view.tokens for view in before.views]
+        numbers = torch.arange(spans.stop, device=full.device).expand(batch, -1)
+        rows = spans.among_text(numbers - spans.start, spans.moved(index, quotas), quotas)
+        size = spans.stop - spans.start
+        offset = torch.arange(batch, device=full.device)[:, None] * size
+        changed = before.region(compact).reshape(-1, width)
+        region = spans.region(full).reshape(-1, width).index_put(((rows + offset).reshape(-1),), changed)
+        return torch.cat(
+            [compact[:, : before.start], region.reshape(batch, size, width), compact[:, before.stop :]], dim=1
+        )
