@@ -122,6 +122,16 @@ def test_what_is_measured(pair: tuple[Family, Family]) -> None:
         assert torch.equal(ours.projections.query, theirs.projections.query)
 
 
+def test_what_is_not_measured_is_not_read(pair: tuple[Family, Family], monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise AssertionError("weights are read")
+
+    _, files = pair
+    monkeypatch.setattr(_streaming, "_put_in", refuse)
+    few = [Sample(s.image, "w1") for s in samples("calibration", 2, 0)]
+    assert capture(files, few, frozenset()).samples == 0
+
+
 @pytest.mark.slow
 def test_a_bundle_is_the_same_to_the_byte(tmp_path: Path) -> None:
     """And it passes the check against torch, which runs the model that was exported."""
