@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+import sys
 import types
 import typing
 from typing import Any, TypeVar
@@ -49,10 +49,8 @@ def _decode(hint: Any, data: Any, where: str) -> Any:
         return {key: _decode(arguments[1], item, f"{where}.{key}") for key, item in entries.items()}
     if hint is Any:
         return data
-    if hint is float and type(data) is int:
-        return float(data)
-    if hint is float and type(data) is float and not math.isfinite(data):
-        _wrong(where, data, "finite number")
+    if hint is float and type(data) in (int, float):
+        return float(data) if abs(data) <= sys.float_info.max else _wrong(where, data, "finite number")
     return data if type(data) is hint else _wrong(where, data, hint.__name__)
 
 

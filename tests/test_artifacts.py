@@ -113,6 +113,16 @@ def test_files_are_read_strictly(tmp_path: Path, change: dict[str, Any], message
         read_json(Schedule, path, BadSchedule)
 
 
+@pytest.mark.parametrize("number", ["NaN", "1e999", "-Infinity", "1" + 400 * "0", "true", '"1"'])
+def test_numbers_are_finite(tmp_path: Path, number: str) -> None:
+    path = tmp_path / "s.json"
+    path.write_text(to_json(schedule()).replace('"average_tokens": 50.0', f'"average_tokens": {number}'))
+    with pytest.raises(BadSchedule, match="budget.average_tokens is .*, not a (finite number|float)"):
+        read_json(Schedule, path, BadSchedule)
+    path.write_text(to_json(schedule()).replace('"average_tokens": 50.0', '"average_tokens": 50'))
+    assert read_json(Schedule, path, BadSchedule) == schedule()
+
+
 def test_a_schedule_of_an_earlier_version(tmp_path: Path) -> None:
     """It did not say which image size it is for, nor how many images."""
     old = json.loads(to_json(schedule())) | {"schema": 1}
