@@ -6,6 +6,9 @@ A weight is stored [in, out], as MatMul takes it. Blocks are `block_size` consec
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -101,10 +104,11 @@ def rounded(weight: Array, how: Quantisation) -> Array:
 
 
 def _for_operator(weight: Array, how: Quantisation) -> Quantised:
-    from onnxruntime.quantization.matmul_nbits_quantizer import (
-        DefaultWeightOnlyQuantConfig,
-        DefaultWeightOnlyQuantizer,
-    )
+    with _root_logger_kept():
+        from onnxruntime.quantization.matmul_nbits_quantizer import (
+            DefaultWeightOnlyQuantConfig,
+            DefaultWeightOnlyQuantizer,
+        )
 
     config = DefaultWeightOnlyQuantConfig(how.block_size, is_symmetric=how.symmetric, bits=how.bits)
     plain = weight.astype(np.float32) if weight.dtype == ml_dtypes.bfloat16 else weight  # its kernels lack bf16
@@ -128,6 +132,18 @@ def _for_dequantize(weight: Array, how: Quantisation) -> Quantised:
     steps = np.repeat(scales.astype(np.float32), how.block_size, axis=0)
     integers = quantize_nparray(TensorProto.INT4, plain, steps, np.float32(0))
     return Quantised(integers.astype(ml_dtypes.int4), scales, None)
+
+
+@contextmanager
+def _root_logger_kept() -> Iterator[None]:
+    """ONNX Runtime 1.31 sets the root logger up when its quantisers are imported: chatter of others would be shown."""
+    root = logging.getLogger()
+    level, handlers = root.level, root.handlers[:]
+    try:
+        yield
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
 
 
 def _unpacked(packed: Array, bits: int) -> Array:

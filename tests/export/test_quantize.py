@@ -4,6 +4,9 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -253,3 +256,15 @@ def test_blocks_that_do_not_fit_and_broken_weights_are_refused() -> None:
         quantise(np.full((32, 2), np.inf, np.float32), Quantisation("int4"))
     with pytest.raises(InputError, match="symmetric int4"):
         dataclasses.replace(DEQUANTISING[0], symmetric=False)
+
+
+def test_nobody_elses_log_is_shown() -> None:
+    """In a process of its own: it is the first import that would set the root logger up."""
+    code = (
+        "import logging, numpy as np; from secateur.export.quantize import quantise; "
+        "from secateur.quantisation import Quantisation; "
+        "quantise(np.ones((32, 4), np.float32), Quantisation('int4')); logging.getLogger('x').info('chatter'); "
+        "print(logging.getLogger().handlers, logging.getLogger().level)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == (f"[] {logging.WARNING}\n", "")
