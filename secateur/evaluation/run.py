@@ -8,7 +8,6 @@ import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +22,7 @@ from secateur.evaluation.compare import mcnemar, nearest_downsample, split
 from secateur.evaluation.results import Evaluation, GateLine, Percentiles, ScheduleResult
 from secateur.evaluation.retention import retention
 from secateur.evaluation.tasks.base import Task
+from secateur.packages import version
 from secateur.progress import Progress
 from secateur.runtime import Pipeline
 
@@ -185,7 +185,7 @@ def machine(device: Mapping[str, str]) -> dict[str, str]:
         "cores": str(os.cpu_count()),
         **device,
         "python": platform.python_version(),
-        "onnxruntime": _version("onnxruntime"),
+        "onnxruntime": version("onnxruntime"),
         "secateur": __version__,
     }
 
@@ -197,13 +197,3 @@ def _cpu() -> str:
         lines = []
     named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(named, "") or platform.processor() or platform.machine()
-
-
-def _version(package: str) -> str:
-    """Of the CPU or the CUDA build, which bear different names."""
-    for name in (package, f"{package}-gpu"):
-        try:
-            return metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return "not installed"

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -28,6 +27,7 @@ from secateur.export.to_onnx import to_onnx
 from secateur.export.weights import Store
 from secateur.layout import VISION
 from secateur.models.base import Family
+from secateur.packages import version
 from secateur.progress import Progress, silent
 from secateur.quantisation import Quantisation
 from secateur.runtime.bundle import MANIFEST, Bundle, sha256
@@ -126,7 +126,7 @@ def export(
             graphs=tuple(graph.spec for graph in graphs),
             schedules=written[0].schedules,
             files=_hashes(folder),
-            versions=_versions(),
+            versions=versions(),
             others=tuple(written[1:]),
             quantisation=quantisation,
         )
@@ -172,9 +172,7 @@ def _weights(bundle: Path, family: Family, target: Target) -> dict[Path, str]:
             f"{bundle} holds the weights of another model or dtype ({manifest.source}, {manifest.dtype}), not of "
             f"'{family.source}' in {target.dtype}; leave --share out"
         )
-    theirs, ours = (
-        [f"{name} {versions.get(name)}" for name in PLACING] for versions in (manifest.versions, _versions())
-    )
+    theirs, ours = ([f"{name} {found.get(name)}" for name in PLACING] for found in (manifest.versions, versions()))
     if theirs != ours:
         raise BadBundle(
             f"{bundle} was written by {' and '.join(theirs)}, this is {' and '.join(ours)}, which may order weights in "
@@ -201,7 +199,7 @@ def _check_names(plans: Sequence[Plan]) -> None:
     """Every schedule is there for every image size: the runtime chooses the size."""
     for plan in plans[1:]:
         names, others = ({s.name for s in each.schedules} for each in (plans[0], plan))
-        for name in names ^ others:
+        for name in sorted(names ^ others):
             lacking = plan if name in names else plans[0]
             raise BadSchedule(f"schedule '{name}' is missing for image size {lacking.family.layout.size}; calibrate it")
 
@@ -227,8 +225,9 @@ def _differences(made: ModelIdentity, wanted: ModelIdentity) -> str:
     return ", ".join(f"{what} {mine[:19]} instead of {theirs[:19]}" for what, mine, theirs in pairs if mine != theirs)
 
 
-def _versions() -> dict[str, str]:
-    return {"secateur": __version__} | {name: importlib.metadata.version(name) for name in PACKAGES}
+def versions() -> dict[str, str]:
+    """Those of this package, and of what decides the bytes of a bundle."""
+    return {"secateur": __version__} | {name: version(name) for name in PACKAGES}
 
 
 def _hashes(folder: Path) -> dict[str, str]:
