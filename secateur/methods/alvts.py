@@ -7,7 +7,6 @@ layer runs on the k best and the text; the other tokens skip it unchanged. Nothi
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from typing import ClassVar, Literal
 
 from secateur.artifacts import Array, Dimensions, Gate, Json, Schedule
 from secateur.calibration.budget import counts, counts_for, reachable
-from secateur.calibration.statistics import LayerRows, Statistics
+from secateur.calibration.statistics import Statistics
 from secateur.errors import BadSchedule
 from secateur.methods import _alvts_lowrank as lowrank
 from secateur.methods import base
@@ -133,26 +132,22 @@ def _choose(
     if statistics.layers is None:
         raise BadSchedule("alvts needs the model's layers, which were not measured; calibrate with samples")
     walk = iter(statistics.layers())
-    first = next(walk)
-    lengths = [rows.shape[1] for rows in first.rows]
+    rows = next(walk)
+    lengths = [each.shape[1] for each in rows.rows]
     text = (
         round(sum(lengths) / len(lengths)) - statistics.layout.vision_tokens
         if lengths
         else statistics.layout.image_start
     )
-    state = State.of(statistics, first, options)
+    state = State.of(statistics, rows, options)
     chosen = {layer: choose(found, keep) for layer in layers if (found := state.read(layer)) is not None}
-    missing = [layer for layer in layers if layer not in chosen]
     statistics.progress("align", len(chosen), len(layers))
-    remaining = itertools.chain([first], walk)
-    while missing:
-        rows: LayerRows = next(remaining)
-        if rows.number not in missing:
-            continue
+    for layer in [layer for layer in layers if layer not in chosen]:
+        while rows.number < layer:
+            rows = next(walk)
         found = align(rows, statistics.layout, options, statistics.seed)
-        state.write(rows.number, found)
-        chosen[rows.number] = choose(found, keep)
-        missing.remove(rows.number)
+        state.write(layer, found)
+        chosen[layer] = choose(found, keep)
         statistics.progress("align", len(chosen), len(layers))
     return text, {layer: chosen[layer] for layer in layers}
 
