@@ -57,9 +57,11 @@ def main() -> None:
     parser.add_argument("--schedule")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
+    if arguments.out.suffix.lower() not in Image.registered_extensions():
+        raise InputError(f"--out {arguments.out} is no picture; give a file such as kept.png")
     with Pipeline.load(arguments.bundle) as vlm:
         bundle = vlm.bundle
-        if reason := no_grid(bundle.manifest.layout):
+        if reason := next((why for each in bundle.manifest.buckets if (why := no_grid(each.layout))), None):
             raise InputError(f"there is no picture to draw: {reason}")
         answer = vlm.ask(arguments.image, arguments.prompt, schedule=arguments.schedule)
     number = vlm.image_sizes.index(answer.receipt.image_size)

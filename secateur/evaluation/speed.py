@@ -136,12 +136,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    if (
-        arguments.width < 64
-        or arguments.width % 64
-        or min(arguments.grid, arguments.rounds, arguments.threads or 1) < 1
-    ):
-        raise InputError("--width must be a multiple of 64; --grid, --rounds and --threads must be at least 1")
+    for name, least in (("width", 64), ("decoder_layers", 2), ("grid", 1), ("rounds", 1), ("threads", 1)):
+        value = getattr(arguments, name)
+        if value is not None and value < least:
+            raise InputError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}")
+    if arguments.width % 64:
+        raise InputError(f"--width is {arguments.width}; it must be a multiple of 64")
     family = model(arguments.width, arguments.decoder_layers, arguments.grid)
     schedule = Method().calibrate(capture(family, [], frozenset()), BudgetRequest())
     found = measure(family, schedule, arguments.rounds, arguments.threads)

@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from secateur.artifacts import Dimensions
-from secateur.evaluation.speed import decoder_flops, rows_per_layer
+from secateur.cli import one_line
+from secateur.evaluation.speed import decoder_flops, main, rows_per_layer
 from secateur.runtime import Pipeline
 
 
@@ -23,3 +26,20 @@ def test_every_layer_has_its_rows(demo_bundle: tuple[Path, dict[str, Any]]) -> N
         answer = vlm.ask(np.zeros((96, 96, 3), np.uint8), "is there a five ?")
         rows = rows_per_layer(answer, vlm)
         assert len(rows) == 16 and rows[0] == rows[-1] + 144 - 12
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--decoder-layers", "1"], "--decoder-layers is 1; it must be at least 2"),
+        (["--rounds", "0"], "--rounds is 0; it must be at least 1"),
+        (["--threads", "0"], "--threads is 0; it must be at least 1"),
+        (["--width", "96"], "--width is 96; it must be a multiple of 64"),
+    ],
+)
+def test_wrong_use(
+    words: list[str], said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["speed", *words])
+    assert one_line(main) == 2
+    assert capsys.readouterr().err == f"secateur: error: {said}\n"
