@@ -21,6 +21,7 @@ from secateur.calibration.statistics import LayerRows
 from secateur.models import _attention
 from secateur.models._streaming import held
 from secateur.models.base import Decoder, Family
+from secateur.runtime.image import load_image
 from secateur.runtime.preprocess import pixel_values
 from secateur.runtime.prompt import Tokenizer
 
@@ -69,6 +70,9 @@ def prompts(family: Family, samples: Iterable[Sample], reads: tuple[str, ...] = 
     """Each sample's way into the decoder, with the encoder's scores `reads`, named as in `methods.base.Selector`.
 
     Where a prompt has several images, a sample's image stands for all of them.
+
+    Raises:
+        BadImage: the file of a sample is damaged.
     """
     tokenizer = Tokenizer(family.prompt, copy.deepcopy(family.tokenizer.backend_tokenizer))
     vision, projector, embed = family.vision(reads), family.projector(), family.decoder.embed
@@ -76,7 +80,7 @@ def prompts(family: Family, samples: Iterable[Sample], reads: tuple[str, ...] = 
     at = torch.tensor(layout.vision_rows)
     with held(vision, projector, embed):  # a streamed model is read once for all samples
         for sample in samples:
-            pixels = pixel_values(sample.image, family.preprocess).repeat(layout.images, axis=0)
+            pixels = pixel_values(load_image(sample.image), family.preprocess).repeat(layout.images, axis=0)
             encoded = vision(torch.from_numpy(pixels))
             features, *read = encoded if isinstance(encoded, tuple) else (encoded,)
             ids = torch.tensor([[*layout.ids(family.prompt.pad), *tokenizer.first(sample.question)]])

@@ -13,7 +13,7 @@ from PIL import Image
 
 from secateur.errors import InputError
 from secateur.models.base import DEMO
-from secateur.runtime.image import load_image
+from secateur.runtime.image import check_header
 
 QUESTION = "Describe the image."
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -21,7 +21,9 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 @dataclass(frozen=True)
 class Sample:
-    image: Image.Image
+    """`image` may be a file: it is read when it is encoded, as hundreds of photographs would fill the memory."""
+
+    image: Image.Image | Path
     question: str
 
 
@@ -32,7 +34,7 @@ def samples(source: str, path: Path | None, count: int, seed: int) -> list[Sampl
     of images, each asked to be described. None is the demo model's own generator.
 
     Raises:
-        InputError: no samples, too few of them, or an unreadable line or image.
+        InputError: no samples, too few of them, an unreadable line, or a file that is no image.
     """
     if count < 1:
         raise InputError(f"the number of calibration samples is {count}; it must be at least 1")
@@ -45,7 +47,10 @@ def samples(source: str, path: Path | None, count: int, seed: int) -> list[Sampl
     pairs = list(_pairs(path))
     if len(pairs) < count:
         raise InputError(f"{path} holds {len(pairs)} samples, fewer than {count}; lower --sample-count or add some")
-    return [Sample(load_image(image), question) for image, question in random.Random(seed).sample(pairs, count)]
+    chosen = random.Random(seed).sample(pairs, count)
+    for image, _ in chosen:
+        check_header(image)
+    return [Sample(image, question) for image, question in chosen]
 
 
 def _pairs(path: Path) -> Iterator[tuple[Path, str]]:

@@ -23,6 +23,7 @@ from secateur.errors import BadImage, InputError
 from secateur.models._safetensors import Entry
 from secateur.models._streaming import stream
 from secateur.models.base import Family
+from secateur.runtime.image import load_image
 from secateur.runtime.preprocess import pixel_values
 from secateur.runtime.prompt import Tokenizer
 from tests.reference import masked_logits
@@ -77,7 +78,7 @@ def test_equals_what_transformers_reports(tiny: Family) -> None:
     with eager(tiny.model):
         for i, sample in enumerate(chosen):
             ids = [*layout.ids(tiny.image_token_id), *tail(tiny, sample)]
-            pixels = torch.from_numpy(pixel_values(sample.image, tiny.preprocess))
+            pixels = torch.from_numpy(pixel_values(load_image(sample.image), tiny.preprocess))
             out = tiny.model(
                 input_ids=torch.tensor([ids]), pixel_values=pixels, output_hidden_states=True, output_attentions=True
             )
@@ -119,7 +120,7 @@ def test_divergence_of_a_model_that_loses_the_image(tiny: Family) -> None:
     found = capture(tiny, chosen, frozenset({"drop_divergence"})).drop_divergence
     assert found.shape == (tiny.dimensions.layers, 2)
     for i, sample in enumerate(chosen):
-        pixels, tokens = pixel_values(sample.image, tiny.preprocess), tail(tiny, sample)
+        pixels, tokens = pixel_values(load_image(sample.image), tiny.preprocess), tail(tiny, sample)
         full = log_softmax(masked_logits(tiny, pixels, tokens, {})[-1])
         for layer in range(tiny.dimensions.layers):
             dropped = log_softmax(masked_logits(tiny, pixels, tokens, {layer: ()})[-1])
@@ -186,7 +187,7 @@ def test_encoder_variance_is_that_of_the_scores(tiny: Family) -> None:
     found = capture(tiny, chosen, frozenset({"encoder_variance"})).encoder_variance
     vision = tiny.vision(("received.-2", "given.-2"))
     for i, sample in enumerate(chosen):
-        _, *scores = vision(torch.from_numpy(pixel_values(sample.image, tiny.preprocess)))
+        _, *scores = vision(torch.from_numpy(pixel_values(load_image(sample.image), tiny.preprocess)))
         np.testing.assert_allclose(
             found[i], [np.var(score[0].numpy(), dtype=np.float64) for score in scores], rtol=1e-4
         )
@@ -229,16 +230,31 @@ def test_measures_only_what_is_wanted(tiny: Family) -> None:
 def test_generated_samples() -> None:
     first, second = samples("demo", None, 5, 3), samples("demo", None, 5, 3)
     assert [s.question for s in first] == [s.question for s in second]
-    assert all(a.image.tobytes() == b.image.tobytes() for a, b in zip(first, second, strict=True))
+    assert all(
+        load_image(a.image).tobytes() == load_image(b.image).tobytes() for a, b in zip(first, second, strict=True)
+    )
 
 
 def test_samples_from_files(tmp_path: Path) -> None:
     for i in range(4):
         Image.new("RGB", (8, 8), (i, 0, 0)).save(tmp_path / f"{i}.png")
     assert [s.question for s in samples("m", tmp_path, 3, 0)] == [QUESTION] * 3
+    assert {s.image for s in samples("m", tmp_path, 4, 0)} == {tmp_path / f"{i}.png" for i in range(4)}, "no pixels"
     lines = [{"image": f"{i}.png", "text": f"what {i}"} for i in range(4)]
     (tmp_path / "q.jsonl").write_text("\n".join(json.dumps(line) for line in lines) + "\n\n")
     assert {s.question for s in samples("m", tmp_path / "q.jsonl", 4, 0)} == {f"what {i}" for i in range(4)}
+
+
+def test_a_sample_in_a_file_is_read_when_it_is_encoded(tiny: Family, tmp_path: Path) -> None:
+    (held,) = pictures(1)
+    assert isinstance(held.image, Image.Image)
+    held.image.save(tmp_path / "0.png")
+    (found,), (expected,) = (list(prompts(tiny, [each])) for each in (Sample(tmp_path / "0.png", held.question), held))
+    assert torch.equal(found.rows, expected.rows)
+    (tmp_path / "0.png").write_bytes((tmp_path / "0.png").read_bytes()[:200])
+    (damaged,) = samples("m", tmp_path, 1, 0)
+    with pytest.raises(BadImage, match="0.png cannot be decoded"):
+        list(prompts(tiny, [damaged]))
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from PIL import Image
 from secateur.calibration.layers import entering, prompts, walk
 from secateur.calibration.samples import Sample
 from secateur.models.base import Family
+from secateur.runtime.image import load_image
 from secateur.runtime.preprocess import pixel_values
 from secateur.runtime.prompt import Tokenizer
 from tests.conftest import tiny_family
@@ -29,7 +30,10 @@ def pictures() -> list[Sample]:
 def test_rows_queries_and_keys_are_those_of_transformers(tiny: Family) -> None:
     samples = pictures()
     tokenizer = Tokenizer(tiny.prompt, copy.deepcopy(tiny.tokenizer.backend_tokenizer))
-    seen = [masked_run(tiny, pixel_values(s.image, tiny.preprocess), tokenizer.first(s.question), {}) for s in samples]
+    seen = [
+        masked_run(tiny, pixel_values(load_image(s.image), tiny.preprocess), tokenizer.first(s.question), {})
+        for s in samples
+    ]
     start = list(prompts(tiny, samples))
     steps = list(walk(tiny, start, tiny.layout.views))
     assert [step.number for step in steps] == list(range(tiny.dimensions.layers))
@@ -79,7 +83,7 @@ def test_planes_are_added_to_the_rows_of_images() -> None:
     seen = list(walk(family, start, family.layout.views))
     for i, sample in enumerate(samples):
         ids = [*family.layout.ids(family.image_token_id), *tokenizer.first(sample.question)]
-        given = family.inputs(torch.tensor([ids]), pixel_values(sample.image, family.preprocess))
+        given = family.inputs(torch.tensor([ids]), pixel_values(load_image(sample.image), family.preprocess))
         states = family.model(**given, output_hidden_states=True).hidden_states
         for step in seen[family.dimensions.planes + 1 :]:  # transformers notes states before it adds a plane
             torch.testing.assert_close(step.rows[i], states[step.number], atol=1e-5, rtol=1e-4)
