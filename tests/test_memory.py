@@ -8,8 +8,15 @@ import pytest
 from secateur import memory
 
 
-def test_memory_is_told_only_by_linux(monkeypatch: pytest.MonkeyPatch) -> None:
-    free = memory.free_memory()
-    assert free is None or 0 < free < 1 << 50
-    monkeypatch.setattr(memory, "Path", lambda name: Path("/nowhere"))
-    assert memory.free_memory() is None
+@pytest.mark.parametrize(
+    ("lines", "free"),
+    [("MemFree: 1 kB\nMemAvailable:    2048 kB\n", 2 << 20), ("MemFree: 1 kB\n", None), (None, None)],
+    ids=["Linux", "another Linux", "no Linux"],
+)
+def test_memory_is_told_only_by_linux(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: str | None, free: int | None
+) -> None:
+    if lines is not None:
+        (tmp_path / "meminfo").write_text(lines)
+    monkeypatch.setattr(memory, "Path", lambda name: tmp_path / Path(name).name)
+    assert memory.free_memory() == free
