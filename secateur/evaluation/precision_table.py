@@ -62,11 +62,13 @@ def table(bundles: Sequence[Bundle], task: Task, batch: int = asking.BATCH, prog
     """A line for each bundle; bundles in bf16 are run by torch, which has it on the CPU, all others by ONNX Runtime.
 
     Raises:
-        InputError: no bundle, or a task whose questions can be half right.
+        InputError: no bundle, an empty batch, or a task whose questions can be half right.
         BadBundle: the bundles differ in the model or in the schedules.
     """
     if not bundles:
         raise InputError("there is no bundle to measure; name one at least")
+    if batch < 1:
+        raise InputError(f"--batch is {batch}; it must be at least 1")
     if not task.binary:
         raise InputError(
             "the questions of this task can be half right, so answers cannot be compared; use another task"

@@ -43,3 +43,9 @@ def test_a_line_shows_what_is_lost_and_won() -> None:
 def test_no_bundle_is_no_table() -> None:
     with pytest.raises(InputError, match="name one at least"):
         table([], cast(Any, SimpleNamespace(binary=True)))
+
+
+@pytest.mark.parametrize("batch", [0, -1])
+def test_no_question_at_a_time_is_none_at_all(batch: int) -> None:
+    with pytest.raises(InputError, match=f"--batch is {batch}; it must be at least 1"):
+        table([cast(Any, SimpleNamespace())], cast(Any, SimpleNamespace(binary=True)), batch)
