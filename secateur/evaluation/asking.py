@@ -90,19 +90,24 @@ def overlays(
 
 
 def ask(
-    vlm: Pipeline, questions: Sequence[Question], images: Sequence[Image.Image], schedule: str, max_new_tokens: int
+    vlm: Pipeline,
+    questions: Sequence[Question],
+    images: Sequence[Image.Image | tuple[Image.Image, ...]],
+    schedule: str,
+    max_new_tokens: int,
+    image_size: str | None = None,
 ) -> list[Answer]:
-    """Answers to one batch.
+    """Answers to one batch; images and options are those of Pipeline.ask.
 
     Raises:
         BadPrompt, BadImage: as Pipeline.ask; the message names the question.
     """
     try:
-        return vlm.ask(list(images), [q.prompt for q in questions], schedule, max_new_tokens)
+        return vlm.ask(list(images), [q.prompt for q in questions], schedule, max_new_tokens, image_size=image_size)
     except (BadPrompt, BadImage):
         for question, image in zip(questions, images, strict=True):  # which of them is it?
             try:
-                vlm.ask(image, question.prompt, schedule, max_new_tokens)
+                vlm.ask(image, question.prompt, schedule, max_new_tokens, image_size=image_size)
             except (BadPrompt, BadImage) as problem:
                 raise _named(problem, question) from None
         raise

@@ -8,14 +8,15 @@ Each side goes its own way from pixels to answer, so a token that changes place 
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from secateur.artifacts import Manifest, TensorSpec
+from secateur.artifacts import GateRef, TensorSpec
 from secateur.evaluation import asking, plain
 from secateur.evaluation.tasks import demo
 from secateur.evaluation.tasks.base import Question, Source, Task
@@ -27,6 +28,7 @@ from secateur.runtime.backends import base, ort
 from secateur.runtime.backends import torch as eager
 from secateur.runtime.bundle import Bundle
 from secateur.runtime.guard import Guard
+from secateur.runtime.walk import runs
 
 OVERLAP = 0.99
 """Share of the kept tokens that must be the same, mean over the gates of a schedule and over the questions."""
@@ -58,7 +60,7 @@ class Answers:
 
 @dataclass(frozen=True)
 class Difference:
-    """One schedule.
+    """One schedule for one image size, named as by `runtime.walk.runs`.
 
     logits_error     largest difference of the first token's logits, mean over the questions
     relative_error   the same over the largest magnitude in fp32
@@ -114,9 +116,10 @@ def compare(
     progress: Progress = silent,
     family: Family | None = None,
 ) -> Precision:
-    """Put `count` questions to every schedule in both precisions, exact fp32 first; one model is in memory at a time.
+    """Put `count` questions to every schedule for every image size in both precisions, exact fp32 first.
 
-    The demo model is asked the questions of the demo task; any other is asked about made pictures.
+    The demo model is asked the questions of the demo task; any other is asked about made pictures. One model is in
+    memory at a time.
 
     Args:
         family: the checkpoint in fp32; None loads the one that the manifest names.
@@ -128,26 +131,40 @@ def compare(
     """
     manifest = bundle.manifest
     task = demo.Task(Source(questions=count)) if manifest.source == DEMO else None
-    asked = list(task.questions) if task else plain.questions(manifest, count)
+    asked = {each.layout.size: task.questions if task else plain.questions(each, count) for each in manifest.buckets}
     longest = task.max_new_tokens if task else 1
     single = in_fp32(bundle)
     expected = _ask(single, eager.Backend(single, family=family), asked, longest, "fp32", progress)
-    watched = Guard(_candidate(bundle, family), manifest, share=1.0)
-    found = _ask(bundle, watched, asked, longest, manifest.dtype, progress)
-    differences = [_difference(name, found[name], expected[name], manifest, asked, task) for name in found]
+    with _candidate(bundle, family) as backend:
+        watched = Guard(backend, manifest, share=1.0)
+        found = _ask(bundle, watched, asked, longest, manifest.dtype, progress)
+    differences = []
+    for label, run in runs(manifest).items():
+        gates, put = run.manifest.schedules[run.schedule].gates, asked[run.manifest.layout.size]
+        differences.append(_difference(label, found[label], expected[label], gates, put, task))
     activations = [Activation(graph, size, LARGEST / max(size, 1e-12)) for graph, size in watched.largest.items()]
     how = manifest.quantisation
-    return Precision(manifest.dtype, len(asked), tuple(differences), tuple(activations), str(how) if how else "")
+    return Precision(manifest.dtype, count, tuple(differences), tuple(activations), str(how) if how else "")
 
 
-def _candidate(bundle: Bundle, family: Family | None) -> base.Backend:
-    """The backend that runs the bundle as it is; in bf16, for which ONNX Runtime has no CPU kernels, torch."""
+@contextmanager
+def _candidate(bundle: Bundle, family: Family | None) -> Iterator[base.Backend]:
+    """The backend that runs the bundle as it is; in bf16, for which ONNX Runtime has no CPU kernels, torch.
+
+    The weights of `family` are in bf16 for as long: a copy of a model whose weights stay in its files would lose them.
+    """
     if bundle.manifest.dtype != "bf16":
-        return ort.Backend(bundle)
-    if family is not None:
-        family = copy.deepcopy(family)
+        yield ort.Backend(bundle)
+    elif family is None:
+        yield eager.Backend(bundle)
+    else:
+        exact = [(weight, weight.data) for weight in family.model.parameters()]
         family.to(DTYPES["bf16"])
-    return eager.Backend(bundle, family=family)
+        try:
+            yield eager.Backend(bundle, family=family)
+        finally:
+            for weight, data in exact:
+                weight.data = data
 
 
 def in_fp32(bundle: Bundle) -> Bundle:
@@ -162,27 +179,43 @@ def _floats(specs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
 
 
 def _ask(
-    bundle: Bundle, backend: base.Backend, asked: Sequence[Question], longest: int, stage: str, progress: Progress
+    bundle: Bundle,
+    backend: base.Backend,
+    asked: Mapping[str, Sequence[Question]],
+    longest: int,
+    stage: str,
+    progress: Progress,
 ) -> dict[str, list[Answer]]:
-    """The answers of every schedule. The logits of all first tokens stay in memory."""
-    names = tuple(bundle.manifest.schedules)
-    answers: dict[str, list[Answer]] = {name: [] for name in names}
+    """The answers of every schedule for every image size, whose questions are `asked`.
+
+    The logits of all first tokens stay in memory.
+    """
+    walks = runs(bundle.manifest)
+    answers: dict[str, list[Answer]] = {label: [] for label in walks}
+    total = sum(len(asked[run.manifest.layout.size]) for run in walks.values())
     with Pipeline(bundle, backend) as vlm:
-        for start in range(0, len(asked), BATCH):
-            part = asked[start : start + BATCH]
-            images = [question.load() for question in part]
-            for name in names:
-                progress(stage, name, sum(map(len, answers.values())), len(asked) * len(names))
-                answers[name] += asking.ask(vlm, part, images, name, longest)
-    progress(stage, "", len(asked) * len(names), len(asked) * len(names))
+        for size, questions in asked.items():
+            own = {label: run.schedule for label, run in walks.items() if run.manifest.layout.size == size}
+            for start in range(0, len(questions), BATCH):
+                part = questions[start : start + BATCH]
+                images = [_given(question.load(), bundle.manifest.layout.images) for question in part]
+                for label, schedule in own.items():
+                    progress(stage, label, sum(map(len, answers.values())), total)
+                    answers[label] += asking.ask(vlm, part, images, schedule, longest, size)
+    progress(stage, "", total, total)
     return answers
+
+
+def _given(image: Image.Image, images: int) -> Image.Image | tuple[Image.Image, ...]:
+    """What a prompt takes: where it has several images, one stands for all of them."""
+    return image if images == 1 else (image,) * images
 
 
 def _difference(
     name: str,
     found: Sequence[Answer],
     expected: Sequence[Answer],
-    manifest: Manifest,
+    placed: Sequence[GateRef],
     asked: Sequence[Question],
     task: Task | None,
 ) -> Difference:
@@ -190,7 +223,7 @@ def _difference(
     errors = np.array([np.abs(a.first_logits - b.first_logits).max() for a, b in pairs])
     scale = np.array([np.abs(b.first_logits).max() for b in expected])
     gates = []
-    for number, gate in enumerate(manifest.schedules[name].gates):
+    for number, gate in enumerate(placed):
         shares = [overlap(a.kept[number], b.kept[number]) for a, b in pairs]
         gates.append(Overlap(gate.layer, gate.keep, float(np.mean(shares)), min(shares)))
     return Difference(

@@ -25,10 +25,11 @@ from secateur.cli import main
 from secateur.errors import BadBundle, SecateurError
 from secateur.evaluation import precision
 from secateur.evaluation.precision import OVERLAP, Answers, Difference, Overlap, Precision, compare, overlap
-from secateur.export.bundle import Exported
+from secateur.export.bundle import Exported, Plan, export
 from secateur.export.graphs import Graph, build, sized
 from secateur.export.targets import Target, target
 from secateur.methods.base import BudgetRequest
+from secateur.models._streaming import stream
 from secateur.models.base import Family
 from secateur.runtime import Bundle, Pipeline
 from secateur.runtime.backends import ort
@@ -36,7 +37,7 @@ from secateur.runtime.backends.base import Backend
 from secateur.runtime.chain import Buffers
 from secateur.runtime.dimensions import bind, resolve, resolve_shapes
 from secateur.runtime.guard import Guard
-from tests.conftest import COMPRESSION, METHODS, OPTIONS, VARIANTS, method, schedules
+from tests.conftest import COMPRESSION, METHODS, OPTIONS, VARIANTS, method, schedules, tiny_family
 
 LARGE = 1e4
 BATCH = 2
@@ -234,6 +235,41 @@ def test_a_bundle_in_fp16_is_near_its_checkpoint(trt_bundle: tuple[Path, Exporte
     assert 0 < full.relative_error < 3e-2 and full.same_token == full.overlap == 1
     assert {a.graph for a in found.activations} == {g.name for g in exported.manifest.graphs}
     assert all(a.headroom == pytest.approx(65504 / a.largest) for a in found.activations)
+
+
+def test_a_bundle_in_bf16_is_compared_with_a_model_that_stays_in_its_files(tiny: Family, tmp_path: Path) -> None:
+    tiny.model.save_pretrained(tmp_path / "checkpoint")
+    model = stream(type(tiny).architecture, tmp_path / "checkpoint")
+    assert model is not None
+    streamed = type(tiny)(model, tiny.processor, tiny.source)
+    made = schedules(tiny, {"fastv": method("fastv")}, BudgetRequest(compression=COMPRESSION))
+    half = copy.deepcopy(tiny)
+    half.to(torch.bfloat16)
+    export([Plan(half, tuple(made))], target("cuda", "bf16"), tmp_path / "bundle", verify=False)
+    bundle = Bundle.load(tmp_path / "bundle")
+    found = compare(bundle, 2, family=streamed)
+    assert found.dtype == "bf16" and 0 < found.schedules[0].relative_error < 1e-1
+    assert found == compare(bundle, 2, family=tiny)
+    assert streamed.dtype == tiny.dtype == torch.float32, "both have their weights back"
+
+
+def test_every_image_size_and_prompts_of_several_images_are_compared(tmp_path: Path) -> None:
+    family = tiny_family("qwen2_5_vl")
+    sizes = [family.at(size, images=2) for size in (family.bucket, (32, 56))]
+    chosen = {"fastv": method("fastv")}
+    made = [Plan(each, tuple(schedules(each, chosen, BudgetRequest(compression=COMPRESSION)))) for each in sizes]
+    exported = export(made, target("cpu"), tmp_path / "bundle", verify=False)
+    found = compare(Bundle.load(tmp_path / "bundle"), 2, family=family)
+    assert not found.failures and {a.graph for a in found.activations} == {g.name for g in exported.manifest.graphs}
+    kept = {s.schedule: [gate.keep for gate in s.gates] for s in found.schedules}
+    layouts = [each.layout for each in sizes]
+    gates = [bucket.schedules["fastv"].gates[0].keep for bucket in exported.manifest.buckets]
+    assert kept == {
+        f"{name}@{layout.size}": [keep] if name == "fastv" else []
+        for layout, keep in zip(layouts, gates, strict=True)
+        for name in ("full", "fastv")
+    }
+    assert gates[0] != gates[1]
 
 
 def test_another_model_is_refused(trt_bundle: tuple[Path, Exported], tiny: Family) -> None:

@@ -69,7 +69,7 @@ class Canned:
     def describe(self) -> dict[str, str]:
         return {"GPU": "Orin"}
 
-    def ask(self, image: Any, prompt: Any, schedule: str, max_new_tokens: int) -> Any:
+    def ask(self, image: Any, prompt: Any, schedule: str, max_new_tokens: int, image_size: str | None = None) -> Any:
         if not isinstance(image, list):
             return self.ask([image], [prompt], schedule, max_new_tokens)[0]
         self.calls.append((schedule, len(image), max_new_tokens))
