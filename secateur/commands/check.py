@@ -71,9 +71,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "device": arguments.device,
         "against": arguments.against,
         "schedules": schedules,
-        "graphs": [{**dataclasses.asdict(graph), "passed": graph.passed} for graph in found],
+        "graphs": [{**dataclasses.asdict(graph), "passed": graph.passed, "worst": graph.worst.name} for graph in found],
     }
-    if failed := [graph.graph for graph in found if not graph.passed]:
+    if failed := [f"{graph.graph} ({graph.worst.walk})" for graph in found if not graph.passed]:
         result["failed"] = f"{arguments.backend} differs from {arguments.against} in {', '.join(failed)}"
     return result
 
@@ -87,13 +87,15 @@ def _open(name: str, bundle: Bundle, device: str | None = None) -> Backend:
 
 
 def show(result: dict[str, Any], console: Console) -> None:
-    """One row for each graph, with the output that differs most; --json has them all."""
+    """One row for each graph, with the output that differs most, and in which schedule; --json has them all."""
     place = f" on {result['device']}" if result["device"] else ""
     title = f"{result['backend']}{place} against {result['against']}"
-    made = _report.table(title, "graph", "runs", "outputs", "worst output", "absolute", "relative", "")
+    made = _report.table(title, "graph", "runs", "worst output", "in", "absolute", "relative", "")
+    for column in made.columns:
+        column.overflow = "fold"
     for graph in result["graphs"]:
-        worst = max(graph["outputs"], key=lambda output: (not output["passed"], output["relative"]))
-        counts = str(graph["runs"]), str(len(graph["outputs"]))
+        worst = next(output for output in graph["outputs"] if output["name"] == graph["worst"])
         figures = f"{worst['absolute']:.2g}", f"{worst['relative']:.2g}"
-        made.add_row(graph["graph"], *counts, worst["name"], *figures, "ok" if graph["passed"] else "FAILED")
+        verdict = "ok" if graph["passed"] else "FAILED"
+        made.add_row(graph["graph"], str(graph["runs"]), worst["name"], worst["walk"], *figures, verdict)
     console.print(made)

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Two backends on the same inputs, graph by graph, compared by Polygraphy.
 
-The inputs are real: a walk of the reference backend through the whole chain, prefill and one decode step, is recorded.
+The inputs are real: for every image size and schedule, a walk of the reference backend through the whole chain, prefill
+and one decode step, is recorded.
 """
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,15 +17,16 @@ import numpy as np
 from secateur.artifacts import GraphSpec
 from secateur.errors import BackendMissing
 from secateur.export.examples import example
+from secateur.export.tolerance import tolerance
 from secateur.progress import Progress, silent
 from secateur.runtime.backends import base
 from secateur.runtime.bundle import Bundle
 from secateur.runtime.chain import Chain
+from secateur.runtime.prompt import Prompt
 from secateur.runtime.receipt import Stopwatch
 from secateur.runtime.rows import Rows
-
-SHARE = {"fp32": 1e-4, "fp16": 3e-2, "bf16": 2e-1}
-"""Allowed difference as a share of the largest magnitude in an output, as in the check after an export."""
+from secateur.runtime.walk import Run
+from secateur.runtime.walk import runs as every_run
 
 Feed = dict[str, base.Array]
 
@@ -33,7 +35,8 @@ Feed = dict[str, base.Array]
 class Bounds:
     """A value agrees within one of them: `atol` absolute, `rtol` relative to the reference's value.
 
-    None: `atol` is SHARE of the largest magnitude of the output, `rtol` is 0. Integers must always be equal.
+    None: `atol` is `tolerance`, as in the check after an export, of the largest magnitude of the output; `rtol` is 0.
+    Integers must always be equal.
     """
 
     atol: float | None = None
@@ -46,6 +49,7 @@ class Output:
 
     absolute  largest difference
     relative  the same over the largest magnitude of the reference
+    walk      the schedule in which it was worst, see `runtime.walk.runs`: with the image size where there are several
     """
 
     name: str
@@ -53,6 +57,7 @@ class Output:
     absolute: float
     relative: float
     passed: bool
+    walk: str = ""
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,12 @@ class Agreement:
 
     @property
     def passed(self) -> bool:
-        return all(output.passed for output in self.outputs)
+        return self.worst.passed
+
+    @property
+    def worst(self) -> Output:
+        """The output that differs most; one that fails is worse than any that does not."""
+        return max(self.outputs, key=_badness)
 
 
 class Recording(base.Backend):
@@ -109,7 +119,7 @@ def agree(
     bounds: Bounds = Bounds(),
     progress: Progress = silent,
 ) -> tuple[Agreement, ...]:
-    """Every graph that these schedules run, in the manifest's order.
+    """Every graph that these schedules run for any image size, in the manifest's order.
 
     Raises:
         BackendMissing: Polygraphy is not installed.
@@ -117,30 +127,35 @@ def agree(
     check_polygraphy()
     from secateur.evaluation.comparator import Runner, compare
 
-    recording = Recording(reference, max(reference.masked_past, candidate.masked_past))
-    chain = Chain(bundle.manifest, recording, schedules)
+    walks = every_run(bundle.manifest, schedules)
     graphs = {graph.name: graph for graph in bundle.manifest.graphs}
-    runs: dict[str, list[list[Output]]] = {}
-    for done, schedule in enumerate(schedules):
-        progress("check", schedule, done, len(schedules))
-        recording.feeds.clear()
-        _walk(chain, bundle, schedule)
+    share = tolerance(bundle.manifest)
+    found: dict[str, list[list[Output]]] = {}
+    for done, (label, run) in enumerate(walks.items()):
+        progress("check", label, done, len(walks))
+        recording = Recording(reference, max(reference.masked_past, candidate.masked_past))
+        _walk(run, recording, bundle.prompt)
         for name, feeds in recording.feeds.items():
             candidate.load(graphs[name])
             pair = Runner("found", candidate, graphs[name]), Runner("expected", reference, graphs[name])
-            share = SHARE[bundle.manifest.dtype]
-            runs.setdefault(name, []).extend(compare(pair, feed, bounds, share) for feed in feeds)
-    progress("check", "", len(schedules), len(schedules))
-    return tuple(Agreement(name, len(runs[name]), _worst(runs[name])) for name in graphs if name in runs)
+            for feed in feeds:
+                outputs = compare(pair, feed, bounds, share)
+                found.setdefault(name, []).append([replace(output, walk=label) for output in outputs])
+    progress("check", "", len(walks), len(walks))
+    return tuple(Agreement(name, len(found[name]), _worst(found[name])) for name in graphs if name in found)
 
 
-def _walk(chain: Chain, bundle: Bundle, schedule: str) -> None:
+def _walk(run: Run, backend: base.Backend, prompt: Prompt) -> None:
     """Prefill and one decode step on a made picture and question."""
-    watch = Stopwatch()
-    pixels, rows = example(bundle.manifest, bundle.prompt)
-    cache = chain.cache(1, rows.input_ids.shape[1] + 1, schedule)
-    walk = chain.prefill(rows, chain.see(pixels, schedule, watch), schedule, cache, watch)
-    chain.step(Rows.pad([[int(walk.logits.argmax())]], bundle.prompt.pad, cache.position), cache)
+    watch, chain = Stopwatch(), Chain(run.manifest, backend, [run.schedule])
+    pixels, rows = example(run.manifest, prompt)
+    cache = chain.cache(1, rows.input_ids.shape[1] + 1, run.schedule)
+    walk = chain.prefill(rows, chain.see(pixels, run.schedule, watch), run.schedule, cache, watch)
+    chain.step(Rows.pad([[int(walk.logits.argmax())]], prompt.pad, cache.position), cache)
+
+
+def _badness(output: Output) -> tuple[bool, float]:
+    return not output.passed, output.relative
 
 
 def _worst(runs: list[list[Output]]) -> tuple[Output, ...]:
@@ -148,11 +163,9 @@ def _worst(runs: list[list[Output]]) -> tuple[Output, ...]:
     worst: dict[str, Output] = {}
     for output in (output for run in runs for output in run):
         before = worst.get(output.name, output)
-        worst[output.name] = Output(
-            output.name,
-            output.dtype,
-            max(before.absolute, output.absolute),
-            max(before.relative, output.relative),
-            before.passed and output.passed,
+        worst[output.name] = replace(
+            max(before, output, key=_badness),
+            absolute=max(before.absolute, output.absolute),
+            relative=max(before.relative, output.relative),
         )
     return tuple(worst.values())

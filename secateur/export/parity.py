@@ -14,6 +14,7 @@ import numpy as np
 
 from secateur.artifacts import GraphSpec, Manifest
 from secateur.export.examples import Example, example
+from secateur.export.tolerance import tolerance
 from secateur.models.base import Family
 from secateur.progress import Progress, silent
 from secateur.runtime.backends import base, ort
@@ -25,10 +26,7 @@ from secateur.runtime.prompt import Prompt
 from secateur.runtime.receipt import Stopwatch
 from secateur.runtime.rows import Rows
 
-TOLERANCE = {"fp32": 1e-4, "fp16": 3e-2, "bf16": 2e-1}
 KEPT_TOLERANCE = {"fp32": 0.0, "fp16": 0.25, "bf16": 0.5}
-ROUNDED_ROWS = 3e-2
-"""Tolerance where the activations of integer weights are rounded to 8 bits (accuracy level 4)."""
 DECODE_STEPS = 2
 RESIDENT_BYTES = 256 << 20
 
@@ -121,12 +119,6 @@ def _models(bundle: Bundle, reference: base.Backend, family: Family) -> Iterator
         yield _model(Chain(bucket, reference), family, example(bucket, bundle.prompt), suffix)
 
 
-def tolerance(manifest: Manifest) -> float:
-    """Largest error of a graph or chain that passes."""
-    rounded = manifest.quantisation is not None and manifest.quantisation.accuracy_level
-    return max(TOLERANCE[manifest.dtype], ROUNDED_ROWS if rounded else 0.0)
-
-
 def _check(bundle: Bundle, family: Family, paired: Paired, progress: Progress) -> tuple[Parity, ...]:
     manifest = bundle.manifest
     chains, done, total = list[Parity](), 0, sum(len(bucket.schedules) for bucket in manifest.buckets)
@@ -177,8 +169,8 @@ def _chain(name: str, found: list[Walk], expected: list[Walk], manifest: Manifes
     return checks
 
 
-def _parity(name: str, worst: float, tolerance: float) -> Parity:
-    return Parity(name, worst, tolerance, worst <= tolerance)
+def _parity(name: str, worst: float, allowed: float) -> Parity:
+    return Parity(name, worst, allowed, worst <= allowed)
 
 
 def _walks(
