@@ -53,12 +53,15 @@ def calibrate(method: Method, family: Family, statistics: Sequence[Statistics], 
     """The schedule of `method` for `family`, from what `measure` found.
 
     Raises:
-        BadSchedule: see `Method.calibrate`; or the method's gates for views of different sizes do not go together.
+        BadSchedule: see `Method.calibrate`; or the method's gates for views of different sizes do not go together, or
+            make the image smaller where it has several views.
     """
     first = method.calibrate(statistics[0], request)
     layout = family.layout
     if len(layout.views) == 1:
         return first
+    if len(layout.image_views) > 1 and any(gate.kind == "downsample" for gate in first.gates):
+        raise BadSchedule(f"a smaller image needs one grid, not {len(layout.image_views)} views; use another method")
     made = [first, *(method.calibrate(each, _alike(first, statistics[0])) for each in statistics[1:])]
     for other in made[1:]:
         if [(g.layer, g.kind) for g in other.gates] != [(g.layer, g.kind) for g in first.gates]:

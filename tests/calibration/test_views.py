@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import pytest
+
+from secateur.errors import BadSchedule
+from secateur.methods.base import BudgetRequest
+from tests.conftest import method, schedules, tiny_family
+
+
+@pytest.mark.parametrize(("name", "images"), [("llava_next", 1), ("llava_onevision", 2)])
+def test_an_image_of_several_views_is_not_made_smaller(name: str, images: int) -> None:
+    """Whatever the views: two of many tokens each, or one of many and a line break."""
+    family = tiny_family(name).at(images=images)
+    with pytest.raises(BadSchedule, match="a smaller image needs one grid, not 2 views; use another method"):
+        schedules(family, {"downsample": method("downsample")}, BudgetRequest(compression=0.5))
+
+
+def test_a_view_of_one_token_stays_as_long_as_any() -> None:
+    family = tiny_family("llava_onevision").at(images=2)
+    made = schedules(family, {"btp": method("btp"), "vtw": method("vtw")}, BudgetRequest(compression=0.5))
+    single = [number for number, view in enumerate(family.layout.views) if view.tokens == 1]
+    assert len(single) == 2
+    for schedule in made:
+        for gate in schedule.gates:
+            assert {gate.parts[number].keep for number in single} == {int(gate.keep > 0)}
