@@ -34,6 +34,16 @@ def test_an_existing_folder_is_refused_and_kept(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "file").read_text() == "one"
 
 
+def test_a_folder_that_appeared_meanwhile_is_kept(tmp_path: Path) -> None:
+    with pytest.raises(BadOutput, match="exists; add --force"):
+        with atomic_folder(tmp_path / "out", force=False, marker="file") as folder:
+            (folder / "file").write_text("two")
+            (tmp_path / "out").mkdir()  # by another process
+            (tmp_path / "out" / "file").write_text("one")
+    assert (tmp_path / "out" / "file").read_text() == "one"
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
 @pytest.mark.parametrize("exchange", [True, False], ids=["renameat2", "two renames"])
 def test_force_replaces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: bool) -> None:
     if not exchange:

@@ -203,6 +203,13 @@ def test_bf16_weights_get_bf16_scales() -> None:
         assert np.abs(dequantise(stored, how, 128) - weight.astype(np.float32)).max() < 0.3
 
 
+def test_a_scale_that_vanishes_in_fp16_is_none() -> None:
+    """The smallest number of fp16 over 7 would be 0, and nothing can be divided by that."""
+    weight = np.full((128, 2), 2.0**-24, np.float16)
+    stored = quantise(weight, DEQUANTISING[0])
+    assert (stored.scales > 0).all() and not stored.integers.astype(np.int8).any()
+
+
 def test_tensorrt_takes_the_graph() -> None:
     """It wants positive scales and no zero points; those of MatMulNBits are negative half of the time."""
     how = quantisation("int4", target("tensorrt-10.15"))
