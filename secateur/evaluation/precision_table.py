@@ -25,8 +25,8 @@ from secateur.commands._progress import bars
 from secateur.errors import BadBundle, InputError
 from secateur.evaluation import asking, tasks
 from secateur.evaluation.compare import mcnemar
-from secateur.evaluation.results import Interval, McNemar
-from secateur.evaluation.retention import retention
+from secateur.evaluation.results import McNemar
+from secateur.evaluation.retention import Interval, retention
 from secateur.evaluation.tasks.base import Source, Task
 from secateur.progress import Progress, silent
 from secateur.runtime import Pipeline

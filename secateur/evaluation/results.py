@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 
 from PIL import Image
 
+from secateur.evaluation.retention import Interval
 from secateur.report.document import Document
 
-Interval = tuple[float, float]
 SUMS = ("encode", "prefill")
 """Entries of `stage_ms` that are sums of others: no stages of their own."""
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from secateur.evaluation.results import Interval
+from secateur.evaluation.retention import Interval
 from secateur.report.formats import NONE
 
 
