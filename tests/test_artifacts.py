@@ -87,6 +87,18 @@ def test_any_gates_are_taken_or_refused(pairs: list[tuple[int, int]]) -> None:
             check_gates(gates, 8, 100)
 
 
+def test_gates_that_route_choose_among_all_tokens() -> None:
+    """So their counts may grow; what the others dropped is gone, so the two do not mix, and rows are not counted."""
+    routes = (Gate(2, 20, "route"), Gate(3, 50, "route"))
+    assert schedule(gates=routes).gates == routes
+    with pytest.raises(BadSchedule, match="keeps 101 tokens of 100"):
+        schedule(gates=(routes[0], Gate(3, 101, "route")))
+    with pytest.raises(BadSchedule, match="do not go together with other kinds"):
+        schedule(gates=(Gate(2, 50), Gate(3, 20, "route")))
+    with pytest.raises(BadSchedule, match="'compact' do not fit gates of kind 'route'"):
+        schedule(gates=routes, positions="compact")
+
+
 def test_round_trip(tmp_path: Path) -> None:
     made = schedule(calibration={"tau": 0.93, "similarity": [0.1, 0.2], "moved": None})
     path = tmp_path / "s.json"
