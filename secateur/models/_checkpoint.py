@@ -60,17 +60,20 @@ class Checkpoint:
         renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
         converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
         wanted = model.state_dict(keep_vars=True)
-        found, extra = dict[str, Entry](), list[str]()
+        found, extra, converted = dict[str, Entry](), list[str](), False
         for name in sorted(self.tensors, key=dot_natural_key):
             new, converter = rename_source_key(name, renamings, converters, model.base_model_prefix, wanted)
             if new not in wanted and name in wanted:
                 new, converter = rename_source_key(name, [], [], model.base_model_prefix, wanted)
             if converter is not None and new in wanted:
-                return None
-            if new in wanted:
+                self._check_float(name, self.tensors[name])
+                converted = True
+            elif new in wanted:
                 found[new] = self.tensors[name]
             else:
                 extra.append(new)
+        if converted:
+            return None
         self._check(wanted, found, extra)
         return found
 
@@ -87,15 +90,19 @@ class Checkpoint:
                     f"model '{self.folder}' has {name} of {list(entry.shape)}, its config.json says "
                     f"{list(weight.shape)}; {MEND}"
                 )
-            if weight.dtype.is_floating_point and entry.dtype not in FLOATS:
-                raise BadModel(
-                    f"model '{self.folder}' stores {name} as {entry.dtype}: it is quantised; "
-                    f"take the checkpoint in {', '.join(FLOATS)} and export with --quantize"
-                )
+            if weight.dtype.is_floating_point:
+                self._check_float(name, entry)
         layers = {re.sub(r"\d+", "#", name) for name in wanted}
         for name in extra:
             if re.sub(r"\d+", "#", name) in layers:
                 raise BadModel(f"model '{self.folder}' has {name}, for which its config.json has no layer; {MEND}")
+
+    def _check_float(self, name: str, entry: Entry) -> None:
+        if entry.dtype not in FLOATS:
+            raise BadModel(
+                f"model '{self.folder}' stores {name} as {entry.dtype}: it is quantised; "
+                f"take the checkpoint in {', '.join(FLOATS)} and export with --quantize"
+            )
 
 
 def _sharded(folder: Path) -> dict[str, Entry]:

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from secateur.errors import BadModel, BadSchedule
 from secateur.models._streaming import held, value
+from secateur.models._vision import check_features
 
 TOWERS = ("clip_vision_model", "siglip_vision_model")
 
@@ -57,6 +58,7 @@ class Downsampled(nn.Module):
             )
         self.tower = tower
         self.feature_layers = tuple(feature_layers)
+        check_features(self.feature_layers, config.num_hidden_layers)
         self.class_tokens = class_tokens
         for name, side in zip(("rows", "columns"), grid, strict=True):
             self.register_buffer(name, resize_matrix(full * patch, side * patch, edge))

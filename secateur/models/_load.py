@@ -8,14 +8,13 @@ import shlex
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
 )
 
 from secateur import models, plugins
-from secateur.errors import BadModel
+from secateur.errors import BadModel, SecateurError
 from secateur.models._checkpoint import INDEX, PICKLES, SINGLE, Checkpoint
 from secateur.models._hub import DEMO, Found, base_model, resolve
 from secateur.models._loading import first_line
@@ -48,10 +47,13 @@ def load(source: str = DEMO, dtype: torch.dtype = torch.float32, revision: str |
     try:
         Checkpoint.open(found.folder)
         loaded = family.from_pretrained(str(found.folder), found.name)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as problem:
-        if isinstance(problem, BadModel):
-            raise
-        raise BadModel(f"model '{found.name}' cannot be loaded: {first_line(problem)}") from None
+    except (SecateurError, ImportError, MemoryError):
+        raise
+    except Exception as problem:  # transformers raises all sorts of them on what its configurations do not expect
+        raise BadModel(
+            f"model '{found.name}' cannot be loaded ({first_line(problem)}); compare its .json files with "
+            "those where it comes from"
+        ) from problem
     loaded.to(dtype)
     return loaded
 
@@ -97,9 +99,10 @@ def _family(found: Found, config: dict[str, Any]) -> type[Family]:
 def _check_config(found: Found, config: dict[str, Any], family: type[Family]) -> None:
     """Refuse what transformers would load as something else, or not at all."""
     known, named = family.architecture.__name__, config.get("architectures") or [family.architecture.__name__]
-    if known not in named:
+    if not isinstance(named, list) or known not in named:
+        first = named[0] if isinstance(named, list) else named
         raise BadModel(
-            f"model '{found.name}' holds a {named[0]}, not a {known}; take its version in transformers' own format "
+            f"model '{found.name}' holds a {first}, not a {known}; take its version in transformers' own format "
             "(its name often ends in -hf)"
         )
     text = config.get("text_config")

@@ -19,6 +19,8 @@ from secateur.models._checkpoint import Checkpoint
 from secateur.models._streaming import value
 
 PASSING = ("dtype", "torch_dtype", "transformers_version", "architectures", "use_cache", "output_attentions")
+LONGEST = 300
+"""Letters of what an error of another library says."""
 Model = TypeVar("Model", bound=PreTrainedModel)
 
 
@@ -42,13 +44,16 @@ def _lasting(config: Any) -> Any:
 
 
 def load_weights(cls: type[Model], path: str) -> Model:
-    """`cls` with the weights of a checkpoint: safetensors only, no remote code, and every weight must be there.
+    """`cls` as transformers itself loads it, for checkpoints whose weights it converts.
+
+    Safetensors only, no remote code, and every weight must be there.
 
     Raises:
         BadModel: weights are missing or of another shape (transformers would make them up).
     """
-    shown = logging.is_progress_bar_enabled()
+    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()  # what it would report is raised below
     try:
         loaded: Any = cls.from_pretrained(
             path,
@@ -57,8 +62,10 @@ def load_weights(cls: type[Model], path: str) -> Model:
             trust_remote_code=False,
             attn_implementation="sdpa",
             output_loading_info=True,
+            ignore_mismatched_sizes=True,
         )
     finally:
+        logging.set_verbosity(verbosity)
         if shown:
             logging.enable_progress_bar()
     model, report = loaded
@@ -86,6 +93,9 @@ def check_fits(folder: Path) -> None:
 
 
 def first_line(problem: BaseException) -> str:
-    """The first line of what an error says."""
-    lines = str(problem).strip().splitlines()
-    return lines[0] if lines else type(problem).__name__
+    """The first line of what an error says, and the next one if that only announces it; the kind of a bare error."""
+    lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
+    said = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
+    if isinstance(problem, LookupError | AttributeError | ArithmeticError) or not said:
+        said = f"{type(problem).__name__} {said}".rstrip()
+    return said if len(said) <= LONGEST else said[:LONGEST] + "..."

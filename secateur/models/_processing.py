@@ -58,8 +58,8 @@ def conversation(
     """
     tokenizer, marker = processor.tokenizer, str(processor.image_token)
     _check_marker(tokenizer, marker, image_id)
-    if not stop:
-        raise BadModel("no token ends an answer; set eos_token_id in generation_config.json")
+    _check_stop(tokenizer, stop)
+    _check_system(tokenizer, system)
     if has_template:
         opening, further = _rendered(processor, marker, images, system)
     elif system.strip():
@@ -124,6 +124,28 @@ def _check_marker(tokenizer: PreTrainedTokenizerBase, marker: str, image_id: int
         )
 
 
+def _check_stop(tokenizer: PreTrainedTokenizerBase, stop: tuple[int, ...]) -> None:
+    if not stop:
+        raise BadModel("no token ends an answer; set eos_token_id in generation_config.json")
+    known = set(tokenizer.get_vocab().values())
+    if unknown := [token for token in stop if token not in known]:
+        raise BadModel(
+            f"an answer would end at token {unknown[0]!r}, which the tokenizer does not have; correct eos_token_id in "
+            "generation_config.json"
+        )
+
+
+def _check_system(tokenizer: PreTrainedTokenizerBase, system: str) -> None:
+    """A system prompt goes through the template as it is, where the text of a special token would become one."""
+    try:
+        system.encode("utf-8")
+    except UnicodeEncodeError:
+        raise BadModel("the system prompt is not valid UTF-8; send it as UTF-8 text") from None
+    special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    if spelled := [word for word in (*special, QUESTION, ANSWER, FURTHER) if word in system]:
+        raise BadModel(f"the system prompt holds '{spelled[0]}', which would not stay text; leave it out")
+
+
 def _rendered(processor: Any, marker: str, images: int, system: str) -> tuple[str, tuple[str, str]]:
     """The chat up to the first answer, and the text around a further question behind an answer."""
     first = [_message("system", system)] if system.strip() else []
@@ -180,7 +202,7 @@ def _expanded(processor: Any, text: str, size: tuple[int, int], images: int) -> 
             add_special_tokens=not (bos and text.startswith(bos)),
             return_text_replacement_offsets=True,
         )
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as problem:
+    except (ArithmeticError, AttributeError, LookupError, MemoryError, OSError, TypeError, ValueError) as problem:
         raise BadModel(
             f"the processor cannot prepare {images} image(s) of {size[1]}x{size[0]} ({first_line(problem)}); "
             "choose another image size, or correct processor_config.json"

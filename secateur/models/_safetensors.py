@@ -88,6 +88,8 @@ def entries(path: Path) -> dict[str, Entry]:
     end = max((entry.offset + entry.size for entry in found.values()), default=0)
     if end > size:
         raise BadModel(f"{path} is truncated: it has {size} bytes of {end}; {MEND}")
+    if end < size and found:
+        raise BadModel(f"{path} is damaged: its tensors end at byte {end}, and it has {size}; {MEND}")
     return found
 
 

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model whose weights stay in their files: they are read when a module runs, and let go when it has run.
+"""A model from a checkpoint, its weights in memory, or in their files: read when a module runs, let go when it has run.
 
-Its parameters are on the meta device and know where they are stored, so shapes, dtypes, ties and casts work as ever;
-buffers are real. Every function here takes ordinary models as well.
+Parameters in files are on the meta device and know where they are stored, so shapes, dtypes, ties and casts work as
+ever; buffers are real. Every function here takes ordinary models as well.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +22,7 @@ from secateur.models._checkpoint import FLOATS, Checkpoint
 from secateur.models._safetensors import DTYPES, Entry
 
 Model = TypeVar("Model", bound=PreTrainedModel)
+GENERATION = "generation_config.json"
 HELD_BYTES = 64 << 20
 """A module with no more weights than this has all of them while it runs; of a larger one only those it owns itself."""
 
@@ -42,24 +43,41 @@ def stream(cls: type[Model], folder: Path) -> Model | None:
     Raises:
         BadModel: see `Checkpoint`; or the checkpoint is quantised.
     """
+    model = _placed(cls, folder)
+    for module in () if model is None else model.modules():
+        _hook(module)
+        _say_cpu(module)
+    return model
+
+
+def fill(cls: type[Model], folder: Path) -> Model | None:
+    """As `stream`, with all weights in memory."""
+    model = _placed(cls, folder)
+    if model is not None:
+        with torch.no_grad():
+            _put_in(_slots(model))
+    return model
+
+
+def _placed(cls: type[Model], folder: Path) -> Model | None:
+    """`cls` as config.json describes it; its parameters know where they are stored."""
     checkpoint = Checkpoint.open(folder)
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if getattr(config, "quantization_config", None) is not None:
         raise BadModel(
             f"model '{folder}' is quantised; take the checkpoint in {', '.join(FLOATS)} and export with --quantize"
         )
-    dtype = config.dtype or next(DTYPES[e.dtype] for e in checkpoint.tensors.values() if e.dtype in FLOATS)
+    stored = (DTYPES[entry.dtype] for entry in checkpoint.tensors.values() if entry.dtype in FLOATS)
     with meta_parameters():
-        model: Model = cls._from_config(config, dtype=dtype, attn_implementation="sdpa")  # type: ignore[no-untyped-call]
+        model: Model = cls._from_config(  # type: ignore[no-untyped-call]
+            config, dtype=config.dtype or next(stored, torch.float32), attn_implementation="sdpa"
+        )
     places = checkpoint.of(model)
     if places is None:
         return None
     _place(model, places)
-    with suppress(OSError):  # without the file, the defaults of the config
+    if (folder / GENERATION).exists():  # else the defaults of the config
         model.generation_config = GenerationConfig.from_pretrained(folder)
-    for module in model.modules():
-        _hook(module)
-        _say_cpu(module)
     return model
 
 

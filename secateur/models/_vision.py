@@ -41,6 +41,18 @@ def parsed(name: str, depth: int, class_token: bool) -> tuple[str, int]:
     return kind, int(layer)
 
 
+def check_features(layers: Sequence[int], depth: int) -> None:
+    """Check indices into the hidden_states of an encoder of `depth` layers.
+
+    Raises:
+        BadModel: there is no such layer.
+    """
+    if beyond := [layer for layer in layers if not -depth - 1 <= layer <= depth]:
+        raise BadModel(
+            f"vision_feature_layer {beyond[0]} is outside the encoder of {depth} layers; correct it in config.json"
+        )
+
+
 class Heads(NamedTuple):
     """Queries and keys [B, H, c + N, dh] of one layer, and the factor on their products."""
 
@@ -92,7 +104,7 @@ class Vision(nn.Module):
         reads: scores to return behind the features, named as in `methods.base.Selector`.
 
     Raises:
-        BadModel: a score that this encoder does not have.
+        BadModel: a layer or a score that this encoder does not have.
     """
 
     def __init__(
@@ -103,6 +115,7 @@ class Vision(nn.Module):
         self.feature_layers = tuple(feature_layers)
         self.class_tokens = class_tokens
         self.depth: int = tower.config.num_hidden_layers
+        check_features(self.feature_layers, self.depth)
         self.reads = tuple(parsed(name, self.depth, class_tokens > 0) for name in reads)
 
     def forward(self, pixel_values: Tensor) -> Tensor | tuple[Tensor, ...]:

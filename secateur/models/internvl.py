@@ -72,6 +72,8 @@ class Family(base.Family):
                 "fewer tiles"
             )
         layer = self.model.config.vision_feature_layer
+        if not isinstance(layer, int):
+            raise BadModel(f"vision_feature_layer {layer} must be one layer; correct it in config.json")
         feature_layers = () if layer == -1 else (layer,)  # transformers takes -1 behind the last norm
         encoder = Vision(self.model.model.vision_tower, feature_layers, 1, reads)
         return Tiles(PixelShuffle(encoder, self._patches, self._factor, reads))

@@ -8,6 +8,7 @@ All up to the views is uint8. Padding comes before the normalisation, so it has 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,10 +79,14 @@ class Preprocess:
             raise ValueError(f"resize {self.resize} must be (edge,) or (height, width), at least 1")
         if self.crop is not None and (min(self.crop) < 1 or self.crop[0] * self.crop[1] > MAX_PIXELS):
             raise ValueError(f"crop {self.crop} must be at least 1 x 1, and at most {MAX_PIXELS} pixels")
+        if self.rescale is not None and not 0 < self.rescale < math.inf:
+            raise ValueError(f"rescale {self.rescale} must be a number above 0")
         if (self.mean is None) != (self.std is None):
             raise ValueError("mean and std must be given together")
         for name, values in (("mean", self.mean), ("std", self.std)):
-            if values is not None and (len(values) != 3 or (name == "std" and 0 in values)):
+            if values is not None and (
+                len(values) != 3 or not all(map(math.isfinite, values)) or (name == "std" and 0 in values)
+            ):
                 raise ValueError(f"{name} {values} must be three numbers{', none of them 0' if name == 'std' else ''}")
         if self.fit is not None and self.fit not in FITS:
             raise ValueError(f"fit '{self.fit}' is not known; use one of {', '.join(FITS)}")

@@ -159,3 +159,10 @@ def test_in_onnx(family: internvl.Family, opset: int, dtype: torch.dtype, tmp_pa
     features = seen.vision()(random_pixels(seen.pixels))
     assert features.dtype == dtype
     check_in_onnx(seen.projector(), features.shape[1:], opset, tmp_path, atol, features.dtype)
+
+
+def test_several_feature_layers_are_refused() -> None:
+    family = internvl.Family.tiny()
+    family.model.config.vision_feature_layer = [-1, -2]
+    with pytest.raises(BadModel, match=r"vision_feature_layer \[-1, -2\] must be one layer; correct it in config.json"):
+        family.vision()

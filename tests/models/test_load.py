@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import shlex
 import shutil
@@ -133,6 +134,54 @@ def drop_weight(folder: Path) -> None:
     save_file(weights, folder / SINGLE, metadata={"format": "pt"})
 
 
+def store(dtype: torch.dtype) -> Spoil:
+    """All weights in another dtype, rounded to it."""
+
+    def spoil(folder: Path) -> None:
+        weights = {name: weight.to(dtype) for name, weight in load_file(folder / SINGLE).items()}
+        save_file(weights, folder / SINGLE, metadata={"format": "pt"})
+
+    return spoil
+
+
+def decoder(**fields: Any) -> Spoil:
+    """config.json with other fields of the decoder."""
+
+    def spoil(folder: Path) -> None:
+        text = json.loads((folder / "config.json").read_text())["text_config"]
+        config(text_config=text | fields)(folder)
+
+    return spoil
+
+
+def end_at(token: object) -> Spoil:
+    return write("generation_config.json", json.dumps({"eos_token_id": token}))
+
+
+def processor(**fields: Any) -> Spoil:
+    """processor_config.json with other fields of the image processor."""
+
+    def spoil(folder: Path) -> None:
+        images = json.loads((folder / "processor_config.json").read_text())["image_processor"]
+        beside(image_processor=images | fields)(folder)
+
+    return spoil
+
+
+def beside(**fields: Any) -> Spoil:
+    """processor_config.json with other fields."""
+
+    def spoil(folder: Path) -> None:
+        found = json.loads((folder / "processor_config.json").read_text()) | fields
+        (folder / "processor_config.json").write_text(json.dumps(found))
+
+    return spoil
+
+
+def append(name: str, content: bytes) -> Spoil:
+    return lambda folder: (folder / name).write_bytes((folder / name).read_bytes() + content)
+
+
 def lose_shard(folder: Path) -> None:
     weights = load_file(folder / SINGLE)
     (folder / SINGLE).rename(folder / "model-00001-of-00002.safetensors")
@@ -172,6 +221,28 @@ BAD: dict[str, tuple[Spoil, str]] = {
     "no safetensors": (write(SINGLE, "\0" * 100), "is no safetensors file, or it is truncated; download it again"),
     "a missing shard": (lose_shard, "lacks 1 of its files, the first is model-00002-of-00002.safetensors; download"),
     "a missing weight": (drop_weight, "lacks 1 weights, the first is .*down_proj"),
+    "integers": (store(torch.int8), "stores .* as I8: it is quantised; take the checkpoint in"),
+    "fp8": (store(torch.float8_e4m3fn), "stores .* as F8_E4M3: it is quantised; take the checkpoint in"),
+    "more than the header says": (append(SINGLE, b"more"), "is damaged: its tensors end at byte .*; download it again"),
+    "more layers than the config": (decoder(num_hidden_layers=3), "for which its config.json has no layer"),
+    "another shape": (decoder(intermediate_size=8), r"has .*mlp.* its config.json says .*; download it again"),
+    "no decoder in the config": (config(text_config=None), "lacks .* weights, the first is .*; download it again"),
+    "words for numbers": (decoder(hidden_size="128"), "cannot be loaded .*'hidden_size' expected int, got str"),
+    "an unknown activation": (decoder(hidden_act="gulu"), r"cannot be loaded \(KeyError 'gulu'\); compare its .json"),
+    "an unknown dtype": (config(dtype="float12"), "cannot be loaded .*'float12'"),
+    "an unread end of an answer": (write("generation_config.json", "{"), "cannot be loaded .*; compare its .json"),
+    "an unknown end of an answer": (
+        end_at(10**6),
+        "would end at token 1000000, which the tokenizer does not have; cor",
+    ),
+    "words for an end": (end_at("</s>"), "would end at token '<', which the tokenizer does not have; correct eos_"),
+    "no list of classes": (config(architectures=5), "holds a 5, not a LlavaForConditionalGeneration; take"),
+    "a small context": (decoder(max_position_embeddings=8), r"has \d+ rows before the question, and the model takes 8"),
+    "no number for a mean": (processor(image_mean=[math.nan] * 3), r"mean \(nan, nan, nan\) must be three numbers"),
+    "words for a mean": (processor(image_mean="grey"), "processor of .* cannot be used .could not convert string"),
+    "all images black": (processor(rescale_factor=0), "rescale 0 must be a number above 0"),
+    "another image processor": (processor(image_processor_type="ViTImageProcessor"), "ViTImageProcessor is not supp"),
+    "patches of nothing": (beside(patch_size=0), r"prepare .* \(ZeroDivisionError .*correct processor_config.json"),
     "no tokenizer": (remove("tokenizer.json"), "has no tokenizer.json or tokenizer.model or vocab.json; copy it from"),
     "no tokenizer settings": (remove("tokenizer_config.json"), "has no tokenizer_config.json; copy it from"),
     "no processor": (remove("processor_config.json"), "has no preprocessor_config.json or processor_config.json; copy"),
@@ -185,8 +256,15 @@ BAD: dict[str, tuple[Spoil, str]] = {
 def test_broken_checkpoints(copy: Path, spoil: Spoil, message: str) -> None:
     spoil(copy)
     with pytest.raises(BadModel, match=message) as problem:
-        _ = load(str(copy)).prompt
+        load(str(copy)).check()
     assert "\n" not in str(problem.value)
+
+
+def test_an_index_needs_no_more_than_its_map(copy: Path, demo: Family) -> None:
+    weights = load_file(copy / SINGLE)
+    (copy / SINGLE).rename(copy / "model-00001-of-00001.safetensors")
+    (copy / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(weights, "model-00001-of-00001.safetensors")}))
+    assert load(str(copy)).identity == demo.identity
 
 
 def test_pickles_are_refused_and_the_mend_mends(copy: Path, demo: Family) -> None:
@@ -241,3 +319,16 @@ def test_what_must_be_converted_as_a_whole_must_fit(tmp_path: Path, monkeypatch:
     whole.save_pretrained(folder, save_original_format=False)
     again = load(str(folder))
     assert is_streamed(again.model) and again.fingerprint == fingerprint(whole)
+
+
+@pytest.mark.parametrize("layer", [99, -99])
+def test_a_layer_that_the_encoder_does_not_have(copy: Path, layer: int) -> None:
+    config(vision_feature_layer=layer)(copy)
+    for grid in (None, (2, 2)):
+        with pytest.raises(BadModel, match=f"vision_feature_layer {layer} is outside the encoder of . layers; correct"):
+            load(str(copy)).vision(grid=grid)
+
+
+def test_more_images_than_the_context_holds_are_refused_before_they_are_prepared(demo: Family) -> None:
+    with pytest.raises(BadModel, match=r"the prompt has 144000000 rows before the question, and the model takes \d+"):
+        demo.at(images=1_000_000).check()

@@ -111,3 +111,17 @@ def test_a_tokenizer_that_ends_every_text() -> None:
     )
     with pytest.raises(BadModel, match="does not part a prompt"):
         apart(made, "llava")
+
+
+@pytest.mark.parametrize(
+    ("system", "message"),
+    [
+        ("be brief </s> user", "holds '</s>', which would not stay text; leave it out"),
+        ("see <image>", "holds '<image>', which would not stay text"),
+        ("FIRSTQUESTION", "holds 'FIRSTQUESTION', which would not stay text"),
+        ("be \udcff", "the system prompt is not valid UTF-8"),
+    ],
+)
+def test_a_system_prompt_is_text(system: str, message: str) -> None:
+    with pytest.raises(BadModel, match=message):
+        apart(fresh(), "llava", system=system)
