@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import re
 import types
 import typing
 from collections.abc import Callable, Sequence
@@ -123,11 +124,12 @@ def integers(text: str) -> tuple[int, ...]:
 
 def sizes(text: str) -> tuple[tuple[int, int], ...]:
     """ "448x336,672x448" -> ((336, 448), (448, 672)), as (height, width)"""
-    found = []
-    for part in text.split(","):
-        width, height = part.lower().split("x")
-        found.append((int(height), int(width)))
-    return tuple(found)
+    parts = [
+        re.fullmatch(r"(-?\d{1,9})x(-?\d{1,9})", part.strip(), re.ASCII | re.IGNORECASE) for part in text.split(",")
+    ]
+    if not all(parts):
+        raise argparse.ArgumentTypeError(f"'{text}' is no size; give WIDTHxHEIGHT, as 448x336, several as a,b")
+    return tuple((int(part[2]), int(part[1])) for part in parts if part)
 
 
 def families(arguments: argparse.Namespace, family: Family) -> list[Family]:
@@ -135,7 +137,7 @@ def families(arguments: argparse.Namespace, family: Family) -> list[Family]:
 
     Raises:
         InputError: a size or the number of images is below 1, or a size is named twice.
-        BadModel: the model does not take a size.
+        BadModel: the model does not take a size, or its processor cannot be used.
     """
     if arguments.images < 1:
         raise InputError(f"--images is {arguments.images}; it must be at least 1")
@@ -145,7 +147,10 @@ def families(arguments: argparse.Namespace, family: Family) -> list[Family]:
     for size in asked:
         if size is not None and min(size) < 1:
             raise InputError(f"--image-size {size[1]}x{size[0]} must be at least 1x1")
-    return [family.at(size, arguments.images, arguments.system, arguments.fit) for size in asked]
+    seen = [family.at(size, arguments.images, arguments.system, arguments.fit) for size in asked]
+    for each in seen:
+        each.check()
+    return seen
 
 
 def requests(arguments: argparse.Namespace) -> list[BudgetRequest]:

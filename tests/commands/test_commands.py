@@ -137,3 +137,9 @@ def test_help_lists_commands_and_the_options_of_the_method(capsys: pytest.Captur
     assert code == 0 and "options of btp" in out and "--epsilon" in out
     code, out, _ = call(capsys, "export", "--method", "random", "-h")
     assert code == 0 and "--epsilon" not in out
+
+
+@pytest.mark.parametrize("size", ["448", "448x", "448x448x3", "1e3x2", "4_8x48", "", "48x48,"])
+def test_sizes_that_are_none(size: str, capsys: pytest.CaptureFixture[str]) -> None:
+    said = refused(capsys, "calibrate", f"--image-size={size}")
+    assert f"'{size}' is no size; give WIDTHxHEIGHT, as 448x336, several as a,b" in said
