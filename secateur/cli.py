@@ -62,6 +62,10 @@ def one_line(command: Callable[[], object]) -> int:
     except BrokenPipeError:  # the reader of our output has gone, as in `secateur ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
+    except MemoryError as problem:
+        reason = f" ({problem})" if str(problem) else ""
+        print(f"secateur: error: out of memory{reason}; close other programs, or ask for less", file=sys.stderr)
+        return 2
     except OSError as problem:
         print(f"secateur: error: {problem}", file=sys.stderr)
         return 2

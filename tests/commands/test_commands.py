@@ -9,6 +9,7 @@ import pytest
 
 from secateur import commands, plugins
 from secateur.artifacts import Schedule, read_json
+from secateur.cli import one_line
 from secateur.demo import sample_directory
 from secateur.errors import BadSchedule
 from tests.commands.calling import call, refused
@@ -143,3 +144,13 @@ def test_help_lists_commands_and_the_options_of_the_method(capsys: pytest.Captur
 def test_sizes_that_are_none(size: str, capsys: pytest.CaptureFixture[str]) -> None:
     said = refused(capsys, "calibrate", f"--image-size={size}")
     assert f"'{size}' is no size; give WIDTHxHEIGHT, as 448x336, several as a,b" in said
+
+
+def test_too_little_memory_is_said_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def command() -> None:
+        raise MemoryError("Unable to allocate 7.28 TiB")
+
+    assert one_line(command) == 2
+    assert capsys.readouterr().err == (
+        "secateur: error: out of memory (Unable to allocate 7.28 TiB); close other programs, or ask for less\n"
+    )
