@@ -88,6 +88,8 @@ class Layout:
             raise BadBundle(f"positions are given for other rows than the {self.rows} of the prompt")
         if self.next_position < 0:
             object.__setattr__(self, "next_position", self.rows)
+        if not self.positions and self.next_position != self.rows:
+            raise BadBundle(f"the next position is {self.next_position}, behind {self.rows} rows that count from 0")
 
     @property
     def size(self) -> str:
@@ -216,3 +218,9 @@ class Dimensions:
     class_token: bool = True
     bidirectional: bool = False
     planes: int = 0
+
+    def __post_init__(self) -> None:
+        for name, size in vars(self).items():
+            least = 0 if name == "planes" else 1
+            if type(size) is int and size < least:
+                raise BadBundle(f"{name} is {size}; it must be at least {least}")

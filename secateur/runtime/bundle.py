@@ -69,6 +69,7 @@ class Bundle:
         for bucket in manifest.buckets:
             _check_schedules(root, bucket)
         prompt = read_json(Prompt, root / "prompt.json", BadBundle)
+        _check_tokens(root, manifest, prompt)
         return cls(root, manifest, prompt, tuple(_steps(root, bucket) for bucket in manifest.buckets))
 
     def path(self, name: str) -> Path:
@@ -94,6 +95,18 @@ class Bundle:
         if name not in buckets[size].schedules:
             raise UnknownName("schedule", name, buckets[size].schedules)
         return read_json(Schedule, self.path(buckets[size].schedules[name].file), BadBundle)
+
+
+def _check_tokens(root: Path, manifest: Manifest, prompt: Prompt) -> None:
+    """Token ids are within the vocabulary: a graph would take others for ids counted from the end, or stop."""
+    most = manifest.dimensions.vocabulary
+    if not prompt.stop:
+        raise BadBundle(f"{root / 'prompt.json'} names no token that ends an answer; {MEND}")
+    found = {MANIFEST: [token for bucket in manifest.buckets for token in bucket.layout.head]}
+    found["prompt.json"] = [*prompt.stop, prompt.pad]
+    for name, tokens in found.items():
+        if beyond := [token for token in tokens if not 0 <= token < most]:
+            raise BadBundle(f"{root / name} has the token {beyond[0]}, the model has 0 to {most - 1}; {MEND}")
 
 
 def _steps(root: Path, manifest: Manifest) -> Preprocess:

@@ -31,6 +31,8 @@ FRONT = {
     "projector": ({"features"}, {"vision_tokens"}),
     "embed": ({"input_ids"}, {"hidden_states"}),
 }
+CACHED, POSITIONS = ("past_", "new_"), ("position_ids", "full_position_ids")
+"""Tensors whose first two dimensions vary, and those whose first one is the number of rotary axes with M-RoPE."""
 ROWS = {"hidden_states", "position_ids", "attention_mask"}
 
 
@@ -73,6 +75,9 @@ def _check_tensors(graph: GraphSpec) -> None:
     if len(set(names)) != len(names):
         raise BadBundle(f"graph '{graph.name}' names a tensor twice")
     for tensor in (*graph.inputs, *graph.outputs):
+        varied = 2 if tensor.name.startswith(CACHED) else 0 if tensor.name.startswith(POSITIONS) else 1
+        if any(isinstance(dimension, int) for dimension in tensor.shape[:varied]):
+            raise BadBundle(f"graph '{graph.name}', tensor '{tensor.name}' is of one size only: {list(tensor.shape)}")
         for dimension in tensor.shape:
             try:
                 if isinstance(dimension, str):
@@ -86,8 +91,8 @@ def _check_tensors(graph: GraphSpec) -> None:
 def _check_segments(manifest: Manifest) -> None:
     start, layers = 0, manifest.dimensions.layers
     for segment in manifest.segments:
-        if segment.layers is None or segment.layers[0] != start or segment.layers[1] <= start:
-            raise BadBundle(f"graph '{segment.name}' has the layers {segment.layers}, not from {start} on")
+        if segment.layers is None or segment.layers[0] != start or not start < segment.layers[1] <= layers:
+            raise BadBundle(f"graph '{segment.name}' has the layers {segment.layers}, not from {start} on, to {layers}")
         first, start = segment.layers
         past = {f"past_{part}.{layer}" for part in ("key", "value") for layer in range(first, start)}
         new = {name.replace("past", "new") for name in past}

@@ -153,6 +153,16 @@ CHANGES: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
     ("swap", lambda m: m["schedules"]["all"].update(file="schedules/prune.json"), "not the schedule 'all'"),
     ("model", lambda m: m["model"].update(fingerprint="sha256:x"), "another model"),
     ("head", lambda m: m["layout"].update(head=[1]), "end at row 11 of a prompt of 10 rows"),
+    ("token", lambda m: m["layout"]["head"].__setitem__(0, -1), "has the token -1, the model has 0 to"),
+    ("next", lambda m: m["layout"].update(next_position=0), "the next position is 0, behind 11 rows that count from"),
+    ("heads", lambda m: m["dimensions"].update(kv_heads=0), "kv_heads is 0; it must be at least 1"),
+    ("many", lambda m: graph(m, "segment_2").update(layers=[3, 10**12]), "'segment_2' has the layers (3, 10000000000"),
+    (
+        "one batch",
+        lambda m: tensor(m, "segment_0", "new_key.0")["shape"].__setitem__(1, 0),
+        "of one size only: ['S', 0",
+    ),
+    ("one size", lambda m: tensor(m, "embed", "hidden_states")["shape"].__setitem__(0, 10**12), "is of one size only"),
     ("missing", lambda m: m.pop("layout"), "lacks the field 'layout'"),
     ("type", lambda m: m.update(opset="20"), "manifest.opset"),
 ]
@@ -164,6 +174,21 @@ def test_manifests_that_do_not_fit(copy: Path, change: Callable[[dict[str, Any]]
     change(data)
     (copy / "manifest.json").write_text(json.dumps(data))
     refused(copy, ".json", message)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"stop": []}, "names no token that ends an answer"),
+        ({"stop": [10**12]}, "has the token 1000000000000, the model has 0 to"),
+        ({"pad": -1}, "has the token -1, the model has 0 to"),
+    ],
+)
+def test_tokens_that_the_model_does_not_have(
+    copy: Path, rewrite: Rewrite, change: dict[str, Any], message: str
+) -> None:
+    rewrite(copy, "prompt.json", **change)
+    refused(copy, "prompt.json", message)
 
 
 def test_images_of_another_size(copy: Path, rewrite: Rewrite) -> None:
