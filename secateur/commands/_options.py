@@ -219,6 +219,8 @@ def _measure(
     asked = arguments.sample_count
     if asked is not None and asked < 1:
         raise InputError(f"--sample-count is {asked}; it must be at least 1")
+    if arguments.samples is not None and not any(method.statistics for method in chosen):
+        raise InputError(f"--samples changes nothing: --method {arguments.method} measures no pictures; leave it out")
     counts = [method.samples if asked is None else asked for method in chosen]
     measured = {}
     for count in sorted(set(counts)):

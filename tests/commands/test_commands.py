@@ -101,6 +101,10 @@ def test_calibrate_writes_a_schedule_that_export_reads(tmp_path: Path, capsys: p
         (["calibrate", *FAST, "--name", "x", "--compression", "0.5,0.6"], "names one schedule"),
         (["calibrate", "--sample-count", "0"], "must be at least 1"),
         (["calibrate", "--samples", "nowhere"], "samples nowhere does not exist"),
+        (
+            ["calibrate", "--method", "fastv", "--samples", "nowhere"],
+            "--samples changes nothing: --method fastv measures",
+        ),
         (["run", "nowhere", "--image", "x.png", "--prompt", "x"], "nowhere"),
         (["inspect", "tests"], "tests"),
     ],
