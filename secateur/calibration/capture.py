@@ -19,6 +19,7 @@ from secateur.calibration.layers import Passage, Start, entering, prompts, walk
 from secateur.calibration.resume import Resume, State
 from secateur.calibration.samples import Sample
 from secateur.calibration.statistics import Statistics
+from secateur.errors import BadModel
 from secateur.models._streaming import held
 from secateur.models.base import Family
 
@@ -48,6 +49,7 @@ def capture(
 
     Raises:
         ValueError: `wanted` names something that is not measured.
+        BadModel: what was measured is not a number.
     """
     if unknown := sorted(wanted - KNOWN):
         raise ValueError(f"statistics {unknown} are not measured; known: {', '.join(sorted(KNOWN))}")
@@ -60,6 +62,11 @@ def capture(
     layers = partial(walk, family, list(start), views) if "layers" in wanted else None
     if measuring.on_layers:
         measuring.walk(start, work)
+    if damaged := sorted(name for name, array in measuring.found.items() if np.isnan(array).any()):
+        raise BadModel(
+            f"what was measured of '{family.source}' is not a number ({', '.join(damaged)}); its weights are damaged, "
+            "take the checkpoint anew"
+        )
     return Statistics(
         replace(family.identity, vision_tokens=layout.vision_tokens),
         family.dimensions,

@@ -19,13 +19,14 @@ from secateur.calibration import measures
 from secateur.calibration.capture import DROPPED, KNOWN, capture
 from secateur.calibration.layers import entering, positions, prompts, run
 from secateur.calibration.samples import QUESTION, Sample, samples
-from secateur.errors import BadImage, InputError
+from secateur.errors import BadImage, BadModel, InputError
 from secateur.models._safetensors import Entry
 from secateur.models._streaming import stream
 from secateur.models.base import Family
 from secateur.runtime.image import load_image
 from secateur.runtime.preprocess import pixel_values
 from secateur.runtime.prompt import Tokenizer
+from tests.conftest import tiny_family
 from tests.reference import masked_logits
 
 BOTH = frozenset({"similarity", "attention"})
@@ -225,6 +226,14 @@ def test_measures_only_what_is_wanted(tiny: Family) -> None:
         assert [step.number for step in walk()] == list(range(layers)) and len(runs) == 2 * layers
     with pytest.raises(ValueError, match="nonsense"):
         capture(tiny, pictures(1), frozenset({"nonsense"}))
+
+
+def test_damaged_weights_are_noticed() -> None:
+    family = tiny_family("llava")
+    with torch.no_grad():
+        next(family.decoder.layers[1].parameters())[0, 0] = float("nan")
+    with pytest.raises(BadModel, match=r"not a number \(attention, similarity\)"):
+        capture(family, pictures(1), BOTH)
 
 
 def test_generated_samples() -> None:
