@@ -113,7 +113,3 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
         if command == name:
             module.add_arguments(subparser, argv)
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -21,7 +21,7 @@ LAYERS = {"v2drop": "9"}
 
 
 def run(*command: str) -> None:
-    done = subprocess.run([sys.executable, "-m", "secateur.cli", *command], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "secateur", *command], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 

@@ -88,7 +88,7 @@ def test_command_line(tree: Path) -> None:
     made = run(
         tree,
         "-m",
-        "secateur.cli",
+        "secateur",
         "calibrate",
         "--method",
         "loudness",
@@ -104,7 +104,7 @@ def test_command_line(tree: Path) -> None:
     every = run(
         tree,
         "-m",
-        "secateur.cli",
+        "secateur",
         "calibrate",
         "--method",
         "random,loudness",

@@ -32,7 +32,7 @@ QUICK = [c for c in COMMANDS if c not in (*MAKE, *SLOW, EXPORT)]
 def run(command: str, folder: Path) -> str:
     """Run a command of the README with `folder` in the place of build/."""
     words = shlex.split(command.replace("build/", f"{folder}/"))
-    head = {"python": [sys.executable], "secateur": [sys.executable, "-m", "secateur.cli"]}[words[0]]
+    head = {"python": [sys.executable], "secateur": [sys.executable, "-m", "secateur"]}[words[0]]
     path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
         [*head, *words[1:]], cwd=ROOT, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path}

@@ -28,9 +28,7 @@ Trt = tuple[Path, Exported]
 def secateur(*words: str, python_path: str = str(SIMULATION)) -> subprocess.CompletedProcess[str]:
     """The command in a process of its own, with a TensorRT that can be chosen."""
     environment = os.environ | {"PYTHONPATH": python_path, "SIMULATED_GPU": "NVIDIA H200", "SIMULATED_SM": "9.0"}
-    return subprocess.run(
-        [sys.executable, "-m", "secateur.cli", *words], env=environment, capture_output=True, text=True
-    )
+    return subprocess.run([sys.executable, "-m", "secateur", *words], env=environment, capture_output=True, text=True)
 
 
 def dry(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:

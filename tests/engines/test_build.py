@@ -286,7 +286,7 @@ if sys.argv[0].endswith("worker.py"):
 """
     fake = pretend(workshop.root / "fake", text)
     environment = os.environ | {"PYTHONPATH": f"{fake}{os.pathsep}{SIMULATION}"}
-    command = [sys.executable, "-m", "secateur.cli", "build", str(workshop.root)]
+    command = [sys.executable, "-m", "secateur", "build", str(workshop.root)]
     with subprocess.Popen(
         command,
         env=environment,
