@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,24 +34,34 @@ class ModelIdentity:
 
 @dataclass(frozen=True)
 class View:
-    """One span of vision tokens that is pruned by itself: an image, or a tile of one.
+    """Vision tokens that are pruned by themselves: an image, or a tile of one.
 
     start   its first row in the prompt
     tokens  as many rows, in raster order of `grid`, (rows, columns)
+    stride  rows of the prompt from one line of the grid to the next; 0: the lines follow one another
     """
 
     start: int
     tokens: int
     grid: tuple[int, int]
+    stride: int = 0
 
     def __post_init__(self) -> None:
         if self.start < 0 or min(self.grid) < 1 or self.grid[0] * self.grid[1] != self.tokens:
             raise BadBundle(f"a view of {self.tokens} tokens from row {self.start} on has no grid {list(self.grid)}")
+        if self.stride and self.stride < self.grid[1]:
+            raise BadBundle(f"a view whose lines are {self.stride} rows apart has no lines of {self.grid[1]} tokens")
+
+    @property
+    def rows(self) -> list[int]:
+        """Row of each token."""
+        lines = range(self.start, self.end, self.stride or self.grid[1])
+        return [row for line in lines for row in range(line, line + self.grid[1])]
 
     @property
     def end(self) -> int:
         """The row behind its last one."""
-        return self.start + self.tokens
+        return self.start + (self.grid[0] - 1) * (self.stride or self.grid[1]) + self.grid[1]
 
 
 @dataclass(frozen=True)
@@ -57,7 +69,7 @@ class Layout:
     """The rows of a prompt that are known at export: text and images up to the end of the last image.
 
     head           token ids of the text rows, in front of the views and between them
-    views          of all images, in the order of their rows
+    views          of all images, in the order of their first rows
     images         each of them has as many views, of the same sizes
     positions      () if rows count from 0, else the position of every row on each rotary axis
     next_position  that of the first row behind
@@ -75,13 +87,17 @@ class Layout:
 
     def __post_init__(self) -> None:
         row = 0
-        for view in self.views:
-            if view.start < row:
-                raise BadBundle(f"the view from row {view.start} on overlaps the one before, which ends at row {row}")
-            row = view.end
+        for run in self.runs:
+            first, row = run[0].start, max(view.end for view in run)
+            tokens, starts = sum(view.tokens for view in run), [view.start for view in run]
+            if tokens != row - first or len({r for v in run for r in v.rows}) != tokens or starts != sorted(starts):
+                raise BadBundle(
+                    f"views of {tokens} tokens are not one behind the other or line by line in rows {first} to "
+                    f"{row - 1}: they overlap, leave rows out, or stand in another order"
+                )
         if not self.views or row > self.rows:
             raise BadBundle(f"{len(self.views)} views end at row {row} of a prompt of {self.rows} rows")
-        shapes = [view.grid for view in self.views]
+        shapes = [[(view.grid, view.stride) for view in run] for run in self.runs]
         if self.images < 1 or shapes != shapes[: len(shapes) // self.images] * self.images:
             raise BadBundle(f"{len(self.views)} views are not those of {self.images} images of the same size")
         if any(len(axis) != self.rows for axis in self.positions):
@@ -142,10 +158,36 @@ class Layout:
         """Vision tokens of one image."""
         return self.vision_tokens // self.images
 
+    @cached_property
+    def runs(self) -> tuple[tuple[View, ...], ...]:
+        """The views, those together whose lines interleave; the rows of a run are one span."""
+        runs: list[list[View]] = []
+        end = 0
+        for view in self.views:
+            if view.start >= end:
+                runs.append([])
+            runs[-1].append(view)
+            end = max(end, view.end)
+        return tuple(map(tuple, runs))
+
     @property
     def vision_rows(self) -> list[int]:
-        """Row of each vision token."""
-        return [row for view in self.views for row in range(view.start, view.end)]
+        """Row of each vision token; tokens are numbered in this order."""
+        return [row for start, tokens in self.spans for row in range(start, start + tokens)]
+
+    @cached_property
+    def members(self) -> tuple[NDArray[np.int64], ...]:
+        """Numbers of each view's tokens among all vision tokens, in raster order of the view, so ascending."""
+        found, behind = [], 0
+        for run in self.runs:
+            found += [np.array(view.rows, np.int64) - run[0].start + behind for view in run]
+            behind += sum(view.tokens for view in run)
+        return tuple(found)
+
+    @property
+    def spans(self) -> tuple[tuple[int, int], ...]:
+        """(start, tokens) of each run."""
+        return self.pruned(tuple(view.tokens for view in self.views))
 
     def of_samples(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         """Indices [B*I,k] of tokens within their image as indices [B,I*k] within all images of a sample."""
@@ -169,27 +211,34 @@ class Layout:
     def text_rows(self) -> Iterator[int]:
         """Rows up to the question that are text."""
         row = 0
-        for view in self.views:
-            yield from range(row, view.start)
-            row = view.end
+        for start, tokens in self.spans:
+            yield from range(row, start)
+            row = start + tokens
         yield from range(row, self.rows)
 
     def pruned(self, kept: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
-        """(start, tokens) of each view when `kept` of its tokens, and all text, are left."""
-        dropped, spans = 0, []
-        for view, count in zip(self.views, kept, strict=True):
-            spans.append((view.start - dropped, count))
-            dropped += view.tokens - count
+        """(start, tokens) of each run when `kept` of each view's tokens, and all text, are left."""
+        counts, dropped, spans = iter(kept), 0, []
+        for run in self.runs:
+            left = sum(islice(counts, len(run)))
+            spans.append((run[0].start - dropped, left))
+            dropped += sum(view.tokens for view in run) - left
         return tuple(spans)
+
+    @property
+    def features(self) -> Layout:
+        """The views of one image in front of the decoder, where there is no text."""
+        first = zip(self.image_views, self.members, strict=False)
+        return Layout((), tuple(replace(view, start=int(numbers[0])) for view, numbers in first))
 
     def alone(self, view: View) -> Layout:
         """A prompt with this view only, behind the text that stands in front of the first one."""
         start = self.image_start
-        chosen = [*range(start), *range(view.start, view.end)]
+        chosen = [*range(start), *view.rows]
         positions = self.positions or (tuple(range(self.rows)),)
         return Layout(
             self.head[:start],
-            (replace(view, start=start),),
+            (replace(view, start=start, stride=0),),
             1,
             tuple(tuple(axis[row] for row in chosen) for axis in positions),
             self.next_position,

@@ -136,23 +136,24 @@ def entering(family: Family, pixels: NDArray[np.float32], schedule: Schedule) ->
 
 def _encoder_gate(family: Family, image: Tensor, gate: Gate, schedule: Schedule) -> tuple[Tensor, Tensor]:
     """Features [1, k, Dv] and index [1, k] of one image, view by view."""
-    method, first = plugins.load(methods, schedule.method, "method").Method, 0
+    method = plugins.load(methods, schedule.method, "method").Method
     features, index = list[Tensor](), list[Tensor]()
+    places = {row: number for number, row in enumerate(family.layout.vision_rows)}
     for part, view in zip(gate.of_views, family.layout.image_views, strict=False):
         alone = Gate(gate.layer, part.keep, gate.kind, part.selector)
         start = family.layout.image_start
         selector = method.choose(GateSite(alone, view.tokens, start, view.grid, family.dimensions, schedule.tensors))
         seen = family.vision(selector.reads)(image)
         every, *further = seen if isinstance(seen, tuple) else (seen,)
-        rows = slice(first, first + view.tokens)
+        rows = torch.tensor([places[row] for row in view.rows])
         scores = [score[:, rows] for score in further[family.dimensions.planes :]]
         own = torch.arange(view.tokens)[None]
         read = dict(zip(selector.reads, scores, strict=True))
         slots, kept = selector.kept(GateInputs(every[:, rows], own, torch.ones_like(own), own, 0, read))
         features.append(kept)
-        index.append(slots + first)
-        first += view.tokens
-    return torch.cat(features, dim=1), torch.cat(index, dim=1)
+        index.append(rows[slots])
+    order = torch.cat(index, dim=1)[0].argsort()
+    return torch.cat(features, dim=1)[:, order], torch.cat(index, dim=1)[:, order]
 
 
 def _heads(layer: Any, hidden: Tensor, rotary: Any) -> tuple[Tensor, Tensor]:

@@ -12,20 +12,27 @@ from hypothesis import strategies as st
 
 from secateur.artifacts import Layout, View
 from secateur.errors import BadBundle
+from secateur.strict import decode
 
 IMAGE = -7
 
 
 @st.composite
 def layouts(draw: st.DrawFn) -> tuple[Layout, list[int]]:
-    """A layout, and for each of its rows the number of its view or -1 for text."""
-    grids = draw(st.lists(st.tuples(st.integers(1, 3), st.integers(1, 3)), min_size=1, max_size=3))
+    """A layout, and for each of its rows the number of its view or -1 for text. Views of a run stand side by side."""
+    side = st.integers(1, 3)
+    runs = draw(st.lists(st.tuples(side, st.lists(side, min_size=1, max_size=3)), min_size=1, max_size=3))
     images = draw(st.integers(1, 3))
     owner: list[int] = [-1] * draw(st.integers(0, 3))
-    views = []
-    for number, grid in enumerate(grids * images):
-        views.append(View(len(owner), grid[0] * grid[1], grid))
-        owner += [number] * views[-1].tokens + [-1] * draw(st.integers(0, 2))
+    views = list[View]()
+    for height, widths in runs * images:
+        start, line = len(owner), list[int]()
+        for width in widths:
+            stride = sum(widths) if len(widths) > 1 else 0
+            line += [len(views)] * width
+            views.append(View(start, height * width, (height, width), stride))
+            start += width
+        owner += line * height + [-1] * draw(st.integers(0, 2))
     head = tuple(100 + i for i in range(owner.count(-1)))
     positions: tuple[tuple[int, ...], ...] = ()
     if draw(st.booleans()):
@@ -70,10 +77,32 @@ def test_pruned(made: tuple[Layout, list[int]], data: st.DataObject) -> None:
             seen[view] += 1
         if view < 0 or seen[view] <= kept[view]:
             left.append(view)
-    for number, (start, tokens) in enumerate(layout.pruned(kept)):
-        assert tokens == kept[number] == left.count(number)
-        assert not tokens or left.index(number) == start
-    assert layout.pruned(tuple(v.tokens for v in layout.views)) == tuple((v.start, v.tokens) for v in layout.views)
+    number = 0
+    for (start, tokens), run in zip(layout.pruned(kept), layout.runs, strict=True):
+        own = range(number, number + len(run))
+        rows = [row for row, view in enumerate(left) if view in own]
+        assert tokens == sum(kept[view] for view in own) and rows == list(
+            range(start, start + tokens) if tokens else ()
+        )
+        number += len(run)
+    assert number == len(layout.views)
+    assert [row for start, tokens in layout.spans for row in range(start, start + tokens)] == layout.vision_rows
+
+
+@given(layouts())
+def test_members(made: tuple[Layout, list[int]]) -> None:
+    """Vision tokens count in the order of rows, whichever view they belong to."""
+    layout, owner = made
+    tokens = [view for view in owner if view >= 0]
+    for number, (view, own) in enumerate(zip(layout.views, layout.members, strict=True)):
+        assert view.rows == [row for row, found in enumerate(owner) if found == number]
+        assert own.tolist() == [token for token, found in enumerate(tokens) if found == number]
+    image = tokens[: layout.image_tokens]
+    of_image = layout.features
+    assert of_image.rows == len(image) and not of_image.head
+    assert [view.rows for view in of_image.views] == [
+        [token for token, found in enumerate(image) if found == number] for number in range(len(layout.image_views))
+    ]
 
 
 @given(layouts(), st.data())
@@ -125,7 +154,12 @@ ONE = View(1, 4, (2, 2))
     [
         ({"views": ()}, "0 views end at row 0 of a prompt of 1 rows"),
         ({"views": (View(3, 4, (2, 2)),)}, "1 views end at row 7 of a prompt of 5 rows"),
-        ({"views": (ONE, View(4, 4, (2, 2)))}, "the view from row 4 on overlaps the one before, which ends at row 5"),
+        ({"views": (ONE, View(4, 4, (2, 2)))}, "views of 8 tokens are not one behind the other .* rows 1 to 7"),
+        ({"views": (View(5, 4, (2, 2)), ONE)}, "rows 5 to 8: they overlap, leave rows out, or stand in another order"),
+        ({"views": (View(1, 4, (2, 2), 3),)}, "views of 4 tokens are not .* in rows 1 to 5"),
+        ({"views": (View(1, 4, (2, 2), 4), View(3, 4, (2, 2), 3))}, "views of 8 tokens are not .* in rows 1 to 7"),
+        ({"views": (View(1, 4, (2, 2), 3), View(2, 2, (2, 1), 3))}, "views of 6 tokens are not .* in rows 1 to 5"),
+        ({"views": (View(1, 4, (2, 2), 4), View(3, 4, (2, 2), 4)), "images": 2}, "are not those of 2 images"),
         ({"views": (ONE, View(5, 2, (1, 2))), "images": 2}, "2 views are not those of 2 images of the same size"),
         ({"images": 0}, "1 views are not those of 0 images"),
         ({"positions": ((0, 1, 2),)}, "positions are given for other rows than the 5 of the prompt"),
@@ -140,3 +174,16 @@ def test_what_does_not_fit_is_refused(fields: dict[str, Any], message: str) -> N
 def test_a_view_has_a_grid(start: int, tokens: int, grid: tuple[int, int]) -> None:
     with pytest.raises(BadBundle, match=f"a view of {tokens} tokens from row {start} on has no grid"):
         View(start, tokens, grid)
+
+
+@pytest.mark.parametrize("stride", [-3, 1, 2])
+def test_lines_of_a_view_do_not_overlap(stride: int) -> None:
+    with pytest.raises(BadBundle, match=f"lines are {stride} rows apart has no lines of 3 tokens"):
+        View(0, 6, (2, 3), stride)
+
+
+def test_a_view_of_an_older_bundle() -> None:
+    """It says nothing of a stride: its lines follow one another."""
+    assert decode(View, {"start": 1, "tokens": 4, "grid": [2, 2]}) == ONE
+    with pytest.raises(ValueError, match="view.stride is 2.5, not a int"):
+        decode(View, {"start": 1, "tokens": 4, "grid": [2, 2], "stride": 2.5})

@@ -119,17 +119,17 @@ class _Measuring:
         start, number = [], 0
         for each in prompts(self.family, samples, reads):
             start.append(each)
-            for first in (self._first(view) for view in self.views if reads):
-                tokens = slice(first, first + self.layout.vision_tokens)
+            for tokens in (self._tokens(view) for view in self.views if reads):
                 variance = [float(score[:, tokens].float().var(correction=0)) for score in each.read]
                 self.found["encoder_variance"][number] = variance
                 number += 1
             self._step()
         return start
 
-    def _first(self, view: View) -> int:
-        """Number of a view's first token among those of all images."""
-        return sum(other.tokens for other in self.family.layout.views if other.start < view.start)
+    def _tokens(self, view: View) -> Tensor:
+        """Numbers of a view's tokens among those of all images."""
+        layout = self.family.layout
+        return torch.from_numpy(layout.members[layout.views.index(view)])
 
     def walk(self, start: list[Start], work: Path | None) -> None:
         """Fill what is measured on layers and empty `start`; `work` is a folder for what a killed run leaves."""

@@ -102,7 +102,7 @@ def only(rows: Tensor, layout: Layout, view: View) -> Tensor:
     """Rows [1, S, D] without the other views and the text between them, see `Layout.alone`."""
     if len(layout.views) == 1:
         return rows
-    chosen = [*range(layout.image_start), *range(view.start, view.end), *range(layout.rows, rows.shape[1])]
+    chosen = [*range(layout.image_start), *view.rows, *range(layout.rows, rows.shape[1])]
     return rows[:, chosen]
 
 

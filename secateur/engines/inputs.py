@@ -82,11 +82,12 @@ def _spread(manifest: Manifest, gate: str) -> Ints:
             for number, found in enumerate(ref.gates):
                 if found.graph != gate:
                     continue
-                views = bucket.layout.image_views if found.kind in ENCODER_GATES else bucket.layout.views
-                counts = ref.gates[number - 1].of_views if number else [view.tokens for view in views]
-                parts, first = [], 0
-                for view, count in zip(views, counts, strict=True):
-                    parts.append(first + np.arange(count, dtype=np.int64) * view.tokens // max(1, count))
-                    first += view.tokens
-                return np.concatenate(parts)
+                layout = bucket.layout
+                members = layout.members[: len(layout.image_views) if found.kind in ENCODER_GATES else None]
+                counts = ref.gates[number - 1].of_views if number else [len(own) for own in members]
+                parts = [
+                    own[np.arange(count, dtype=np.int64) * len(own) // max(1, count)]
+                    for own, count in zip(members, counts, strict=True)
+                ]
+                return np.sort(np.concatenate(parts))
     raise BadBundle(f"no schedule runs the graph '{gate}'; export the bundle again")

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from secateur.artifacts import Gate, GraphSpec, Layout, Schedule, TensorSpec
+from secateur.artifacts import ENCODER_GATES, Gate, GraphSpec, Layout, Schedule, TensorSpec
 from secateur.errors import BadSchedule
 from secateur.export.gates import Encoder, Prune
 from secateur.export.interface import Interface, index, is_encoder
@@ -19,6 +19,7 @@ from secateur.export.placing import Placed, place
 from secateur.export.routes import Route
 from secateur.export.segments import Segment
 from secateur.export.targets import Target
+from secateur.export.woven import Woven
 from secateur.layout import VISION
 from secateur.models.base import Family
 from secateur.runtime.dimensions import resolve
@@ -161,11 +162,31 @@ def _gate(bucket: Sized, interface: Interface, placed: Placed) -> Graph:
     else:
         inputs, outputs = interface.prune(layer, before, keep)
         module = Prune(placed.selectors, placed.before, left, schedule.positions == "compact")
+    inputs = (*inputs, *read)
+    if placed.selectors and any(len(run) > 1 for run in bucket.layout.runs):
+        module = _woven(module, inputs, outputs, placed, bucket.layout)
     # A file names its weights by a path below its own folder, and those of the encoder lie in onnx/.
     file = f"onnx/{placed.name}.onnx" if gate.kind == "downsample" else f"onnx/gates/{placed.name}.onnx"
-    spec = GraphSpec(placed.name, "gate", file, (*inputs, *read), outputs, (layer, layer))
+    spec = GraphSpec(placed.name, "gate", file, inputs, outputs, (layer, layer))
     rows = placed.before.views[-1].rows.stop + 5
     return Graph(spec, module, rows, _notes(placed))
+
+
+def _woven(
+    module: nn.Module, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], placed: Placed, layout: Layout
+) -> Woven:
+    """A gate for views that interleave."""
+    found = (placed.routed or placed.before).views
+    seen = layout.features if placed.gate.kind in ENCODER_GATES else layout
+    return Woven(
+        module,
+        [x.name for x in inputs],
+        [x.flows_to for x in outputs],
+        seen,
+        [view.tokens for view in found],
+        [part.keep for part in placed.gate.of_views[: len(found)]],
+        placed.schedule.positions == "compact",
+    )
 
 
 def _grid(gate: Gate, layout: Layout) -> tuple[int, int]:

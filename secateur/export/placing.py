@@ -24,7 +24,7 @@ class Placed:
     name       of its graph
     selectors  one for each view, of one image if the gate stands in the encoder, and the same one for views that
                are alike; none for a smaller image
-    before     the views as the gate finds them; a routing gate finds them whole
+    before     the views as the gate finds them, one behind the other; a routing gate finds them whole
     routed     what a routing gate before left of them
     """
 
@@ -51,11 +51,12 @@ class Placed:
 
 
 def spans(layout: Layout, kept: Sequence[int]) -> Spans:
-    """The views of a prompt of which `kept` tokens each are alive."""
-    found, first = [], 0
-    for (start, tokens), view in zip(layout.pruned(tuple(kept)), layout.views, strict=True):
-        found.append(Span(start, tokens, first))
-        first += view.tokens
+    """The views of a prompt of which `kept` tokens each are alive, one view behind the other, see woven.py."""
+    found, first, counts = [], 0, iter(kept)
+    for (start, _), run in zip(layout.pruned(tuple(kept)), layout.runs, strict=True):
+        for view in run:
+            found.append(Span(start, next(counts), first))
+            start, first = found[-1].rows.stop, first + view.tokens
     return Spans(tuple(found))
 
 

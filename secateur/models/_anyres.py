@@ -2,8 +2,11 @@
 """One image of a fixed size as LLaVA-NeXT shows it to its decoder: the whole, then its tiles joined, line by line.
 
 The tiles are joined to one grid, the rows or columns that are mere padding are cut off, and behind each line stands a
-learned "newline". transformers puts it there behind the projector; here the row is there before, as zeros with a flag
-in a channel of its own, so that the projector works row by row and a gate may stand in front of it.
+learned "newline". So a line runs through all tiles that stand side by side: each tile is a view, whose own lines are
+as far apart as the grid is wide. A newline belongs to the tile at the right end of its line.
+
+transformers puts newlines there behind the projector; here the row is there before, as zeros with a flag in a channel
+of its own, so that the projector works row by row and a gate may stand in front of it.
 
     features       [B, N, Dv + 1]  rows of the whole image, then the joined grid with its newlines; flag: last channel
     vision_tokens  [B, N, D]
@@ -11,7 +14,7 @@ in a channel of its own, so that the projector works row by row and a gate may s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +23,7 @@ from torch import Tensor, nn
 from transformers.image_processing_utils import select_best_resolution
 from transformers.models.llava_next.modeling_llava_next import unpad_image
 
+from secateur.artifacts import View
 from secateur.errors import BadModel
 from secateur.models._native_sizes import shown
 from secateur.models._streaming import value
@@ -34,12 +38,12 @@ class Arrangement:
     """The rows of one image. Tiles are counted from the whole image (0) on, then in raster order.
 
     tiles  how many, with the whole image
-    grids  rows and columns of each view
+    views  the whole image, and what is left of each tile, counted in vision tokens
     rows   for each vision token, the place of its patch among those of all tiles; -1: a newline
     """
 
     tiles: int
-    grids: tuple[Size, ...]
+    views: tuple[View, ...]
     rows: tuple[int, ...]
 
 
@@ -68,14 +72,29 @@ def arrangement(bucket: Size, pinpoints: Sequence[Sequence[int]], edge: int, sid
             f"an image of {shown(bucket)} is so narrow that no patch of its tiles is left; "
             f"use {shown(canvas)}, which fills the same tiles"
         )
-    lines = F.pad(joined, (0, 1), value=-1)
-    rows = (*range(side * side), *lines.flatten().tolist())
-    return Arrangement(1 + down * across, ((side, side), (lines.shape[0], lines.shape[1])), rows)
+    rows = (*range(side * side), *F.pad(joined, (0, 1), value=-1).flatten().tolist())
+    return Arrangement(
+        1 + down * across, (View(0, side * side, (side, side)), *_tiles(joined // side**2, side**2)), rows
+    )
+
+
+def _tiles(joined: Tensor, start: int) -> Iterator[View]:
+    """What is left of each tile. `joined` has its number at each of its places of the grid, without newlines."""
+    heights, widths = (line.unique_consecutive(return_counts=True)[1].tolist() for line in (joined[:, 0], joined[0]))
+    widths[-1] += 1  # the newlines
+    stride = sum(widths) if len(widths) > 1 else 0
+    for height in heights:
+        at = start
+        for width in widths:
+            yield View(at, height * width, (height, width), stride)
+            at += width
+        start += height * sum(widths)
 
 
 def single(side: int) -> Arrangement:
     """One tile and a newline behind it, a view of its own: an image among others in LLaVA-OneVision."""
-    return Arrangement(1, ((side, side), (1, 1)), (*range(side * side), -1))
+    whole = View(0, side * side, (side, side))
+    return Arrangement(1, (whole, View(whole.end, 1, (1, 1))), (*range(whole.end), -1))
 
 
 class AnyRes(nn.Module):
@@ -97,7 +116,7 @@ class AnyRes(nn.Module):
             )
         self.vision = Tiles(vision)
         width = vision.tower.config.hidden_size * max(1, len(vision.feature_layers))
-        behind = arranged.tiles * arranged.grids[0][0] * arranged.grids[0][1]
+        behind = arranged.tiles * arranged.views[0].tokens
         places = torch.tensor([behind if row < 0 else row for row in arranged.rows])
         self.register_buffer("places", places, persistent=False)
         self.register_buffer("newline", F.one_hot(torch.tensor([[width]]), width + 1).float(), persistent=False)

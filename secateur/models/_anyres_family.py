@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from secateur.artifacts import Dimensions
+from secateur.artifacts import Dimensions, View
 from secateur.errors import BadModel
 from secateur.models import _anyres, _text, base
 from secateur.models._vision import Vision
@@ -49,7 +49,11 @@ class AnyResFamily(base.Family):
 
     @property
     def grids(self) -> tuple[base.Size, ...]:
-        return self.arrangement.grids
+        return tuple(view.grid for view in self.views)
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        return self.arrangement.views
 
     @property
     def pixels(self) -> tuple[int, ...]:

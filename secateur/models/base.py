@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -138,6 +138,15 @@ class Family(ABC):
         """(rows, columns) of each view of one image, in the order of its tokens in the prompt."""
 
     @property
+    def views(self) -> tuple[View, ...]:
+        """The views of one image, counted in its vision tokens; where they do not just follow one another: override."""
+        views, start = [], 0
+        for rows, columns in self.grids:
+            views.append(View(start, rows * columns, (rows, columns)))
+            start = views[-1].end
+        return tuple(views)
+
+    @property
     @abstractmethod
     def pixels(self) -> tuple[int, ...]:
         """Shape of one image's pixel values: (3, h, w) or (tiles, 3, h, w)."""
@@ -222,13 +231,13 @@ class Family(ABC):
         ids = list(self.conversation.head_ids)
         rows = [row for row, token in enumerate(ids) if token == self.image_token_id]
         _processing.check_image_tokens(len(rows), self.images * sum(a * b for a, b in self.grids))
-        views, at = [], 0
-        for grid in self.grids * self.images:
-            tokens = grid[0] * grid[1]
-            if rows[at + tokens - 1] - rows[at] != tokens - 1:
-                raise BadModel(f"the processor puts text into a view of {grid[0]} x {grid[1]} tokens")
-            views.append(View(rows[at], tokens, grid))
-            at += tokens
+        views, each = [], len(rows) // self.images
+        for image in range(self.images):
+            for view in self.views:
+                own = rows[image * each + view.start : image * each + view.end]
+                if own[-1] - own[0] != len(own) - 1:
+                    raise BadModel(f"the processor puts text into a view of {view.grid[0]} x {view.grid[1]} tokens")
+                views.append(replace(view, start=own[0]))
         text = [token for token in ids if token != self.image_token_id]
         found = self.position_ids(torch.tensor([[*ids, self.prompt.pad]]))
         positions = () if found is None else tuple(tuple(axis[:-1]) for axis in found.tolist())

@@ -81,8 +81,9 @@ class Family(AnyResFamily):
 
     def _shrinks(self, arranged: _anyres.Arrangement) -> bool:
         """Whether transformers would interpolate the joined grid."""
-        side, (rows, columns) = arranged.grids[0][0], arranged.grids[1]
-        return math.sqrt(rows * (columns - 1) / (self._most * side**2)) > SHRINKS_ABOVE
+        tile = arranged.views[0].tokens
+        patches = sum(row >= 0 for row in arranged.rows) - tile
+        return math.sqrt(patches / (self._most * tile)) > SHRINKS_ABOVE
 
     @property
     def _most(self) -> int:

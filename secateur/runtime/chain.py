@@ -125,7 +125,7 @@ class Chain:
         index = np.repeat(seen.vision_index, cache.batch // len(seen.vision_index), axis=0)
         rows = rows.without(layout, index, ref.positions == "compact")
         encoder = next((gate for gate in ref.gates if gate.kind in ENCODER_GATES), None)
-        spans = layout.pruned(encoder.of_views if encoder else tuple(view.tokens for view in layout.views))
+        spans = layout.pruned(encoder.of_views) if encoder else layout.spans
         gates = {gate.layer: gate for gate in ref.gates if gate is not encoder}
         with self._lock, self.backend.clock(watch, "prefill"):
             hidden = self._embed(rows, watch)

@@ -50,9 +50,8 @@ def gate_receipt(gate: GateRef, before: Ints, after: Ints, layout: Layout) -> Ga
             f"gate '{gate.graph}' at layer {gate.layer} kept {applied} of {before.shape[1]} vision tokens, "
             f"the schedule asks for {gate.keep}; export the bundle again"
         )
-    behind = np.cumsum([view.tokens for view in layout.views])
     for indices in after:
-        quotas = tuple(np.diff(np.searchsorted(indices, behind), prepend=0).tolist())
+        quotas = tuple(int(np.isin(indices, own).sum()) for own in layout.members)
         if quotas != gate.of_views:
             raise BadBundle(
                 f"gate '{gate.graph}' at layer {gate.layer} kept {quotas} tokens of the views, the schedule asks for "

@@ -29,7 +29,7 @@ class Seen:
     def write(self, hidden: Buffer, planes: Iterable[Buffer], spans: Sequence[tuple[int, int]]) -> None:
         """Write the tokens into the rows [B,S,D] of `hidden`, and each plane into its rows.
 
-        spans  (start, tokens) of each view of the prompt; an image's views stand in the order of its tokens
+        spans  (start, tokens) of each run of vision rows; an image's runs stand in the order of its tokens
         """
         self._place(self.tokens, hidden, spans)
         for tokens, rows in zip(self.planes, planes, strict=True):
@@ -38,11 +38,11 @@ class Seen:
     def _place(self, tokens: Buffer, rows: Buffer, spans: Sequence[tuple[int, int]]) -> None:
         samples = len(self.vision_index)
         images = tokens.shape[0] // samples
-        views = len(spans) // images
+        runs = len(spans) // images
         for b in range(rows.shape[0]):
             for number, (start, count) in enumerate(spans):
-                image, view = divmod(number, views)
-                first = sum(n for _, n in spans[:view])
+                image, run = divmod(number, runs)
+                first = sum(n for _, n in spans[:run])
                 source = (b * images if samples > 1 else 0) + image
                 part = tokens.view(slice(source, source + 1), slice(first, first + count))
                 if count:

@@ -64,28 +64,61 @@ def test_rows_are_those_of_the_processor(family: Family, size: Size) -> None:
     seen = family.at(size)
     made = processed(seen)
     rows = int((made["input_ids"] == seen.image_token_id).sum())
-    assert rows == sum(a * b for a, b in seen.grids) == seen.vision()(random_pixels(seen.pixels, 1)).shape[1]
+    assert rows == sum(view.tokens for view in seen.views) == seen.vision()(random_pixels(seen.pixels, 1)).shape[1]
     assert made["pixel_values"].shape[1:] == seen.pixels
     assert made["image_sizes"].tolist() == [list(seen.bucket)]
 
 
-@pytest.mark.parametrize(("size", "joined"), [((36, 36), (6, 7)), ((20, 36), (4, 7)), ((36, 20), (6, 5))])
-def test_padding_is_cut_off(family: Family, size: Size, joined: Size) -> None:
-    assert family.at(size).grids == ((3, 3), joined)
+@pytest.mark.parametrize(
+    ("size", "tiles"),
+    [
+        ((36, 36), [(3, 3), (3, 4), (3, 3), (3, 4)]),
+        ((20, 36), [(2, 3), (2, 4), (2, 3), (2, 4)]),
+        ((36, 20), [(3, 2), (3, 3), (3, 2), (3, 3)]),
+        ((18, 36), [(3, 3), (3, 4)]),
+        ((36, 18), [(3, 4), (3, 4)]),
+    ],
+)
+def test_padding_is_cut_off_the_outer_tiles(family: Family, size: Size, tiles: list[Size]) -> None:
+    assert family.at(size).grids == ((3, 3), *tiles)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_every_tile_is_a_view(family: Family, size: Size) -> None:
+    """The rows of a view are patches of one tile, line by line, and the newlines behind them at the right end."""
+    seen = family.at(size)
+    arranged = seen.arrangement
+    found = list[int]()
+    for number, view in enumerate(arranged.views):
+        lines = torch.tensor([arranged.rows[row] for row in view.rows]).reshape(view.grid)
+        found += view.rows
+        if lines[0, -1] < 0:
+            assert (lines[:, -1] < 0).all()
+            lines = lines[:, :-1]
+        tile = int(lines[0, 0]) // 9
+        assert (lines // 9 == tile).all() and (number == 0) == (tile == 0)
+        places = lines % 9
+        assert (places.diff(dim=0) == 3).all() and (places.diff(dim=1) == 1).all()
+    assert sorted(found) == list(range(len(arranged.rows)))
+
+
+def test_a_tile_of_nothing_but_padding_has_no_view() -> None:
+    made = _anyres.arrangement((18, 54), [(54, 54)], 18, 3)
+    assert [view.grid for view in made.views] == [(3, 3), (3, 3), (3, 3), (3, 4)] and made.tiles == 10
 
 
 @pytest.mark.parametrize(("size", "rows"), [((672, 672), 2928), ((336, 672), 1752), ((1080, 1920), 1948)])
 def test_full_size(size: Size, rows: int) -> None:
     """LLaVA-1.6: 336 pixels and 24 patches along a tile."""
     made = _anyres.arrangement(size, FULL_SIZE, 336, 24)
-    assert len(made.rows) == sum(a * b for a, b in made.grids) == rows
+    assert len(made.rows) == sum(view.tokens for view in made.views) == rows
 
 
 def test_newlines_end_the_lines_of_the_joined_grid(family: Family) -> None:
     seen = family.at((20, 36))
     flags = seen.vision()(random_pixels(seen.pixels, 1))[0, :, -1]
     assert not flags[:9].any()
-    lines = flags[9:].reshape(seen.grids[1])
+    lines = flags[9:].reshape(4, 7)
     assert lines[:, -1].all() and not lines[:, :-1].any()
 
 

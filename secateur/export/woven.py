@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Gates for views whose lines interleave: tiles that stand side by side (LLaVA-NeXT).
+
+A gate wants the rows of a view side by side. So in front of it the vision rows are put view by view, and behind it back
+into the order of the prompt, which causal attention needs. How many rows that concerns is a constant of the graph.
+Which of them belongs to which view is one too as long as no token is missing; behind another gate it follows from
+vision_index. Within a gate vision_index counts the tokens view by view.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from secateur.artifacts import Layout
+from secateur.export.gates import by_axis, by_row
+from secateur.methods.base import gather, top
+
+ROWLESS = ("query", "text_query")
+ROWS_FIRST = ("queries", "new_key")
+
+
+class Run(NamedTuple):
+    """Views that interleave: `tokens` of them are alive, from row `start` on, behind `first` other vision tokens."""
+
+    start: int
+    tokens: int
+    first: int
+
+
+class Woven(nn.Module):
+    """The gate `gate`, whose inputs and outputs are called so (without ".out").
+
+    layout         the prompt; for a gate in the encoder one image of it
+    before, after  tokens of each view among the rows that the gate finds, and leaves
+    compact        count the rows that stay anew
+    """
+
+    by_view: Tensor
+    by_prompt: Tensor
+
+    def __init__(
+        self,
+        gate: nn.Module,
+        inputs: Sequence[str],
+        outputs: Sequence[str],
+        layout: Layout,
+        before: Sequence[int],
+        after: Sequence[int],
+        compact: bool = False,
+    ) -> None:
+        super().__init__()
+        self.gate = gate
+        self.inputs, self.outputs = tuple(inputs), tuple(outputs)
+        self.whole = runs(layout, [view.tokens for view in layout.views])
+        self.before, self.after = runs(layout, before), runs(layout, after)
+        self.compact = compact
+        tokens = np.concatenate(layout.members)
+        self.register_buffer("by_prompt", torch.from_numpy(tokens), persistent=False)
+        self.register_buffer("by_view", torch.from_numpy(np.argsort(tokens)), persistent=False)
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        given = dict(zip(self.inputs, tensors, strict=True))
+        found = self._sorted(given, self.before, self.by_view, self.by_prompt)
+        left = dict(zip(self.outputs, self.gate(*found.values()), strict=True))
+        handed = self._sorted(left, self.after, self.by_prompt, self.by_view)
+        if self.compact:  # they count, so the first ones are those of the rows that are left
+            handed["position_ids"] = given["position_ids"][..., : left["position_ids"].shape[-1]]
+        return tuple(handed.values())
+
+    def _sorted(
+        self, tensors: Mapping[str, Tensor], alive: Sequence[Run], numbers: Tensor, inverse: Tensor
+    ) -> dict[str, Tensor]:
+        """The same with each run in the order of the numbers that its tokens have now; `inverse` is that of `numbers`.
+
+        alive  runs of the rows that do not stand for the full stream
+        """
+        index = tensors.get("vision_index")
+        if index is not None:
+            index = numbers.index_select(0, index.reshape(-1)).reshape(index.shape)
+        every = [_constant(run, inverse) for run in self.whole]
+        some = [_constant(run, inverse) if run in self.whole else _upwards(run, index) for run in alive]
+        found = dict(tensors)
+        for name, rows in tensors.items():
+            if name == "vision_index":
+                assert index is not None
+                found[name] = moved(index, [run._replace(start=run.first) for run in alive], some)
+            elif name.startswith("full_"):
+                found[name] = _moved(name, rows, self.whole, every)
+            elif name not in ROWLESS:
+                found[name] = _moved(name, rows, alive, some)
+        return found
+
+
+def runs(layout: Layout, kept: Sequence[int]) -> list[Run]:
+    """Where views interleave, when `kept` tokens of each view are left; one that stands alone is in order."""
+    found, first, counts = list[Run](), 0, iter(kept)
+    for (start, tokens), run in zip(layout.pruned(tuple(kept)), layout.runs, strict=True):
+        if sum(count > 0 for count in islice(counts, len(run))) > 1:
+            found.append(Run(start, tokens, first))
+        first += tokens
+    return found
+
+
+def moved(rows: Tensor, runs: Sequence[Run], places: Sequence[Tensor]) -> Tensor:
+    """Rows [B, S, ...], those of each run taken from its `places` [n], or [B, n], within it."""
+    pieces, behind = [], 0
+    for run, at in zip(runs, places, strict=True):
+        own = rows[:, run.start : run.start + run.tokens]
+        pieces += [rows[:, behind : run.start], own.index_select(1, at) if at.dim() == 1 else gather(own, at)]
+        behind = run.start + run.tokens
+    return torch.cat([*pieces, rows[:, behind:]], dim=1)
+
+
+def _moved(name: str, rows: Tensor, runs: Sequence[Run], places: Sequence[Tensor]) -> Tensor:
+    """`moved`, wherever a tensor of this name has its rows."""
+    if name.startswith(ROWS_FIRST):
+        return moved(rows.transpose(0, 1), runs, places).transpose(0, 1)
+    if name.endswith("position_ids"):
+        return by_axis(moved(by_row(rows), runs, places))
+    return moved(rows, runs, places)
+
+
+def _constant(run: Run, inverse: Tensor) -> Tensor:
+    """Places of the rows of a run of which none is missing: [n]."""
+    return inverse[run.first : run.first + run.tokens] - run.first
+
+
+def _upwards(run: Run, index: Tensor | None) -> Tensor:
+    """Places of the rows of a run by rising number: [B, n]. Numbers are far below 2**24, so fp32 tells them apart."""
+    assert index is not None
+    return top(-index[:, run.first : run.first + run.tokens].float(), run.tokens)
