@@ -2,9 +2,9 @@
 """Schedules for prompts of several views: several images, or one that is shown in tiles.
 
 A method is calibrated on one view, as if the prompt had no other, and prunes every view alike. Views of another size
-(LLaVA-NeXT shows the whole image small, and its tiles joined) are calibrated by themselves, with the same gates and
-the same shares. A view of one token (LLaVA-OneVision's line break behind one of several images) leaves nothing to
-choose: it stays as long as any token does.
+(LLaVA-NeXT's tiles at the right end hold line breaks, and outer ones lose their padding) are calibrated by themselves,
+with the same gates and the same shares. A view of one token (LLaVA-OneVision's line break behind one of several images)
+leaves nothing to choose: it stays as long as any token does.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from secateur.errors import BadModel
 from secateur.models import _anyres, llava_next, llava_onevision
+from secateur.models._anyres_family import AnyResFamily
 from secateur.models._native_sizes import shown
 from secateur.models.base import Family, Size
 from tests.models.exporting import check_in_onnx, random_pixels
@@ -87,6 +88,7 @@ def test_padding_is_cut_off_the_outer_tiles(family: Family, size: Size, tiles: l
 def test_every_tile_is_a_view(family: Family, size: Size) -> None:
     """The rows of a view are patches of one tile, line by line, and the newlines behind them at the right end."""
     seen = family.at(size)
+    assert isinstance(seen, AnyResFamily)
     arranged = seen.arrangement
     found = list[int]()
     for number, view in enumerate(arranged.views):

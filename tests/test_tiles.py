@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tiles that stand side by side: every one has a quota of its own, though their lines interleave."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from secateur.artifacts import Gate, GateRef, Part, Schedule
+from secateur.calibration.budget import budget
+from secateur.calibration.layers import only, prompts
+from secateur.calibration.samples import Sample
+from secateur.engines.version import FLOORS
+from secateur.errors import BadBundle
+from secateur.export.bundle import Plan, export
+from secateur.export.gates import Encoder
+from secateur.export.graphs import Graph, build, sized
+from secateur.export.lint import lint
+from secateur.export.targets import target
+from secateur.export.to_onnx import to_onnx
+from secateur.export.woven import Woven
+from secateur.methods.base import BudgetRequest
+from secateur.models.base import Family
+from secateur.runtime import Pipeline
+from secateur.runtime.receipt import gate_receipt
+from tests import checks
+from tests.conftest import method, schedules, tiny_family
+
+Bundle = tuple[Pipeline, Family]
+SIZE = (36, 24)
+GRIDS = [(3, 3), (3, 2), (3, 3), (3, 2), (3, 3)]
+QUOTAS = ([5, 4, 6, 3, 7], [2, 3, 1, 0, 5])
+METHODS = {"pdrop": method("pdrop"), "fopru": method("fopru")}
+NAMES = [*METHODS, "both", "routed"]
+
+
+def unequal(schedule: Schedule) -> Schedule:
+    """Of every gate the last tile keeps a token more, the first one a token less."""
+    gates = []
+    for gate in schedule.gates:
+        whole, first, *others, last = gate.parts
+        parts = (whole, replace(first, keep=first.keep - 1), *others, replace(last, keep=last.keep + 1))
+        gates.append(replace(gate, parts=parts))
+    return replace(schedule, gates=tuple(gates))
+
+
+def by_hand(schedule: Schedule, family: Family, name: str, positions: str, *kinds: tuple[int, str]) -> Schedule:
+    """Gates (layer, kind) that keep QUOTAS; constant choices, for the graphs of scores take long to make."""
+    gates = tuple(
+        Gate(layer, sum(quotas), kind, parts=tuple(Part(keep, {"seed": keep}) for keep in quotas))
+        for (layer, kind), quotas in zip(kinds, QUOTAS, strict=True)
+    )
+    cost = budget(family.dimensions, family.layout.vision_tokens, gates)
+    made = replace(schedule, name=name, method="random", positions=positions, gates=gates, budget=cost)
+    return replace(made, calibration={}, tensors={}, weights="")
+
+
+@pytest.fixture(scope="module")
+def family() -> Family:
+    return tiny_family("llava_next").at(SIZE)
+
+
+@pytest.fixture(scope="module")
+def pruned(family: Family) -> list[Schedule]:
+    made = [unequal(s) for s in schedules(family, METHODS, BudgetRequest(compression=0.5))]
+    both = by_hand(made[0], family, "both", "compact", (0, "vision"), (2, "prune"))
+    return [*made, both, by_hand(made[0], family, "routed", "original", (2, "route"), (3, "route"))]
+
+
+@pytest.fixture(scope="module")
+def tiled(family: Family, pruned: list[Schedule], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
+    folder = tmp_path_factory.mktemp("tiles") / "tiled"
+    export([Plan(family, tuple(pruned))], target("cpu"), folder, verify=False)
+    with Pipeline.load(folder) as vlm:
+        yield vlm, family
+
+
+def counts(kept: Sequence[int], family: Family) -> list[int]:
+    """How many tokens of each view stay, by the rows that they stand in."""
+    rows = [sorted(row for view in family.layout.views for row in view.rows)[token] for token in kept]
+    return [sum(row in view.rows for row in rows) for view in family.layout.views]
+
+
+def test_tiles_interleave(family: Family) -> None:
+    assert [view.grid for view in family.layout.views] == GRIDS
+    assert [len(run) for run in family.layout.runs] == [1, 2, 2]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_tile_has_its_own_quota(tiled: Bundle, pruned: list[Schedule], name: str) -> None:
+    checks.check_pruned(*tiled, name)
+    checks.check_decode(*tiled, name)
+    checks.check_batch(*tiled, name)
+    schedule = next(schedule for schedule in pruned if schedule.name == name)
+    answer = tiled[0].ask(checks.given(checks.pictures(tiled[1], 1)), "w1", schedule=name, max_new_tokens=1)
+    asked = [[part.keep for part in gate.parts] for gate in schedule.gates]
+    assert [counts(kept, tiled[1]) for kept in answer.kept] == asked
+    assert any(quota[1] != quota[3] for quota in asked)
+
+
+def test_full_equals_generate(tiled: Bundle) -> None:
+    checks.check_full(*tiled)
+
+
+@pytest.mark.parametrize("name", ["fopru", "both"])
+def test_questions_that_share_an_image(tiled: Bundle, name: str) -> None:
+    images, questions = checks.given(checks.pictures(tiled[1], 5)), [checks.QUESTION, checks.LONGER]
+    together = tiled[0].ask(images, questions, schedule=name, max_new_tokens=3)
+    for question, shared in zip(questions, together, strict=True):
+        own = tiled[0].ask(images, question, schedule=name, max_new_tokens=3)
+        assert (shared.kept, shared.tokens) == (own.kept, own.tokens)
+        assert checks.close(shared.first_logits, own.first_logits)
+
+
+def test_quotas_of_tiles_that_were_exchanged(tiled: Bundle, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(tiled[0].bundle.root, tmp_path / "copy"))
+    manifest = json.loads((copy / "manifest.json").read_text())
+    for gate in manifest["schedules"]["fopru"]["gates"]:
+        gate["views"][1], gate["views"][3] = gate["views"][3], gate["views"][1]
+    (copy / "manifest.json").write_text(json.dumps(manifest))
+    with Pipeline.load(copy) as vlm, pytest.raises(BadBundle, match="tokens of the views, the schedule asks for"):
+        vlm.ask(checks.given(checks.pictures(tiled[1], 1)), "w1", schedule="fopru", max_new_tokens=1)
+
+
+def test_a_receipt_counts_the_tokens_of_each_tile(family: Family) -> None:
+    layout = family.layout
+    every = np.arange(layout.vision_tokens)[None]
+    kept = np.sort(np.concatenate([own[:keep] for own, keep in zip(layout.members, QUOTAS[0], strict=True)]))[None]
+    ref = GateRef(0, "gate", 25, "vision", tuple(QUOTAS[0]))
+    assert gate_receipt(ref, every, kept, layout).applied == 25
+    with pytest.raises(BadBundle, match=r"kept \(5, 4, 6, 3, 7\) tokens of the views, the schedule asks for"):
+        gate_receipt(replace(ref, views=(5, 6, 4, 3, 7)), every, kept, layout)
+
+
+def test_a_tile_is_measured_alone(family: Family) -> None:
+    """The text in front, the tile's rows in their order, and the question."""
+    sample = next(iter(prompts(family, [Sample(checks.picture(0), "w1 w2")])))
+    view = family.layout.views[2]
+    rows = [*range(family.layout.image_start), *view.rows, *range(family.layout.rows, sample.rows.shape[1])]
+    assert only(sample.rows, family.layout, view).equal(sample.rows[:, rows])
+    alone = family.layout.alone(view)
+    assert alone.numbered(alone.rows) == [rows[: alone.rows]] and alone.views[0].stride == 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("wanted", ["tensorrt", "tensorrt-10.15"])
+def test_gates_pass_the_lint(family: Family, pruned: list[Schedule], wanted: str, name: str, tmp_path: Path) -> None:
+    """The last gate of a schedule: which rows it finds is data, unless it stands alone."""
+    where, opset = tmp_path / "gate.onnx", target(wanted).opset
+    chosen = [schedule for schedule in pruned if schedule.name == name]
+    gate = [graph for graph in build([sized(family, family.layout, chosen)], target(wanted)) if _is_gate(graph)][-1]
+    assert isinstance(gate.module, Woven)
+    to_onnx(gate, where, opset)
+    assert lint(where, FLOORS[wanted]) == ()
+
+
+def test_tiles_one_above_the_other_stay_in_their_places() -> None:
+    family = tiny_family("llava_next").at((54, 18))
+    (schedule,) = schedules(family, {"fopru": METHODS["fopru"]}, BudgetRequest(compression=0.5))
+    gates = [graph for graph in build([sized(family, family.layout, [schedule])], target("cpu")) if _is_gate(graph)]
+    assert gates and all(type(gate.module) is Encoder for gate in gates)
+
+
+def _is_gate(graph: Graph) -> bool:
+    return graph.spec.kind == "gate"
