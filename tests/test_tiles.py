@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +16,8 @@ from secateur.artifacts import Gate, GateRef, Part, Schedule
 from secateur.calibration.budget import budget
 from secateur.calibration.layers import only, prompts
 from secateur.calibration.samples import Sample
+from secateur.engines.cases import Case
+from secateur.engines.inputs import values
 from secateur.engines.version import FLOORS
 from secateur.errors import BadBundle
 from secateur.export.bundle import Plan, export
@@ -36,7 +38,7 @@ Bundle = tuple[Pipeline, Family]
 SIZE = (36, 24)
 GRIDS = [(3, 3), (3, 2), (3, 3), (3, 2), (3, 3)]
 QUOTAS = ([5, 4, 6, 3, 7], [2, 3, 1, 0, 5])
-METHODS = {"pdrop": method("pdrop"), "fopru": method("fopru")}
+METHODS = {"fopru": method("fopru")}
 NAMES = [*METHODS, "both", "routed"]
 
 
@@ -53,8 +55,8 @@ def unequal(schedule: Schedule) -> Schedule:
 def by_hand(schedule: Schedule, family: Family, name: str, positions: str, *kinds: tuple[int, str]) -> Schedule:
     """Gates (layer, kind) that keep QUOTAS; constant choices, for the graphs of scores take long to make."""
     gates = tuple(
-        Gate(layer, sum(quotas), kind, parts=tuple(Part(keep, {"seed": keep}) for keep in quotas))
-        for (layer, kind), quotas in zip(kinds, QUOTAS, strict=True)
+        Gate(layer, sum(kept), kind, parts=tuple(Part(keep, {"seed": keep}) for keep in kept))
+        for (layer, kind), kept in zip(kinds, (quotas * family.images for quotas in QUOTAS), strict=True)
     )
     cost = budget(family.dimensions, family.layout.vision_tokens, gates)
     made = replace(schedule, name=name, method="random", positions=positions, gates=gates, budget=cost)
@@ -81,7 +83,7 @@ def tiled(family: Family, pruned: list[Schedule], tmp_path_factory: pytest.TempP
         yield vlm, family
 
 
-def counts(kept: Sequence[int], family: Family) -> list[int]:
+def counts(kept: Iterable[int], family: Family) -> list[int]:
     """How many tokens of each view stay, by the rows that they stand in."""
     rows = [sorted(row for view in family.layout.views for row in view.rows)[token] for token in kept]
     return [sum(row in view.rows for row in rows) for view in family.layout.views]
@@ -102,6 +104,22 @@ def test_every_tile_has_its_own_quota(tiled: Bundle, pruned: list[Schedule], nam
     asked = [[part.keep for part in gate.parts] for gate in schedule.gates]
     assert [counts(kept, tiled[1]) for kept in answer.kept] == asked
     assert any(quota[1] != quota[3] for quota in asked)
+
+
+@pytest.mark.slow
+def test_two_images_of_tiles(family: Family, tmp_path: Path) -> None:
+    two = family.at(SIZE, images=2)
+    made = schedules(two, METHODS, BudgetRequest(compression=0.5))
+    both = by_hand(made[0], two, "both", "original", (0, "vision"), (2, "prune"))
+    export([Plan(two, (*made, both))], target("cpu"), tmp_path / "two", verify=False)
+    with Pipeline.load(tmp_path / "two") as vlm:
+        checks.check_full(vlm, two)
+        for name in ("fopru", "both"):
+            checks.check_pruned(vlm, two, name)
+            checks.check_decode(vlm, two, name)
+            checks.check_batch(vlm, two, name)
+        answer = vlm.ask(checks.given(checks.pictures(two, 1)), "w1", schedule="both", max_new_tokens=1)
+        assert [counts(kept, two) for kept in answer.kept] == [quotas * 2 for quotas in QUOTAS]
 
 
 def test_full_equals_generate(tiled: Bundle) -> None:
@@ -138,6 +156,18 @@ def test_a_receipt_counts_the_tokens_of_each_tile(family: Family) -> None:
         gate_receipt(replace(ref, views=(5, 6, 4, 3, 7)), every, kept, layout)
 
 
+@pytest.mark.parametrize(("gate", "quotas"), [("both.0", None), ("both.1", QUOTAS[0]), ("routed.1", QUOTAS[0])])
+def test_a_gate_is_timed_on_tokens_of_every_tile(tiled: Bundle, gate: str, quotas: list[int] | None) -> None:
+    manifest = tiled[0].bundle.manifest
+    tokens = [view.tokens for view in manifest.layout.views] if quotas is None else quotas
+    shapes = {
+        spec.name: tuple(d if isinstance(d, int) else 1 if d == "B" else 60 for d in spec.shape)
+        for spec in manifest.graph(gate).inputs
+    }
+    (index,) = values(manifest, Case(gate, gate, "prefill", 0, shapes, ()))["vision_index"]
+    assert (np.diff(index) > 0).all() and counts(index, tiled[1]) == tokens
+
+
 def test_a_tile_is_measured_alone(family: Family) -> None:
     """The text in front, the tile's rows in their order, and the question."""
     sample = next(iter(prompts(family, [Sample(checks.picture(0), "w1 w2")])))
@@ -148,8 +178,9 @@ def test_a_tile_is_measured_alone(family: Family) -> None:
     assert alone.numbered(alone.rows) == [rows[: alone.rows]] and alone.views[0].stride == 0
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("wanted", ["tensorrt", "tensorrt-10.15"])
+@pytest.mark.parametrize(
+    ("wanted", "name"), [*(("tensorrt", name) for name in NAMES), ("tensorrt-10.15", "both")], ids=str
+)
 def test_gates_pass_the_lint(family: Family, pruned: list[Schedule], wanted: str, name: str, tmp_path: Path) -> None:
     """The last gate of a schedule: which rows it finds is data, unless it stands alone."""
     where, opset = tmp_path / "gate.onnx", target(wanted).opset

@@ -59,7 +59,7 @@ class Woven(nn.Module):
         self.inputs, self.outputs = tuple(inputs), tuple(outputs)
         self.whole = runs(layout, [view.tokens for view in layout.views])
         self.before, self.after = runs(layout, before), runs(layout, after)
-        self.compact = compact
+        self.compact = compact and "position_ids" in self.inputs  # in the encoder there are none to count anew
         tokens = np.concatenate(layout.members)
         self.register_buffer("by_prompt", torch.from_numpy(tokens), persistent=False)
         self.register_buffer("by_view", torch.from_numpy(np.argsort(tokens)), persistent=False)

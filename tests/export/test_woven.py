@@ -176,16 +176,16 @@ def test_prune(case: Case, reads: tuple[str, ...], compact: bool, axes: int) -> 
 
 
 @settings(deadline=None, max_examples=30)
-@given(cases(whole=True))
-def test_encoder(case: Case) -> None:
-    """Features are nothing but vision tokens."""
+@given(cases(whole=True), st.booleans())
+def test_encoder(case: Case, compact: bool) -> None:
+    """Features are nothing but vision tokens, and have no positions that compact ones could be made of."""
     tokens = case.layout.vision_tokens
     seen = case.layout.features
     features, scores = random(BATCH, tokens, WIDTH), random(BATCH, tokens, seed=1)
     views = [Span(first, view.tokens, first) for first, view in _behind_each_other(seen)]
     inner = Encoder([Loudest(keep, ("received.-2",)) for keep in case.keep], Spans(tuple(views)))
     names = ["features", "vision_index"]
-    gate = Woven(inner, [*names, "received.-2"], names, seen, case.before, case.keep)
+    gate = Woven(inner, [*names, "received.-2"], names, seen, case.before, case.keep, compact)
     left, index = gate(features, torch.arange(tokens).repeat(BATCH, 1), scores)
     for b in range(BATCH):
         stay = chosen(case, range(tokens), features[b, :, 0] + scores[b])
