@@ -85,15 +85,18 @@ class Woven(nn.Module):
             index = numbers.index_select(0, index.reshape(-1)).reshape(index.shape)
         every = [_constant(run, inverse) for run in self.whole]
         some = [_constant(run, inverse) if run in self.whole else _upwards(run, index) for run in alive]
-        found = dict(tensors)
+        found, streams = dict(tensors), dict[bool, Tensor]()
         for name, rows in tensors.items():
+            full = name.startswith("full_")
             if name == "vision_index":
                 assert index is not None
-                found[name] = moved(index, [run._replace(start=run.first) for run in alive], some)
-            elif name.startswith("full_"):
-                found[name] = _moved(name, rows, self.whole, every)
-            elif name not in ROWLESS:
-                found[name] = _moved(name, rows, alive, some)
+                within = [run._replace(start=run.first) for run in alive]
+                found[name] = _moved("", index, columns(index, within, some)) if alive else index
+            elif name not in ROWLESS and (self.whole if full else alive):
+                if full not in streams:
+                    first = _rows_second(name, rows)
+                    streams[full] = columns(first, self.whole, every) if full else columns(first, alive, some)
+                found[name] = _moved(name, rows, streams[full])
         return found
 
 
@@ -107,23 +110,36 @@ def runs(layout: Layout, kept: Sequence[int]) -> list[Run]:
     return found
 
 
-def moved(rows: Tensor, runs: Sequence[Run], places: Sequence[Tensor]) -> Tensor:
-    """Rows [B, S, ...], those of each run taken from its `places` [n], or [B, n], within it."""
+def columns(rows: Tensor, runs: Sequence[Run], places: Sequence[Tensor]) -> Tensor:
+    """Which of the rows [B, S, ...] comes to each place, in a run that at `places` [n] or [B, n] of it.
+
+    Returns [S] if that is the same for all samples, else [B, S].
+    """
+    batch, count = rows.shape[:2]
     pieces, behind = [], 0
     for run, at in zip(runs, places, strict=True):
-        own = rows[:, run.start : run.start + run.tokens]
-        pieces += [rows[:, behind : run.start], own.index_select(1, at) if at.dim() == 1 else gather(own, at)]
+        pieces += [torch.arange(behind, run.start, device=rows.device), at + run.start]
         behind = run.start + run.tokens
-    return torch.cat([*pieces, rows[:, behind:]], dim=1)
+    pieces.append(torch.arange(behind, count, device=rows.device))
+    if all(piece.dim() == 1 for piece in pieces):
+        return torch.cat(pieces)
+    return torch.cat([piece.expand(batch, -1) for piece in pieces], dim=1)
 
 
-def _moved(name: str, rows: Tensor, runs: Sequence[Run], places: Sequence[Tensor]) -> Tensor:
-    """`moved`, wherever a tensor of this name has its rows."""
+def _moved(name: str, rows: Tensor, places: Tensor) -> Tensor:
+    """Rows [B, S, ...], or as a tensor of this name has them, from `places` [S] or [B, S]."""
+    second = _rows_second(name, rows)
+    found = second.index_select(1, places) if places.dim() == 1 else gather(second, places)
     if name.startswith(ROWS_FIRST):
-        return moved(rows.transpose(0, 1), runs, places).transpose(0, 1)
-    if name.endswith("position_ids"):
-        return by_axis(moved(by_row(rows), runs, places))
-    return moved(rows, runs, places)
+        return found.transpose(0, 1)
+    return by_axis(found) if name.endswith("position_ids") else found
+
+
+def _rows_second(name: str, rows: Tensor) -> Tensor:
+    """A tensor of this name with its rows on the second axis."""
+    if name.startswith(ROWS_FIRST):
+        return rows.transpose(0, 1)
+    return by_row(rows) if name.endswith("position_ids") else rows
 
 
 def _constant(run: Run, inverse: Tensor) -> Tensor:
