@@ -67,8 +67,8 @@ class Prune(nn.Module):
             )
 
         chosen = choose(self.each, spans, given)
-        places = (attention_mask, *planes)
-        mask, *added = (spans.replaced(x, spans.pick(x, chosen.rows), chosen.quotas) for x in places)
+        picked = (attention_mask, *planes)
+        mask, *added = (spans.replaced(x, spans.pick(x, chosen.rows), chosen.quotas) for x in picked)
         return (
             spans.replaced(hidden_states, chosen.kept, chosen.quotas),
             self._positions(position_ids, chosen),

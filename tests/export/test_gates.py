@@ -219,3 +219,17 @@ def test_views_that_are_alike_are_one_batch(axes: int, keep: int) -> None:
     expected, found = (Prune(selectors, spans)(*given) for selectors in (own, [shared] * 3))
     assert asked == [(6, 3)]
     assert all(torch.allclose(one, other) for one, other in zip(found, expected, strict=True))
+
+
+def test_a_gate_does_not_grow_with_its_views() -> None:
+    """Text stands between the views, as in SmolVLM."""
+    sizes = []
+    for count in (3, 9):
+        spans = Spans(tuple(Span(2 + 4 * view, 3, 3 * view) for view in range(count)))
+        rows, tokens = 4 * count + 4, 3 * count
+        given = torch.ones(2, rows, WIDTH), torch.arange(rows).repeat(2, 1), torch.ones(2, rows, dtype=torch.int64)
+        selector = Loudest(2)
+        gate = Prune([selector] * count, spans)
+        program = torch.export.export(gate, (*given, torch.arange(tokens).repeat(2, 1)))
+        sizes.append(sum(node.op == "call_function" for node in program.graph.nodes))
+    assert sizes[0] == sizes[1]
