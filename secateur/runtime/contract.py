@@ -31,8 +31,8 @@ FRONT = {
     "projector": ({"features"}, {"vision_tokens"}),
     "embed": ({"input_ids"}, {"hidden_states"}),
 }
-CACHED, POSITIONS = ("past_", "new_"), ("position_ids", "full_position_ids")
-"""Tensors whose first two dimensions vary, and those whose first one is the number of rotary axes with M-RoPE."""
+CACHED, POSITIONS = ("past_", "new_"), ("position_ids", "full_position_ids", "question_position")
+"""Tensors whose first two dimensions vary, and those whose first one need not: it may be that of the rotary axes."""
 ROWS = {"hidden_states", "position_ids", "attention_mask"}
 
 
