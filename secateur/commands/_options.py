@@ -139,6 +139,8 @@ def families(arguments: argparse.Namespace, family: Family) -> list[Family]:
         InputError: a size or the number of images is below 1, or a size is named twice.
         BadModel: the model does not take a size, or its processor cannot be used.
     """
+    from secateur.models._usable import check
+
     if arguments.images < 1:
         raise InputError(f"--images is {arguments.images}; it must be at least 1")
     asked = arguments.image_size or (None,)
@@ -149,7 +151,7 @@ def families(arguments: argparse.Namespace, family: Family) -> list[Family]:
             raise InputError(f"--image-size {size[1]}x{size[0]} must be at least 1x1")
     seen = [family.at(size, arguments.images, arguments.system, arguments.fit) for size in asked]
     for each in seen:
-        each.check()
+        check(each)
     return seen
 
 

@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast, ProcessorMixin
 
 from secateur.artifacts import Dimensions, Layout, ModelIdentity, View
-from secateur.errors import BadModel, SecateurError
+from secateur.errors import BadModel
 from secateur.models import _processing, _processor
 from secateur.models._hub import DEMO as DEMO
 from secateur.models._load import load as load
-from secateur.models._loading import check_fits, fingerprint, first_line, load_weights
+from secateur.models._loading import check_fits, fingerprint, load_weights
 from secateur.models._preprocessing import preprocess
 from secateur.models._projections import Projections
 from secateur.models._streaming import fill, stream
@@ -243,32 +243,6 @@ class Family(ABC):
         positions = () if found is None else tuple(tuple(axis[:-1]) for axis in found.tolist())
         behind = len(ids) if found is None else int(found[0, -1])
         return Layout(tuple(text), tuple(views), self.images, positions, behind, self.bucket)
-
-    def check(self) -> None:
-        """See that images and prompts can be prepared, before any work is put into this view of the model.
-
-        Raises:
-            BadModel: the processor, the chat template, the image size or the number of images does not fit the model.
-        """
-        try:
-            _ = self.preprocess
-            self._check_rows(self.images * sum(rows * columns for rows, columns in self.grids))
-            self._check_rows(self.layout.rows)
-        except SecateurError:
-            raise
-        except Exception as problem:  # processors check few of their settings
-            raise BadModel(
-                f"the processor of '{self.source}' cannot be used ({first_line(problem)}); compare its .json files "
-                "with those where it comes from"
-            ) from problem
-
-    def _check_rows(self, rows: int) -> None:
-        context = self.dimensions.context
-        if rows >= context:
-            raise BadModel(
-                f"the prompt has {rows} rows before the question, and the model takes {context} in all; choose a "
-                "smaller --image-size, fewer --images or a shorter --system"
-            )
 
     @torch.inference_mode()
     def logits(self, input_ids: Sequence[int], pixel_values: NDArray[np.float32]) -> NDArray[np.float32]:

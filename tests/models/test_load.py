@@ -27,6 +27,7 @@ from secateur.models._checkpoint import INDEX, SINGLE
 from secateur.models._hub import Found
 from secateur.models._loading import fingerprint, load_weights
 from secateur.models._streaming import is_streamed
+from secateur.models._usable import check
 from secateur.models.base import Family, load
 from secateur.runtime.preprocess import pixel_values
 from secateur.runtime.prompt import Tokenizer
@@ -256,7 +257,7 @@ BAD: dict[str, tuple[Spoil, str]] = {
 def test_broken_checkpoints(copy: Path, spoil: Spoil, message: str) -> None:
     spoil(copy)
     with pytest.raises(BadModel, match=message) as problem:
-        load(str(copy)).check()
+        check(load(str(copy)))
     assert "\n" not in str(problem.value)
 
 
@@ -331,4 +332,4 @@ def test_a_layer_that_the_encoder_does_not_have(copy: Path, layer: int) -> None:
 
 def test_more_images_than_the_context_holds_are_refused_before_they_are_prepared(demo: Family) -> None:
     with pytest.raises(BadModel, match=r"the prompt has 144000000 rows before the question, and the model takes \d+"):
-        demo.at(images=1_000_000).check()
+        check(demo.at(images=1_000_000))
