@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 
 from secateur.artifacts import Gate, GateRef, Part, Schedule
@@ -200,3 +201,14 @@ def test_tiles_one_above_the_other_stay_in_their_places() -> None:
 
 def _is_gate(graph: Graph) -> bool:
     return graph.spec.kind == "gate"
+
+
+def test_a_gate_that_keeps_no_tile(family: Family, tmp_path: Path) -> None:
+    """ONNX cannot reshape what is empty to a batch of any size."""
+    made = schedules(family, {"vtw": method("vtw")}, BudgetRequest(compression=0.5))
+    (gate,) = [g for g in build([sized(family, family.layout, made)], target("cpu")) if g.spec.kind == "gate"]
+    to_onnx(gate, tmp_path / "gate.onnx", target("cpu").opset)
+    session = onnxruntime.InferenceSession(tmp_path / "gate.onnx")
+    given = {spec.name: rows.numpy() for spec, rows in zip(gate.spec.inputs, gate.example(), strict=True)}
+    for found, expected in zip(session.run(None, given), gate.module(*gate.example()), strict=True):
+        np.testing.assert_array_equal(found, expected.numpy())

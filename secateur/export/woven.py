@@ -81,7 +81,7 @@ class Woven(nn.Module):
         alive  runs of the rows that do not stand for the full stream
         """
         index = tensors.get("vision_index")
-        if index is not None:
+        if index is not None and index.shape[1]:
             index = numbers.index_select(0, index.reshape(-1)).reshape(index.shape)
         every = [_constant(run, inverse) for run in self.whole]
         some = [_constant(run, inverse) if run in self.whole else _upwards(run, index) for run in alive]
