@@ -168,7 +168,7 @@ def _gate(bucket: Sized, interface: Interface, placed: Placed) -> Graph:
     # A file names its weights by a path below its own folder, and those of the encoder lie in onnx/.
     file = f"onnx/{placed.name}.onnx" if gate.kind == "downsample" else f"onnx/gates/{placed.name}.onnx"
     spec = GraphSpec(placed.name, "gate", file, inputs, outputs, (layer, layer))
-    rows = placed.before.views[-1].rows.stop + 5
+    rows = placed.before.stop + 5
     return Graph(spec, module, rows, _notes(placed))
 
 

@@ -91,7 +91,7 @@ class Woven(nn.Module):
             if name == "vision_index":
                 assert index is not None
                 within = [run._replace(start=run.first) for run in alive]
-                found[name] = _moved("", index, columns(index, within, some)) if alive else index
+                found[name] = _from(index, columns(index, within, some)) if alive else index
             elif name not in ROWLESS and (self.whole if full else alive):
                 if full not in streams:
                     first = _rows_second(name, rows)
@@ -127,12 +127,16 @@ def columns(rows: Tensor, runs: Sequence[Run], places: Sequence[Tensor]) -> Tens
 
 
 def _moved(name: str, rows: Tensor, places: Tensor) -> Tensor:
-    """Rows [B, S, ...], or as a tensor of this name has them, from `places` [S] or [B, S]."""
-    second = _rows_second(name, rows)
-    found = second.index_select(1, places) if places.dim() == 1 else gather(second, places)
+    """A tensor of this name with its rows taken from `places` [S] or [B, S]."""
+    found = _from(_rows_second(name, rows), places)
     if name.startswith(ROWS_FIRST):
         return found.transpose(0, 1)
     return by_axis(found) if name.endswith("position_ids") else found
+
+
+def _from(rows: Tensor, places: Tensor) -> Tensor:
+    """Rows [B, S, ...] from `places` [S] or [B, S]."""
+    return rows.index_select(1, places) if places.dim() == 1 else gather(rows, places)
 
 
 def _rows_second(name: str, rows: Tensor) -> Tensor:
