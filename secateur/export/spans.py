@@ -139,4 +139,4 @@ def of_each(rows: Tensor, views: int) -> Tensor:
 
 
 def _constant(numbers: Sequence[int], like: Tensor) -> Tensor:
-    return torch.tensor(list(numbers), device=like.device)
+    return torch.tensor(list(numbers), dtype=torch.int64, device=like.device)

@@ -26,11 +26,15 @@ ROWS_FIRST = ("queries", "new_key")
 
 
 class Run(NamedTuple):
-    """Views that interleave: `tokens` of them are alive, from row `start` on, behind `first` other vision tokens."""
+    """Views that interleave: `tokens` of them are alive, from row `start` on, behind `first` other vision tokens.
+
+    number  of their first token among all of the prompt; None where tokens of these views are missing
+    """
 
     start: int
     tokens: int
     first: int
+    number: int | None
 
 
 class Woven(nn.Module):
@@ -83,8 +87,8 @@ class Woven(nn.Module):
         index = tensors.get("vision_index")
         if index is not None and index.shape[1]:
             index = numbers.index_select(0, index.reshape(-1)).reshape(index.shape)
-        every = [_constant(run, inverse) for run in self.whole]
-        some = [_constant(run, inverse) if run in self.whole else _upwards(run, index) for run in alive]
+        every = [_places(run, inverse, index) for run in self.whole]
+        some = [_places(run, inverse, index) for run in alive]
         found, streams = dict(tensors), dict[bool, Tensor]()
         for name, rows in tensors.items():
             full = name.startswith("full_")
@@ -102,11 +106,12 @@ class Woven(nn.Module):
 
 def runs(layout: Layout, kept: Sequence[int]) -> list[Run]:
     """Where views interleave, when `kept` tokens of each view are left; one that stands alone is in order."""
-    found, first, counts = list[Run](), 0, iter(kept)
+    found, first, number, counts = list[Run](), 0, 0, iter(kept)
     for (start, tokens), run in zip(layout.pruned(tuple(kept)), layout.runs, strict=True):
+        every = sum(view.tokens for view in run)
         if sum(count > 0 for count in islice(counts, len(run))) > 1:
-            found.append(Run(start, tokens, first))
-        first += tokens
+            found.append(Run(start, tokens, first, number if tokens == every else None))
+        first, number = first + tokens, number + every
     return found
 
 
@@ -146,12 +151,12 @@ def _rows_second(name: str, rows: Tensor) -> Tensor:
     return by_row(rows) if name.endswith("position_ids") else rows
 
 
-def _constant(run: Run, inverse: Tensor) -> Tensor:
-    """Places of the rows of a run of which none is missing: [n]."""
-    return inverse[run.first : run.first + run.tokens] - run.first
+def _places(run: Run, inverse: Tensor, index: Tensor | None) -> Tensor:
+    """Where in a run its rows come from: [n] if none is missing, else [B, n], by rising number.
 
-
-def _upwards(run: Run, index: Tensor | None) -> Tensor:
-    """Places of the rows of a run by rising number: [B, n]. Numbers are far below 2**24, so fp32 tells them apart."""
+    Numbers are far below 2**24, so fp32 tells them apart.
+    """
+    if run.number is not None:
+        return inverse[run.number : run.number + run.tokens] - run.number
     assert index is not None
     return top(-index[:, run.first : run.first + run.tokens].float(), run.tokens)

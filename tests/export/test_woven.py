@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -208,14 +208,34 @@ class Plain(Loudest):
         return Selector.kept(self, rows)
 
 
+def _second_quotas(case: Case) -> st.SearchStrategy[tuple[Case, Counts]]:
+    return st.tuples(st.just(case), st.tuples(*(st.integers(0, count) for count in case.before)).map(list))
+
+
+def _mistakable() -> Case:
+    """What is left of the last two views starts where the two views before them did, and is as long."""
+    sizes = [(0, (1, 2), 5), (2, (1, 3), 5), (5, (2, 1), 3), (6, (2, 2), 3), (11, (3, 2), 4), (13, (3, 2), 4)]
+    views = [View(start, grid[0] * grid[1], grid, stride) for start, grid, stride in sizes]
+    return Case(Layout((), tuple(views)), [list(range(23))] * BATCH, [2, 3, 2, 4, 6, 6], [0, 0, 1, 4, 1, 5])
+
+
+def _none_left() -> Case:
+    """Of no view, and there is text between them."""
+    views = View(0, 1, (1, 1), 0), View(2, 6, (3, 2), 4), View(4, 6, (3, 2), 4)
+    return Case(Layout((9,), views), [list(range(13))] * BATCH, [1, 6, 6], [0, 0, 0])
+
+
 @settings(deadline=None, max_examples=40)
-@given(cases(whole=True), st.data())
-def test_route(case: Case, data: st.DataObject) -> None:
+@given(cases(whole=True).flatmap(_second_quotas))
+@example((_mistakable(), [0] * 6))
+@example((_none_left(), [0] * 3))
+def test_route(drawn: tuple[Case, Counts]) -> None:
     """The second gate puts back what layers made of the rows that the first one chose, and chooses among all."""
+    case, then = drawn
     rows = [case.rows(tokens) for tokens in case.alive]
     full, plane = random(BATCH, len(rows[0]), WIDTH), random(BATCH, len(rows[0]), WIDTH, seed=1)
     where, mask = torch.arange(len(rows[0])).repeat(BATCH, 1), torch.ones(BATCH, len(rows[0]))
-    again = Case(case.layout, case.alive, case.before, [data.draw(st.integers(0, count)) for count in case.before])
+    again = Case(case.layout, case.alive, case.before, then)
     whole, left = spans(case.layout, case.before), spans(case.layout, case.keep)
     given = ["full_position_ids", "full_attention_mask", "full_deepstack.0"]
     handed = [*ROWS, "vision_index", "deepstack.0"]
