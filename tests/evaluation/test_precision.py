@@ -323,13 +323,13 @@ def test_no_tokens_overlap_wholly() -> None:
     assert overlap((), ()) == 1.0
 
 
-def made(share: float) -> Precision:
+def made(share: float, dtype: str = "fp16") -> Precision:
     gates = (Overlap(2, 8, share, 0.5),)
     schedule = Difference("btp-22", 0.1, 0.01, 1.0, share, gates, Answers(0.9, 0.92, 0.98))
-    return Precision("fp16", 5, (schedule,), ())
+    return Precision(dtype, 5, (schedule,), ())
 
 
-@pytest.mark.parametrize(("share", "code"), [(OVERLAP, 0), (OVERLAP - 0.001, 1)])
+@pytest.mark.parametrize(("share", "code"), [(OVERLAP["fp16"], 0), (OVERLAP["fp16"] - 0.001, 1)])
 def test_inspect_fails_below_the_bound_and_shows_the_table(
     trt_bundle: tuple[Path, Exported],
     monkeypatch: pytest.MonkeyPatch,
@@ -344,6 +344,12 @@ def test_inspect_fails_below_the_bound_and_shows_the_table(
     assert ("schedule 'btp-22' keeps 0.9890" in err) == bool(code)
     assert main(["inspect", str(trt_bundle[0]), "--check"]) == code
     assert f"{share:.4f}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("dtype", OVERLAP)
+def test_each_dtype_has_its_bound(dtype: str) -> None:
+    assert not made(OVERLAP[dtype], dtype).failures
+    assert f"the bound is {OVERLAP[dtype]} " in made(OVERLAP[dtype] - 0.001, dtype).failures[0]
 
 
 def test_inspect_without_the_checkpoint_is_one_line(
