@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 BUNDLE := build/demo-btp
 SAMPLE := secateur/demo/samples
 
-.PHONY: demo test check test-all matrix table clean
+.PHONY: demo test check test-all fuzz matrix table clean
 
 demo: $(INSTALLED)  ## calibrate, export, then ask the bundle a question
 	$(BIN)/python export.py --method btp --out $(BUNDLE) --force
@@ -21,6 +21,9 @@ check: $(INSTALLED)  ## lint and types
 
 test-all: check  ## the slow tests too
 	$(BIN)/pytest -m ""
+
+fuzz: $(INSTALLED)  ## the property tests on other examples than last time
+	$(BIN)/pytest -m "hypothesis and not slow" --hypothesis-profile=default
 
 matrix: $(INSTALLED)  ## every family with every method (half an hour), and docs/matrix.md
 	$(BIN)/pytest -m slow tests/test_matrix.py

@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 from xdist.scheduler import LoadScopeScheduling
@@ -39,7 +40,9 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {  # what changes the wiring of
     "alvts-group": ("alvts", {"group": 2, "selectors": "svd"}),
 }
 VARIANTS = [name for name, (method, _) in OPTIONS.items() if method in METHODS]
-torch.set_num_threads(1)  # two workers run side by side
+torch.set_num_threads(1)  # several workers run side by side
+hypothesis.settings.register_profile("same", derandomize=True)  # `make fuzz` takes other examples each time
+hypothesis.settings.load_profile("same")
 
 
 class ByBundle(LoadScopeScheduling):  # type: ignore[misc]

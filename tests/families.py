@@ -36,12 +36,15 @@ class Case:
         return name
 
 
-def case(family: Family, names: Sequence[str], folder: Path) -> Case:
+HALF = BudgetRequest(compression=COMPRESSION)
+
+
+def case(family: Family, names: Sequence[str], folder: Path, request: BudgetRequest = HALF) -> Case:
     """Export `family` with the methods `names`, checked against torch."""
     made, refused = list[Schedule](), dict[str, str]()
     for name in names:
         try:
-            (schedule,) = schedules(family, {name: method(name)}, BudgetRequest(compression=COMPRESSION))
+            (schedule,) = schedules(family, {name: method(name)}, request)
             build([sized(family, family.layout, [schedule])], target("cpu"))
             made.append(schedule)
         except (BadModel, BadSchedule) as problem:
