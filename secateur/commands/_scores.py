@@ -73,7 +73,7 @@ def costs_note(result: dict[str, Any]) -> str:
     """What FLOPs and times leave out; too long for a caption."""
     with_gates = any(s["flops_ratio_with_gates"] is not None for s in result["schedules"])
     said = [f"FLOPs: {notes.FLOPS}", notes.FLOPS_WITH_GATES if with_gates else ""]
-    said.append(notes.bundle(result["segments"], result["encoder_scores"]))
+    said += [notes.sizes(result["image_sizes"]), notes.bundle(result["segments"], result["encoder_scores"])]
     return " ".join(filter(None, said))
 
 

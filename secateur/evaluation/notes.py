@@ -35,6 +35,17 @@ def bundle(segments: int, encoder_scores: Sequence[str]) -> str:
     )
 
 
+def sizes(image_sizes: Sequence[str]) -> str:
+    """Which image size the counts of tokens are of; "" where there is one."""
+    if len(image_sizes) < 2:
+        return ""
+    first, *others = image_sizes
+    return (
+        f"Tokens and FLOPs are those of images of {first}; those of {' and '.join(others)} have others. "
+        "Scores, times and caches are of the sizes that the questions took."
+    )
+
+
 def references(used: Iterable[str], tokens: Mapping[str, float]) -> str:
     """The downsampled images that splits refer to, each with its average tokens: "downsample-21 (30.0 tokens)"."""
     return ", ".join(f"{name} ({tokens[name]:,.1f} tokens)" for name in dict.fromkeys(used))

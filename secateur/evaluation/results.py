@@ -123,6 +123,8 @@ class Evaluation(Document):
     encoder_scores
                what its encoder returns beside the features, for the gates that read it; all pay for this too
     schedules  full first
+    image_sizes
+               WIDTHxHEIGHT, the first one first
     """
 
     task: str
@@ -143,6 +145,7 @@ class Evaluation(Document):
     segments: int
     encoder_scores: tuple[str, ...]
     schedules: tuple[ScheduleResult, ...]
+    image_sizes: tuple[str, ...] = ()
     schema: int = 1
 
 

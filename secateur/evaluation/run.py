@@ -115,6 +115,7 @@ def evaluate(
         segments=len(manifest.segments),
         encoder_scores=encoder_scores(manifest),
         schedules=tuple(_result(name, task, schedules, scores, times[name], settings.seed) for name in names),
+        image_sizes=vlm.image_sizes,
     )
 
 

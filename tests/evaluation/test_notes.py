@@ -16,6 +16,12 @@ def test_what_schedules_pay_for_each_other() -> None:
     assert "segments" not in notes.bundle(1, ("received.-2",))
 
 
+def test_counts_of_tokens_belong_to_a_size() -> None:
+    assert notes.sizes(()) == notes.sizes(("448x448",)) == ""
+    said = notes.sizes(("448x448", "672x448", "448x672"))
+    assert "of images of 448x448;" in said and "those of 672x448 and 448x672 have others" in said
+
+
 def test_references_are_named_once_with_their_size() -> None:
     used = notes.references(["d33", "d11", "d33"], {"d33": 48.0, "d11": 16.0, "other": 1.0})
     assert used == "d33 (48.0 tokens), d11 (16.0 tokens)"

@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 
 import pytest
 
+from secateur.evaluation import notes
 from secateur.evaluation.report import report
 from secateur.evaluation.results import Answered, Evaluation, Overlay, Percentiles
 from tests.evaluation.made import evaluation, overlays
@@ -171,7 +172,9 @@ def test_the_page_says_what_its_figures_leave_out(page: Element, found: Evaluati
     assert rows(page)["alvts-78"][2] == "0.22 (0.44)"
     alone = dataclasses.replace(evaluation(["btp"], [0.5]), segments=1, encoder_scores=())
     words = tree(alone).text
-    assert not any(word in words for word in ("This bundle cuts", "In brackets", "within 15 %:"))
+    assert not any(word in words for word in ("This bundle cuts", "In brackets", "within 15 %:", "images of"))
+    sizes = ("96x96", "144x96")
+    assert notes.sizes(sizes) in tree(dataclasses.replace(alone, image_sizes=sizes)).text
 
 
 def test_the_best_of_each_budget_is_bold(page: Element) -> None:

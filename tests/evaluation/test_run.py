@@ -65,6 +65,7 @@ class Canned:
         return Schedule(name, method, IDENTITY, gates, budget, calibration=calibration)
 
     most_batch: int | None = None
+    image_sizes = "4x4", "8x4"
 
     def describe(self) -> dict[str, str]:
         return {"GPU": "Orin"}
@@ -140,6 +141,7 @@ def test_every_figure() -> None:
     assert ours.stage_ms == {"vision": 1.0, "encode": 1.5, "prefill": 2.0} and ours.ttft_ms.p50 <= ours.ttft_ms.p95
     assert (found.questions, found.timed, found.bundle, found.grid) == (10, 4, "canned", (3, 3))
     assert (found.segments, found.encoder_scores) == (3, ("received.-2", "class_token.-2"))
+    assert found.image_sizes == ("4x4", "8x4")
     assert (full.flops_ratio_with_gates, ours.flops_ratio_with_gates) == (None, 0.75)
     assert json.loads(found.to_json()) == json.loads(json.dumps(found.as_dict()))
     assert set(found.machine) == {"cpu", "cores", "GPU", "python", "onnxruntime", "secateur"}

@@ -50,6 +50,7 @@ def report(evaluation: Evaluation, overlays: Sequence[Overlay]) -> str:
         budgets=[(budget, best(budget.rivals)) for budget in groups],
         controls=CONTROLS,
         words=words,
+        sizes=words.sizes(evaluation.image_sizes),
         shared=words.bundle(evaluation.segments, evaluation.encoder_scores),
         references=words.references(
             (s.split.reference for s in evaluation.schedules if s.split),
