@@ -21,7 +21,7 @@ from torch import Tensor
 
 from secateur.files import write_with
 
-FORMAT = 2
+FORMAT = 3
 EVERY = 30.0
 """Seconds between two writes at least: a small model is done before."""
 

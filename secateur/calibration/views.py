@@ -15,7 +15,7 @@ from pathlib import Path
 
 from secateur.artifacts import ENCODER_GATES, Array, Gate, Part, Schedule
 from secateur.calibration.budget import budget, schedule_name
-from secateur.calibration.capture import capture
+from secateur.calibration.capture import alike, capture
 from secateur.calibration.samples import Sample
 from secateur.calibration.statistics import Statistics
 from secateur.errors import BadSchedule
@@ -32,21 +32,9 @@ def measure(
     progress: Progress = silent,
     work: Path | None = None,
 ) -> list[Statistics]:
-    """Statistics of each size of view in `sizes`; see `capture`."""
-    views = family.layout.views
-    found = []
-    for grid in sizes(family):
-        alike = [view for view in views if view.grid == grid]
-        measured = capture(
-            family, samples, wanted, seed, lambda done, total: progress("measure", "", done, total), alike, work
-        )
-        found.append(replace(measured, progress=lambda step, done, total: progress(step, "", done, total)))
-    return found
-
-
-def sizes(family: Family) -> list[tuple[int, int]]:
-    """The grids of views of several tokens, in the order in which they first stand in the prompt."""
-    return list(dict.fromkeys(view.grid for view in family.layout.views if view.tokens > 1))
+    """Statistics of each size of view; see `capture`."""
+    measured = capture(family, samples, wanted, seed, lambda done, total: progress("measure", "", done, total), work)
+    return [replace(each, progress=lambda step, done, total: progress(step, "", done, total)) for each in measured]
 
 
 def calibrate(method: Method, family: Family, statistics: Sequence[Statistics], request: BudgetRequest) -> Schedule:
@@ -67,7 +55,7 @@ def calibrate(method: Method, family: Family, statistics: Sequence[Statistics], 
         if [(g.layer, g.kind) for g in other.gates] != [(g.layer, g.kind) for g in first.gates]:
             raise BadSchedule(f"{method.name} puts its gates at other layers for views of another size; give --layers")
     prefixes = ["", *(f"view_{number}." for number in range(1, len(made)))]
-    known = dict(zip(sizes(family), zip(made, prefixes, strict=True), strict=True))
+    known = dict(zip([views[0].grid for views in alike(layout)], zip(made, prefixes, strict=True), strict=True))
     gates = []
     for number, gate in enumerate(first.gates):
         parts = tuple(_part(known.get(view.grid), number, int(gate.keep > 0)) for view in layout.views)

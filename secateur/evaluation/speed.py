@@ -143,7 +143,7 @@ def main() -> None:
     if arguments.width % 64:
         raise InputError(f"--width is {arguments.width}; it must be a multiple of 64")
     family = model(arguments.width, arguments.decoder_layers, arguments.grid)
-    schedule = Method().calibrate(capture(family, [], frozenset()), BudgetRequest())
+    schedule = Method().calibrate(capture(family, [], frozenset())[0], BudgetRequest())
     found = measure(family, schedule, arguments.rounds, arguments.threads)
     if arguments.json:
         print(json.dumps(found, indent=2))

@@ -73,7 +73,7 @@ def counted(family: Family) -> Iterator[list[int]]:
 def test_equals_what_transformers_reports(tiny: Family) -> None:
     """Hidden states and attention maps of the whole model in eager mode are the oracle."""
     chosen = pictures(3)
-    found = capture(tiny, chosen, BOTH | {"cross_attention", "self_attention"})
+    found = capture(tiny, chosen, BOTH | {"cross_attention", "self_attention"})[0]
     layout, layers = tiny.layout, tiny.dimensions.layers
     start, end = layout.image_start, layout.image_start + layout.vision_tokens
     with eager(tiny.model):
@@ -110,15 +110,15 @@ def received(maps: NDArray[np.float32], rows: Iterable[int], start: int, end: in
 
 def test_attention_does_not_depend_on_the_chunk(tiny: Family, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = frozenset({"self_attention"})
-    whole = capture(tiny, pictures(1), wanted).self_attention
+    whole = capture(tiny, pictures(1), wanted)[0].self_attention
     monkeypatch.setattr(measures, "CHUNK", 5)
-    np.testing.assert_allclose(capture(tiny, pictures(1), wanted).self_attention, whole, rtol=1e-5)
+    np.testing.assert_allclose(capture(tiny, pictures(1), wanted)[0].self_attention, whole, rtol=1e-5)
 
 
 def test_divergence_of_a_model_that_loses_the_image(tiny: Family) -> None:
     """The oracle masks the image from a layer on, with all rows in their places, in transformers' own layers."""
     chosen = pictures(2)
-    found = capture(tiny, chosen, frozenset({"drop_divergence"})).drop_divergence
+    found = capture(tiny, chosen, frozenset({"drop_divergence"}))[0].drop_divergence
     assert found.shape == (tiny.dimensions.layers, 2)
     for i, sample in enumerate(chosen):
         pixels, tokens = pixel_values(load_image(sample.image), tiny.preprocess), tail(tiny, sample)
@@ -138,7 +138,7 @@ def test_divergence_runs_every_layer_while_it_is_there(tiny: Family, tmp_path: P
     files, chosen, wanted = type(tiny)(model, tiny.processor, "files"), pictures(3), frozenset({"drop_divergence"})
     assert files.fingerprint  # reads every weight, and is asked for beforehand
     with reads() as read:
-        found = capture(files, chosen, wanted).drop_divergence
+        found = capture(files, chosen, wanted)[0].drop_divergence
     decoder, layout = tiny.decoder, tiny.layout
     assert set(read.values()) == {1} and sum(".layers.0." in name for name in read) > 8
     for first, rows in entered(tiny, chosen):
@@ -177,15 +177,15 @@ def log_softmax(logits: NDArray[np.float32]) -> NDArray[np.float64]:
 
 def test_divergence_takes_twenty_samples_at_most(tiny: Family) -> None:
     samples = pictures(DROPPED + 1)
-    found = capture(tiny, samples, frozenset({"drop_divergence"}))
-    first = capture(tiny, samples[:DROPPED], frozenset({"drop_divergence"}))
+    found = capture(tiny, samples, frozenset({"drop_divergence"}))[0]
+    first = capture(tiny, samples[:DROPPED], frozenset({"drop_divergence"}))[0]
     assert DROPPED == 20 and found.samples == 21
     assert np.array_equal(found.drop_divergence, first.drop_divergence)
 
 
 def test_encoder_variance_is_that_of_the_scores(tiny: Family) -> None:
     chosen = pictures(3)
-    found = capture(tiny, chosen, frozenset({"encoder_variance"})).encoder_variance
+    found = capture(tiny, chosen, frozenset({"encoder_variance"}))[0].encoder_variance
     vision = tiny.vision(("received.-2", "given.-2"))
     for i, sample in enumerate(chosen):
         _, *scores = vision(torch.from_numpy(pixel_values(load_image(sample.image), tiny.preprocess)))
@@ -195,7 +195,7 @@ def test_encoder_variance_is_that_of_the_scores(tiny: Family) -> None:
 
 
 def test_is_deterministic(tiny: Family) -> None:
-    first, second = (capture(tiny, pictures(3), ARRAYS) for _ in range(2))
+    first, second = (capture(tiny, pictures(3), ARRAYS)[0] for _ in range(2))
     for name in ARRAYS:
         assert getattr(first, name).size and np.array_equal(getattr(first, name), getattr(second, name)), name
 
@@ -214,14 +214,14 @@ def test_tells_its_progress(tiny: Family, wanted: set[str], steps: int) -> None:
 def test_measures_only_what_is_wanted(tiny: Family) -> None:
     layers = tiny.dimensions.layers
     with counted(tiny) as runs:
-        assert capture(tiny, pictures(1), frozenset()).samples == 0
+        assert capture(tiny, pictures(1), frozenset())[0].samples == 0
         capture(tiny, pictures(2), frozenset({"encoder_variance"}))
         assert not runs
-        found = capture(tiny, pictures(2), frozenset({"attention"}))
+        found = capture(tiny, pictures(2), frozenset({"attention"}))[0]
         assert len(runs) == 2 * layers
         assert found.similarity.size == 0 and found.layers is None and found.attention.shape == (layers, 2)
         runs.clear()
-        walk = capture(tiny, pictures(2), frozenset({"layers"})).layers
+        walk = capture(tiny, pictures(2), frozenset({"layers"}))[0].layers
         assert walk is not None and not runs
         assert [step.number for step in walk()] == list(range(layers)) and len(runs) == 2 * layers
     with pytest.raises(ValueError, match="nonsense"):

@@ -14,7 +14,6 @@ from secateur.calibration.capture import capture
 from secateur.calibration.layers import prompts
 from secateur.calibration.resume import Resume, State
 from secateur.calibration.samples import Sample
-from secateur.calibration.views import measure
 from secateur.demo.scenes import samples
 from secateur.errors import BadOutput
 from secateur.models.base import Family
@@ -38,7 +37,7 @@ def test_a_killed_calibration_goes_on(
 ) -> None:
     """The same numbers to the bit, without passing the finished layers again, and no file is left at the end."""
     monkeypatch.setattr(resume, "EVERY", 0.0)
-    whole = capture(tiny, few, WANTED)
+    whole = capture(tiny, few, WANTED)[0]
     measure, seen = measures.similarity, list[int]()
 
     def similarity(passage: Any, layout: Any) -> Any:
@@ -53,51 +52,53 @@ def test_a_killed_calibration_goes_on(
     assert len(list(tmp_path.iterdir())) == 1
     seen = [-1] * 100
     told = list[tuple[int, int]]()
-    again = capture(tiny, few, WANTED, progress=lambda done, total: told.append((done, total)), work=tmp_path)
+    again = capture(tiny, few, WANTED, progress=lambda done, total: told.append((done, total)), work=tmp_path)[0]
     assert seen[100:] == [number for number in range(layer, 4) for _ in few]
     assert told[-1][0] == told[-1][1] and not list(tmp_path.iterdir())
     for name in WANTED:
         np.testing.assert_array_equal(getattr(again, name), getattr(whole, name))
 
 
-def test_killed_in_the_second_size_of_views(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """LLaVA-NeXT shows the whole image, and its tiles joined: two measurements, and neither takes the other's state."""
+def test_all_sizes_of_views_are_measured_in_one_walk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """LLaVA-NeXT shows the whole image, and tiles of it: two sizes; a killed calibration goes on with both."""
     monkeypatch.setattr(resume, "EVERY", 0.0)
     family = tiny_family("llava_next")
     few = [Sample(s.image, "w1 w2 w3") for s in samples("calibration", 2, 0)]
-    whole, similarity, passed = measure(family, few, WANTED), measures.similarity, list[int]()
+    attention, asked = measures.attention, list[int]()
 
     def killing(passage: Any, layout: Any) -> Any:
-        passed.append(passage.number)
-        if len(passed) == kill:
+        asked.append(passage.number)
+        if len(asked) == kill:
             raise Killed
-        return similarity(passage, layout)
+        return attention(passage, layout)
 
-    monkeypatch.setattr(measures, "similarity", killing)
-    one = family.dimensions.layers * len(few)
-    kill = one + 2 * len(few) + 1  # of the second size, two layers are finished
+    monkeypatch.setattr(measures, "attention", killing)
+    each, kill = len(few) * len(family.layout.views), 0
+    whole = capture(family, few, WANTED)
+    assert asked == [number for number in range(family.dimensions.layers) for _ in range(each)]
+    kill = len(asked) + 2 * each + 1  # two layers are finished
     with pytest.raises(Killed):
-        measure(family, few, WANTED, work=tmp_path)
-    (left,) = tmp_path.iterdir()
-    monkeypatch.setattr(measures, "similarity", similarity)
-    again = measure(family, few, WANTED, work=tmp_path)
+        capture(family, few, WANTED, work=tmp_path)
+    del asked[:]
+    again = capture(family, few, WANTED, work=tmp_path)
+    assert min(asked) == 2 and not list(tmp_path.iterdir())
     assert len(whole) == 2 and whole[0].similarity.shape != whole[1].similarity.shape
-    assert not left.exists()  # so the second measurement found it
     for found, expected in zip(again, whole, strict=True):
         for name in WANTED:
             np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
 
 
-@pytest.mark.parametrize("spoil", ["rows", "found.similarity", "without.0", "layer"])
+@pytest.mark.parametrize("spoil", ["rows", "found.0.similarity", "without.0", "layer"])
 def test_a_state_of_other_shapes_is_none(
     tiny: Family, few: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spoil: str
 ) -> None:
     monkeypatch.setattr(resume, "EVERY", 0.0)
-    whole, read = capture(tiny, few, WANTED), Resume.read
+    whole, read = capture(tiny, few, WANTED)[0], Resume.read
 
     def spoilt(self: Resume) -> State:
         rows = [each.rows for each in prompts(tiny, few)]
-        measured = {f"found.{name}": torch.from_numpy(getattr(whole, name)) for name in WANTED}
+        on_layers = WANTED - {"drop_divergence"}
+        measured = {f"found.0.{name}": torch.from_numpy(getattr(whole, name)) for name in on_layers}
         text = [each.shape[1] - tiny.layout.vision_tokens for each in rows]
         measured |= {f"without.{i}": torch.zeros(1, count, rows[0].shape[2]) for i, count in enumerate(text)}
         state = State(1, rows, measured)
@@ -108,7 +109,7 @@ def test_a_state_of_other_shapes_is_none(
         return state._replace(measured=measured | {spoil: measured[spoil][..., 1:]})
 
     monkeypatch.setattr(Resume, "read", spoilt)
-    again = capture(tiny, few, WANTED, work=tmp_path)
+    again = capture(tiny, few, WANTED, work=tmp_path)[0]
     monkeypatch.setattr(Resume, "read", read)
     for name in WANTED:
         np.testing.assert_array_equal(getattr(again, name), getattr(whole, name))

@@ -44,7 +44,7 @@ def test_dry_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     )
     few = [Sample(sample.image, "w1 w2 w3") for sample in samples("calibration", 1, 0)]
     method = Method()
-    schedule = method.calibrate(capture(family, few, method.statistics), BudgetRequest(keep=(0.25,), layers=(2,)))
+    schedule = method.calibrate(capture(family, few, method.statistics)[0], BudgetRequest(keep=(0.25,), layers=(2,)))
     family.to(torch.float16)
     export([Plan(family, (schedule,))], target("tensorrt"), tmp_path / "bundle", verify=False)
     assert main(["build", str(tmp_path / "bundle"), "--dry-run", "--json"]) == 0
