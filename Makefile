@@ -23,7 +23,7 @@ test-all: check  ## the slow tests too
 	$(BIN)/pytest -m ""
 
 fuzz: $(INSTALLED)  ## the property tests on other examples than last time
-	$(BIN)/pytest -m "hypothesis and not slow" --hypothesis-profile=default
+	$(BIN)/pytest -m "hypothesis and not slow" --hypothesis-profile=fuzz
 
 matrix: $(INSTALLED)  ## every family with every method (half an hour), and docs/matrix.md
 	$(BIN)/pytest -m slow tests/test_matrix.py

@@ -41,7 +41,8 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {  # what changes the wiring of
 }
 VARIANTS = [name for name, (method, _) in OPTIONS.items() if method in METHODS]
 torch.set_num_threads(1)  # several workers run side by side
-hypothesis.settings.register_profile("same", derandomize=True)  # `make fuzz` takes other examples each time
+hypothesis.settings.register_profile("same", derandomize=True, deadline=None)
+hypothesis.settings.register_profile("fuzz", deadline=None)  # other examples each time
 hypothesis.settings.load_profile("same")
 
 

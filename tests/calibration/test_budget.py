@@ -84,7 +84,7 @@ def test_bad_counts(keep: tuple[float, ...], says: str) -> None:
         counts(keep, 144)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(2, 600), st.integers(2, 40), st.floats(0, 0.999), st.data())
 def test_compression_is_met_as_closely_as_integers_allow(
     tokens: int, depth: int, compression: float, data: st.DataObject

@@ -106,7 +106,7 @@ def fitting(made: Mapping[str, tuple[Profile, ...]], manifest: Manifest, run: tu
 
 
 @given(data=st.data())
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_every_walk_lies_inside_a_profile(any_mode: Opened, data: st.DataObject) -> None:
     opened = any_mode
     made = profiles(opened.manifest, LIMITS, usual_schedule(opened.manifest), opened.backend.masked_past)

@@ -8,7 +8,7 @@ import re
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.isotonic import IsotonicRegression
 
@@ -26,7 +26,6 @@ from tests.evaluation.made import METHODS, evaluation, result
 heights = st.lists(st.floats(-50, 450, allow_nan=False), min_size=1, max_size=20)
 
 
-@settings(deadline=None)
 @given(heights)
 def test_labels_move_as_little_as_can_be(wanted: list[float]) -> None:
     """The oracle is a bounded isotonic regression of what is wanted less the gaps."""
@@ -43,7 +42,6 @@ def test_labels_that_do_not_fit() -> None:
         spread([1, 2, 3], 10, 0, 15)
 
 
-@settings(deadline=None)
 @given(st.floats(-1e3, 1e3), st.floats(1e-3, 1e3))
 def test_ticks_are_few_round_and_inside(low: float, span: float) -> None:
     found = ticks(low, low + span)
@@ -175,7 +173,6 @@ def test_a_gate_behind_a_smaller_image_is_a_gate() -> None:
     assert stages(pruned)["vision"] == 2 and stages(pruned)["gates"] == pytest.approx(0.3)
 
 
-@settings(deadline=None)
 @given(st.integers(1, 7), st.integers(1, 7), st.data())
 def test_the_veil_covers_what_was_dropped(rows: int, columns: int, data: st.DataObject) -> None:
     kept = data.draw(st.sets(st.integers(0, rows * columns - 1)))

@@ -134,7 +134,7 @@ def merged(case: Case, rows: Sequence[int], hidden: Tensor) -> Tensor:
     return made
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(cases(), st.sampled_from([(), READS]), st.booleans(), st.sampled_from([1, 3]))
 def test_prune(case: Case, reads: tuple[str, ...], compact: bool, axes: int) -> None:
     rows = [case.rows(tokens) for tokens in case.alive]
@@ -175,7 +175,7 @@ def test_prune(case: Case, reads: tuple[str, ...], compact: bool, axes: int) -> 
             assert torch.equal(seen.position_ids[..., b, :], where[..., b, alone])
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(cases(whole=True), st.booleans())
 def test_encoder(case: Case, compact: bool) -> None:
     """Features are nothing but vision tokens, and have no positions that compact ones could be made of."""
@@ -225,7 +225,7 @@ def _none_left() -> Case:
     return Case(Layout((9,), views), [list(range(13))] * BATCH, [1, 6, 6], [0, 0, 0])
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(cases(whole=True).flatmap(_second_quotas))
 @example((_mistakable(), [0] * 6))
 @example((_none_left(), [0] * 3))

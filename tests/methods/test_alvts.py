@@ -127,7 +127,7 @@ def test_published_ratios(ratio: float, keep: int) -> None:
     assert Method()._keep(BudgetRequest(), 32, 576) == 128
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(compression=st.floats(0, 0.99), dense=st.integers(0, 7), tokens=st.integers(1, 200))
 def test_compression_is_met_as_closely_as_whole_tokens_allow(compression: float, dense: int, tokens: int) -> None:
     method, depth = Method(dense_layers=dense), 8

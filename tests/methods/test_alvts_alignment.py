@@ -124,7 +124,7 @@ def test_text_must_follow_the_image(small: Statistics) -> None:
     assert bool((found.truth > 0).all())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 2**16), keep=st.integers(1, 8), passes=st.integers(0, 4))
 def test_choice_against_sets(seed: int, keep: int, passes: int) -> None:
     """Overlap, captured mass and the choice, on whole scores that tie."""

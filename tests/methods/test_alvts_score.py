@@ -123,7 +123,7 @@ def score_of(selector: LowRankSelector, rows: GateInputs) -> Tensor:
     return importance(query, key, rows.attention_mask, START, TOKENS, selector.score)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 2**16),
     heads=st.sampled_from([(1, 1), (4, 2), (6, 2), (3, 3)]),

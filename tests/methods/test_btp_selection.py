@@ -25,7 +25,7 @@ from secateur.methods.base import BudgetRequest, GateInputs, GateSite
 from secateur.methods.btp import Method
 
 Matrix = NDArray[np.float32]
-FUZZ = settings(max_examples=150, deadline=None)
+FUZZ = settings(max_examples=150)
 
 
 def best(score: Sequence[float], count: int) -> list[int]:

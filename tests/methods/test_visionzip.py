@@ -13,7 +13,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -66,7 +66,6 @@ def random_rows_of(tokens: int, batch: int = 2, seed: int = 0, width: int = 6) -
     return rows_of(*(torch.tensor(x, dtype=torch.float32) for x in made))
 
 
-@settings(deadline=None)
 @given(st.integers(3, 30), st.integers(0, 2**20), st.data())
 def test_against_loops(tokens: int, seed: int, data: st.DataObject) -> None:
     keep = data.draw(st.integers(1, tokens - 1))

@@ -74,7 +74,7 @@ def test_qwen(name: str, bucket: Size, size: Size) -> None:
 @example(5, 520)
 @example(16, 3208)
 @example(1, 1)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_qwen_takes_the_sizes_that_it_keeps(height: int, width: int) -> None:
     def keeps(size: Size) -> bool:
         return max(size) <= 200 * min(size) and smart_resize(*size, 8, 256, 4096) == size

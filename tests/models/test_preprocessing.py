@@ -169,7 +169,7 @@ def test_canvases_in_tiles(name: str, size: Size) -> None:
     fit=st.sampled_from(["letterbox", "stretch", "crop", None]),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 def test_any_size_and_bucket(name: str, size: Size, bucket: Size, fit: str | None, seed: int) -> None:
     case = (FIXED | TILED)[name]
     if name in FIXED:

@@ -14,7 +14,7 @@ from secateur.runtime.fitting import FITS, Fitted, Size, choose, fit, place
 from secateur.runtime.preprocess import Preprocess, fitted, whole_image
 
 BICUBIC, RED = Image.Resampling.BICUBIC, (255, 0, 0)
-FEW = settings(max_examples=40, deadline=None)
+FEW = settings(max_examples=40)
 EDGES = st.integers(1, 90)
 SIZE = st.tuples(EDGES, EDGES)
 

@@ -96,7 +96,7 @@ def test_steps_left_out() -> None:
     crop=st.tuples(st.integers(1, 60), st.integers(1, 60)),
     seed=st.integers(0, 99),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_any_size(size: tuple[int, int], edge: int, crop: tuple[int, int], seed: int) -> None:
     assert_equal(random_image("RGB", size, seed), steps((edge,), crop))
 
@@ -108,7 +108,7 @@ def assert_equal(image: Image.Image, plan: Preprocess) -> None:
 
 
 @given(st.integers(1, 20), st.integers(1, 20), st.integers(1, 20), st.integers(1, 20))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_the_centre_has_its_size_and_keeps_the_middle(height: int, width: int, rows: int, columns: int) -> None:
     pixels = np.arange(1, height * width + 1, dtype=np.uint16).reshape(height, width, 1).astype(np.uint8).repeat(3, 2)
     found = cut(pixels, centre((height, width), (rows, columns)))
@@ -120,7 +120,7 @@ def test_the_centre_has_its_size_and_keeps_the_middle(height: int, width: int, r
 
 
 @given(st.tuples(st.integers(-9, 9), st.integers(-9, 9), st.integers(1, 9), st.integers(1, 9)))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_a_window_pixel_by_pixel(window: tuple[int, int, int, int]) -> None:
     pixels, fill = np.asarray(random_image("RGB", (5, 4))), (1, 2, 3)
     top, left, height, width = window

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import tokenizers
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
 
@@ -87,7 +87,6 @@ questions = st.text(st.sampled_from("abcdeinrst ?7ïé数🙂\n"), min_size=1, m
 
 
 @given(questions)
-@settings(deadline=None)
 def test_ids_are_those_of_the_whole_conversation(tokenizer: tokenizers.Tokenizer, question: str) -> None:
     mine = Tokenizer(PROMPT, tokenizer)
     image, stop = SPECIAL.index("<image>"), SPECIAL.index("</s>")
@@ -112,7 +111,6 @@ def test_a_user_cannot_type_a_special_token(tokenizer: tokenizers.Tokenizer, typ
 
 
 @given(st.text(max_size=30))
-@settings(deadline=None)
 def test_no_text_breaks_it(tokenizer: tokenizers.Tokenizer, text: str) -> None:
     mine = Tokenizer(PROMPT, tokenizer)
     if text.strip():
@@ -123,7 +121,6 @@ def test_no_text_breaks_it(tokenizer: tokenizers.Tokenizer, text: str) -> None:
 
 
 @given(st.text(max_size=20))
-@settings(deadline=None)
 def test_pieces_make_the_text(tokenizer: tokenizers.Tokenizer, text: str) -> None:
     mine = Tokenizer(PROMPT, tokenizer)
     ids = tokenizer.encode(text, add_special_tokens=False).ids

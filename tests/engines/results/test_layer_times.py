@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from secateur.engines.results.layer_times import read_layer_times
@@ -54,7 +54,6 @@ odd = st.text(st.characters(exclude_categories=["Cs"]) | st.sampled_from('"\\{}[
 milliseconds = st.floats(0, 1e4)
 
 
-@settings(deadline=None)
 @given(st.integers(1, 10**6), st.lists(st.tuples(odd, milliseconds, milliseconds), max_size=6))
 @example(1, [('a", "timeMs" : 1, "averageMs" : 2, "medianMs" : 3, "percentage" : 4 }', 1.0, 2.0)])
 @example(1, [('", "', 1.0, 2.0), ("\n]\n", 0.0, 0.0), ("count", 0.5, 0.5), ("count", 0.5, 0.5)])

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from secateur.engines.results.times import read_times
@@ -37,7 +37,6 @@ def test_our_percentiles_are_those_of_the_console(version: str) -> None:
 
 
 @given(times=st.lists(st.floats(0, 1e6), min_size=1, max_size=20))
-@settings(deadline=None)
 def test_every_query_is_read(times: list[float], tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.getbasetemp() / "times.json"
     path.write_text(json.dumps([dict.fromkeys(FIELDS, t) for t in times]))

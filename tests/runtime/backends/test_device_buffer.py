@@ -58,7 +58,7 @@ def parts(draw: st.DrawFn) -> tuple[tuple[int, ...], tuple[slice, ...], tuple[sl
     return shape, tuple(first), tuple(second)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(parts(), st.sampled_from(["float16", "float32", "int64", "bool"]))
 def test_views_are_those_of_numpy(stream: Stream, drawn: Any, dtype: str) -> None:
     shape, first, second = drawn
