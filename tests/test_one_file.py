@@ -70,7 +70,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("setup.cfg", "README.md", "export.py"):
         shutil.copy(ROOT / name, copy / name)
     for path in (copy / "secateur/methods").glob("[a-z]*.py"):
-        if path.stem not in ("base", "btp", "random"):
+        if path.stem not in ("base", "random"):
             path.unlink()
     (copy / "secateur/methods/loudness.py").write_text(TOY)
     return copy
