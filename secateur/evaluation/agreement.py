@@ -129,7 +129,7 @@ def agree(
 
     walks = every_run(bundle.manifest, schedules)
     graphs = {graph.name: graph for graph in bundle.manifest.graphs}
-    share = tolerance(bundle.manifest)
+    share = tolerance(bundle.manifest).values
     found: dict[str, list[list[Output]]] = {}
     for done, (label, run) in enumerate(walks.items()):
         progress("check", label, done, len(walks))

@@ -3,14 +3,28 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from secateur.artifacts import Manifest
 
-TOLERANCE = {"fp32": 1e-4, "fp16": 3e-2, "bf16": 2e-1}
-ROUNDED_ROWS = 3e-2
-"""Where the activations of integer weights are rounded to 8 bits (accuracy level 4)."""
+
+class Tolerance(NamedTuple):
+    """What passes.
+
+    values  largest difference, as a share of the largest magnitude in an output
+    kept    share of other tokens that the gates of a whole chain may keep: scores that are close change places
+    """
+
+    values: float
+    kept: float
 
 
-def tolerance(manifest: Manifest) -> float:
-    """Largest difference that passes, as a share of the largest magnitude in an output."""
+TOLERANCE = {"fp32": Tolerance(1e-4, 0.0), "fp16": Tolerance(3e-2, 0.25), "bf16": Tolerance(2e-1, 0.5)}
+ROUNDED_ROWS = TOLERANCE["fp16"]
+"""At least, where the activations of integer weights are rounded to 8 bits (accuracy level 4)."""
+
+
+def tolerance(manifest: Manifest) -> Tolerance:
+    """The bounds of a bundle."""
     rounded = manifest.quantisation is not None and manifest.quantisation.accuracy_level
-    return max(TOLERANCE[manifest.dtype], ROUNDED_ROWS if rounded else 0.0)
+    return max(TOLERANCE[manifest.dtype], ROUNDED_ROWS) if rounded else TOLERANCE[manifest.dtype]
