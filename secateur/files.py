@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -40,17 +41,41 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_with(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make a file, which then becomes `path`; folders on the way are made.
+    """Let `write` make a file, which then becomes `path`; folders on the way are made, and leftovers are removed.
 
     Raises:
         BadOutput: `write` raised OSError, or there is no way to `path`; what was there before is still there.
     """
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    partial = beside(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        for leftover in leftovers(path):
+            leftover.unlink(missing_ok=True)
         write(partial)
         partial.replace(path)
     except OSError as problem:
         with suppress(OSError):  # where the folder could not be made, there is nothing to remove
             partial.unlink(missing_ok=True)
         raise BadOutput(f"output {path} cannot be written: {problem.strerror}") from None
+
+
+def beside(path: Path) -> Path:
+    """Where this process writes what is to become `path`."""
+    return path.with_name(f".{path.name}.partial-{os.getpid()}")
+
+
+def leftovers(path: Path) -> list[Path]:
+    """What killed processes wrote `beside` it, which may be as large as what they were to become."""
+    name = re.compile(re.escape(f".{path.name}.partial-") + r"(\d+)")
+    found = [(other, name.fullmatch(other.name)) for other in path.parent.glob(".*.partial-*")]
+    return [other for other, process in found if process and not _is_alive(int(process[1]))]
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,17 @@ def test_what_cannot_be_written_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(BadOutput, match="cannot be written"):
         write_text(tmp_path / "folder", "b")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_what_killed_processes_left_is_removed(tmp_path: Path) -> None:
+    """It may be gigabytes: the state of a calibration is written again and again."""
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    written = [f".a[1].txt.partial-{process}" for process in (gone.pid, os.getppid())]
+    for name in (*written, f".b.txt.partial-{gone.pid}"):
+        (tmp_path / name).write_text("half")
+    write_text(tmp_path / "a[1].txt", "whole")
+    assert {p.name for p in tmp_path.iterdir()} == {"a[1].txt", written[1], f".b.txt.partial-{gone.pid}"}
 
 
 def test_check_before_long_work(tmp_path: Path) -> None:

@@ -5,13 +5,13 @@ from __future__ import annotations
 
 import ctypes
 import os
-import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from secateur.errors import BadOutput
+from secateur.files import beside, leftovers
 
 AT_FDCWD = -100
 RENAME_EXCHANGE = 2
@@ -29,10 +29,11 @@ def atomic_folder(target: Path, force: bool, marker: str, keep: str = "") -> Ite
     """
     check_free(target, force, marker)
     target = target.resolve()
-    partial = target.parent / f".{target.name}.partial-{os.getpid()}"
+    partial = beside(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _clear_leftovers(target)
+        for leftover in leftovers(target):
+            shutil.rmtree(leftover, ignore_errors=True)
         partial.mkdir()
         yield partial
         _sync(partial)
@@ -69,23 +70,6 @@ def check_free(target: Path, force: bool, marker: str) -> None:
             raise BadOutput(f"output {target} has no {marker}, so --force does not replace it; choose another --out")
     except OSError as problem:
         raise BadOutput(f"output {target} cannot be used: {problem.strerror}; choose another --out") from None
-
-
-def _clear_leftovers(target: Path) -> None:
-    for path in target.parent.glob(f".{target.name}.partial-*"):
-        process = re.fullmatch(r".*\.partial-(\d+)", path.name)
-        if process and not _is_alive(int(process[1])):
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _exchange_keeping(new: Path, old: Path, keep: str) -> None:
