@@ -69,7 +69,7 @@ def _quantisation(arguments: argparse.Namespace, kind: Target) -> Quantisation |
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from secateur.calibration.files import read_schedule
     from secateur.errors import InputError
-    from secateur.export.bundle import Plan, export
+    from secateur.export.bundle import Plan, check_schedules, export, shareable
     from secateur.export.folder import check_free
     from secateur.export.targets import target
     from secateur.models.base import load
@@ -89,12 +89,15 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     out = arguments.out or Path("build") / f"{Path(arguments.model.partition('@')[0]).name}-{method.replace(',', '-')}"
     check_free(out, arguments.force, MANIFEST)
     family = load(arguments.model, revision=arguments.revision)
+    if arguments.share:
+        shareable(arguments.share, family, kind)
     with bars() as show:
         plans: list[Plan] = []
         families = _options.families(arguments, family)
         known = [seen.identity for seen in families]
-        for seen in families:  # a schedule of no known model goes to the first, where the export refuses it
+        for seen in families:  # a schedule of no known model goes to the first, where it is refused
             own = [s for s in schedules if s.model == seen.identity or (not plans and s.model not in known)]
+            check_schedules(seen, own)
             if calibrate:  # in fp32 whatever the target, so that a schedule does not depend on it
                 own += _options.make_schedules(arguments, seen, show)
             plans.append(Plan(seen, tuple(own)))

@@ -94,12 +94,12 @@ def export(
     buckets = list[Sized]()
     _check_names(plans)
     for plan in plans:
-        _check_schedules(plan.family, plan.schedules)
+        check_schedules(plan.family, plan.schedules)
         layout = plan.family.layout
         layout = replace(layout, vision=f"{VISION}-{layout.size}") if buckets else layout
         buckets.append(sized(plan.family, layout, plan.schedules))
     family, graphs = plans[0].family, build(buckets, target)
-    shared = _weights(share, family, target) if share else {}
+    shared = shareable(share, family, target) if share else {}
     with atomic_folder(out, force, MANIFEST, keep=ENGINES) as folder:  # plans whose graph is the same stay good
         layers = family.decoder.layers if quantisation else ()
         store = Store.of(family, folder / "onnx", shared, progress, replaced_weights(layers))
@@ -159,8 +159,8 @@ def _write(folder: Path, bucket: Sized, schedules: Sequence[Schedule]) -> Bucket
     return Bucket(layout, refs)
 
 
-def _weights(bundle: Path, family: Family, target: Target) -> dict[Path, str]:
-    """The weight files of a bundle of this model and dtype, with their hashes.
+def shareable(bundle: Path, family: Family, target: Target) -> dict[Path, str]:
+    """The weight files of a bundle of this model and dtype, with their hashes; to be called before long work too.
 
     Raises:
         BadBundle: it is none, of another model or dtype, or of a version that may have ordered weights in another way.
@@ -204,7 +204,12 @@ def _check_names(plans: Sequence[Plan]) -> None:
             raise BadSchedule(f"schedule '{name}' is missing for image size {lacking.family.layout.size}; calibrate it")
 
 
-def _check_schedules(family: Family, schedules: Sequence[Schedule]) -> None:
+def check_schedules(family: Family, schedules: Sequence[Schedule]) -> None:
+    """To be called before long work too: schedules are of this model, and each has a name of its own.
+
+    Raises:
+        BadSchedule: they are not.
+    """
     names = [FULL]
     for schedule in schedules:
         if schedule.model != family.identity:

@@ -10,6 +10,7 @@ import pytest
 from secateur import commands, plugins
 from secateur.artifacts import Schedule, read_json
 from secateur.cli import one_line
+from secateur.commands import _options
 from secateur.demo import sample_directory
 from secateur.errors import BadSchedule
 from tests.commands.calling import call, refused
@@ -77,6 +78,22 @@ def test_calibrate_writes_a_schedule_that_export_reads(tmp_path: Path, capsys: p
     assert len(list((tmp_path / "many").glob("*.json"))) == 4
     same = json.loads(next((tmp_path / "many").glob("*-random.json")).read_text())
     assert same["method"] == "random"
+
+
+def test_what_an_export_cannot_use_is_found_before_the_calibration(
+    demo_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It may take hours, and nothing of it would be left."""
+    monkeypatch.setattr(_options, "make_schedules", lambda *_: pytest.fail("calibrated"))
+    bundle, _ = demo_bundle
+    (schedule,) = json.loads((bundle / "manifest.json").read_text())["schedules"].keys() - {"full"}
+    other = json.loads((bundle / "schedules" / f"{schedule}.json").read_text())
+    other["model"]["fingerprint"] = "sha256:0"
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    start = ["export", "--method", "btp", "--out", tmp_path / "out"]
+    assert "nowhere does not exist" in refused(capsys, *start, "--share", "nowhere")
+    assert "of another model or dtype" in refused(capsys, *start, "--share", bundle, "--dtype", "fp16")
+    assert "does not fit 'demo'" in refused(capsys, *start, "--schedule", tmp_path / "other.json")
 
 
 @pytest.mark.parametrize(
