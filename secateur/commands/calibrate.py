@@ -34,8 +34,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     several = _options.number(arguments) * sizes > 1
     if several and arguments.out and arguments.out.is_file():
         raise BadOutput(f"output {arguments.out} is a file, but several schedules need a folder; change --out")
-    if arguments.out and not several:
-        check_schedule_free(arguments.out, arguments.force)
+    if not several and (known := arguments.out or (arguments.name and Path(f"{arguments.name}.json"))):
+        check_schedule_free(known, arguments.force)
     family = load(arguments.model, revision=arguments.revision)
     with bars() as show:
         made = [_options.make_schedules(arguments, seen, show) for seen in _options.families(arguments, family)]

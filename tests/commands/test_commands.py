@@ -80,6 +80,15 @@ def test_calibrate_writes_a_schedule_that_export_reads(tmp_path: Path, capsys: p
     assert same["method"] == "random"
 
 
+def test_a_name_that_is_taken_is_found_before_the_calibration(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(_options, "make_schedules", lambda *_: pytest.fail("calibrated"))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.json").write_text("precious")
+    assert "output mine.json exists; add --force" in refused(capsys, "calibrate", *FAST, "--name", "mine")
+
+
 def test_what_an_export_cannot_use_is_found_before_the_calibration(
     demo_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
