@@ -192,7 +192,8 @@ class Layout:
     def of_samples(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
         """Indices [B*I,k] of tokens within their image as indices [B,I*k] within all images of a sample."""
         first = np.arange(self.images)[:, None] * self.image_tokens
-        return (indices.reshape(-1, self.images, indices.shape[1]) + first).reshape(-1, self.images * indices.shape[1])
+        samples, kept = len(indices) // self.images, indices.shape[1]
+        return (indices.reshape(samples, self.images, kept) + first).reshape(samples, self.images * kept)
 
     def ids(self, image: int) -> list[int]:
         """Token ids of all rows; `image` stands for every vision token."""

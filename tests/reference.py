@@ -66,7 +66,7 @@ def masked_run(
     at = torch.tensor(layout.vision_rows)
     image, planes = encoded(family, pixels)
     if vision is not None:
-        image = image.index_copy(1, torch.tensor(list(kept[0])), vision)
+        image = image.index_copy(1, torch.tensor(list(kept[0]), dtype=torch.int64), vision)
     ids = [*layout.ids(family.prompt.pad), *tokens]
     hidden: Tensor = text.embed(torch.tensor([ids])).index_copy(1, at, image)
     added = [torch.zeros_like(hidden).index_copy(1, at, plane) for plane in planes]

@@ -123,6 +123,7 @@ def test_indices_of_a_sample_count_over_its_images() -> None:
     layout = Layout((), (View(0, 4, (2, 2)), View(4, 4, (2, 2))), images=2)
     found = layout.of_samples(np.array([[0, 3], [1, 2], [2, 3], [0, 1]]))
     assert found.tolist() == [[0, 3, 5, 6], [2, 3, 4, 5]]
+    assert layout.of_samples(np.zeros((4, 0), np.int64)).shape == (2, 0), "a gate in the encoder that keeps nothing"
 
 
 @pytest.mark.parametrize(
