@@ -203,9 +203,10 @@ def _is_gate(graph: Graph) -> bool:
     return graph.spec.kind == "gate"
 
 
-def test_a_gate_that_keeps_no_tile(family: Family, tmp_path: Path) -> None:
-    """ONNX cannot reshape what is empty to a batch of any size."""
-    made = schedules(family, {"vtw": method("vtw")}, BudgetRequest(compression=0.5))
+@pytest.mark.parametrize("name", ["vtw", "fopru"])
+def test_a_gate_that_keeps_no_tile(family: Family, tmp_path: Path, name: str) -> None:
+    """ONNX cannot reshape what is empty to a batch of any size, in the decoder or in the encoder."""
+    made = schedules(family, {name: method(name)}, BudgetRequest(keep=(0.0,)))
     (gate,) = [g for g in build([sized(family, family.layout, made)], target("cpu")) if g.spec.kind == "gate"]
     to_onnx(gate, tmp_path / "gate.onnx", target("cpu").opset)
     session = onnxruntime.InferenceSession(tmp_path / "gate.onnx")

@@ -144,8 +144,12 @@ def choose(selectors: Sequence[Selector], spans: Spans, given: Callable[[Sequenc
         asked = given(views)
         slots, left = selectors[views[0]].kept(asked)
         batch, count = asked.vision_index.shape[0] // len(views), slots.shape[1]
-        places.append(spans.places(slots.reshape(batch, len(views), count), views))
-        kept.append(left.reshape(batch, len(views) * count, left.shape[2]))
+        if count:
+            places.append(spans.places(slots.reshape(batch, len(views), count), views))
+            kept.append(left.reshape(batch, len(views) * count, left.shape[2]))
+        else:  # ONNX cannot reshape what is empty to a batch of any size
+            places.append(slots[:: len(views)])
+            kept.append(left[:: len(views)])
         quotas |= dict.fromkeys(views, count)
         owner += [view for view in views for _ in range(count)]
     order = sorted(range(len(owner)), key=owner.__getitem__)
