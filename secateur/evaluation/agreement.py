@@ -119,7 +119,7 @@ def agree(
     bounds: Bounds = Bounds(),
     progress: Progress = silent,
 ) -> tuple[Agreement, ...]:
-    """Every graph that these schedules run for any image size, in the manifest's order.
+    """Every graph that these schedules run for any image size and that gives any values, in the manifest's order.
 
     Raises:
         BackendMissing: Polygraphy is not installed.
@@ -142,7 +142,7 @@ def agree(
                 outputs = compare(pair, feed, bounds, share)
                 found.setdefault(name, []).append([replace(output, walk=label) for output in outputs])
     progress("check", "", len(walks), len(walks))
-    return tuple(Agreement(name, len(found[name]), _worst(found[name])) for name in graphs if name in found)
+    return tuple(Agreement(name, len(found[name]), _worst(found[name])) for name in graphs if any(found.get(name, ())))
 
 
 def _walk(run: Run, backend: base.Backend, prompt: Prompt) -> None:

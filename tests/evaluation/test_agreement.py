@@ -141,6 +141,13 @@ def test_a_past_is_as_long_as_the_backend_needs(folder: Path, tiny: Family) -> N
     assert all(graph.passed for graph in compared(folder, tiny, Masked))
 
 
+def test_a_gate_that_leaves_nothing_has_nothing_to_compare(tiny: Family, tmp_path: Path) -> None:
+    made = schedules(tiny, {"cls": method("cls")}, BudgetRequest(keep=(0.0,)))
+    export([Plan(tiny, tuple(made))], target("cpu"), tmp_path / "none", verify=False)
+    found = compared(tmp_path / "none", tiny)
+    assert found and all(graph.passed for graph in found) and not any(graph.graph == "cls.0" for graph in found)
+
+
 @pytest.fixture(scope="module")
 def sizes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Family]:
     """A bundle of two image sizes, and its model."""
