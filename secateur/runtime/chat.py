@@ -23,7 +23,7 @@ class Chat:
 
     @property
     def room(self) -> int:
-        """Cache rows that are free for questions and answers."""
+        """Cache rows that are free for questions and answers, 0 once it is closed."""
         return self._conversation.room
 
     def ask(

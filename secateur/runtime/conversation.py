@@ -45,7 +45,9 @@ class Conversation:
 
     @property
     def room(self) -> int:
-        """Cache rows that are free for questions and answers."""
+        """Cache rows that are free for questions and answers, 0 once it is closed."""
+        if self._closed:
+            return 0
         if self._cache is not None:
             return self._cache.room()
         return max(0, (self.capacity or 0) - self.chain.manifest.layout.rows)
@@ -104,7 +106,7 @@ class Conversation:
         if needed > context:
             raise BadPrompt(
                 f"the prompt and {new} new tokens need {needed} positions, the model has {context}; "
-                "shorten the prompt or lower max_new_tokens"
+                "shorten the prompt, begin a new chat, or lower max_new_tokens"
             )
         if rows.input_ids.shape[1] + new > room:
             raise no_room(rows.input_ids.shape[1], room, new)

@@ -3,6 +3,8 @@ from __future__ import annotations
 
 import pytest
 
+from secateur.artifacts import Layout, View
+from secateur.calibration.capture import alike
 from secateur.errors import BadSchedule
 from secateur.methods.base import BudgetRequest
 from tests.conftest import method, schedules, tiny_family
@@ -24,3 +26,10 @@ def test_a_view_of_one_token_stays_as_long_as_any() -> None:
     for schedule in made:
         for gate in schedule.gates:
             assert {gate.parts[number].keep for number in single} == {int(gate.keep > 0)}
+
+
+def test_views_of_one_size_are_alike() -> None:
+    small, large, single = View(1, 4, (2, 2)), View(6, 6, (2, 3)), View(13, 1, (1, 1))
+    other = View(15, 4, (2, 2))
+    assert alike(Layout((9,) * 4, (small, large, single, other))) == [[small, other], [large]]
+    assert alike(Layout((9,) * 13, (single,))) == [[single]]  # there is no other

@@ -133,6 +133,8 @@ def test_a_chat_without_room_goes_on(vlm: Pipeline, picture: Picture, schedule: 
         chat.ask("red " * 30, max_new_tokens=10)
     assert chat.room == room
     assert chat.ask("red ?", max_new_tokens=9).tokens == other.ask("red ?", max_new_tokens=9).tokens
+    chat.close()
+    assert chat.room == 0
 
 
 def test_a_chat_fills_its_capacity(vlm: Pipeline, picture: Picture) -> None:
