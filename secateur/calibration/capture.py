@@ -193,14 +193,14 @@ class _Measuring:
         if state is None or not 0 < state.layer < self.depth:
             return None
         text = [each.rows.shape[1] - self.family.layout.vision_tokens for each in start[: self.dropped]]
-        own = self._measured()
-        shapes: dict[str, tuple[int, ...]] = {name: tuple(tensor.shape) for name, tensor in own.items()}
+        found = self._measured()
+        shapes: dict[str, tuple[int, ...]] = {name: tuple(tensor.shape) for name, tensor in found.items()}
         shapes |= {f"without.{i}": (state.layer, count, start[i].rows.shape[2]) for i, count in enumerate(text)}
         same = [rows.shape for rows in state.rows] == [each.rows.shape for each in start]
         if not same or {name: tuple(tensor.shape) for name, tensor in state.measured.items()} != shapes:
             return None
-        for name, array in own.items():
-            array.copy_(state.measured[name])
+        for name, tensor in found.items():
+            tensor.copy_(state.measured[name])
         self.without = [state.measured[f"without.{i}"] for i in range(self.dropped)]
         for number in range(state.layer):
             self._step(len(start) + self.dropped * (number + 1))

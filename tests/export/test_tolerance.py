@@ -4,11 +4,14 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from secateur.export.bundle import Exported
+from secateur.export.parity import _chain
 from secateur.export.tolerance import ROUNDED_ROWS, TOLERANCE, tolerance
 from secateur.quantisation import Quantisation
+from secateur.runtime.chain import Walk
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -21,3 +24,18 @@ def test_rounded_rows_are_allowed_no_less_than_half_precision(tiny_bundle: tuple
     )
     assert exact == TOLERANCE[dtype]
     assert rounding == (TOLERANCE["bf16"] if dtype == "bf16" else ROUNDED_ROWS)
+
+
+@pytest.mark.parametrize(("level", "kept", "passes"), [(0, 8, True), (0, 7, False), (4, 7, True), (4, 5, False)])
+def test_tokens_behind_rounded_rows_may_change_places(
+    tiny_bundle: tuple[Path, Exported], level: int, kept: int, passes: bool
+) -> None:
+    """Of 8 tokens `kept` are the same; where one is not, logits are not compared."""
+    how = Quantisation("int4", 32, accuracy_level=level)
+    manifest = dataclasses.replace(tiny_bundle[1].manifest, quantisation=how)
+    found, expected = (
+        Walk(np.ones((1, 4), np.float32), (20,), (), (np.array([[*range(kept), *range(first, first + 8 - kept)]]),))
+        for first in (100, 200)
+    )
+    others, *logits = _chain("some", [found], [expected], manifest)
+    assert others.passed == passes and bool(logits) == (kept == 8)
