@@ -17,6 +17,7 @@ test: check  ## lint, types and the default tests
 check: $(INSTALLED)  ## lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports
 	$(BIN)/mypy
 
 test-all: check  ## the slow tests too

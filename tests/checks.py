@@ -12,16 +12,16 @@ import pytest
 import torch
 from PIL import Image
 
-from secateur.calibration.files import read_schedule
+from secateur.bundle.schedule_file import read_schedule
 from secateur.errors import BadPrompt
 from secateur.export.bundle import Exported
-from secateur.models.base import Family
+from secateur.families.base import Family
 from secateur.runtime import Pipeline
 from secateur.runtime.image import load_image
 from secateur.runtime.preprocess import pixel_values
-from secateur.runtime.prompt import Tokenizer
 from secateur.runtime.receipt import Stopwatch
-from secateur.runtime.rows import Rows
+from secateur.runtime.token_batch import TokenBatch
+from secateur.runtime.tokenizer import Tokenizer
 from tests.reference import entering, kept_by_layer, masked_logits
 
 QUESTION = "w1 w5 w9 w3"
@@ -136,12 +136,12 @@ def decoded(
 ) -> list[np.ndarray]:
     """Logits [V] behind the prompt and behind each of the tokens `said`, which are fed one by one."""
     chain, pad = vlm._eyes.first, family.prompt.pad
-    first = Rows.prompt(family.layout, [rows], pad)
+    first = TokenBatch.prompt(family.layout, [rows], pad)
     cache = chain.cache(1, first.input_ids.shape[1] + len(said), name)
     seen = chain.see(pixels(family, images), name, Stopwatch())
     logits = [chain.prefill(first, seen, name, cache, Stopwatch()).logits[0]]
     for token in said:
-        logits.append(chain.step(Rows.pad([[token]], pad, cache.position), cache)[0].copy())
+        logits.append(chain.step(TokenBatch.pad([[token]], pad, cache.position), cache)[0].copy())
     return logits
 
 

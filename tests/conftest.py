@@ -20,15 +20,17 @@ import pytest
 import torch
 from xdist.scheduler import LoadScopeScheduling
 
-from secateur import methods, models, plugins
-from secateur.artifacts import Schedule
+from secateur import families, methods, plugins
+from secateur.bundle.schedule import Schedule
 from secateur.calibration.samples import Sample
-from secateur.calibration.views import calibrate, measure
+from secateur.calibration.schedules import calibrate, measure
 from secateur.demo.scenes import samples
-from secateur.export.bundle import Exported, Plan, export
+from secateur.export.bundle import Exported, ExportPlan, export
 from secateur.export.targets import target
-from secateur.methods.base import BudgetRequest, Method
-from secateur.models.base import Family, load
+from secateur.families.base import Family
+from secateur.load_model import load
+from secateur.methods.base import Method
+from secateur.selection.budget import BudgetRequest
 
 ROOT = Path(__file__).parent.parent
 COMPRESSION = 0.5
@@ -64,7 +66,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByBundle:
 
 def tiny_family(name: str) -> Family:
     """The random four-layer model of the family `name`."""
-    made: Family = plugins.load(models, name, "model family").Family.tiny()
+    made: Family = plugins.load(families, name, "model family").Family.tiny()
     return made
 
 
@@ -102,7 +104,7 @@ def tiny_bundle(tiny: Family, tmp_path_factory: pytest.TempPathFactory) -> tuple
     chosen = schedules(tiny, every | special, BudgetRequest(compression=COMPRESSION))
     chosen += [replace(s, name=f"{s.name}-all") for s in schedules(tiny, every, BudgetRequest(keep=(1.0,)))]
     folder = tmp_path_factory.mktemp("bundles") / f"tiny-{tiny.name}"
-    return folder, export([Plan(tiny, tuple(chosen))], target("cpu"), folder)
+    return folder, export([ExportPlan(tiny, tuple(chosen))], target("cpu"), folder)
 
 
 @pytest.fixture(scope="session")
@@ -113,7 +115,7 @@ def trt_bundle(tiny: Family, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     made = schedules(tiny, chosen, BudgetRequest(compression=COMPRESSION))
     half = copy.deepcopy(tiny)
     half.to(torch.float16)
-    return folder, export([Plan(half, tuple(made))], target("tensorrt"), folder)
+    return folder, export([ExportPlan(half, tuple(made))], target("tensorrt"), folder)
 
 
 @pytest.fixture(scope="session")

@@ -27,9 +27,9 @@ from transformers import (
 )
 from transformers.core_model_loading import revert_weight_conversion
 
+from secateur.checkpoints import tiny_processor
+from secateur.checkpoints.streaming import meta_parameters
 from secateur.export.targets import DTYPES
-from secateur.models import _tiny
-from secateur.models._streaming import meta_parameters
 
 STORED = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 PATCH = 14
@@ -75,7 +75,7 @@ def write(
     text: Any = model.text_config
     edge = vision.image_size
     images = CLIPImageProcessorPil(size={"shortest_edge": edge}, crop_size={"height": edge, "width": edge})
-    processor = _tiny.processor(
+    processor = tiny_processor.processor(
         "llava",
         images,
         text.vocab_size,

@@ -14,9 +14,10 @@ from torch import Tensor
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from secateur import methods, plugins
-from secateur.artifacts import ENCODER_GATES, Gate, GateRef, Schedule
-from secateur.methods.base import GateInputs, GateSite
-from secateur.models.base import Family
+from secateur.bundle.manifest import GateRef
+from secateur.bundle.schedule import ENCODER_GATES, Gate, Schedule
+from secateur.families.base import Family
+from secateur.selection.selector import GateInputs, GateSite
 
 
 @dataclass(frozen=True)

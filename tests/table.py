@@ -7,7 +7,7 @@ import ast
 from pathlib import Path
 from types import ModuleType
 
-from secateur import methods, models, plugins
+from secateur import families, methods, plugins
 from secateur.evaluation import tasks
 from secateur.runtime import backends
 
@@ -15,7 +15,7 @@ README = Path(__file__).parent.parent / "README.md"
 BEGIN, END = "<!-- table: make table -->\n", "<!-- end of table -->\n"
 KINDS: tuple[tuple[str, ModuleType], ...] = (
     ("--method", methods),
-    ("--model", models),
+    ("--model", families),
     ("--backend", backends),
     ("--task", tasks),
 )

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from secateur.errors import BadSchedule
-from secateur.export.bundle import Plan, export
-from secateur.export.placing import place
+from secateur.export.bundle import ExportPlan, export
+from secateur.export.gate_sites import place
 from secateur.export.targets import target
-from secateur.methods.base import BudgetRequest
 from secateur.runtime import Pipeline
+from secateur.selection.budget import BudgetRequest
 from tests import checks
 from tests.conftest import method, schedules, tiny_family
 
@@ -25,7 +25,9 @@ TWICE = BudgetRequest(keep=(0.6, 0.3), layers=(1, 3))
 def test_positions_from_one_equal_masked(tmp_path: Path) -> None:
     family = tiny_family("paligemma")
     assert family.layout.numbered(1) == [[1]]
-    export([Plan(family, tuple(schedules(family, COMPACT, TWICE)))], target("cpu"), tmp_path / "bundle", verify=False)
+    export(
+        [ExportPlan(family, tuple(schedules(family, COMPACT, TWICE)))], target("cpu"), tmp_path / "bundle", verify=False
+    )
     with Pipeline.load(tmp_path / "bundle") as vlm:
         assert len(vlm.bundle.manifest.schedules["compact"].gates) == 2
         checks.check_pruned(vlm, family, "compact")

@@ -12,10 +12,10 @@ import torch
 
 from secateur.demo import model_directory
 from secateur.demo.scenes import samples
-from secateur.models.base import Family
+from secateur.families.base import Family
 from secateur.runtime import Bundle, Pipeline
 from secateur.runtime.preprocess import pixel_values
-from secateur.runtime.prompt import Tokenizer
+from secateur.runtime.tokenizer import Tokenizer
 from tests.checks import close
 from tests.reference import masked_logits
 

@@ -7,25 +7,25 @@ from collections.abc import Iterator
 
 import pytest
 
-from secateur import models, plugins
-from secateur.methods.base import BudgetRequest
+from secateur import families, plugins
+from secateur.selection.budget import BudgetRequest
 from tests import checks
 from tests.conftest import COMPRESSION, METHODS, tiny_family
-from tests.families import Case, case
+from tests.family_cases import Case, case
 
 KINDS = [name for name in ("btp",) if name in METHODS]
 TWO_GATES = BudgetRequest(compression=COMPRESSION, layers=(1, 3))
 """The first by diversity, the last by attention; a graph takes seconds to trace."""
 
 
-@pytest.fixture(scope="module", params=plugins.names(models))
+@pytest.fixture(scope="module", params=plugins.names(families))
 def one(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
     found = case(tiny_family(request.param), KINDS, tmp_path_factory.mktemp("families") / request.param, TWO_GATES)
     with found.vlm:
         yield found
 
 
-@pytest.fixture(scope="module", params=plugins.names(models))
+@pytest.fixture(scope="module", params=plugins.names(families))
 def two(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
     """Two images in a prompt."""
     family = tiny_family(request.param).at(images=2)

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from secateur import methods, plugins
-from secateur.artifacts import ENCODER_GATES
-from secateur.calibration.files import read_schedule
-from secateur.export.bundle import Exported, Plan, export
+from secateur.bundle.schedule import ENCODER_GATES
+from secateur.bundle.schedule_file import read_schedule
+from secateur.export.bundle import Exported, ExportPlan, export
 from secateur.export.targets import target
-from secateur.methods.base import GateInputs, GateSite
-from secateur.models.base import Family
+from secateur.families.base import Family
 from secateur.runtime import Pipeline
+from secateur.selection.selector import GateInputs, GateSite
 from tests import checks
 from tests.checks import LONGER, QUESTION, close, picture
 from tests.conftest import COMPRESSION, METHODS, VARIANTS
@@ -34,8 +34,8 @@ def ort(tiny_bundle: tuple[Path, Exported]) -> Iterator[Pipeline]:
 
 @pytest.fixture(scope="module")
 def eager(tiny_bundle: tuple[Path, Exported], tiny: Family) -> Iterator[Pipeline]:
+    from secateur.bundle.reader import Bundle
     from secateur.runtime.backends.torch import Backend
-    from secateur.runtime.bundle import Bundle
 
     bundle = Bundle.load(tiny_bundle[0])
     with Pipeline(bundle, Backend(bundle, family=tiny)) as vlm:
@@ -173,7 +173,7 @@ def test_two_exports_are_equal(tiny: Family, tiny_bundle: tuple[Path, Exported],
     folder, first = tiny_bundle
     names = {"alvts"} & set(METHODS) or {METHODS[0]}
     some = [read_schedule(folder / f"schedules/{name}.json") for name in sorted(names)]
-    second = export([Plan(tiny, tuple(some))], target("cpu"), tmp_path / "again", verify=False).manifest
+    second = export([ExportPlan(tiny, tuple(some))], target("cpu"), tmp_path / "again", verify=False).manifest
     same = [graph for graph in second.graphs if graph in first.manifest.graphs]
     assert len(same) > len(second.schedules)
     files = [name for graph in same for name in (graph.file, f"{graph.file}.data")] + [

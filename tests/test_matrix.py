@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from secateur import models, plugins
+from secateur import families, plugins
 from tests import checks, matrix
 from tests.conftest import METHODS, tiny_family
-from tests.families import Case, case
+from tests.family_cases import Case, case
 from tests.matrix import FOUND
 
 Check = Callable[[Case, str], str | None]
@@ -28,7 +28,7 @@ SEVERAL = ("pruned", "decode", "batch")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", plugins.names(models))
+@pytest.mark.parametrize("family", plugins.names(families))
 def test_every_method(family: str, tmp_path: Path) -> None:
     """All that a method does not refuse is true of it."""
     one = case(tiny_family(family), METHODS, tmp_path / "one")

@@ -21,11 +21,11 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from secateur.artifacts import Schedule
-from secateur.calibration.budget import plan
-from secateur.calibration.statistics import Statistics
+from secateur.bundle.schedule import Schedule
+from secateur.selection.budget import plan
+from secateur.selection.statistics import Statistics
 from secateur.methods import base
-from secateur.methods._parameters import parameters
+from secateur.selection.constants import parameters
 
 
 @dataclass(frozen=True)

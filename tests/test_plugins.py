@@ -7,18 +7,18 @@ from types import ModuleType
 
 import pytest
 
-from secateur import commands, methods, models, plugins
+from secateur import commands, families, methods, plugins
 from secateur.errors import UnknownName
 from secateur.evaluation import tasks
 from secateur.evaluation.tasks.base import Task
+from secateur.families.base import Family
 from secateur.methods.base import Method
-from secateur.models.base import Family
 from secateur.runtime import backends
 from secateur.runtime.backends.base import Backend
 
 KINDS = [
     (methods, "Method", Method),
-    (models, "Family", Family),
+    (families, "Family", Family),
     (backends, "Backend", Backend),
     (tasks, "Task", Task),
 ]
@@ -50,7 +50,7 @@ def test_importing_changes_nothing() -> None:
     code = (
         "import sys; from transformers import AttentionInterface as A\n"
         "before = dict(A._global_mapping), list(sys.path)\n"
-        "import secateur, secateur.cli, secateur.export.bundle, secateur.calibration.capture, secateur.models.llava\n"
+        "import secateur, secateur.cli, secateur.export.bundle, secateur.calibration.capture, secateur.families.llava\n"
         "import secateur.runtime.backends.ort, secateur.runtime.backends.torch, secateur.methods.btp\n"
         "assert before == (dict(A._global_mapping), list(sys.path))\n"
     )

@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from secateur.artifacts import Gate, Part, Schedule
+from secateur.bundle.schedule import Gate, Schedule, ViewGate
 from secateur.errors import BadBundle, BadSchedule
-from secateur.export.bundle import Plan, export
-from secateur.export.placing import place
+from secateur.export.bundle import ExportPlan, export
+from secateur.export.gate_sites import place
 from secateur.export.targets import target
-from secateur.methods.base import BudgetRequest
-from secateur.models.base import Family
+from secateur.families.base import Family
 from secateur.runtime import Pipeline
+from secateur.selection.budget import BudgetRequest
 from tests import checks
 from tests.conftest import method, schedules
 
@@ -48,7 +48,7 @@ def pruned(family: Family) -> list[Schedule]:
 @pytest.fixture(scope="module")
 def two(family: Family, pruned: list[Schedule], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
     folder = tmp_path_factory.mktemp("several") / "two"
-    export([Plan(family, (unequal(pruned[0], 3), pruned[1]))], target("cpu"), folder, verify=False)
+    export([ExportPlan(family, (unequal(pruned[0], 3), pruned[1]))], target("cpu"), folder, verify=False)
     with Pipeline.load(folder) as vlm:
         yield vlm, family
 
@@ -98,5 +98,5 @@ def test_a_gate_in_the_encoder_cannot_tell_images_apart(family: Family, pruned: 
 
 def _other_selector(schedule: Schedule) -> Schedule:
     gate, second = schedule.gates[0], schedule.gates[0].parts[1]
-    parts = (gate.parts[0], Part(second.keep, second.selector | {"other": 1}, second.tensors))
+    parts = (gate.parts[0], ViewGate(second.keep, second.selector | {"other": 1}, second.tensors))
     return replace(schedule, gates=(replace(gate, parts=parts),))

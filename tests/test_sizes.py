@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from secateur.bundle.graph_plan import runs
 from secateur.errors import UnknownName
-from secateur.export.bundle import Plan, export
+from secateur.export.bundle import ExportPlan, export
 from secateur.export.targets import target
-from secateur.methods.base import BudgetRequest
-from secateur.models.base import Family
-from secateur.profiling.clocked import Settings, clock
+from secateur.families.base import Family
+from secateur.profiling.clocked import ClockSettings, clock
 from secateur.progress import silent
 from secateur.runtime import Bundle, Pipeline
-from secateur.runtime.walk import runs
+from secateur.selection.budget import BudgetRequest
 from tests import checks
 from tests.checks import QUESTION, close
 from tests.conftest import COMPRESSION, METHODS, method, schedules, tiny_family
@@ -34,7 +34,7 @@ def families() -> tuple[Family, Family]:
 @pytest.fixture(scope="module")
 def vlm(families: tuple[Family, Family], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
     plans = [
-        Plan(family, tuple(schedules(family, {NAME: method(NAME)}, BudgetRequest(compression=COMPRESSION))))
+        ExportPlan(family, tuple(schedules(family, {NAME: method(NAME)}, BudgetRequest(compression=COMPRESSION))))
         for family in families
     ]
     folder = tmp_path_factory.mktemp("sizes") / "two"
@@ -91,7 +91,7 @@ def test_a_batch_of_several_sizes_equals_single_runs(
 
 
 def test_a_profile_has_every_schedule_at_every_size(vlm: Pipeline) -> None:
-    chains, graphs = clock(vlm, None, QUESTION, ["full", NAME], Settings(1, 0, 2), silent)
+    chains, graphs = clock(vlm, None, QUESTION, ["full", NAME], ClockSettings(1, 0, 2), silent)
     labels = list(runs(vlm.bundle.manifest, ["full", NAME]))
     assert [chain.schedule for chain in chains] == labels and len(labels) == 4
     assert all(chain.speed_up == 1 for chain in chains if chain.schedule.startswith("full@"))

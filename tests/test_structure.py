@@ -1,74 +1,63 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who may know whom, read from the sources."""
+"""Rules of the source tree that no other tool checks; who may import whom is in setup.cfg, for lint-imports."""
 
 from __future__ import annotations
 
 import ast
+from collections import Counter
 from pathlib import Path
 
+import grimp
 import pytest
-
-from secateur import methods, plugins
+from importlinter import cli
 
 PACKAGE = Path(__file__).parent.parent / "secateur"
-TORCH = {"torch", "transformers", "onnx", "onnxscript", "onnx_ir", "safetensors"}
-RULES = [  # files, what they must not import, exceptions
-    (
-        "runtime/**/*.py",
-        TORCH | {"rich", "secateur.export", "secateur.models", "secateur.methods"},
-        ("backends/torch.py",),
-    ),
-    ("profiling/**/*.py", TORCH | {"rich", "secateur.export", "secateur.models", "secateur.methods"}, ()),
-    ("export/**/*.py", {"secateur.evaluation", "secateur.commands"}, ()),
-    ("engines/**/*.py", TORCH | {"rich", "secateur.export", "secateur.models", "secateur.methods"}, ()),
-    ("**/*.py", {"tensorrt", "cuda"}, ("engines/device.py", "backends/_cuda.py")),
-    ("artifacts.py", TORCH | {"rich"}, ()),
-    ("manifest.py", TORCH | {"rich"}, ()),
-    ("layout.py", TORCH | {"rich"}, ()),
-    (
-        "methods/*.py",
-        {"onnx", "onnxruntime", "transformers", "secateur.models", "secateur.export", "secateur.runtime"},
-        (),
-    ),
-    ("models/*.py", {"onnx", "onnxruntime", "secateur.methods", "secateur.export"}, ()),
-    ("**/*.py", {"onnxruntime"}, ("backends/ort.py", "export/quantize.py")),
-]
+SOURCES = sorted(PACKAGE.rglob("*.py"))
+PLUG_INS = {"Method", "Family", "Backend", "Task", "Target"}
+"""Names that every plug-in of a kind gives its class."""
 
 
-def imported(path: Path) -> set[str]:
-    """Every module that a file imports, anywhere in it."""
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
+def test_import_contracts_hold(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(PACKAGE.parent)
+    assert cli.lint_imports(config_filename="setup.cfg", no_cache=True) == 0
 
 
-@pytest.mark.parametrize(("files", "forbidden", "exceptions"), RULES, ids=[rule[0] for rule in RULES])
-def test_who_may_know_whom(files: str, forbidden: set[str], exceptions: tuple[str, ...]) -> None:
-    paths = [p for p in PACKAGE.glob(files) if not str(p).endswith(exceptions or ("/none",))]
-    assert paths
-    for path in paths:
-        wrong = {n for n in imported(path) if any(n == f or n.startswith(f + ".") for f in forbidden)}
-        assert not wrong, f"{path.relative_to(PACKAGE)} imports {sorted(wrong)}"
-
-
-def test_no_method_imports_another() -> None:
-    """What two methods share stands in a private file."""
-    plugs = {f"secateur.methods.{name}" for name in plugins.names(methods)}
-    assert plugs
-    for path in (PACKAGE / "methods").glob("*.py"):
-        wrong = imported(path) & plugs
-        assert not wrong, f"{path.relative_to(PACKAGE)} imports {sorted(wrong)}"
+def test_no_module_imports_itself_in_a_circle() -> None:
+    """Lazy imports and those for type checkers count too."""
+    graph = grimp.build_graph("secateur", cache_dir=None)
+    for module in sorted(graph.modules):
+        for imported in graph.find_modules_directly_imported_by(module):
+            back = graph.find_shortest_chain(imported, module)
+            assert back is None, f"{module} imports {' -> '.join(back)}"
 
 
 def test_one_place_exports() -> None:
-    calls = [p.name for p in PACKAGE.rglob("*.py") if "torch.onnx.export(" in p.read_text(encoding="utf-8")]
+    calls = [p.name for p in SOURCES if "torch.onnx.export(" in p.read_text(encoding="utf-8")]
     assert calls == ["to_onnx.py"]
 
 
 def test_files_are_small() -> None:
-    long = {p.name: n for p in PACKAGE.rglob("*.py") if (n := len(p.read_text(encoding="utf-8").splitlines())) > 300}
+    long = {p.name: n for p in SOURCES if (n := len(p.read_text(encoding="utf-8").splitlines())) > 300}
     assert not long
+
+
+def test_one_name_stands_for_one_thing() -> None:
+    nodes = (node for p in SOURCES for node in ast.walk(ast.parse(p.read_text(encoding="utf-8"))))
+    count = Counter(node.name for node in nodes if isinstance(node, ast.ClassDef))
+    assert not {name for name, number in count.items() if number > 1} - PLUG_INS
+
+
+@pytest.mark.parametrize("package", ["methods", "families", "runtime/backends", "commands", "evaluation/tasks"])
+def test_plug_in_folders_hold_plug_ins(package: str) -> None:
+    private = [p.name for p in (PACKAGE / package).glob("_*.py") if p.name != "__init__.py"]
+    assert not private
+
+
+def test_no_package_imports_private_modules() -> None:
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("secateur."):
+                home, names = node.module or "", [alias.name for alias in node.names]
+                private = [n for n in [*home.split("."), *names] if n.startswith("_") and not n.startswith("__")]
+                own = ".".join(path.parent.relative_to(PACKAGE.parent).parts)
+                assert not private or home.startswith(own), f"{path.relative_to(PACKAGE)} imports {private}"

@@ -13,25 +13,25 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from secateur.artifacts import Gate, GateRef, Part, Schedule
-from secateur.calibration.budget import budget
-from secateur.calibration.layers import only, prompts
+from secateur.bundle.manifest import GateRef
+from secateur.bundle.schedule import Gate, Schedule, ViewGate
+from secateur.calibration.layer_walk import only, prompts
 from secateur.calibration.samples import Sample
 from secateur.engines.cases import Case
 from secateur.engines.inputs import values
 from secateur.engines.version import FLOORS
 from secateur.errors import BadBundle
-from secateur.export.bundle import Plan, export
+from secateur.export.bundle import ExportPlan, export
 from secateur.export.gates import Encoder
 from secateur.export.graphs import Graph, build, sized
+from secateur.export.interleaved_views import Woven
 from secateur.export.lint import lint
 from secateur.export.targets import target
 from secateur.export.to_onnx import to_onnx
-from secateur.export.woven import Woven
-from secateur.methods.base import BudgetRequest
-from secateur.models.base import Family
+from secateur.families.base import Family
 from secateur.runtime import Pipeline
 from secateur.runtime.receipt import gate_receipt
+from secateur.selection.budget import BudgetRequest, budget
 from tests import checks
 from tests.conftest import method, schedules, tiny_family
 
@@ -56,7 +56,7 @@ def unequal(schedule: Schedule) -> Schedule:
 def by_hand(schedule: Schedule, family: Family, name: str, positions: str, *kinds: tuple[int, str]) -> Schedule:
     """Gates (layer, kind) that keep QUOTAS; constant choices, for the graphs of scores take long to make."""
     gates = tuple(
-        Gate(layer, sum(kept), kind, parts=tuple(Part(keep, {"seed": keep}) for keep in kept))
+        Gate(layer, sum(kept), kind, parts=tuple(ViewGate(keep, {"seed": keep}) for keep in kept))
         for (layer, kind), kept in zip(kinds, (quotas * family.images for quotas in QUOTAS), strict=True)
     )
     cost = budget(family.dimensions, family.layout.vision_tokens, gates)
@@ -79,7 +79,7 @@ def pruned(family: Family) -> list[Schedule]:
 @pytest.fixture(scope="module")
 def tiled(family: Family, pruned: list[Schedule], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bundle]:
     folder = tmp_path_factory.mktemp("tiles") / "tiled"
-    export([Plan(family, tuple(pruned))], target("cpu"), folder, verify=False)
+    export([ExportPlan(family, tuple(pruned))], target("cpu"), folder, verify=False)
     with Pipeline.load(folder) as vlm:
         yield vlm, family
 
@@ -112,7 +112,7 @@ def test_two_images_of_tiles(family: Family, tmp_path: Path) -> None:
     two = family.at(SIZE, images=2)
     made = schedules(two, METHODS, BudgetRequest(compression=0.5))
     both = by_hand(made[0], two, "both", "original", (0, "vision"), (2, "prune"))
-    export([Plan(two, (*made, both))], target("cpu"), tmp_path / "two", verify=False)
+    export([ExportPlan(two, (*made, both))], target("cpu"), tmp_path / "two", verify=False)
     with Pipeline.load(tmp_path / "two") as vlm:
         checks.check_full(vlm, two)
         for name in ("fopru", "both"):

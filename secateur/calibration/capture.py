@@ -13,15 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from secateur.artifacts import Layout, View
+from secateur.bundle.layout import Layout, View
 from secateur.calibration import measures
-from secateur.calibration.layers import Passage, Start, entering, prompts, walk
-from secateur.calibration.resume import Resume, State
+from secateur.calibration.layer_walk import Passage, Start, entering, prompts, walk
+from secateur.calibration.resume import MeasuringState, Resume
 from secateur.calibration.samples import Sample
-from secateur.calibration.statistics import Statistics
+from secateur.checkpoints.streaming import held
 from secateur.errors import BadModel
-from secateur.models._streaming import held
-from secateur.models.base import Family
+from secateur.families.base import Family
+from secateur.selection.statistics import Statistics
 
 ON_LAYERS = ("similarity", "attention", "cross_attention", "self_attention", "drop_divergence")
 KNOWN = frozenset({*ON_LAYERS, "encoder_variance", "layers"})
@@ -188,7 +188,7 @@ class _Measuring:
         found = {f"found.{i}.{name}": torch.from_numpy(array) for i, own in sizes for name, array in own.found.items()}
         return found | {f"without.{i}": rows for i, rows in enumerate(self.without) if rows is not None}
 
-    def _go_on(self, state: State | None, start: Sequence[Start]) -> tuple[int, list[Tensor]] | None:
+    def _go_on(self, state: MeasuringState | None, start: Sequence[Start]) -> tuple[int, list[Tensor]] | None:
         """Take over what an earlier run found, if it is of the same shapes: the layer to go on from, and its rows."""
         if state is None or not 0 < state.layer < self.depth:
             return None

@@ -7,12 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from secateur.artifacts import Layout
-from secateur.calibration.layers import Passage, positions, run
-from secateur.calibration.statistics import Floats
-from secateur.methods._attention_map import attention_map, visible
-from secateur.methods._importance import attention_softmax
-from secateur.models.base import Decoder
+from secateur.bundle.layout import Layout
+from secateur.calibration.layer_walk import Passage, positions, run
+from secateur.decoder.pieces import Decoder
+from secateur.selection.attention import attention_map, attention_softmax, visible
+from secateur.selection.statistics import Floats
 
 CHUNK = 64
 """Rows whose attention is held at a time: 32 heads of 700 columns are 6 MB then."""

@@ -19,14 +19,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from secateur.files import write_with
+from secateur.bundle.atomic import write_with
 
 FORMAT = 3
 EVERY = 30.0
 """Seconds between two writes at least: a small model is done before."""
 
 
-class State(NamedTuple):
+class MeasuringState(NamedTuple):
     """Rows [1, S, D] of each sample that enter layer `layer`, and measured tensors by name."""
 
     layer: int
@@ -48,7 +48,7 @@ class Resume:
         self._every = EVERY if every is None else every
         self._path = None if folder is None else folder / f"measure-{self._name[:16]}.safetensors"
 
-    def read(self) -> State | None:
+    def read(self) -> MeasuringState | None:
         """What an earlier run left; None if there is nothing, or nothing whole."""
         if self._path is None:
             return None
@@ -59,7 +59,7 @@ class Resume:
             return None
         if bytes(name.tolist()).hex() != self._name:
             return None
-        return State(layer, [tensors.pop(f"rows.{i}") for i in range(count)], tensors)
+        return MeasuringState(layer, [tensors.pop(f"rows.{i}") for i in range(count)], tensors)
 
     def write(self, layer: int, rows: Sequence[Tensor], measured: Mapping[str, Tensor]) -> None:
         """Keep the state before layer `layer`, if the last time is long enough ago.

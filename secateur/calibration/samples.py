@@ -11,8 +11,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from secateur.checkpoints.hub import DEMO
 from secateur.errors import InputError
-from secateur.models.base import DEMO
 from secateur.runtime.image import check_header
 
 QUESTION = "Describe the image."

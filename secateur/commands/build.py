@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from secateur.commands import _engines, _report
-from secateur.commands._progress import bars
+from secateur.terminal import engine_options, tables
+from secateur.terminal.progress_bars import bars
 
 if TYPE_CHECKING:
     from secateur.runtime import Bundle
@@ -26,7 +26,7 @@ HELP = "build TensorRT engines of a bundle, or print the commands"
 
 def add_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     parser.add_argument("bundle", type=Path)
-    _engines.add_arguments(parser)
+    engine_options.add_arguments(parser)
     trtexec = parser.add_argument_group("for a device without Python")
     trtexec.add_argument("--dry-run", action="store_true", help="print trtexec commands, write the files they read")
     trtexec.add_argument("--out", type=Path, help="where these commands run (default: BUNDLE/engines/trtexec)")
@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     check_target(manifest)
     if arguments.dry_run or arguments.script is not None:
         return _commands(arguments, bundle)
-    room, usual, past, settings = _engines.options(arguments, bundle)
+    room, usual, past, settings = engine_options.options(arguments, bundle)
     device = this_device()
     check_target(manifest, Version.parse(device.tensorrt))
     shapes = profiles(manifest, room, usual, past)
@@ -76,13 +76,13 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _check(arguments: argparse.Namespace) -> None:
     """The options go together, and the script can be written: before anything else is."""
+    from secateur.bundle.atomic import check_file_free
     from secateur.errors import InputError
-    from secateur.files import check_free
 
     if arguments.script is not None:
         if arguments.dry_run:
             raise InputError("--dry-run prints the commands, --script writes them to a file; give one of them")
-        check_free(arguments.script, arguments.force)
+        check_file_free(arguments.script, arguments.force)
     elif arguments.force:
         raise InputError("--force is for --script; nothing else here is replaced")
     if arguments.out is not None and not arguments.dry_run:
@@ -100,7 +100,7 @@ def _commands(arguments: argparse.Namespace, bundle: Bundle) -> dict[str, Any]:
     script: Path | None = arguments.script
     names = chosen(list(bundle.manifest.schedules), arguments.schedules or "all")
     folder = folder_of(script) if script is not None else arguments.out or bundle.root / FOLDER
-    recipe = _engines.recipe(arguments, bundle, names, folder)
+    recipe = engine_options.recipe(arguments, bundle, names, folder)
     recipe.write(fresh=arguments.script is not None)
     if script is not None:
         write_script(recipe, script)
@@ -131,7 +131,7 @@ def show(result: dict[str, Any], console: Console) -> None:
 
 
 def _show_plans(result: dict[str, Any], console: Console) -> None:
-    table = _report.table("Engines", "graph", "MB", "activations MB", "seconds", "")
+    table = tables.table("Engines", "graph", "MB", "activations MB", "seconds", "")
     for plan in result["plans"]:
         table.add_row(
             plan["graph"],

@@ -12,33 +12,36 @@ from typing import Any
 
 from rich.console import Console
 
-from secateur.commands import _options, _report
-from secateur.commands._progress import bars
+from secateur.terminal import calibration_options, tables
+from secateur.terminal.progress_bars import bars
 
 HELP = "measure a model, write a schedule"
 
 
 def add_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> None:
-    _options.add_arguments(parser, argv)
+    calibration_options.add_arguments(parser, argv)
     parser.add_argument("--out", type=Path, help="schedule file (default: NAME.json); a folder for several schedules")
     parser.add_argument("--force", action="store_true", help="replace existing schedule files")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    from secateur.artifacts import Schedule
-    from secateur.calibration.files import check_schedule_free, write_schedule
+    from secateur.bundle.schedule import Schedule
+    from secateur.bundle.schedule_file import check_schedule_free, write_schedule
     from secateur.errors import BadOutput
-    from secateur.models.base import load
+    from secateur.load_model import load
 
     sizes = len(arguments.image_size or (None,))
-    several = _options.number(arguments) * sizes > 1
+    several = calibration_options.number(arguments) * sizes > 1
     if several and arguments.out and arguments.out.is_file():
         raise BadOutput(f"output {arguments.out} is a file, but several schedules need a folder; change --out")
     if not several and (known := arguments.out or (arguments.name and Path(f"{arguments.name}.json"))):
         check_schedule_free(known, arguments.force)
     family = load(arguments.model, revision=arguments.revision)
     with bars() as show:
-        made = [_options.make_schedules(arguments, seen, show) for seen in _options.families(arguments, family)]
+        made = [
+            calibration_options.make_schedules(arguments, seen, show)
+            for seen in calibration_options.families(arguments, family)
+        ]
     files: dict[Path, Schedule] = {}
     schedules = [schedule for each in made for schedule in each]
     for schedule in schedules:
@@ -49,7 +52,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         files[path] = schedule
     for path, schedule in files.items():
         write_schedule(schedule, path)
-    shown = zip(_options.summaries(made).items(), files.items(), strict=True)
+    shown = zip(calibration_options.summaries(made).items(), files.items(), strict=True)
     return {
         "schedules": {
             name: summary | {"file": str(path), "calibration": schedule.calibration}
@@ -60,6 +63,6 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def show(result: dict[str, Any], console: Console) -> None:
     for name, schedule in result["schedules"].items():
-        console.print(_report.schedules({name: schedule}))
-        console.print(_report.calibration(schedule["calibration"]))
+        console.print(tables.schedules({name: schedule}))
+        console.print(tables.calibration(schedule["calibration"]))
         console.print(f"wrote {schedule['file']}")

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from secateur.commands import _report
-from secateur.commands._progress import bars
 from secateur.errors import InputError
+from secateur.terminal import tables
+from secateur.terminal.progress_bars import bars
 
 if TYPE_CHECKING:
     from secateur.runtime import Bundle
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> None:
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    from secateur.evaluation.agreement import Bounds, agree, check_polygraphy
+    from secateur.evaluation.backend_diff import Bounds, agree, check_polygraphy
     from secateur.evaluation.run import chosen
     from secateur.runtime import Bundle
 
@@ -90,7 +90,7 @@ def show(result: dict[str, Any], console: Console) -> None:
     """One row for each graph, with the output that differs most, and in which schedule; --json has them all."""
     place = f" on {result['device']}" if result["device"] else ""
     title = f"{result['backend']}{place} against {result['against']}"
-    made = _report.table(title, "graph", "runs", "worst output", "in", "absolute", "relative", "")
+    made = tables.table(title, "graph", "runs", "worst output", "in", "absolute", "relative", "")
     for column in made.columns:
         column.overflow = "fold"
     for graph in result["graphs"]:

@@ -16,8 +16,8 @@ from typing import Any
 
 from rich.console import Console
 
-from secateur.commands import _scores
-from secateur.commands._progress import bars
+from secateur.terminal import score_tables
+from secateur.terminal.progress_bars import bars
 
 HELP = "score, retention and time of every schedule"
 OVERLAYS = 4
@@ -58,12 +58,12 @@ def _path(text: str) -> Path:
 
 def _check_output(arguments: argparse.Namespace) -> None:
     """Find out before the questions, which may take hours, what would keep the result from being written."""
+    from secateur.bundle.atomic import check_file_free
     from secateur.errors import BadOutput, InputError
-    from secateur.files import check_free
 
     for path in (arguments.out, arguments.html):
         if path is not None:
-            check_free(path, arguments.force)
+            check_file_free(path, arguments.force)
     if arguments.out is not None and arguments.html is not None:
         out, html = arguments.out.resolve(), arguments.html.resolve()
         if out == html or out in html.parents or html in out.parents:
@@ -78,16 +78,16 @@ def _check_output(arguments: argparse.Namespace) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from secateur import plugins
+    from secateur.bundle.atomic import write_text
     from secateur.errors import InputError
-    from secateur.evaluation import asking, tasks
+    from secateur.evaluation import batching, tasks
     from secateur.evaluation.gates import no_pictures
-    from secateur.evaluation.run import Settings, chosen, evaluate
+    from secateur.evaluation.run import EvaluationSettings, chosen, evaluate
     from secateur.evaluation.tasks.base import Source, Task
-    from secateur.files import write_text
     from secateur.runtime import Bundle, Pipeline
 
     _check_output(arguments)
-    settings = Settings(arguments.seed, arguments.timed, arguments.batch, arguments.max_new_tokens)
+    settings = EvaluationSettings(arguments.seed, arguments.timed, arguments.batch, arguments.max_new_tokens)
     source = Source(arguments.data, arguments.answers, arguments.images, arguments.questions, arguments.seed)
     task: Task = plugins.load(tasks, arguments.task, "task").Task(source)
     names = chosen(list(Bundle.load(arguments.bundle, verify=False).manifest.schedules), arguments.schedules)
@@ -117,7 +117,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             longest = settings.max_new_tokens or task.max_new_tokens
             count = OVERLAYS if arguments.overlays is None else arguments.overlays
             count = 0 if reason else count
-            samples = asking.overlays(vlm, task, names, count, longest, show)
+            samples = batching.overlays(vlm, task, names, count, longest, show)
             write_text(arguments.html, report(found, samples))
     result = found.as_dict()
     if arguments.html is not None and reason:
@@ -126,12 +126,12 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def show(result: dict[str, Any], console: Console) -> None:
-    console.print(_scores.scores(result))
-    if (compared := _scores.against_full(result)) is not None:
+    console.print(score_tables.scores(result))
+    if (compared := score_tables.against_full(result)) is not None:
         console.print(compared)
-    console.print(_scores.costs(result))
-    console.print(_scores.costs_note(result), style="dim italic", markup=False, highlight=False)
+    console.print(score_tables.costs(result))
+    console.print(score_tables.costs_note(result), style="dim italic", markup=False, highlight=False)
     if any(schedule["groups"] for schedule in result["schedules"]):
-        console.print(_scores.groups(result))
+        console.print(score_tables.groups(result))
     if "note" in result:
         console.print(f"note: {result['note']}", markup=False, soft_wrap=True)

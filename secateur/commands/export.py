@@ -17,31 +17,31 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from secateur.commands import _options, _report
-from secateur.commands._progress import bars
+from secateur.terminal import calibration_options, tables
+from secateur.terminal.progress_bars import bars
 
 if TYPE_CHECKING:
+    from secateur.bundle.quantization import Quantization
     from secateur.export.targets import Target
-    from secateur.quantisation import Quantisation
 
 HELP = "write a bundle of ONNX segments and gates"
 
 
 def add_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> None:
-    _options.add_arguments(parser, argv)
+    calibration_options.add_arguments(parser, argv)
     parser.add_argument(
         "--schedule", type=Path, nargs="+", default=[], help="bundle these; calibrates only with --method"
     )
     parser.add_argument("--target", default="cpu", help="cpu, cuda, tensorrt or tensorrt-10.15 (default: cpu)")
     parser.add_argument("--dtype", help="fp32, fp16 or bf16 (default: the target's)")
-    _add_quantisation(parser)
+    _add_quantization(parser)
     parser.add_argument("--out", type=Path, help="bundle folder (default: build/MODEL-METHOD)")
     parser.add_argument("--share", type=Path, help="bundle of the same model and dtype, to link its weight files")
     parser.add_argument("--force", action="store_true", help="replace an existing bundle")
     parser.add_argument("--no-check", action="store_true", help="skip the comparison with torch")
 
 
-def _add_quantisation(parser: argparse.ArgumentParser) -> None:
+def _add_quantization(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("integer weights, of the decoder's layers")
     group.add_argument("--quantize", help="int8 or int4 (default: weights in the dtype)")
     group.add_argument("--block-size", type=int, help="weights that share a scale (default: 32, for TensorRT 128)")
@@ -54,53 +54,53 @@ def _add_quantisation(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--accuracy-level", type=int, help="0 exact, 4 rounds activations to 8 bits (default: 0)")
 
 
-def _quantisation(arguments: argparse.Namespace, kind: Target) -> Quantisation | None:
+def _quantization(arguments: argparse.Namespace, kind: Target) -> Quantization | None:
     from secateur.errors import InputError
-    from secateur.export.quantize import quantisation
+    from secateur.export.quantize import quantization
 
     details = ("block_size", "symmetric", "accuracy_level")
     if arguments.quantize is not None:
-        return quantisation(arguments.quantize, kind, *(getattr(arguments, name) for name in details))
+        return quantization(arguments.quantize, kind, *(getattr(arguments, name) for name in details))
     if given := [name for name in details if getattr(arguments, name) is not None]:
         raise InputError(f"--{given[0].replace('_', '-')} changes nothing without --quantize; leave it out")
     return None
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    from secateur.calibration.files import read_schedule
+    from secateur.bundle.atomic import check_folder_free
+    from secateur.bundle.reader import MANIFEST
+    from secateur.bundle.schedule_file import read_schedule
     from secateur.errors import InputError
-    from secateur.export.bundle import Plan, check_schedules, export, shareable
-    from secateur.export.folder import check_free
+    from secateur.export.bundle import ExportPlan, check_schedules, export, shareable
     from secateur.export.targets import target
-    from secateur.models.base import load
-    from secateur.runtime.bundle import MANIFEST
+    from secateur.load_model import load
 
     start = time.perf_counter()
     kind = target(arguments.target, arguments.dtype)
-    integers = _quantisation(arguments, kind)
+    integers = _quantization(arguments, kind)
     schedules = [read_schedule(path) for path in arguments.schedule]
     calibrate = bool(arguments.method or not schedules)
-    if not calibrate and (ignored := _options.given(arguments)):
+    if not calibrate and (ignored := calibration_options.given(arguments)):
         raise InputError(
             f"{', '.join(ignored)} would be ignored: --schedule bundles as they are; add --method to calibrate"
         )
-    _options.requests(arguments)
-    method = arguments.method or (schedules[0].method if schedules else _options.METHOD)
+    calibration_options.requests(arguments)
+    method = arguments.method or (schedules[0].method if schedules else calibration_options.METHOD)
     out = arguments.out or Path("build") / f"{Path(arguments.model.partition('@')[0]).name}-{method.replace(',', '-')}"
-    check_free(out, arguments.force, MANIFEST)
+    check_folder_free(out, arguments.force, MANIFEST)
     family = load(arguments.model, revision=arguments.revision)
     if arguments.share:
         shareable(arguments.share, family, kind)
     with bars() as show:
-        plans: list[Plan] = []
-        families = _options.families(arguments, family)
+        plans: list[ExportPlan] = []
+        families = calibration_options.families(arguments, family)
         known = [seen.identity for seen in families]
         for seen in families:  # a schedule of no known model goes to the first, where it is refused
             own = [s for s in schedules if s.model == seen.identity or (not plans and s.model not in known)]
             check_schedules(seen, own)
             if calibrate:  # in fp32 whatever the target, so that a schedule does not depend on it
-                own += _options.make_schedules(arguments, seen, show)
-            plans.append(Plan(seen, tuple(own)))
+                own += calibration_options.make_schedules(arguments, seen, show)
+            plans.append(ExportPlan(seen, tuple(own)))
         family.to(kind.torch_dtype)
         exported = export(
             plans,
@@ -109,18 +109,18 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             force=arguments.force,
             verify=not arguments.no_check,
             share=arguments.share,
-            quantisation=integers,
+            quantization=integers,
             progress=show,
         )
     return {
         "bundle": str(out),
         "target": kind.name,
         "dtype": kind.dtype,
-        "quantisation": integers and str(integers),
+        "quantization": integers and str(integers),
         "opset": kind.opset,
         "graphs": [graph.name for graph in exported.manifest.graphs],
         "image_sizes": [plan.family.layout.size for plan in plans],
-        "schedules": _options.summaries([plan.schedules for plan in plans]),
+        "schedules": calibration_options.summaries([plan.schedules for plan in plans]),
         "parity": [dataclasses.asdict(p) for p in exported.parity],
         "worst_error": max((p.error for p in exported.parity), default=None),
         "bytes": sum(path.stat().st_size for path in out.rglob("*") if path.is_file()),
@@ -130,13 +130,13 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def show(result: dict[str, Any], console: Console) -> None:
-    console.print(_report.schedules(result["schedules"]))
+    console.print(tables.schedules(result["schedules"]))
     if result["parity"]:
-        console.print(_report.parity(result["parity"]))
+        console.print(tables.parity(result["parity"]))
     else:
         console.print("not checked against torch (--no-check)")
     console.print(
         f"wrote {result['bundle']}: {len(result['graphs'])} graphs, {result['bytes'] / 1e6:.1f} MB, "
-        f"{result['seconds']} s (target {result['target']}, {result['quantisation'] or result['dtype']}, "
+        f"{result['seconds']} s (target {result['target']}, {result['quantization'] or result['dtype']}, "
         f"opset {result['opset']})"
     )

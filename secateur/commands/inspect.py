@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from secateur.commands import _inspection, _report
-from secateur.commands._progress import bars
 from secateur.errors import InputError
+from secateur.terminal import inspect_tables, tables
+from secateur.terminal.progress_bars import bars
 
 if TYPE_CHECKING:
     from secateur.runtime import Bundle
@@ -82,8 +82,8 @@ def _lint(bundle: Bundle, version: str | None) -> dict[str, Any] | None:
 
 
 def _contents(bundle: Bundle, folder: Path) -> dict[str, Any]:
-    from secateur.commands._options import summary
-    from secateur.runtime.walk import runs
+    from secateur.bundle.graph_plan import runs
+    from secateur.terminal.calibration_options import summary
 
     manifest = bundle.manifest
     return {
@@ -140,9 +140,9 @@ def show(result: dict[str, Any], console: Console) -> None:
         f"{result['files']} files, all hashes right",
         markup=False,
     )
-    console.print(_inspection.image_sizes(result["image_sizes"]))
-    console.print(_report.schedules(result["schedules"]))
-    graphs = _report.table("Graphs", "graph", "layers", "KiB")
+    console.print(inspect_tables.image_sizes(result["image_sizes"]))
+    console.print(tables.schedules(result["schedules"]))
+    graphs = tables.table("Graphs", "graph", "layers", "KiB")
     for graph in result["graphs"]:
         layers = ""
         if graph["layers"]:
@@ -151,6 +151,6 @@ def show(result: dict[str, Any], console: Console) -> None:
         graphs.add_row(graph["name"], layers, f"{graph['bytes'] / 1024:.0f}")
     console.print(graphs)
     if "lint" in result:
-        _inspection.lint(result["lint"], console)
+        inspect_tables.lint(result["lint"], console)
     if "precision" in result:
-        _inspection.precision(result["precision"], console)
+        inspect_tables.precision(result["precision"], console)

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from secateur.commands import _engines, _profile
-from secateur.commands._progress import bars
+from secateur.terminal import engine_options, profile_tables
+from secateur.terminal.progress_bars import bars
 
 if TYPE_CHECKING:
     from secateur.profiling.results import Profiling
@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     )
     trtexec.add_argument("--work", type=Path, help="where trtexec works (default: BUNDLE/engines/trtexec)")
     trtexec.add_argument("--import", type=Path, dest="folder", metavar="DIR", help="read what trtexec left there")
-    _engines.add_arguments(parser)
+    engine_options.add_arguments(parser)
     output = parser.add_argument_group("output")
     output.add_argument("--out", type=Path, help="write the result as JSON")
     output.add_argument("--html", type=Path, help="write a report as one HTML page")
@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> None:
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    from secateur.files import write_text
+    from secateur.bundle.atomic import write_text
 
     _check(arguments)
     found = _here(arguments) if arguments.trtexec is None and arguments.folder is None else _trtexec(arguments)
@@ -78,20 +78,20 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _check(arguments: argparse.Namespace) -> None:
     """Find out before the work, which may take hours, what would keep the result from being written."""
+    from secateur.bundle.atomic import check_file_free
     from secateur.errors import BadOutput, InputError
-    from secateur.files import check_free
 
     if arguments.trtexec is not None and arguments.folder is not None:
         raise InputError("--trtexec runs it here, --import reads what it left; give one of them")
     if arguments.work is not None and arguments.trtexec is None:
         raise InputError(f"--work is {arguments.work}, but nothing runs there; add --trtexec")
-    if arguments.trtexec is None and (engines := _engines.given(arguments)):
+    if arguments.trtexec is None and (engines := engine_options.given(arguments)):
         raise InputError(f"{engines[0]} is for engines that trtexec builds; add --trtexec")
     given = [name for name in HERE if getattr(arguments, name) is not None]
     if given and (arguments.trtexec is not None or arguments.folder is not None):
         raise InputError(f"--{given[0].replace('_', '-')} is of no use to trtexec; leave it out")
     for path in filter(None, (arguments.out, arguments.html)):
-        check_free(path, arguments.force)
+        check_file_free(path, arguments.force)
     if arguments.out is not None and arguments.html is not None and arguments.out.resolve() == arguments.html.resolve():
         raise BadOutput(f"--out and --html are both {arguments.out}; name two files")
     if arguments.html is not None:
@@ -100,12 +100,12 @@ def _check(arguments: argparse.Namespace) -> None:
 
 def _here(arguments: argparse.Namespace) -> Profiling:
     from secateur.evaluation.run import chosen
-    from secateur.profiling.clocked import PROMPT, Settings
+    from secateur.profiling.clocked import PROMPT, ClockSettings
     from secateur.profiling.run import here
     from secateur.runtime import Bundle, Pipeline
 
     given = {name: getattr(arguments, name) for name in ("rounds", "warmup", "new_tokens")}
-    settings = Settings(**{name: value for name, value in given.items() if value is not None})
+    settings = ClockSettings(**{name: value for name, value in given.items() if value is not None})
     prompt = PROMPT if arguments.prompt is None else arguments.prompt
     backend = arguments.backend or "ort"
     names = chosen(list(Bundle.load(arguments.bundle, verify=False).manifest.schedules), arguments.schedules)
@@ -115,7 +115,7 @@ def _here(arguments: argparse.Namespace) -> Profiling:
 
 
 def _trtexec(arguments: argparse.Namespace) -> Profiling:
-    from secateur.engines import program
+    from secateur.engines import run_trtexec
     from secateur.engines.recipe import FOLDER
     from secateur.evaluation.run import chosen
     from secateur.profiling.imported import timed_schedules
@@ -126,14 +126,14 @@ def _trtexec(arguments: argparse.Namespace) -> Profiling:
     names = chosen(list(bundle.manifest.schedules), arguments.schedules)
     folder = arguments.folder or arguments.work or bundle.root / FOLDER
     if arguments.trtexec is not None:
-        recipe = _engines.recipe(arguments, bundle, names, folder)
-        tool = program.find(arguments.trtexec)
+        recipe = engine_options.recipe(arguments, bundle, names, folder)
+        tool = run_trtexec.find(arguments.trtexec)
         with bars() as progress:
-            program.run(recipe, tool, progress)
+            run_trtexec.run(recipe, tool, progress)
     elif arguments.schedules == "all":
         names = timed_schedules(bundle, folder)
     return from_trtexec(bundle, names, folder, arguments.command_line)
 
 
 def show(result: dict[str, Any], console: Console) -> None:
-    _profile.show(result, console)
+    profile_tables.show(result, console)

@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from secateur.commands import _report
+from secateur.terminal import tables
 
 HELP = "ask a bundle a question about an image"
 
@@ -84,14 +84,14 @@ def show(result: dict[str, Any], console: Console) -> None:
     receipt = result["receipt"]
     console.print(f"question  {result['question']}", markup=False, soft_wrap=True)
     console.print(f"answer    {result['answer']}", markup=False, soft_wrap=True, style="bold")
-    gates = _report.receipt(receipt["gates"])
+    gates = tables.receipt(receipt["gates"])
     console.print(f"schedule  {receipt['schedule']} ({gates})", markup=False, soft_wrap=True)
     padding = "; ".join(_fitted(image) for image in receipt["images"])
     console.print(f"image     {receipt['image_size']}; {padding}", markup=False, soft_wrap=True)
     rows = " -> ".join(str(rows) for rows in receipt["segment_rows"])
     console.print(f"rows      {rows} through {len(receipt['segment_rows'])} segments; ", end="")
     console.print(f"cache {receipt['cache_bytes'] / 1024:.0f} KiB; {receipt['generated_tokens']} tokens generated")
-    stages = _report.table("Time", "stage", "ms")
+    stages = tables.table("Time", "stage", "ms")
     for stage, milliseconds in receipt["milliseconds"].items():
         stages.add_row(stage, f"{milliseconds:.2f}")
     console.print(stages)

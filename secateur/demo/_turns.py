@@ -29,7 +29,7 @@ from torch.utils.data import Dataset
 from secateur.demo._dense import GRID, normalization, pixels
 from secateur.demo._loop import Batch
 from secateur.demo.build import VOCABULARY
-from secateur.demo.scenes import KINDS, Question, Scene, questions, scene
+from secateur.demo.scenes import KINDS, Scene, SceneQuestion, questions, scene
 
 __all__ = ["HEAD", "Turns"]
 
@@ -105,12 +105,12 @@ def pack(turns: list[list[Words]], width: int) -> dict[str, Tensor]:
     }
 
 
-def _turn(asked: Question) -> Words:
+def _turn(asked: SceneQuestion) -> Words:
     given = [*asked.text.split(), "assistant", ":"]
     return [(word, 0.0) for word in given] + [(asked.answer, 1.0), ("</s>", END_WEIGHT)]
 
 
-def _conversation(asked: list[Question]) -> Words:
+def _conversation(asked: list[SceneQuestion]) -> Words:
     """A first question, then follow-ups, as the chat template puts them. Cut to the room there is."""
     words = _turn(asked[0])
     for each in asked[1:]:
@@ -127,7 +127,7 @@ def _chain(shown: Scene, rng: np.random.Generator) -> Words:
     return words
 
 
-def _mixed(shown: Scene, count: int, rng: np.random.Generator) -> list[Question]:
+def _mixed(shown: Scene, count: int, rng: np.random.Generator) -> list[SceneQuestion]:
     """count questions about one scene, the kinds as evenly as it goes, in random order."""
     asked = questions(shown, rng)
     rounds = -(-count // len(KINDS))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from secateur.demo.scenes import KINDS, Sample, samples
+from secateur.demo.scenes import KINDS, SceneSample, samples
 
 __all__ = ["accuracy", "answers"]
 
@@ -25,7 +25,7 @@ def accuracy(directory: Path, count: int = 1000, split: str = "test", seed: int 
 
 
 @torch.inference_mode()
-def answers(directory: Path, asked: list[Sample], batch: int = 50) -> list[str]:
+def answers(directory: Path, asked: list[SceneSample], batch: int = 50) -> list[str]:
     """The model's greedy answer to each sample, in order."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     processor: LlavaProcessor = LlavaProcessor.from_pretrained(directory)

@@ -26,7 +26,7 @@ from secateur.demo._render import COLORS, SIZE
 from secateur.demo.digits import digit_images
 from secateur.errors import InputError
 
-__all__ = ["COLOR_WORDS", "DIGIT_WORDS", "KINDS", "POSITION_WORDS", "Object", "Question", "Sample", "Scene"]
+__all__ = ["COLOR_WORDS", "DIGIT_WORDS", "KINDS", "POSITION_WORDS", "Object", "Scene", "SceneQuestion", "SceneSample"]
 __all__ += ["questions", "sample", "samples", "scene"]
 
 DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -72,14 +72,14 @@ class Scene:
 
 
 @dataclass(frozen=True)
-class Question:
+class SceneQuestion:
     text: str
     answer: str
     kind: str
 
 
 @dataclass(frozen=True)
-class Sample:
+class SceneSample:
     """One image with one question."""
 
     image: Image.Image
@@ -119,30 +119,30 @@ def scene(
     return Scene(Image.fromarray(np.clip(canvas, 0, 255).astype(np.uint8)), objects)
 
 
-def questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
+def questions(scene: Scene, rng: np.random.Generator) -> list[SceneQuestion]:
     """Every question that scene can answer, once each; as many presence questions with "no" as with "yes"."""
-    asked = [Question("how many digits are there ?", DIGIT_WORDS[len(scene.objects)], "count")]
+    asked = [SceneQuestion("how many digits are there ?", DIGIT_WORDS[len(scene.objects)], "count")]
     for each in scene.objects:
         asked += [
-            Question(f"what color is the {each.digit} ?", each.color, "color"),
-            Question(f"what digit is {each.color} ?", each.digit, "digit"),
-            Question(f"where is the {each.color} digit ?", each.position, "position"),
-            Question(f"what digit is at {each.position} ?", each.digit, "digit_at"),
-            Question(f"is there a {each.digit} ?", "yes", "presence"),
+            SceneQuestion(f"what color is the {each.digit} ?", each.color, "color"),
+            SceneQuestion(f"what digit is {each.color} ?", each.digit, "digit"),
+            SceneQuestion(f"where is the {each.color} digit ?", each.position, "position"),
+            SceneQuestion(f"what digit is at {each.position} ?", each.digit, "digit_at"),
+            SceneQuestion(f"is there a {each.digit} ?", "yes", "presence"),
         ]
     absent = sorted(set(DIGIT_WORDS) - {each.digit for each in scene.objects})
     for word in rng.permutation(absent)[: len(scene.objects)]:
-        asked.append(Question(f"is there a {word} ?", "no", "presence"))
+        asked.append(SceneQuestion(f"is there a {word} ?", "no", "presence"))
     return asked
 
 
-def samples(split: str, count: int, seed: int = 0) -> Iterator[Sample]:
+def samples(split: str, count: int, seed: int = 0) -> Iterator[SceneSample]:
     """count samples, each on a scene of its own; kinds take turns, and answers of presence questions do too."""
     for index in range(count):
         yield sample(split, index, seed)
 
 
-def sample(split: str, index: int, seed: int = 0) -> Sample:
+def sample(split: str, index: int, seed: int = 0) -> SceneSample:
     """The sample at index of those of a seed."""
     rng = _generator("samples", split, seed, index)
     shown = scene(int(rng.integers(2**62)), split)
@@ -152,7 +152,7 @@ def sample(split: str, index: int, seed: int = 0) -> Sample:
         wanted = ("yes", "no")[index // len(KINDS) % 2]
         fitting = [each for each in fitting if each.answer == wanted]
     chosen = fitting[rng.integers(len(fitting))]
-    return Sample(shown.image, chosen.text, chosen.answer, chosen.kind)
+    return SceneSample(shown.image, chosen.text, chosen.answer, chosen.kind)
 
 
 def _generator(*key: str | int) -> np.random.Generator:

@@ -25,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from transformers import LlavaForConditionalGeneration
 
+from secateur.bundle.atomic import atomic_folder, check_folder_free
 from secateur.demo import model_directory
 from secateur.demo._dense import DenseStage
 from secateur.demo._language import LanguageStage
@@ -32,7 +33,6 @@ from secateur.demo._loop import Stage, train
 from secateur.demo.build import build_model, build_processor
 from secateur.demo.evaluate import accuracy
 from secateur.errors import BadModel, BadOutput, InputError
-from secateur.export.folder import atomic_folder, check_free
 
 __all__ = ["main", "make", "measure", "save", "train_model"]
 
@@ -76,7 +76,7 @@ def _check(options: argparse.Namespace) -> None:
             raise InputError(f"--{name.replace('_', '-')} is {getattr(options, name)}; it must be at least 1")
     if options.workers < 0 or not 0 <= options.seed < 2**32:
         raise InputError("--workers must be at least 0, and --seed within 0 and 4294967295")
-    check_free(options.out, options.force, "config.json")
+    check_folder_free(options.out, options.force, "config.json")
     if options.resume and not any(options.work.glob("*.pt")):
         raise InputError(f"{options.work} holds no checkpoint to go on from; leave --resume out")
     if any(options.work.glob("*.pt")) and not options.resume:

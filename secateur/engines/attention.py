@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from secateur.artifacts import Manifest
+from secateur.bundle.manifest import Manifest
 from secateur.engines.version import FLOORS, Version
 
 SINCE = Version(10, 14)

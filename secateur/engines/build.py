@@ -18,16 +18,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from secateur.artifacts import GraphSpec, read_json, to_json
-from secateur.engines.alone import alone
-from secateur.engines.manifest import ENGINES, ENGINES_FILE, TIMING_CACHE, Device, Engines, Limits, Plan, Profile
-from secateur.engines.settings import Settings
-from secateur.engines.source import source
+from secateur.bundle.atomic import write_text
+from secateur.bundle.manifest import GraphSpec
+from secateur.bundle.reader import Bundle, sha256
+from secateur.bundle.strict_json import read_json, to_json
+from secateur.engines.lock import alone
+from secateur.engines.manifest import ENGINES, ENGINES_FILE, TIMING_CACHE, Device, EnginePlan, Engines, Limits, Profile
+from secateur.engines.plan_key import source
+from secateur.engines.settings import BuilderSettings
 from secateur.engines.worker import ALWAYS, Job, Result
 from secateur.errors import BadEngine, BuildFailed
-from secateur.files import write_text
 from secateur.progress import Progress, silent
-from secateur.runtime.bundle import Bundle, sha256
 
 LESS_MEMORY = "if memory ran out, try a smaller --workspace, --optimization-level 2, and close the desktop"
 SHORT_OF_MEMORY = ("memory", "alloc", "could not find any implementation", "no reason")
@@ -52,7 +53,7 @@ def build(
     device: Device,
     profiles: Profiles,
     limits: Limits,
-    settings: Settings,
+    settings: BuilderSettings,
     progress: Progress = silent,
 ) -> Built:
     """Build the plans that are missing or out of date, in BUNDLE/engines/<device>/.
@@ -94,9 +95,9 @@ def build(
     return Built(folder, engines, tuple(new), tuple(warnings))
 
 
-def _kept(folder: Path, device: Device, sources: Mapping[str, str], warnings: list[str]) -> dict[str, Plan]:
+def _kept(folder: Path, device: Device, sources: Mapping[str, str], warnings: list[str]) -> dict[str, EnginePlan]:
     """Plans in the folder that would be built the same again."""
-    kept: dict[str, Plan] = {}
+    kept: dict[str, EnginePlan] = {}
     for path in (folder / UNFINISHED, folder / ENGINES_FILE):
         if not path.exists():
             continue
@@ -121,9 +122,9 @@ def _build(
     folder: Path,
     profiles: Sequence[Profile],
     hashed: str,
-    settings: Settings,
+    settings: BuilderSettings,
     lock: int,
-) -> tuple[Plan, tuple[str, ...]]:
+) -> tuple[EnginePlan, tuple[str, ...]]:
     file = f"{graph.name}-{hashed[:12]}.plan"
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch:
@@ -141,7 +142,7 @@ def _build(
         code = _run(command, folder / f"{graph.name}.build.log", lock)
         result = _result(graph.name, code, Path(job.result), folder)
     seconds = round(time.perf_counter() - start, 3)
-    plan = Plan(graph.name, file, sha256(folder / file), hashed, tuple(profiles), result.memory, seconds)
+    plan = EnginePlan(graph.name, file, sha256(folder / file), hashed, tuple(profiles), result.memory, seconds)
     return plan, tuple(f"{graph.name}: {warning}" for warning in result.warnings)
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from secateur.artifacts import read_json
+from secateur.bundle.strict_json import read_json
 from secateur.errors import BadMeasurement
 
 CASES_FILE = "cases.json"

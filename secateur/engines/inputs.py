@@ -13,10 +13,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from secateur.artifacts import ENCODER_GATES, GraphSpec, Manifest, TensorSpec
+from secateur.bundle.atomic import write_bytes
+from secateur.bundle.manifest import GraphSpec, Manifest, TensorSpec
+from secateur.bundle.schedule import ENCODER_GATES
 from secateur.engines.cases import Case
 from secateur.errors import BadBundle
-from secateur.files import write_bytes
 
 Ints = NDArray[np.int64]
 

@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-from secateur.artifacts import Manifest
+from secateur.bundle.graph_plan import largest
+from secateur.bundle.manifest import Manifest
+from secateur.bundle.reader import Bundle
 from secateur.engines.manifest import Limits
 from secateur.errors import InputError
-from secateur.runtime.bundle import Bundle
-from secateur.runtime.prompt import Tokenizer
-from secateur.runtime.walk import largest
+from secateur.runtime.tokenizer import Tokenizer
 
 MAX_BATCH = 1024
 

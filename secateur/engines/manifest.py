@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from secateur.artifacts import Layout
+from secateur.bundle.layout import Layout
 from secateur.errors import BadEngine
 
 ENGINES = "engines"
@@ -82,7 +82,7 @@ class Profile:
 
 
 @dataclass(frozen=True)
-class Plan:
+class EnginePlan:
     """One serialized engine.
 
     sha256   of the plan file
@@ -132,7 +132,7 @@ class Engines:
     device: Device
     limits: Limits
     flags: dict[str, int | str | bool]
-    plans: tuple[Plan, ...]
+    plans: tuple[EnginePlan, ...]
     schema: int = 1
 
     def __post_init__(self) -> None:
@@ -141,7 +141,7 @@ class Engines:
         if len({plan.graph for plan in self.plans}) < len(self.plans):
             raise BadEngine("a graph has several plans")
 
-    def plan(self, graph: str) -> Plan:
+    def plan(self, graph: str) -> EnginePlan:
         """The plan of a graph.
 
         Raises:

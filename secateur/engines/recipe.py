@@ -10,15 +10,16 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from secateur.artifacts import Manifest, to_json
+from secateur.bundle.atomic import write_text
+from secateur.bundle.manifest import Manifest
+from secateur.bundle.strict_json import to_json
 from secateur.engines import inputs, trtexec
 from secateur.engines.cases import CASES_FILE, Case, Cases
 from secateur.engines.manifest import ENGINES, Profile
-from secateur.engines.settings import Settings
+from secateur.engines.plan_key import identity
+from secateur.engines.settings import BuilderSettings
 from secateur.engines.shapes import dynamic
-from secateur.engines.source import identity
 from secateur.errors import BadMeasurement, BadOutput
-from secateur.files import write_text
 
 FOLDER = f"{ENGINES}/{trtexec.TRTEXEC}"
 """Where the commands run, in the bundle, unless the user names another folder."""
@@ -35,7 +36,7 @@ class Recipe:
     manifest: Manifest
     profiles: Mapping[str, tuple[Profile, ...]]
     cases: tuple[Case, ...]
-    settings: Settings
+    settings: BuilderSettings
     folder: Path
     bundle: Path
 

@@ -6,11 +6,11 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+from secateur.bundle.atomic import write_text
 from secateur.engines import trtexec
+from secateur.engines.plan_key import files
 from secateur.engines.recipe import Recipe
-from secateur.engines.source import files
 from secateur.errors import BadOutput
-from secateur.files import write_text
 
 HEAD = """\
 #!/bin/sh

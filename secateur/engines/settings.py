@@ -11,7 +11,7 @@ MAX_WORKSPACE_MIB = 1 << 20
 
 
 @dataclass(frozen=True)
-class Settings:
+class BuilderSettings:
     """Options of a build.
 
     workspace_mib       most memory that a layer may use beside its tensors; TensorRT's own default is all of the

@@ -18,14 +18,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from secateur.artifacts import GraphSpec, Manifest
+from secateur.bundle.graph_plan import USUAL_TEXT, GraphRun, decode, largest, prefill, runs
+from secateur.bundle.manifest import GraphSpec, Manifest
+from secateur.bundle.symbolic_shape import resolve_shapes
 from secateur.engines.cases import Case
 from secateur.engines.manifest import Limits, Profile, Range
 from secateur.errors import BadBundle
 from secateur.runtime.cache import rounded
-from secateur.runtime.dimensions import resolve_shapes
 from secateur.runtime.sampling import Sampling
-from secateur.runtime.walk import USUAL_TEXT, Step, decode, largest, prefill, runs
 
 Symbols = dict[str, int]
 IMAGES = "images"
@@ -74,7 +74,7 @@ def cases(manifest: Manifest, limits: Limits, past: int = 0) -> tuple[Case, ...]
     text = min(USUAL_TEXT, limits.text)
     usual = Limits(text=text, new_tokens=min(Sampling().max_new_tokens, limits.new_tokens))
     most = limits.capacity(largest(manifest))
-    found: dict[str, tuple[Step, list[str]]] = {}
+    found: dict[str, tuple[GraphRun, list[str]]] = {}
     for label, run in runs(manifest).items():
         capacity = rounded(usual.capacity(run.manifest.layout), most)
         for step in (*prefill(*run, text, past), *decode(*run, capacity, past)):
@@ -92,12 +92,14 @@ def dynamic(graph: GraphSpec) -> tuple[str, ...]:
     return tuple(spec.name for spec in graph.inputs if any(isinstance(size, str) for size in spec.shape))
 
 
-def _name(step: Step) -> str:
+def _name(step: GraphRun) -> str:
     """Such as "segment_1.prefill-P0-S99"."""
     return f"{step.graph}.{step.kind}" + "".join(f"-{symbol}{size}" for symbol, size in step.symbols.items())
 
 
-def _extremes(graph: GraphSpec, first: Iterable[Step], ordinary: Iterable[Step]) -> tuple[Symbols, Symbols, Symbols]:
+def _extremes(
+    graph: GraphSpec, first: Iterable[GraphRun], ordinary: Iterable[GraphRun]
+) -> tuple[Symbols, Symbols, Symbols]:
     """Sizes of the graph: least and largest of the steps `first`, and between them those of the first of `ordinary`."""
     sizes = [step.symbols | {IMAGES: step.images} for step in first if step.graph == graph.name]
     if not sizes:

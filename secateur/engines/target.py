@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from secateur.artifacts import Manifest
+from secateur.bundle.manifest import Manifest
 from secateur.engines.version import FLOORS, Version
 from secateur.errors import BadBundle
 

@@ -13,18 +13,18 @@ from collections.abc import Mapping, Sequence
 
 from secateur.engines.cases import Case, layers
 from secateur.engines.manifest import TIMING_CACHE, Profile
-from secateur.engines.settings import Settings
+from secateur.engines.settings import BuilderSettings
 
 TRTEXEC = "trtexec"
 Shape = tuple[int, ...]
 
 
-def build(graph: str, onnx: str, plan: str, profiles: Sequence[Profile], settings: Settings) -> list[str]:
+def build(graph: str, onnx: str, plan: str, profiles: Sequence[Profile], settings: BuilderSettings) -> list[str]:
     """Build `plan` from the file `onnx`; describe its layers, run nothing."""
     return [TRTEXEC, f"--onnx={onnx}", f"--saveEngine={plan}", *build_options(graph, profiles, settings)]
 
 
-def build_options(graph: str, profiles: Sequence[Profile], settings: Settings) -> list[str]:
+def build_options(graph: str, profiles: Sequence[Profile], settings: BuilderSettings) -> list[str]:
     """Arguments of a build, apart from the two files."""
     options = [
         "--stronglyTyped",

@@ -16,14 +16,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from secateur.artifacts import read_json, to_json
+from secateur.bundle.atomic import write_bytes, write_text
+from secateur.bundle.strict_json import read_json, to_json
 from secateur.engines.attention import allow_decomposition
 from secateur.engines.device import libraries
 from secateur.engines.error_recorder import Recorder, described, recorder
 from secateur.engines.manifest import Profile
-from secateur.engines.settings import Settings
+from secateur.engines.settings import BuilderSettings
 from secateur.errors import BadEngine, BuildFailed, SecateurError
-from secateur.files import write_bytes, write_text
 
 ALWAYS = {"strongly_typed": True, "tf32": False, "decomposable_attention": True, "profiling_verbosity": "detailed"}
 """What every builder is told beside the settings, for engines.json; see `build` and `_configure`."""
@@ -38,7 +38,7 @@ class Job:
     timing_cache: str
     result: str
     profiles: tuple[Profile, ...]
-    settings: Settings
+    settings: BuilderSettings
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from polygraphy.common import TensorMetadata
 from polygraphy.comparator import Comparator, SimpleCompareFunc
 from polygraphy.logger import G_LOGGER
 
-from secateur.artifacts import GraphSpec
-from secateur.evaluation.agreement import Bounds, Feed, Output
+from secateur.bundle.manifest import GraphSpec
+from secateur.bundle.symbolic_shape import bind, resolve_shapes
+from secateur.evaluation.backend_diff import Bounds, Feed, Output
 from secateur.runtime.backends import base
-from secateur.runtime.dimensions import bind, resolve_shapes
 
 
 class Runner(BaseRunner):  # type: ignore[misc]

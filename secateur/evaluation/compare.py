@@ -9,9 +9,9 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from secateur.artifacts import Schedule
+from secateur.bundle.schedule import Schedule
 from secateur.evaluation.controls import DOWNSAMPLE
-from secateur.evaluation.results import McNemar, Part, Split
+from secateur.evaluation.results import McNemar, Split, SplitPart
 
 Array = NDArray[np.float64]
 RIGHT = 0.5
@@ -74,5 +74,5 @@ def split(ours: Array, full: Array, downsampled: Array, reference: str) -> Split
     return Split(reference, _part(ours[hard]), _part(ours[easy]))
 
 
-def _part(scores: Array) -> Part:
-    return Part(scores.size, float(scores.mean()) if scores.size else None)
+def _part(scores: Array) -> SplitPart:
+    return SplitPart(scores.size, float(scores.mean()) if scores.size else None)

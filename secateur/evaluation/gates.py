@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from secateur.artifacts import Layout, Manifest
+from secateur.bundle.layout import Layout
+from secateur.bundle.manifest import Manifest
 
 SHOWN = 3
 """Gates drawn of a schedule that has more: the first, the middle one and the last."""

@@ -16,9 +16,9 @@ from lmms_eval.api.model import lmms
 from lmms_eval.models.registry_v2 import ModelManifest
 from PIL import Image
 
-from secateur.commands._progress import bars
 from secateur.errors import InputError
 from secateur.runtime import Pipeline
+from secateur.terminal.progress_bars import bars
 
 MAX_NEW_TOKENS = 64
 PLACEHOLDER = "<image>"

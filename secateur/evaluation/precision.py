@@ -16,19 +16,20 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from secateur.artifacts import GateRef, TensorSpec
-from secateur.evaluation import asking, plain
+from secateur.bundle.graph_plan import runs
+from secateur.bundle.manifest import GateRef, TensorSpec
+from secateur.bundle.reader import Bundle
+from secateur.checkpoints.hub import DEMO
+from secateur.evaluation import batching, synthetic_questions
 from secateur.evaluation.tasks import demo
 from secateur.evaluation.tasks.base import Question, Source, Task
 from secateur.export.targets import DTYPES
-from secateur.models.base import DEMO, Family
+from secateur.families.base import Family
 from secateur.progress import Progress, silent
 from secateur.runtime import Answer, Pipeline
 from secateur.runtime.backends import base, ort
 from secateur.runtime.backends import torch as eager
-from secateur.runtime.bundle import Bundle
-from secateur.runtime.guard import Guard
-from secateur.runtime.walk import runs
+from secateur.runtime.range_check import RangeCheck
 
 OVERLAP = {"fp32": 0.99, "fp16": 0.99, "bf16": 0.95}
 """Share of the kept tokens that must be the same, mean over the gates of a schedule and over the questions; bf16 rounds
@@ -133,19 +134,22 @@ def compare(
     """
     manifest = bundle.manifest
     task = demo.Task(Source(questions=count)) if manifest.source == DEMO else None
-    asked = {each.layout.size: task.questions if task else plain.questions(each, count) for each in manifest.buckets}
+    asked = {
+        each.layout.size: task.questions if task else synthetic_questions.questions(each, count)
+        for each in manifest.buckets
+    }
     longest = task.max_new_tokens if task else 1
     single = in_fp32(bundle)
     expected = _ask(single, eager.Backend(single, family=family), asked, longest, "fp32", progress)
     with _candidate(bundle, family) as backend:
-        watched = Guard(backend, manifest, share=1.0)
+        watched = RangeCheck(backend, manifest, share=1.0)
         found = _ask(bundle, watched, asked, longest, manifest.dtype, progress)
     differences = []
     for label, run in runs(manifest).items():
         gates, put = run.manifest.schedules[run.schedule].gates, asked[run.manifest.layout.size]
         differences.append(_difference(label, found[label], expected[label], gates, put, task))
     activations = [Activation(graph, size, LARGEST / max(size, 1e-12)) for graph, size in watched.largest.items()]
-    how = manifest.quantisation
+    how = manifest.quantization
     return Precision(manifest.dtype, count, tuple(differences), tuple(activations), str(how) if how else "")
 
 
@@ -172,7 +176,7 @@ def _candidate(bundle: Bundle, family: Family | None) -> Iterator[base.Backend]:
 def in_fp32(bundle: Bundle) -> Bundle:
     """The bundle as an exact export in fp32 would describe it: for the torch backend, which reads no graph file."""
     graphs = tuple(replace(g, inputs=_floats(g.inputs), outputs=_floats(g.outputs)) for g in bundle.manifest.graphs)
-    exact: dict[str, Any] = {"quantisation": None} if bundle.manifest.quantisation else {}
+    exact: dict[str, Any] = {"quantization": None} if bundle.manifest.quantization else {}
     return replace(bundle, manifest=replace(bundle.manifest, dtype="fp32", graphs=graphs, **exact))
 
 
@@ -203,7 +207,7 @@ def _ask(
                 images = [_given(question.load(), bundle.manifest.layout.images) for question in part]
                 for label, schedule in own.items():
                     progress(stage, label, sum(map(len, answers.values())), total)
-                    answers[label] += asking.ask(vlm, part, images, schedule, longest, size)
+                    answers[label] += batching.ask(vlm, part, images, schedule, longest, size)
     progress(stage, "", total, total)
     return answers
 

@@ -20,17 +20,17 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from secateur import plugins
+from secateur.bundle.reader import Bundle
 from secateur.cli import one_line
-from secateur.commands._progress import bars
 from secateur.errors import BadBundle, InputError
-from secateur.evaluation import asking, tasks
+from secateur.evaluation import batching, tasks
 from secateur.evaluation.compare import mcnemar
 from secateur.evaluation.results import McNemar
 from secateur.evaluation.retention import Interval, retention
 from secateur.evaluation.tasks.base import Source, Task
 from secateur.progress import Progress, silent
 from secateur.runtime import Pipeline
-from secateur.runtime.bundle import Bundle
+from secateur.terminal.progress_bars import bars
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,9 @@ class Line:
     cells: dict[str, Cell]
 
 
-def table(bundles: Sequence[Bundle], task: Task, batch: int = asking.BATCH, progress: Progress = silent) -> list[Line]:
+def table(
+    bundles: Sequence[Bundle], task: Task, batch: int = batching.BATCH, progress: Progress = silent
+) -> list[Line]:
     """A line for each bundle; bundles in bf16 are run by torch, which has it on the CPU, all others by ONNX Runtime.
 
     Raises:
@@ -84,10 +86,10 @@ def table(bundles: Sequence[Bundle], task: Task, batch: int = asking.BATCH, prog
         backend = "torch" if manifest.dtype == "bf16" else "ort"
         with Pipeline.load(bundle.root, backend, verify=False) as vlm:
             names = list(bundles[0].manifest.schedules)
-            scores = asking.scores(vlm, task, names, task.max_new_tokens, batch, progress)
+            scores = batching.scores(vlm, task, names, task.max_new_tokens, batch, progress)
         cells = {name: _cell(scores[name], first.get(name), task) for name in names}
         first = first or scores
-        how = manifest.quantisation
+        how = manifest.quantization
         weights = manifest.dtype if how is None else str(how)
         lines.append(Line(manifest.dtype, weights, backend, *weight_bytes(bundle), cells))
     return lines
@@ -149,7 +151,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="questions of the task, as for `secateur eval`")
     parser.add_argument("--images", type=Path, help="folder of the images")
     parser.add_argument("--questions", type=int, help="how many (default: all; demo: 600)")
-    parser.add_argument("--batch", type=int, default=asking.BATCH, help="questions answered together (default: 25)")
+    parser.add_argument("--batch", type=int, default=batching.BATCH, help="questions answered together (default: 25)")
     arguments = parser.parse_args()
     source = Source(arguments.data, None, arguments.images, arguments.questions, 0)
     task: Task = plugins.load(tasks, arguments.task, "task").Task(source)

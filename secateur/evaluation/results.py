@@ -37,7 +37,7 @@ class McNemar:
 
 
 @dataclass(frozen=True)
-class Part:
+class SplitPart:
     """Some of the questions and the mean score on them; None when there are none."""
 
     questions: int
@@ -53,8 +53,8 @@ class Split:
     """
 
     reference: str
-    hard: Part
-    easy: Part
+    hard: SplitPart
+    easy: SplitPart
 
 
 @dataclass(frozen=True)

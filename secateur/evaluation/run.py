@@ -4,25 +4,22 @@
 from __future__ import annotations
 
 import math
-import os
-import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from secateur import __version__
-from secateur.artifacts import FULL, Manifest, Schedule
+from secateur.bundle.manifest import Manifest
+from secateur.bundle.schedule import FULL, Schedule
 from secateur.errors import InputError, UnknownName
-from secateur.evaluation import asking
-from secateur.evaluation.asking import BATCH, Timed
+from secateur.evaluation import batching
+from secateur.evaluation.batching import BATCH, Timed
 from secateur.evaluation.compare import mcnemar, nearest_downsample, split
 from secateur.evaluation.results import Evaluation, GateLine, Percentiles, ScheduleResult
 from secateur.evaluation.retention import retention
 from secateur.evaluation.tasks.base import Task
-from secateur.packages import version
+from secateur.machine import machine
 from secateur.progress import Progress
 from secateur.runtime import Pipeline
 
@@ -33,7 +30,7 @@ WITH_GATES = "pruned_and_selector_of_dense_flops"
 
 
 @dataclass(frozen=True)
-class Settings:
+class EvaluationSettings:
     """How to run.
 
     seed            of the bootstrap
@@ -75,7 +72,7 @@ def evaluate(
     vlm: Pipeline,
     task: Task,
     names: Sequence[str],
-    settings: Settings,
+    settings: EvaluationSettings,
     progress: Progress,
     *,
     source: str,
@@ -93,8 +90,8 @@ def evaluate(
     manifest = vlm.bundle.manifest
     longest = settings.max_new_tokens or task.max_new_tokens
     batch = min(settings.batch, vlm.most_batch or settings.batch)
-    scores = asking.scores(vlm, task, names, longest, batch, progress)
-    times = asking.timed(vlm, task.questions[: settings.timed], names, progress)
+    scores = batching.scores(vlm, task, names, longest, batch, progress)
+    times = batching.timed(vlm, task.questions[: settings.timed], names, progress)
     schedules = {name: vlm.bundle.schedule(name) for name in names}
     return Evaluation(
         task=source,
@@ -177,24 +174,3 @@ def flops_ratio_with_gates(schedule: Schedule) -> float | None:
     """What the method itself reports of its gates' cost, if it does."""
     value: object = schedule.calibration.get(WITH_GATES)
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
-
-
-def machine(device: Mapping[str, str]) -> dict[str, str]:
-    """What the times were taken on; `device` is what the backend says of its own, see Pipeline.describe."""
-    return {
-        "cpu": _cpu(),
-        "cores": str(os.cpu_count()),
-        **device,
-        "python": platform.python_version(),
-        "onnxruntime": version("onnxruntime"),
-        "secateur": __version__,
-    }
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, "") or platform.processor() or platform.machine()

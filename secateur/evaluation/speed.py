@@ -19,18 +19,19 @@ import numpy as np
 from rich.console import Console
 from transformers import CLIPVisionConfig, LlamaConfig
 
-from secateur.artifacts import Dimensions, Schedule
+from secateur.bundle.layout import Dimensions
+from secateur.bundle.schedule import Schedule
 from secateur.calibration.capture import capture
 from secateur.cli import one_line
-from secateur.commands import _report
 from secateur.errors import InputError
-from secateur.export.bundle import Plan, export
+from secateur.export.bundle import ExportPlan, export
 from secateur.export.targets import target
-from secateur.methods.base import BudgetRequest
+from secateur.families.llava import Family
 from secateur.methods.btp import Method
 from secateur.methods.random import Method as Random
-from secateur.models.llava import Family
 from secateur.runtime import Answer, Pipeline
+from secateur.selection.budget import BudgetRequest
+from secateur.terminal import tables
 
 QUESTION = " ".join(f"w{i}" for i in range(20))
 
@@ -86,8 +87,8 @@ def measure(family: Family, schedule: Schedule, rounds: int, threads: int | None
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (*family.bucket, 3), np.uint8)
     with tempfile.TemporaryDirectory() as folder:
-        export([Plan(family, ())], target("cpu"), Path(folder) / "one", verify=False)
-        export([Plan(family, (schedule, control))], target("cpu"), Path(folder) / "chain", verify=False)
+        export([ExportPlan(family, ())], target("cpu"), Path(folder) / "one", verify=False)
+        export([ExportPlan(family, (schedule, control))], target("cpu"), Path(folder) / "chain", verify=False)
         with (
             Pipeline.load(Path(folder) / "one", threads=threads) as one,
             Pipeline.load(Path(folder) / "chain", threads=threads) as chain,
@@ -150,7 +151,7 @@ def main() -> None:
         return
     console = Console()
     gates = ", ".join(f"{gate.layer}: {gate.keep}" for gate in schedule.gates)
-    shown = _report.table(f"Decoder prefill, gates {gates}", "variant", "median ms", "quartiles")
+    shown = tables.table(f"Decoder prefill, gates {gates}", "variant", "median ms", "quartiles")
     for name, spread in found["milliseconds"].items():
         shown.add_row(name, f"{spread['median']:.1f}", f"{spread['low']:.1f} to {spread['high']:.1f}")
     console.print(shown)

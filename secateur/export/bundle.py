@@ -10,27 +10,29 @@ from functools import partial
 from pathlib import Path
 
 from secateur import __version__
-from secateur.artifacts import FULL, Bucket, Manifest, ModelIdentity, Schedule, ScheduleRef, to_json
-from secateur.calibration.budget import budget
-from secateur.calibration.files import encode
+from secateur.bundle.atomic import atomic_folder
+from secateur.bundle.layout import VISION, ModelIdentity
+from secateur.bundle.manifest import Bucket, Manifest, ScheduleRef
+from secateur.bundle.quantization import Quantization
+from secateur.bundle.reader import MANIFEST, Bundle, sha256
+from secateur.bundle.schedule import FULL, Schedule
+from secateur.bundle.schedule_file import encode
+from secateur.bundle.strict_json import to_json
 from secateur.engines.manifest import ENGINES
 from secateur.engines.version import FLOORS
 from secateur.errors import BadBundle, BadSchedule, ExportMismatch, Unparsable
-from secateur.export.card import CARD, Figures, card
-from secateur.export.folder import atomic_folder
 from secateur.export.graphs import Sized, build, sized
 from secateur.export.lint import lint
+from secateur.export.model_card import CARD, Figures, card
 from secateur.export.parity import Parity, check
-from secateur.export.quantized_graph import quantise_graph, replaced_weights
+from secateur.export.quantized_graph import quantize_graph, replaced_weights
 from secateur.export.targets import Target
 from secateur.export.to_onnx import to_onnx
 from secateur.export.weights import Store
-from secateur.layout import VISION
-from secateur.models.base import Family
-from secateur.packages import version
+from secateur.families.base import Family
+from secateur.machine import package_version
 from secateur.progress import Progress, silent
-from secateur.quantisation import Quantisation
-from secateur.runtime.bundle import MANIFEST, Bundle, sha256
+from secateur.selection.budget import budget
 
 PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime")
 PLACING = ("secateur", "transformers")
@@ -60,7 +62,7 @@ class Exported:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ExportPlan:
     """One image size of a bundle: the model seen through it, and the schedules for it."""
 
     family: Family
@@ -68,20 +70,20 @@ class Plan:
 
 
 def export(
-    plans: Sequence[Plan],
+    plans: Sequence[ExportPlan],
     target: Target,
     out: Path,
     *,
     force: bool = False,
     verify: bool = True,
     share: Path | None = None,
-    quantisation: Quantisation | None = None,
+    quantization: Quantization | None = None,
     progress: Progress = silent,
 ) -> Exported:
     """Write a bundle to the folder `out`: for each image size the schedule "full" and those of its plan.
 
     share         another bundle of the same model and dtype, whose weight files are linked and not written again
-    quantisation  how the decoder stores its weights, if not in the target's dtype
+    quantization  how the decoder stores its weights, if not in the target's dtype
     progress      is told (stage, graph, steps done, steps in all)
 
     Raises:
@@ -101,10 +103,10 @@ def export(
     family, graphs = plans[0].family, build(buckets, target)
     shared = shareable(share, family, target) if share else {}
     with atomic_folder(out, force, MANIFEST, keep=ENGINES) as folder:  # plans whose graph is the same stay good
-        layers = family.decoder.layers if quantisation else ()
+        layers = family.decoder.layers if quantization else ()
         store = Store.of(family, folder / "onnx", shared, progress, replaced_weights(layers))
         seconds = dict[str, float]()
-        integers = partial(quantise_graph, how=quantisation) if quantisation else None
+        integers = partial(quantize_graph, how=quantization) if quantization else None
         for done, graph in enumerate(graphs):
             progress("export", graph.spec.name, done, len(graphs))
             change, start = integers if graph.spec.kind == "segment" else None, time.perf_counter()
@@ -128,7 +130,7 @@ def export(
             files=_hashes(folder),
             versions=versions(),
             others=tuple(written[1:]),
-            quantisation=quantisation,
+            quantization=quantization,
         )
         (folder / MANIFEST).write_text(to_json(manifest))
         parity = check(Bundle.load(folder), family, progress) if verify else ()
@@ -195,7 +197,7 @@ def _check_operators(path: Path, target: Target) -> None:
         raise Unparsable(f"TensorRT {floor} would not take it: {findings[0]}{others}")
 
 
-def _check_names(plans: Sequence[Plan]) -> None:
+def _check_names(plans: Sequence[ExportPlan]) -> None:
     """Every schedule is there for every image size: the runtime chooses the size."""
     for plan in plans[1:]:
         names, others = ({s.name for s in each.schedules} for each in (plans[0], plan))
@@ -232,7 +234,7 @@ def _differences(made: ModelIdentity, wanted: ModelIdentity) -> str:
 
 def versions() -> dict[str, str]:
     """Those of this package, and of what decides the bytes of a bundle."""
-    return {"secateur": __version__} | {name: version(name) for name in PACKAGES}
+    return {"secateur": __version__} | {name: package_version(name) for name in PACKAGES}
 
 
 def _hashes(folder: Path) -> dict[str, str]:

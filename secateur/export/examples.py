@@ -8,9 +8,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from secateur.artifacts import Manifest
-from secateur.runtime.prompt import Prompt
-from secateur.runtime.rows import Rows
+from secateur.bundle.manifest import Manifest
+from secateur.bundle.prompt import Prompt
+from secateur.runtime.token_batch import TokenBatch
 
 QUESTION_ROWS = 6
 
@@ -19,7 +19,7 @@ class Example(NamedTuple):
     """Pixel values [images,...] of one prompt, and its rows."""
 
     pixels: NDArray[np.float32]
-    rows: Rows
+    rows: TokenBatch
 
 
 def noise(shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[np.float64]:
@@ -36,4 +36,4 @@ def example(manifest: Manifest, prompt: Prompt) -> Example:
     pixels = noise((manifest.layout.images, *shape), rng).astype(np.float32)
     words = manifest.dimensions.vocabulary
     question = rng.integers(words // 4, words // 2, QUESTION_ROWS).tolist()
-    return Example(pixels, Rows.prompt(manifest.layout, [question], prompt.pad))
+    return Example(pixels, TokenBatch.prompt(manifest.layout, [question], prompt.pad))

@@ -23,7 +23,8 @@ import torch
 from torch import Tensor, nn
 
 from secateur.export.spans import Spans, of_each, taken
-from secateur.methods.base import GateInputs, Selector, gather
+from secateur.selection.selector import GateInputs, Selector
+from secateur.selection.topk import gather
 
 ROWS_FIRST = ("queries", "key")
 """What is read of every row, with the rows on the first axis."""
@@ -77,7 +78,7 @@ class Prune(nn.Module):
             *added,
         )
 
-    def _positions(self, position_ids: Tensor, chosen: Chosen) -> Tensor:
+    def _positions(self, position_ids: Tensor, chosen: GateChoice) -> Tensor:
         if self.compact:  # rows are numbered one after the other, so that the first numbers are those that are left
             dropped = self.spans.tokens - sum(chosen.quotas)
             return position_ids[:, : position_ids.shape[1] - dropped]
@@ -115,7 +116,7 @@ class Encoder(nn.Module):
         )
 
 
-class Chosen(NamedTuple):
+class GateChoice(NamedTuple):
     """What selectors chose.
 
     places  [B, K]     of the tokens among all that are alive
@@ -130,14 +131,14 @@ class Chosen(NamedTuple):
     quotas: tuple[int, ...]
 
 
-def choose(selectors: Sequence[Selector], spans: Spans, given: Callable[[Sequence[int]], GateInputs]) -> Chosen:
+def choose(selectors: Sequence[Selector], spans: Spans, given: Callable[[Sequence[int]], GateInputs]) -> GateChoice:
     """Ask each selector once, for all its views together.
 
     given  what views of one size are for their selector
     """
     if len(selectors) == 1:
         slots, left = selectors[0].kept(given([0]))
-        return Chosen(slots, slots, left, (slots.shape[1],))
+        return GateChoice(slots, slots, left, (slots.shape[1],))
     groups = [[v for v, other in enumerate(selectors) if other is selector] for selector in dict.fromkeys(selectors)]
     places, kept, quotas, owner = [], [], dict[int, int](), []
     for views in groups:
@@ -155,7 +156,7 @@ def choose(selectors: Sequence[Selector], spans: Spans, given: Callable[[Sequenc
     order = sorted(range(len(owner)), key=owner.__getitem__)
     of_each = tuple(quotas[view] for view in range(len(selectors)))
     at, left = (taken(torch.cat(parts, dim=1), order) for parts in (places, kept))
-    return Chosen(at, spans.moved(at, of_each), left, of_each)
+    return GateChoice(at, spans.moved(at, of_each), left, of_each)
 
 
 def names(selectors: Sequence[Selector]) -> tuple[str, ...]:

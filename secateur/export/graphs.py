@@ -11,18 +11,19 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from secateur.artifacts import ENCODER_GATES, Gate, GraphSpec, Layout, Schedule, TensorSpec
+from secateur.bundle.layout import VISION, Layout
+from secateur.bundle.manifest import GraphSpec, TensorSpec
+from secateur.bundle.schedule import ENCODER_GATES, Gate, Schedule
+from secateur.bundle.symbolic_shape import resolve
 from secateur.errors import BadSchedule
+from secateur.export.gate_sites import Placed, place
 from secateur.export.gates import Encoder, Prune
 from secateur.export.interface import Interface, index, is_encoder
-from secateur.export.placing import Placed, place
-from secateur.export.routes import Route
+from secateur.export.interleaved_views import Woven
+from secateur.export.route_gate import Route
 from secateur.export.segments import Segment
 from secateur.export.targets import Target
-from secateur.export.woven import Woven
-from secateur.layout import VISION
-from secateur.models.base import Family
-from secateur.runtime.dimensions import resolve
+from secateur.families.base import Family
 
 
 @dataclass(frozen=True)

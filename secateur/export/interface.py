@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from secateur.artifacts import Dimensions, TensorSpec
-from secateur.models._vision import SCORES
+from secateur.bundle.layout import Dimensions
+from secateur.bundle.manifest import TensorSpec
+from secateur.vision.encoder import SCORES
 
 
 def is_encoder(read: str) -> bool:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Will TensorRT take these graphs? Every node against the table of a version, without TensorRT.
 
-The tables are in secateur/export/operators/, the risks of fp16 in secateur/export/overflow.py.
+The tables are in secateur/export/operators/, the risks of fp16 in secateur/export/fp16_range.py.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from pathlib import Path
 
 import onnx
 
+from secateur.bundle.reader import Bundle
 from secateur.engines.version import FLOORS, Version
-from secateur.export import overflow
-from secateur.export.facts import Facts, Node
+from secateur.export import fp16_range
+from secateur.export.graph_facts import Facts, Node
 from secateur.export.operators import table
-from secateur.export.operators.rows import ANY, Refusal, Row, Table
-from secateur.runtime.bundle import Bundle
+from secateur.export.operators.rules import ANY, Refusal, Row, Table
 
 LOWEST_OPSET = 9
 DOCS = "onnx-tensorrt docs/operators.md"
@@ -113,9 +113,9 @@ def _lint(graph: str, facts: Facts, rules: Table) -> Iterator[Finding]:
             continue
         for refusal in _refusals(node, row):
             yield Finding(graph, node.name, node.operator, *refusal, row.source)
-        risk = overflow.overflow(node)
+        risk = fp16_range.overflow(node)
         if risk is not None:
-            yield Finding(graph, node.name, node.operator, *risk, overflow.SOURCE)
+            yield Finding(graph, node.name, node.operator, *risk, fp16_range.SOURCE)
 
 
 def _refusals(node: Node, row: Row) -> Iterator[Refusal]:

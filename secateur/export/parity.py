@@ -12,19 +12,19 @@ from typing import Any
 
 import numpy as np
 
-from secateur.artifacts import GraphSpec, Manifest
+from secateur.bundle.manifest import GraphSpec, Manifest
+from secateur.bundle.prompt import Prompt
+from secateur.bundle.reader import Bundle
 from secateur.export.examples import Example, example
 from secateur.export.tolerance import tolerance
-from secateur.models.base import Family
+from secateur.families.base import Family
 from secateur.progress import Progress, silent
 from secateur.runtime.backends import base, ort
 from secateur.runtime.backends import torch as eager
-from secateur.runtime.bundle import Bundle
 from secateur.runtime.chain import Chain, Walk
 from secateur.runtime.dtypes import is_float
-from secateur.runtime.prompt import Prompt
 from secateur.runtime.receipt import Stopwatch
-from secateur.runtime.rows import Rows
+from secateur.runtime.token_batch import TokenBatch
 
 DECODE_STEPS = 2
 RESIDENT_BYTES = 256 << 20
@@ -183,5 +183,5 @@ def _walks(
     for step in range(steps):
         assert prompt is not None
         token = int(walks[-1].logits.argmax()) if tokens is None else tokens[step]
-        walks.append(chain.extend(Rows.pad([[token]], prompt.pad, cache.position), cache, watch))
+        walks.append(chain.extend(TokenBatch.pad([[token]], prompt.pad, cache.position), cache, watch))
     return walks

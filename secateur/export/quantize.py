@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One weight as integers and back, by ONNX Runtime's own quantisers; a graph's weights: see quantized_graph.py.
+"""One weight as integers and back, by ONNX Runtime's own quantizers; a graph's weights: see quantized_graph.py.
 
 A weight is stored [in, out], as MatMul takes it. Blocks are `block_size` consecutive inputs of one output.
 """
@@ -17,17 +17,17 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
+from secateur.bundle.quantization import BITS, DEQUANTIZED, OPERATOR, Quantization
 from secateur.errors import InputError
 from secateur.export.targets import Target
-from secateur.quantisation import BITS, DEQUANTISED, OPERATOR, Quantisation
 
 Array = NDArray[Any]
-BLOCK_SIZE = {OPERATOR: 32, DEQUANTISED: 128}
+BLOCK_SIZE = {OPERATOR: 32, DEQUANTIZED: 128}
 TENSORRT_BLOCKS = (64, 128)
 
 
 @dataclass(frozen=True)
-class Quantised:
+class QuantizedWeight:
     """A weight as its operator takes it; N outputs, b = ceil(in / block size) blocks.
 
     MatMulNBits       integers [N, b, block size * bits / 8] uint8, the lower half of a byte first; scales [N, b];
@@ -40,24 +40,24 @@ class Quantised:
     zero_points: Array | None
 
 
-def quantisation(
+def quantization(
     name: str,
     target: Target,
     block_size: int | None = None,
     symmetric: bool | None = None,
     accuracy_level: int | None = None,
-) -> Quantisation:
+) -> Quantization:
     """What --quantize `name` means for a target; None takes the target's own.
 
     Raises:
-        InputError: no such quantisation, or one that the target cannot run; with what to use instead.
+        InputError: no such quantization, or one that the target cannot run; with what to use instead.
     """
     if name not in BITS:
-        raise InputError(f"quantisation '{name}' is not known; use one of {', '.join(BITS)}")
+        raise InputError(f"quantization '{name}' is not known; use one of {', '.join(BITS)}")
     if not target.name.startswith("tensorrt"):
         wanted = BLOCK_SIZE[OPERATOR] if block_size is None else block_size
-        return Quantisation(name, wanted, symmetric is True, OPERATOR, accuracy_level or 0)
-    wanted = BLOCK_SIZE[DEQUANTISED] if block_size is None else block_size
+        return Quantization(name, wanted, symmetric is True, OPERATOR, accuracy_level or 0)
+    wanted = BLOCK_SIZE[DEQUANTIZED] if block_size is None else block_size
     if target.opset < 21:
         raise InputError(
             f"target '{target.name}' is of opset {target.opset}, integers in blocks need 21; "
@@ -69,10 +69,10 @@ def quantisation(
         raise InputError("TensorRT takes no zero points; leave out --no-symmetric")
     if wanted not in TENSORRT_BLOCKS:
         raise InputError(f"TensorRT takes blocks of {' or '.join(map(str, TENSORRT_BLOCKS))}, not of {wanted}")
-    return Quantisation(name, wanted, True, DEQUANTISED, accuracy_level or 0)
+    return Quantization(name, wanted, True, DEQUANTIZED, accuracy_level or 0)
 
 
-def quantise(weight: Array, how: Quantisation) -> Quantised:
+def quantize(weight: Array, how: Quantization) -> QuantizedWeight:
     """The integers and scales of one weight [in, out] of fp32, fp16 or bf16; the scales have its dtype.
 
     Raises:
@@ -84,9 +84,9 @@ def quantise(weight: Array, how: Quantisation) -> Quantised:
     return _for_operator(weight, how) if how.operator == OPERATOR else _for_dequantize(weight, how)
 
 
-def dequantise(stored: Quantised, how: Quantisation, inputs: int) -> NDArray[np.float32]:
+def dequantize(stored: QuantizedWeight, how: Quantization, inputs: int) -> NDArray[np.float32]:
     """The weight [in, out] that stored integers stand for; in fp32 without rounding."""
-    if how.operator == DEQUANTISED:
+    if how.operator == DEQUANTIZED:
         scales = np.repeat(stored.scales.astype(np.float32), how.block_size, axis=0)
         return stored.integers.astype(np.float32) * scales
     outputs, blocks = stored.scales.shape
@@ -98,12 +98,12 @@ def dequantise(stored: Quantised, how: Quantisation, inputs: int) -> NDArray[np.
     return weight
 
 
-def rounded(weight: Array, how: Quantisation) -> Array:
+def rounded(weight: Array, how: Quantization) -> Array:
     """What a weight [in, out] becomes by being stored as integers, in its own dtype."""
-    return dequantise(quantise(weight, how), how, len(weight)).astype(weight.dtype)
+    return dequantize(quantize(weight, how), how, len(weight)).astype(weight.dtype)
 
 
-def _for_operator(weight: Array, how: Quantisation) -> Quantised:
+def _for_operator(weight: Array, how: Quantization) -> QuantizedWeight:
     with _root_logger_kept():
         from onnxruntime.quantization.matmul_nbits_quantizer import (
             DefaultWeightOnlyQuantConfig,
@@ -113,11 +113,11 @@ def _for_operator(weight: Array, how: Quantisation) -> Quantised:
     config = DefaultWeightOnlyQuantConfig(how.block_size, is_symmetric=how.symmetric, bits=how.bits)
     plain = weight.astype(np.float32) if weight.dtype == ml_dtypes.bfloat16 else weight  # its kernels lack bf16
     integers, scales, zeros = DefaultWeightOnlyQuantizer(config).qbits_block_quant(np.ascontiguousarray(plain))
-    return Quantised(integers, scales.astype(weight.dtype), None if how.symmetric else zeros)
+    return QuantizedWeight(integers, scales.astype(weight.dtype), None if how.symmetric else zeros)
 
 
-def _for_dequantize(weight: Array, how: Quantisation) -> Quantised:
-    """With positive scales, as TensorRT demands; those that its quantiser finds for MatMulNBits may be negative."""
+def _for_dequantize(weight: Array, how: Quantization) -> QuantizedWeight:
+    """With positive scales, as TensorRT demands; those that its quantizer finds for MatMulNBits may be negative."""
     from onnxruntime.quantization.quant_utils import compute_scale_zp_blocked, quantize_nparray
 
     if len(weight) % how.block_size:
@@ -131,12 +131,12 @@ def _for_dequantize(weight: Array, how: Quantisation) -> Quantised:
     scales[scales == 0] = 1  # a block of zeros, or of values that vanish in this dtype
     steps = np.repeat(scales.astype(np.float32), how.block_size, axis=0)
     integers = quantize_nparray(TensorProto.INT4, plain, steps, np.float32(0))
-    return Quantised(integers.astype(ml_dtypes.int4), scales, None)
+    return QuantizedWeight(integers.astype(ml_dtypes.int4), scales, None)
 
 
 @contextmanager
 def _root_logger_kept() -> Iterator[None]:
-    """ONNX Runtime 1.31 sets the root logger up when its quantisers are imported: chatter of others would be shown."""
+    """ONNX Runtime 1.31 sets the root logger up when its quantizers are imported: chatter of others would be shown."""
     root = logging.getLogger()
     level, handlers = root.level, root.handlers[:]
     try:

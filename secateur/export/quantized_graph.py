@@ -16,16 +16,16 @@ import onnx_ir
 import torch
 from torch import Tensor, nn
 
-from secateur.export.quantize import Quantised, quantise, rounded
-from secateur.models._streaming import is_streamed
-from secateur.quantisation import OPERATOR, Quantisation
+from secateur.bundle.quantization import OPERATOR, Quantization
+from secateur.checkpoints.streaming import is_streamed
+from secateur.export.quantize import QuantizedWeight, quantize, rounded
 
 FLOATS = (onnx_ir.DataType.FLOAT, onnx_ir.DataType.FLOAT16, onnx_ir.DataType.BFLOAT16)
 PASSING = ("Cast", "Identity", "Reshape", "Squeeze")
 LOGITS = "logits"
 
 
-def quantise_graph(model: onnx_ir.Model, how: Quantisation) -> tuple[str, ...]:
+def quantize_graph(model: onnx_ir.Model, how: Quantization) -> tuple[str, ...]:
     """Replace the weights of a segment's MatMul nodes, in place; returns the names of those that were replaced.
 
     A weight is read when its turn comes and let go again, so what is held of the model is its integers.
@@ -40,7 +40,7 @@ def quantise_graph(model: onnx_ir.Model, how: Quantisation) -> tuple[str, ...]:
             continue
         if weight not in done:
             assert weight.const_value is not None
-            done[weight] = _register(model, weight.name or "", quantise(weight.const_value.numpy(), how), how)
+            done[weight] = _register(model, weight.name or "", quantize(weight.const_value.numpy(), how), how)
         _swap(node, weight, done[weight], how)
     for weight in done:
         if not weight.uses():
@@ -51,12 +51,12 @@ def quantise_graph(model: onnx_ir.Model, how: Quantisation) -> tuple[str, ...]:
 
 
 def replaced_weights(layers: Iterable[nn.Module]) -> frozenset[nn.Parameter]:
-    """The parameters of decoder layers that `quantise_graph` replaces, so that no file needs them."""
+    """The parameters of decoder layers that `quantize_graph` replaces, so that no file needs them."""
     return frozenset(module.get_parameter("weight") for module in _linear(layers))
 
 
 @contextmanager
-def weights_as_stored(layers: Iterable[nn.Module], how: Quantisation) -> Iterator[None]:
+def weights_as_stored(layers: Iterable[nn.Module], how: Quantization) -> Iterator[None]:
     """Within the block the linear layers in `layers` run with the weights that their integers stand for.
 
     Weights that stay in their files are rounded whenever they are read. Graphs that are to keep the exact weights
@@ -73,8 +73,8 @@ def weights_as_stored(layers: Iterable[nn.Module], how: Quantisation) -> Iterato
 
 
 @contextmanager
-def _rounded_when_run(module: nn.Linear, how: Quantisation) -> Iterator[None]:
-    """Round the weight between the hooks that read it, see secateur.models._streaming, and the run."""
+def _rounded_when_run(module: nn.Linear, how: Quantization) -> Iterator[None]:
+    """Round the weight between the hooks that read it, see secateur.checkpoints.streaming, and the run."""
     swapped: list[tuple[Any, nn.Parameter]] = []
 
     def before(_: nn.Module, __: Any) -> None:
@@ -95,7 +95,7 @@ def _rounded_when_run(module: nn.Linear, how: Quantisation) -> Iterator[None]:
             handle.remove()
 
 
-def _rounded(weight: Tensor, how: Quantisation) -> Tensor:
+def _rounded(weight: Tensor, how: Quantization) -> Tensor:
     """A weight [out, in] of torch."""
     plain = weight.float().T.contiguous().numpy()  # through fp32, for numpy's bf16 is none that torch knows
     stored = rounded(plain.astype(str(weight.dtype).removeprefix("torch.")), how)
@@ -124,7 +124,7 @@ def _makes_logits(node: onnx_ir.Node) -> bool:
     return len(after) == 1 and after[0].op_type in PASSING and _makes_logits(after[0])
 
 
-def _register(model: onnx_ir.Model, name: str, stored: Quantised, how: Quantisation) -> list[onnx_ir.Value]:
+def _register(model: onnx_ir.Model, name: str, stored: QuantizedWeight, how: Quantization) -> list[onnx_ir.Value]:
     arrays = {f"{name}.{how.name}": stored.integers, f"{name}.scales": stored.scales}
     if stored.zero_points is not None:
         arrays[f"{name}.zero_points"] = stored.zero_points
@@ -138,7 +138,7 @@ def _register(model: onnx_ir.Model, name: str, stored: Quantised, how: Quantisat
     return made
 
 
-def _swap(node: onnx_ir.Node, weight: onnx_ir.Value, stored: list[onnx_ir.Value], how: Quantisation) -> None:
+def _swap(node: onnx_ir.Node, weight: onnx_ir.Value, stored: list[onnx_ir.Value], how: Quantization) -> None:
     """Let a MatMul read the integers: as one operator, or behind a DequantizeLinear."""
     graph, rows = node.graph, node.inputs[0]
     assert graph is not None

@@ -21,8 +21,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from secateur.models import _attention
-from secateur.models.base import Decoder
+from secateur.decoder import attention
+from secateur.decoder.pieces import Decoder
 
 
 class Segment(nn.Module):
@@ -61,16 +61,16 @@ class Segment(nn.Module):
         if "text_query" in self.reads:
             question_position, past = past[0], past[1:]
         indices = range(self.first, self.first + len(self.layers))
-        tap = _attention.Tap(
+        tap = attention.Tap(
             past={layer: (past[2 * i], past[2 * i + 1]) for i, layer in enumerate(indices)}, decomposed=self.decomposed
         )
         rows, past_rows, dtype = hidden_states.shape[1], past[0].shape[0], hidden_states.dtype
-        mask = _attention.additive_mask(attention_mask, rows, past_rows, dtype, self.bidirectional)
+        mask = attention.additive_mask(attention_mask, rows, past_rows, dtype, self.bidirectional)
         position_embeddings = self.rotary(hidden_states, position_ids)
-        with _attention.active(self.config):
+        with attention.active(self.config):
             for number, layer in zip(indices, self.layers, strict=True):
                 layer_input = hidden_states
-                hidden_states = _attention.run_layer(layer, hidden_states, mask, position_ids, position_embeddings, tap)
+                hidden_states = attention.run_layer(layer, hidden_states, mask, position_ids, position_embeddings, tap)
                 if number in planes:
                     hidden_states = hidden_states + planes[number]
         new = [x for layer in indices for x in tap.rows[layer]]

@@ -10,11 +10,11 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from secateur.methods.base import gather
+from secateur.selection.topk import gather
 
 
 @dataclass(frozen=True)
-class Span:
+class ViewSpan:
     """One view: `tokens` of it are alive, from row `start` on; `first` is the index of its first token of all."""
 
     start: int
@@ -34,7 +34,7 @@ class Spans:
     of one size are handled together, as V samples for each of the batch, so that a graph does not grow with them.
     """
 
-    views: tuple[Span, ...]
+    views: tuple[ViewSpan, ...]
 
     @property
     def tokens(self) -> int:

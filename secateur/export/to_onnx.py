@@ -19,12 +19,12 @@ from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.export import Dim
 
-from secateur.artifacts import TensorSpec
+from secateur.bundle.manifest import TensorSpec
+from secateur.checkpoints.streaming import held
 from secateur.errors import BadModel
-from secateur.export._weights_in_graph import Weights, externalise, name_weights, read_transposed
 from secateur.export.graphs import Graph
 from secateur.export.weights import Store
-from secateur.models._streaming import held
+from secateur.export.weights_in_graph import Weights, externalise, name_weights, read_transposed
 
 FORBIDDEN = frozenset({"NonZero", "Compress", "Unique", "Loop", "If"})
 EXTERNAL_BYTES = 1 << 16

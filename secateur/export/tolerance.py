@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from secateur.artifacts import Manifest
+from secateur.bundle.manifest import Manifest
 
 
 class Tolerance(NamedTuple):
@@ -26,5 +26,5 @@ ROUNDED_ROWS = TOLERANCE["fp16"]
 
 def tolerance(manifest: Manifest) -> Tolerance:
     """The bounds of a bundle."""
-    rounded = manifest.quantisation is not None and manifest.quantisation.accuracy_level
+    rounded = manifest.quantization is not None and manifest.quantization.accuracy_level
     return max(TOLERANCE[manifest.dtype], ROUNDED_ROWS) if rounded else TOLERANCE[manifest.dtype]

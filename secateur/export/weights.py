@@ -21,18 +21,18 @@ from typing import BinaryIO
 import torch
 from torch import Tensor, nn
 
+from secateur.bundle.reader import sha256
+from secateur.checkpoints.streaming import value
 from secateur.errors import BadBundle
-from secateur.models._streaming import value
-from secateur.models.base import Family
+from secateur.families.base import Family
 from secateur.progress import Progress, silent
-from secateur.runtime.bundle import sha256
 
 PAGE = 4096
 SUFFIX = ".data"
 
 
 @dataclass(frozen=True)
-class Place:
+class WeightPlace:
     """Where a weight lies: `size` bytes from `offset` on in a file beside the graphs; transposed: [in, out]."""
 
     file: str
@@ -62,7 +62,7 @@ class Store:
         self._shared = {path.name: (path, digest) for path, digest in (shared or {}).items()}
         self._progress = progress
         self._linear = _linear(parts.values())
-        self._places: dict[nn.Parameter, Place] = {}
+        self._places: dict[nn.Parameter, WeightPlace] = {}
         self._parts: dict[str, list[nn.Parameter]] = {}
         for name, module in parts.items():
             file, end = f"{name}{SUFFIX}", 0
@@ -71,7 +71,7 @@ class Store:
             for weight in self._parts[file]:
                 start = -(-end // PAGE) * PAGE
                 end = start + weight.nbytes
-                self._places[weight] = Place(file, start, weight.nbytes, weight in self._linear)
+                self._places[weight] = WeightPlace(file, start, weight.nbytes, weight in self._linear)
         self._there: set[str] = set()
 
     @classmethod
@@ -90,7 +90,7 @@ class Store:
         """Whether the graphs get this weight as [in, out]."""
         return weight in self._linear
 
-    def place(self, weight: nn.Parameter) -> Place | None:
+    def place(self, weight: nn.Parameter) -> WeightPlace | None:
         """Where `weight` lies, and now does: the first weight of a file writes it. None: the store does not have it."""
         place = self._places.get(weight)
         if place is not None and place.file not in self._there:

@@ -12,17 +12,20 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from secateur.artifacts import Array, Dimensions, Gate, Json, Schedule
-from secateur.calibration.budget import counts, counts_for, reachable
-from secateur.calibration.statistics import Statistics
+from secateur.bundle.layout import Dimensions
+from secateur.bundle.schedule import Array, Gate, Schedule
+from secateur.bundle.strict_json import Json
 from secateur.errors import BadSchedule
-from secateur.methods import _alvts_lowrank as lowrank
 from secateur.methods import base
-from secateur.methods._alvts_alignment import Options, align
-from secateur.methods._alvts_choice import Chosen, choose, mean_jaccard
-from secateur.methods._alvts_lowrank import STEP, Factors
-from secateur.methods._alvts_selector import LowRankSelector, tensor_name
-from secateur.methods._alvts_state import State
+from secateur.selection import low_rank as lowrank
+from secateur.selection.alvts_alignment import Options, align
+from secateur.selection.alvts_choice import ChosenCandidate, choose, mean_jaccard
+from secateur.selection.alvts_selector import LowRankSelector, tensor_name
+from secateur.selection.alvts_state import AlignmentState
+from secateur.selection.budget import BudgetRequest, counts, counts_for, reachable
+from secateur.selection.low_rank import STEP, Factors
+from secateur.selection.selector import GateSite, Selector
+from secateur.selection.statistics import Statistics
 
 SHARE = 2 / 9  # the paper's middle setting: 128 of 576 tokens
 
@@ -65,7 +68,7 @@ class Method(base.Method):
         if self.positions == "compact":
             raise BadSchedule("positions 'compact' do not fit alvts, whose rows differ in every layer; use 'original'")
 
-    def calibrate(self, statistics: Statistics, request: base.BudgetRequest) -> Schedule:
+    def calibrate(self, statistics: Statistics, request: BudgetRequest) -> Schedule:
         """A gate of kind "route" at every layer, with the same k; see `base.Method`."""
         dimensions, tokens = statistics.dimensions, statistics.model.vision_tokens
         layers, keep = self._layers(request, dimensions.layers), self._keep(request, dimensions.layers, tokens)
@@ -93,14 +96,14 @@ class Method(base.Method):
             report["note"] = "nothing was measured: the selectors are the bare decomposition"
         return self.schedule(statistics, gates, report, _tensors(chosen))
 
-    def _layers(self, request: base.BudgetRequest, depth: int) -> tuple[int, ...]:
+    def _layers(self, request: BudgetRequest, depth: int) -> tuple[int, ...]:
         if request.layers is not None:
             raise BadSchedule("alvts selects before every layer: leave --layers out, or use --dense-layers and --group")
         if self.dense_layers >= depth:
             raise BadSchedule(f"dense_layers {self.dense_layers} leaves no layer of {depth}; at most {depth - 1}")
         return tuple(range(self.dense_layers, depth, self.group))
 
-    def _keep(self, request: base.BudgetRequest, depth: int, tokens: int) -> int:
+    def _keep(self, request: BudgetRequest, depth: int, tokens: int) -> int:
         """k of every gate: floor(r N) and at least 1 (equation 7), or what comes nearest to a compression."""
         if request.keep is not None and request.compression is not None:
             raise BadSchedule("--keep and --compression both set the budget; give one of them")
@@ -121,13 +124,13 @@ class Method(base.Method):
         return max(1, math.floor(share[0] * tokens + 1e-9)) if 0 < share[0] <= 1 else nearest
 
     @classmethod
-    def selector(cls, site: base.GateSite) -> base.Selector:
+    def selector(cls, site: GateSite) -> Selector:
         return LowRankSelector(site)
 
 
 def _choose(
     statistics: Statistics, layers: tuple[int, ...], keep: int, options: Options
-) -> tuple[int, dict[int, Chosen]]:
+) -> tuple[int, dict[int, ChosenCandidate]]:
     """Text rows of a prompt (the mean, rounded), and the selector of each layer: of an earlier run, or tuned now."""
     if statistics.layers is None:
         raise BadSchedule("alvts needs the model's layers, which were not measured; calibrate with samples")
@@ -139,7 +142,7 @@ def _choose(
         if lengths
         else statistics.layout.image_start
     )
-    state = State.of(statistics, rows, options)
+    state = AlignmentState.of(statistics, rows, options)
     chosen = {layer: choose(found, keep) for layer in layers if (found := state.read(layer)) is not None}
     statistics.progress("align", len(chosen), len(layers))
     for layer in [layer for layer in layers if layer not in chosen]:
@@ -152,7 +155,7 @@ def _choose(
     return text, {layer: chosen[layer] for layer in layers}
 
 
-def _tensors(chosen: Mapping[int, Chosen]) -> dict[str, Array]:
+def _tensors(chosen: Mapping[int, ChosenCandidate]) -> dict[str, Array]:
     return {
         tensor_name(layer, part): getattr(each.factors, part).numpy()
         for layer, each in chosen.items()

@@ -15,14 +15,13 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import ClassVar, Literal
 
-from secateur.artifacts import Gate, Json, Schedule
-from secateur.calibration.budget import Plan, plan, spread
-from secateur.calibration.statistics import Statistics
+from secateur.bundle.schedule import Gate, Schedule
+from secateur.bundle.strict_json import Json
 from secateur.errors import BadSchedule
 from secateur.methods import base
-from secateur.methods._btp_quotas import Quotas, disjoint_quotas, first_points, union_quotas
-from secateur.methods._btp_selection import BalancedSelector
-from secateur.methods._btp_stages import (
+from secateur.selection.btp_quotas import Quotas, disjoint_quotas, first_points, union_quotas
+from secateur.selection.btp_selection import BalancedSelector
+from secateur.selection.btp_stages import (
     LLAVA_SHARES,
     TAU,
     Stages,
@@ -32,6 +31,9 @@ from secateur.methods._btp_stages import (
     stages,
     tuned_tau,
 )
+from secateur.selection.budget import BudgetRequest, GatePlan, plan, spread
+from secateur.selection.selector import GateSite, Selector
+from secateur.selection.statistics import Statistics
 
 RELEASED_ATTENTION = (0.3, 0.9, 1.0)
 PAPER_LAMBDAS = (0.6, 0.8, 1.0)
@@ -99,7 +101,7 @@ class Method(base.Method):
                 "query 'text' is the mean of many queries, which is exact for logits only; use --score logits"
             )
 
-    def calibrate(self, statistics: Statistics, request: base.BudgetRequest) -> Schedule:
+    def calibrate(self, statistics: Statistics, request: BudgetRequest) -> Schedule:
         """Layers from the stage rule, counts from the request, quotas from the preset; see `base.Method`."""
         model, dimensions = statistics.model, statistics.dimensions
         tokens, depth = model.vision_tokens, dimensions.layers
@@ -142,7 +144,7 @@ class Method(base.Method):
             "note": found.problem,
         }, found
 
-    def _drop(self, found: Stages | None, layers: Sequence[int], request: base.BudgetRequest, depth: int) -> int | None:
+    def _drop(self, found: Stages | None, layers: Sequence[int], request: BudgetRequest, depth: int) -> int | None:
         """Layer from which no vision token is left, if that is asked for."""
         if not self.final_drop:
             return None
@@ -152,7 +154,7 @@ class Method(base.Method):
             raise BadSchedule(f"no layer is left for a final drop behind layer {last} of {depth}; use --no-final-drop")
         return drop
 
-    def _gates(self, placed: Plan, tokens: int, grid: tuple[int, int]) -> tuple[Gate, ...]:
+    def _gates(self, placed: GatePlan, tokens: int, grid: tuple[int, int]) -> tuple[Gate, ...]:
         """The gates with their constants; a gate that keeps all or nothing has none."""
         number = len(placed.layers)
         over = spread(self.over, number)
@@ -185,5 +187,5 @@ class Method(base.Method):
         return tuple(gates)
 
     @classmethod
-    def selector(cls, site: base.GateSite) -> base.Selector:
+    def selector(cls, site: GateSite) -> Selector:
         return BalancedSelector(Quotas.read(site.gate.selector, site.vision_tokens, site.gate.keep), site)

@@ -11,12 +11,14 @@ from dataclasses import asdict, dataclass, field
 
 from torch import Tensor
 
-from secateur.artifacts import Gate, Schedule
-from secateur.calibration.budget import front
-from secateur.calibration.statistics import Statistics
+from secateur.bundle.schedule import Gate, Schedule
 from secateur.methods import base
-from secateur.methods._encoder_score import Score
-from secateur.methods._parameters import parameters
+from secateur.selection.budget import BudgetRequest, front
+from secateur.selection.constants import parameters
+from secateur.selection.encoder_score import EncoderScore
+from secateur.selection.selector import GateInputs, GateSite, Selector
+from secateur.selection.statistics import Statistics
+from secateur.selection.topk import best
 
 SHARE = 0.25
 
@@ -30,21 +32,21 @@ class Method(base.Method):
     )
 
     def __post_init__(self) -> None:
-        Score(score_layer=self.score_layer)
+        EncoderScore(score_layer=self.score_layer)
 
-    def calibrate(self, statistics: Statistics, request: base.BudgetRequest) -> Schedule:
+    def calibrate(self, statistics: Statistics, request: BudgetRequest) -> Schedule:
         """One gate; the score is the class token's where there is one. Nothing is measured."""
         model, dimensions = statistics.model, statistics.dimensions
         keep = front(request, dimensions.layers, model.vision_tokens, SHARE)
-        score = Score("class_token" if dimensions.class_token else "received", self.score_layer)
+        score = EncoderScore("class_token" if dimensions.class_token else "received", self.score_layer)
         return self.schedule(statistics, (Gate(0, keep, "vision", asdict(score)),))
 
     @classmethod
-    def selector(cls, site: base.GateSite) -> base.Selector:
-        return Best(site.gate.keep, parameters(Score, site.gate.selector, "cls").name(site, "cls"))
+    def selector(cls, site: GateSite) -> Selector:
+        return Best(site.gate.keep, parameters(EncoderScore, site.gate.selector, "cls").name(site, "cls"))
 
 
-class Best(base.Selector):
+class Best(Selector):
     """The `keep` tokens with the largest of one score [B, N]."""
 
     def __init__(self, keep: int, read: str) -> None:
@@ -52,5 +54,5 @@ class Best(base.Selector):
         self.keep = keep
         self.reads = (read,)
 
-    def forward(self, rows: base.GateInputs) -> Tensor:
-        return base.best(rows.read[self.reads[0]].float(), self.keep)
+    def forward(self, rows: GateInputs) -> Tensor:
+        return best(rows.read[self.reads[0]].float(), self.keep)

@@ -16,12 +16,14 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from secateur.artifacts import Schedule
-from secateur.calibration.budget import plan
-from secateur.calibration.statistics import Statistics
+from secateur.bundle.schedule import Schedule
 from secateur.errors import BadSchedule
 from secateur.methods import base
-from secateur.methods._parameters import one_of, parameters
+from secateur.selection.budget import BudgetRequest, plan
+from secateur.selection.constants import one_of, parameters
+from secateur.selection.selector import GateInputs, GateSite, Selector
+from secateur.selection.statistics import Statistics
+from secateur.selection.topk import ascending, gather, top
 
 LAYER = 2  # of 32
 SHARE = 0.222  # 128 of 576
@@ -79,7 +81,7 @@ class Method(base.Method):
     def __post_init__(self) -> None:
         self._pivots()
 
-    def calibrate(self, statistics: Statistics, request: base.BudgetRequest) -> Schedule:
+    def calibrate(self, statistics: Statistics, request: BudgetRequest) -> Schedule:
         """One gate unless the request names more."""
         depth, tokens, pivots = statistics.dimensions.layers, statistics.model.vision_tokens, self._pivots()
         if request.layers and request.layers[0] == 0:
@@ -92,7 +94,7 @@ class Method(base.Method):
         return Pivots(self.image_pivots, self.text_pivots, self.text, self.norms, self.features)
 
     @classmethod
-    def selector(cls, site: base.GateSite) -> base.Selector:
+    def selector(cls, site: GateSite) -> Selector:
         pivots = parameters(Pivots, site.gate.selector, "dart")
         _check_layer(site.gate.layer, pivots)
         return LeastAlike(pivots, site)
@@ -111,12 +113,12 @@ def shares(count: int, pivots: int) -> tuple[int, ...]:
     return tuple(out)
 
 
-class LeastAlike(base.Selector):
+class LeastAlike(Selector):
     """Image pivots, and the tokens least like each pivot; image pivots pick first, each kind by falling norm."""
 
     slots: Tensor
 
-    def __init__(self, pivots: Pivots, site: base.GateSite) -> None:
+    def __init__(self, pivots: Pivots, site: GateSite) -> None:
         super().__init__()
         self.pivots = pivots
         self.reads = ("key",) if pivots.keyed else ()
@@ -127,21 +129,21 @@ class LeastAlike(base.Selector):
         self.shares = shares(site.gate.keep - self.image, self.image + self.text)
         self.register_buffer("slots", torch.arange(site.vision_tokens))
 
-    def forward(self, rows: base.GateInputs) -> Tensor:
+    def forward(self, rows: GateInputs) -> Tensor:
         norm = self._rows(rows, self.pivots.norms).float().abs().sum(-1)
-        chosen = [base.top(norm[:, self.start : self.end], self.image)] if self.image else []
+        chosen = [top(norm[:, self.start : self.end], self.image)] if self.image else []
         if any(self.shares):
             chosen += self._picked(rows, norm, chosen)
-        return base.ascending(torch.cat(chosen, 1))
+        return ascending(torch.cat(chosen, 1))
 
-    def _picked(self, rows: base.GateInputs, norm: Tensor, image: list[Tensor]) -> list[Tensor]:
+    def _picked(self, rows: GateInputs, norm: Tensor, image: list[Tensor]) -> list[Tensor]:
         """Slots [B, share] that each pivot picks."""
         features = self._rows(rows, self.pivots.features)
         vision = features[:, self.start : self.end].float()
         pivots = [slots + self.start for slots in image]
         if self.text:
             pivots.append(self._text(norm, rows.attention_mask))
-        likeness = base.gather(features, torch.cat(pivots, 1)).float() @ vision.transpose(1, 2)
+        likeness = gather(features, torch.cat(pivots, 1)).float() @ vision.transpose(1, 2)
         # The length of a pivot changes no order among its candidates, so it is not divided out.
         likeness = likeness / torch.linalg.vector_norm(vision, dim=-1).clamp_min(1e-12).unsqueeze(1)
         taken = torch.zeros_like(norm[:, self.start : self.end])
@@ -151,11 +153,11 @@ class LeastAlike(base.Selector):
         for i, share in enumerate(self.shares):
             if share:
                 free = torch.where(taken > 0, torch.finfo(torch.float32).min, -likeness[:, i])
-                picks.append(base.top(free, share))
+                picks.append(top(free, share))
                 taken = taken + self._marks(picks[-1])
         return picks
 
-    def _rows(self, rows: base.GateInputs, features: str) -> Tensor:
+    def _rows(self, rows: GateInputs, features: str) -> Tensor:
         """All rows [B, S, C]: hidden states, or keys with their heads side by side."""
         if features == "hidden":
             return rows.hidden_states
@@ -169,7 +171,7 @@ class LeastAlike(base.Selector):
         before = self.start if self.pivots.text == "all" else 0
         hidden = torch.full_like(norm[:, before : self.end], -1.0)
         norm = torch.where(mask > 0, torch.cat([norm[:, :before], hidden, norm[:, self.end :]], 1), -1.0)
-        text = base.top(norm, self.text)
+        text = top(norm, self.text)
         return torch.where(norm.gather(1, text) < 0, text[:, :1], text)
 
     def _marks(self, slots: Tensor) -> Tensor:

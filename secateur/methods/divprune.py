@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from secateur.artifacts import Schedule
-from secateur.calibration.budget import plan
-from secateur.calibration.statistics import Statistics
-from secateur.methods import _diversity as diversity
+from secateur.bundle.schedule import Schedule
 from secateur.methods import base
-from secateur.methods._parameters import Nothing, parameters
+from secateur.selection import diversity
+from secateur.selection.budget import BudgetRequest, plan
+from secateur.selection.constants import Nothing, parameters
+from secateur.selection.selector import GateInputs, GateSite, Selector
+from secateur.selection.statistics import Statistics
+from secateur.selection.topk import ascending
 
 SHARE = 0.098
 
@@ -23,24 +25,24 @@ SHARE = 0.098
 class Method(base.Method):
     """DivPrune has no options of its own."""
 
-    def calibrate(self, statistics: Statistics, request: base.BudgetRequest) -> Schedule:
+    def calibrate(self, statistics: Statistics, request: BudgetRequest) -> Schedule:
         """One gate before the decoder unless the request names layers; there, hidden states are compared."""
         depth, tokens = statistics.dimensions.layers, statistics.model.vision_tokens
         return self.schedule(statistics, plan(request, depth, tokens, (0,), (SHARE,), earliest=0).gates())
 
     @classmethod
-    def selector(cls, site: base.GateSite) -> base.Selector:
+    def selector(cls, site: GateSite) -> Selector:
         parameters(Nothing, site.gate.selector, "divprune")
         return Diverse(site.gate.keep)
 
 
-class Diverse(base.Selector):
+class Diverse(Selector):
     """Farthest-point picks from a cold start."""
 
     def __init__(self, keep: int) -> None:
         super().__init__()
         self.keep = keep
 
-    def forward(self, rows: base.GateInputs) -> Tensor:
+    def forward(self, rows: GateInputs) -> Tensor:
         distance = diversity.cosine_distance(rows.vision, rows.vision_index)
-        return base.ascending(diversity.farthest(distance, self.keep)[0])
+        return ascending(diversity.farthest(distance, self.keep)[0])

@@ -9,11 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import product
 
-from secateur.artifacts import Gate, Schedule
-from secateur.calibration.budget import front
-from secateur.calibration.statistics import Statistics
+from secateur.bundle.schedule import Gate, Schedule
 from secateur.errors import BadSchedule
 from secateur.methods import base
+from secateur.selection.budget import BudgetRequest, front
+from secateur.selection.selector import GateSite, Selector
+from secateur.selection.statistics import Statistics
 
 SHARE = 0.25
 DISTORTION = 1.5  # at most that much more shrinking of one axis than of the other
@@ -23,7 +24,7 @@ DISTORTION = 1.5  # at most that much more shrinking of one axis than of the oth
 class Method(base.Method):
     """The image is made smaller; nothing is chosen and nothing is measured."""
 
-    def calibrate(self, statistics: Statistics, request: base.BudgetRequest) -> Schedule:
+    def calibrate(self, statistics: Statistics, request: BudgetRequest) -> Schedule:
         """The grid of patches whose count is nearest to the budget.
 
         Raises:
@@ -38,7 +39,7 @@ class Method(base.Method):
         return self.schedule(statistics, (gate,), {"tokens_asked": wanted})
 
     @classmethod
-    def selector(cls, site: base.GateSite) -> base.Selector:
+    def selector(cls, site: GateSite) -> Selector:
         raise BadSchedule(f"a downsample gate chooses no tokens; its kind must be 'downsample', not '{site.gate.kind}'")
 
 

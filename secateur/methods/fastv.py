@@ -13,19 +13,20 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
-from secateur.artifacts import Schedule
-from secateur.calibration.budget import plan
-from secateur.calibration.statistics import Statistics
+from secateur.bundle.schedule import Schedule
 from secateur.methods import base
-from secateur.methods._attended import QUERIES, Attended
-from secateur.methods._parameters import one_of, parameters
+from secateur.selection.attended import QUERIES, Attended
+from secateur.selection.budget import BudgetRequest, plan
+from secateur.selection.constants import one_of, parameters
+from secateur.selection.selector import GateSite, Selector
+from secateur.selection.statistics import Statistics
 
 LAYER = 2  # of 32
 SHARE = 0.5
 
 
 @dataclass(frozen=True)
-class Score:
+class QueryScore:
     """Constants of one gate. query: whose attention counts, that of the "last" prompt row or of "all" rows."""
 
     query: str
@@ -43,16 +44,16 @@ class Method(base.Method):
     )
 
     def __post_init__(self) -> None:
-        Score(self.query)
+        QueryScore(self.query)
 
-    def calibrate(self, statistics: Statistics, request: base.BudgetRequest) -> Schedule:
+    def calibrate(self, statistics: Statistics, request: BudgetRequest) -> Schedule:
         """One gate at layer K unless the request names more."""
         depth, tokens = statistics.dimensions.layers, statistics.model.vision_tokens
         placed = plan(request, depth, tokens, (LAYER * depth / 32,), (SHARE,), earliest=1)
-        gates = tuple(replace(gate, selector=asdict(Score(self.query))) for gate in placed.gates())
+        gates = tuple(replace(gate, selector=asdict(QueryScore(self.query))) for gate in placed.gates())
         return self.schedule(statistics, gates, placed.report())
 
     @classmethod
-    def selector(cls, site: base.GateSite) -> base.Selector:
-        score = parameters(Score, site.gate.selector, "fastv")
+    def selector(cls, site: GateSite) -> Selector:
+        score = parameters(QueryScore, site.gate.selector, "fastv")
         return Attended(site, score.query)

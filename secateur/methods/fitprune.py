@@ -16,14 +16,17 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from secateur.artifacts import Gate, Json, Schedule, check_gates
-from secateur.calibration.budget import plan
-from secateur.calibration.statistics import Statistics
+from secateur.bundle.schedule import Gate, Schedule, check_gates
+from secateur.bundle.strict_json import Json
 from secateur.errors import BadSchedule
 from secateur.methods import base
-from secateur.methods._attention_map import attention_map, visible
-from secateur.methods._fitprune_staircase import from_table, levels, lost, merge, search
-from secateur.methods._parameters import Nothing, parameters
+from secateur.selection.attention import attention_map, visible
+from secateur.selection.budget import BudgetRequest, plan
+from secateur.selection.constants import Nothing, parameters
+from secateur.selection.fitprune_staircase import from_table, levels, lost, merge, search
+from secateur.selection.selector import GateInputs, GateSite, Selector
+from secateur.selection.statistics import Statistics
+from secateur.selection.topk import best
 
 COMPRESSION = 0.6  # the published table for 60 % fewer FLOPs leaves 231 of 576 tokens on average
 
@@ -46,7 +49,7 @@ class Method(base.Method):
         if self.table is not None and min(self.table, default=0) < 0:
             raise BadSchedule(f"table deletes {min(self.table)} tokens in a layer; each value must be at least 0")
 
-    def calibrate(self, statistics: Statistics, request: base.BudgetRequest) -> Schedule:
+    def calibrate(self, statistics: Statistics, request: BudgetRequest) -> Schedule:
         """A count for each layer, merged into cuts, landed on the budget."""
         if request.layers is not None or request.keep is not None:
             self.refuse(["gates"], "when --layers or --keep sets the cuts")
@@ -91,7 +94,7 @@ class Method(base.Method):
         return steps, report | {"counts_from": "search", "alpha": round(alpha, 6)}
 
     @classmethod
-    def selector(cls, site: base.GateSite) -> base.Selector:
+    def selector(cls, site: GateSite) -> Selector:
         parameters(Nothing, site.gate.selector, "fitprune")
         if site.gate.layer < 1:
             raise BadSchedule(
@@ -100,7 +103,7 @@ class Method(base.Method):
         return ProductSelector(site)
 
 
-class ProductSelector(base.Selector):
+class ProductSelector(Selector):
     """Keeps the largest (attention received from the text) x (attention received from the image).
 
     Each row counts its largest head, in the layer before the gate, over all rows that it sees.
@@ -108,15 +111,15 @@ class ProductSelector(base.Selector):
 
     reads = ("queries", "key")
 
-    def __init__(self, site: base.GateSite) -> None:
+    def __init__(self, site: GateSite) -> None:
         super().__init__()
         self.keep, self.start, self.tokens = site.gate.keep, site.image_start, site.vision_tokens
         self.bidirectional = site.dimensions.bidirectional
 
-    def forward(self, rows: base.GateInputs) -> Tensor:
-        return base.best(self.score(rows), self.keep)
+    def forward(self, rows: GateInputs) -> Tensor:
+        return best(self.score(rows), self.keep)
 
-    def score(self, rows: base.GateInputs) -> Tensor:
+    def score(self, rows: GateInputs) -> Tensor:
         """[B, N] fp32. The text is every valid row behind the image; rows before it do not see it."""
         mask = rows.attention_mask
         every = torch.arange(mask.shape[1], device=mask.device)

@@ -14,13 +14,16 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from secateur.artifacts import Gate, Json, Schedule
-from secateur.calibration.budget import front
-from secateur.calibration.statistics import Statistics
+from secateur.bundle.schedule import Gate, Schedule
+from secateur.bundle.strict_json import Json
 from secateur.errors import BadSchedule
 from secateur.methods import base
-from secateur.methods._encoder_score import check_layer
-from secateur.methods._parameters import one_of, parameters
+from secateur.selection.budget import BudgetRequest, front
+from secateur.selection.constants import one_of, parameters
+from secateur.selection.encoder_score import check_layer
+from secateur.selection.selector import GateInputs, GateSite, Selector
+from secateur.selection.statistics import Statistics
+from secateur.selection.topk import best
 
 SHARE = 0.25  # the ratio that the paper's headline cites
 MEASURED = -2  # the layer of Statistics.encoder_variance
@@ -68,7 +71,7 @@ class Method(base.Method):
     def __post_init__(self) -> None:
         self._focus()
 
-    def calibrate(self, statistics: Statistics, request: base.BudgetRequest) -> Schedule:
+    def calibrate(self, statistics: Statistics, request: BudgetRequest) -> Schedule:
         """One gate. A share of the tokens is rounded down, as in the paper; a compression is met most closely."""
         tokens, columns = statistics.model.vision_tokens, statistics.layout.grid[1]
         wanted = front(request, statistics.dimensions.layers, tokens, SHARE)
@@ -114,7 +117,7 @@ class Method(base.Method):
         return report
 
     @classmethod
-    def selector(cls, site: base.GateSite) -> base.Selector:
+    def selector(cls, site: GateSite) -> Selector:
         focus, keep = parameters(Focus, site.gate.selector, "fopru"), site.gate.keep
         if focus.strategy == "row":
             rows, columns = site.grid
@@ -128,7 +131,7 @@ class Method(base.Method):
         return FocalSelector(keep, focus.score_layer, focus.direction == "auto", grid)
 
 
-class FocalSelector(base.Selector):
+class FocalSelector(Selector):
     """The best tokens of all, or with a `grid` those of the best rows, filled up to `keep` by rank."""
 
     def __init__(self, keep: int, layer: int, auto: bool, grid: tuple[int, int] | None) -> None:
@@ -137,19 +140,19 @@ class FocalSelector(base.Selector):
         self.grid = grid
         self.reads = (f"received.{layer}", f"given.{layer}") if auto else (f"received.{layer}",)
 
-    def forward(self, rows: base.GateInputs) -> Tensor:
+    def forward(self, rows: GateInputs) -> Tensor:
         score = self._score(rows)
         if self.grid is None:
-            return base.best(score, self.keep)
+            return best(score, self.keep)
         height, width = self.grid
         table = score.reshape(-1, height, width)
-        lines = base.best(table.sum(dim=2), self.keep // width)
+        lines = best(table.sum(dim=2), self.keep // width)
         if self.keep % width == 0:
             return (lines[:, :, None] * width + torch.arange(width, device=score.device)).reshape(-1, self.keep)
         chosen = (lines[:, :, None] == torch.arange(height, device=score.device)).any(dim=1)
-        return base.best(torch.where(chosen[:, :, None], torch.inf, table).reshape(-1, height * width), self.keep)
+        return best(torch.where(chosen[:, :, None], torch.inf, table).reshape(-1, height * width), self.keep)
 
-    def _score(self, rows: base.GateInputs) -> Tensor:
+    def _score(self, rows: GateInputs) -> Tensor:
         """[B, N] fp32: attention received, or the direction of larger variance, image by image."""
         received = rows.read[self.reads[0]].float()
         if len(self.reads) == 1:

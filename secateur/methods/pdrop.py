@@ -13,13 +13,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from secateur.artifacts import Schedule
-from secateur.calibration.budget import plan
-from secateur.calibration.statistics import Statistics
+from secateur.bundle.schedule import Schedule
 from secateur.errors import BadSchedule
 from secateur.methods import base
-from secateur.methods._attended import Attended
-from secateur.methods._parameters import Nothing, parameters
+from secateur.selection.attended import Attended
+from secateur.selection.budget import BudgetRequest, plan
+from secateur.selection.constants import Nothing, parameters
+from secateur.selection.selector import GateSite, Selector
+from secateur.selection.statistics import Statistics
 
 STAGES = (8, 16, 24)  # layers of 32 that have run when a stage scores
 
@@ -34,7 +35,7 @@ class Method(base.Method):
         if not 0 < self.ratio < 1:
             raise BadSchedule(f"ratio {self.ratio:g} must be above 0 and below 1")
 
-    def calibrate(self, statistics: Statistics, request: base.BudgetRequest) -> Schedule:
+    def calibrate(self, statistics: Statistics, request: BudgetRequest) -> Schedule:
         """Stage i keeps ratio ** i of the original tokens, counted from 1."""
         if request.keep is not None:
             self.refuse(["ratio"], "beside --keep")
@@ -45,6 +46,6 @@ class Method(base.Method):
         return self.schedule(statistics, placed.gates(), placed.report())
 
     @classmethod
-    def selector(cls, site: base.GateSite) -> base.Selector:
+    def selector(cls, site: GateSite) -> Selector:
         parameters(Nothing, site.gate.selector, "pdrop")
         return Attended(site)

@@ -7,12 +7,13 @@ from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 
-from secateur.artifacts import Schedule
-from secateur.calibration.budget import plan
-from secateur.calibration.statistics import Statistics
+from secateur.bundle.schedule import Schedule
 from secateur.errors import BadSchedule
 from secateur.methods import base
-from secateur.methods._parameters import parameters
+from secateur.selection.budget import BudgetRequest, plan
+from secateur.selection.constants import parameters
+from secateur.selection.selector import Fixed, GateSite, Selector
+from secateur.selection.statistics import Statistics
 
 SHARE = 0.25
 
@@ -37,7 +38,7 @@ class Method(base.Method):
     def __post_init__(self) -> None:
         Draw(self.seed)
 
-    def calibrate(self, statistics: Statistics, request: base.BudgetRequest) -> Schedule:
+    def calibrate(self, statistics: Statistics, request: BudgetRequest) -> Schedule:
         """One gate before the decoder unless the request names layers."""
         model, dimensions = statistics.model, statistics.dimensions
         placed = plan(request, dimensions.layers, model.vision_tokens, (0,), (SHARE,), earliest=0)
@@ -55,8 +56,8 @@ class Method(base.Method):
         return replace(schedule, name=name, method="random", gates=tuple(gates), calibration={}, weights="", tensors={})
 
     @classmethod
-    def selector(cls, site: base.GateSite) -> base.Selector:
+    def selector(cls, site: GateSite) -> Selector:
         seed = parameters(Draw, site.gate.selector, "random").seed
         # RandomState, because numpy freezes its stream: a schedule means the same tokens with every version.
         order = np.random.RandomState([seed, site.gate.layer]).permutation(site.vision_tokens)
-        return base.Fixed(int(slot) for slot in order[: site.gate.keep])
+        return Fixed(int(slot) for slot in order[: site.gate.keep])

@@ -6,13 +6,14 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, replace
 from typing import Literal
 
-from secateur.artifacts import Schedule
-from secateur.calibration.budget import plan
-from secateur.calibration.statistics import Statistics
+from secateur.bundle.schedule import Schedule
 from secateur.errors import BadSchedule
 from secateur.methods import base
-from secateur.methods._parameters import one_of, parameters
-from secateur.methods._spatial import centred_lattice, farthest_points
+from secateur.selection.budget import BudgetRequest, plan
+from secateur.selection.constants import one_of, parameters
+from secateur.selection.selector import Fixed, GateSite, Selector
+from secateur.selection.spatial import centred_lattice, farthest_points
+from secateur.selection.statistics import Statistics
 
 SHARE = 0.25
 
@@ -38,7 +39,7 @@ class Method(base.Method):
     def __post_init__(self) -> None:
         Pattern(self.pattern)
 
-    def calibrate(self, statistics: Statistics, request: base.BudgetRequest) -> Schedule:
+    def calibrate(self, statistics: Statistics, request: BudgetRequest) -> Schedule:
         """One gate before the decoder unless the request names layers."""
         model, grid = statistics.model, statistics.layout.grid
         placed = plan(request, statistics.dimensions.layers, model.vision_tokens, (0,), (SHARE,), earliest=0)
@@ -50,11 +51,11 @@ class Method(base.Method):
         return self.schedule(statistics, gates)
 
     @classmethod
-    def selector(cls, site: base.GateSite) -> base.Selector:
+    def selector(cls, site: GateSite) -> Selector:
         pattern = parameters(Pattern, site.gate.selector, "stride").pattern
         keep, tokens = site.gate.keep, site.vision_tokens
         _check(pattern, site.grid, tokens, keep)
-        return base.Fixed(strided(tokens, keep) if pattern == "stride" else latticed(site.grid, keep))
+        return Fixed(strided(tokens, keep) if pattern == "stride" else latticed(site.grid, keep))
 
 
 def _check(pattern: str, grid: tuple[int, int], tokens: int, keep: int) -> None:

@@ -11,11 +11,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from secateur.artifacts import Schedule
-from secateur.calibration.budget import plan
-from secateur.calibration.statistics import Statistics
+from secateur.bundle.schedule import Schedule
 from secateur.methods import base
-from secateur.methods._parameters import Nothing, parameters
+from secateur.selection.budget import BudgetRequest, plan
+from secateur.selection.constants import Nothing, parameters
+from secateur.selection.selector import GateInputs, GateSite, Selector
+from secateur.selection.statistics import Statistics
+from secateur.selection.topk import best
 
 LAYERS = (3, 17, 22)  # of 32
 
@@ -23,7 +25,7 @@ LAYERS = (3, 17, 22)  # of 32
 class Method(base.Method):
     """V2Drop has no options of its own."""
 
-    def calibrate(self, statistics: Statistics, request: base.BudgetRequest) -> Schedule:
+    def calibrate(self, statistics: Statistics, request: BudgetRequest) -> Schedule:
         """Shares 1/2, 1/4 and 1/N; a compression scales them together."""
         depth, tokens = statistics.dimensions.layers, statistics.model.vision_tokens
         shares = (1 / 2, 1 / 4, min(1 / 4, 1 / tokens))
@@ -32,21 +34,21 @@ class Method(base.Method):
         return self.schedule(statistics, placed.gates(), placed.report())
 
     @classmethod
-    def selector(cls, site: base.GateSite) -> base.Selector:
+    def selector(cls, site: GateSite) -> Selector:
         parameters(Nothing, site.gate.selector, "v2drop")
         return Changed(site)
 
 
-class Changed(base.Selector):
+class Changed(Selector):
     """The tokens that the layer before the gate changed most."""
 
     reads = ("layer_input",)
 
-    def __init__(self, site: base.GateSite) -> None:
+    def __init__(self, site: GateSite) -> None:
         super().__init__()
         self.keep, self.start, self.tokens = site.gate.keep, site.image_start, site.vision_tokens
 
-    def forward(self, rows: base.GateInputs) -> Tensor:
+    def forward(self, rows: GateInputs) -> Tensor:
         before = rows.read["layer_input"][:, self.start : self.start + self.tokens]
         change = torch.linalg.vector_norm(rows.vision.float() - before.float(), dim=-1)
-        return base.best(change, self.keep)
+        return best(change, self.keep)

@@ -15,19 +15,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from secateur.artifacts import Gate, Schedule
-from secateur.calibration.budget import front
-from secateur.calibration.statistics import Statistics
+from secateur.bundle.schedule import Gate, Schedule
 from secateur.errors import BadSchedule
 from secateur.methods import base
-from secateur.methods._encoder_score import Score
-from secateur.methods._parameters import parameters
+from secateur.selection.budget import BudgetRequest, front
+from secateur.selection.constants import parameters
+from secateur.selection.encoder_score import EncoderScore
+from secateur.selection.selector import GateInputs, GateSite, Selector
+from secateur.selection.statistics import Statistics
+from secateur.selection.topk import ascending, gather, top
 
 SHARE = 64 / 576  # the published 54 dominant and 10 contextual tokens of LLaVA-1.5
 
 
 @dataclass(frozen=True)
-class Zip(Score):
+class Zip(EncoderScore):
     """Constants of one gate: the score, and how many of the kept tokens dropped ones merge into."""
 
     contextual: int = 0
@@ -49,7 +51,7 @@ class Method(base.Method):
             raise BadSchedule(f"contextual {self.contextual:g} must be a share from 0 to 1 of the kept tokens")
         Zip(score_layer=self.score_layer)
 
-    def calibrate(self, statistics: Statistics, request: base.BudgetRequest) -> Schedule:
+    def calibrate(self, statistics: Statistics, request: BudgetRequest) -> Schedule:
         """One gate; without a class token the attention received scores. Nothing is measured."""
         model, dimensions = statistics.model, statistics.dimensions
         keep = front(request, dimensions.layers, model.vision_tokens, SHARE)
@@ -58,7 +60,7 @@ class Method(base.Method):
         return self.schedule(statistics, (Gate(0, keep, "vision", asdict(constants)),))
 
     @classmethod
-    def selector(cls, site: base.GateSite) -> base.Selector:
+    def selector(cls, site: GateSite) -> Selector:
         keep, constants = site.gate.keep, parameters(Zip, site.gate.selector, "visionzip")
         contextual, read = constants.contextual, constants.name(site, "visionzip")
         if not 0 <= contextual <= keep:
@@ -66,7 +68,7 @@ class Method(base.Method):
         return ZipSelector(site.vision_tokens, keep - contextual, contextual, read)
 
 
-class ZipSelector(base.Selector):
+class ZipSelector(Selector):
     """Dominant tokens as they are, and targets that take up what is dropped; all counts are constants.
 
     R = N - dominant tokens are left behind the best, in raster order; target i is number i * (R // C) of these.
@@ -84,28 +86,28 @@ class ZipSelector(base.Selector):
         self.register_buffer("others", torch.tensor(sorted(set(range(rest)) - set(chosen)), dtype=torch.int64))
         self.reads = (read, f"patch_key{read[read.rindex('.') :]}") if contextual else (read,)
 
-    def forward(self, rows: base.GateInputs) -> Tensor:
+    def forward(self, rows: GateInputs) -> Tensor:
         return self.kept(rows)[0]
 
-    def kept(self, rows: base.GateInputs) -> tuple[Tensor, Tensor]:
+    def kept(self, rows: GateInputs) -> tuple[Tensor, Tensor]:
         """Slots and rows; to each target the mean of the rows that are dropped in its favour is added, in fp32."""
         dominant, targets, others = self._split(rows)
-        slots = base.ascending(torch.cat([dominant, targets], dim=1))
-        kept = base.gather(rows.vision, slots)
+        slots = ascending(torch.cat([dominant, targets], dim=1))
+        kept = gather(rows.vision, slots)
         if not self.contextual:
             return slots, kept
         keys = F.normalize(rows.read[self.reads[1]].float(), dim=-1)
-        alike = torch.matmul(base.gather(keys, others), base.gather(keys, targets).transpose(1, 2))
+        alike = torch.matmul(gather(keys, others), gather(keys, targets).transpose(1, 2))
         nearest = alike.argmax(dim=2, keepdim=True)
         belongs = (nearest == torch.arange(self.contextual, device=nearest.device)).float()
-        total = torch.matmul(belongs.transpose(1, 2), base.gather(rows.vision, others).float())
+        total = torch.matmul(belongs.transpose(1, 2), gather(rows.vision, others).float())
         mean = total / belongs.sum(dim=1).clamp(min=1)[:, :, None]
         at = (slots[:, :, None] == targets[:, None, :]).float()
         return slots, (kept.float() + torch.matmul(at, mean)).to(kept.dtype)
 
-    def _split(self, rows: base.GateInputs) -> tuple[Tensor, Tensor, Tensor]:
+    def _split(self, rows: GateInputs) -> tuple[Tensor, Tensor, Tensor]:
         """Slots of the dominant tokens [B, D], the targets [B, C], and all others; the last two ascend."""
         score = rows.read[self.reads[0]].float()
-        order = base.top(score, score.shape[1])
-        rest = base.ascending(order[:, self.dominant :])
+        order = top(score, score.shape[1])
+        rest = ascending(order[:, self.dominant :])
         return order[:, : self.dominant], rest.index_select(1, self.targets), rest.index_select(1, self.others)

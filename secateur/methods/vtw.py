@@ -11,12 +11,14 @@ import math
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from secateur.artifacts import Json, Schedule
-from secateur.calibration.budget import plan
-from secateur.calibration.statistics import Statistics
+from secateur.bundle.schedule import Schedule
+from secateur.bundle.strict_json import Json
 from secateur.errors import BadSchedule
 from secateur.methods import base
-from secateur.methods._parameters import Nothing, parameters
+from secateur.selection.budget import BudgetRequest, plan
+from secateur.selection.constants import Nothing, parameters
+from secateur.selection.selector import GateSite, Selector
+from secateur.selection.statistics import Statistics
 
 PUBLISHED, START, DEPTH = 15, 5, 32  # the layer for LLaVA-1.5-7B, and where its search starts
 ETA = 0.003
@@ -42,7 +44,7 @@ class Method(base.Method):
         if self.start is not None and self.start < 1:
             raise BadSchedule(f"start {self.start} must be at least 1; the layers before it always see the image")
 
-    def calibrate(self, statistics: Statistics, request: base.BudgetRequest) -> Schedule:
+    def calibrate(self, statistics: Statistics, request: BudgetRequest) -> Schedule:
         """One gate; the layer comes from the request, its compression, or the search."""
         if request.layers is not None or request.compression is not None:
             self.refuse(["start"], "when --layers or --compression sets the layer")
@@ -50,7 +52,7 @@ class Method(base.Method):
         keep = _keep(request, model.vision_tokens)
         divergence = [float(kl) for kl in statistics.drop_divergence.mean(1)] if statistics.drop_divergence.size else []
         layer, source, note = self._layer(request, depth, divergence)
-        placed = plan(base.BudgetRequest(keep=(keep,), layers=(layer,)), depth, model.vision_tokens, (), (), earliest=0)
+        placed = plan(BudgetRequest(keep=(keep,), layers=(layer,)), depth, model.vision_tokens, (), (), earliest=0)
         report: Json = {
             "samples": statistics.drop_divergence.shape[1] if divergence else 0,
             "seed": statistics.seed,
@@ -63,7 +65,7 @@ class Method(base.Method):
         }
         return self.schedule(statistics, placed.gates(), report)
 
-    def _layer(self, request: base.BudgetRequest, depth: int, divergence: list[float]) -> tuple[int, str, str]:
+    def _layer(self, request: BudgetRequest, depth: int, divergence: list[float]) -> tuple[int, str, str]:
         """The layer of the drop, where it comes from, and what is to be said about it."""
         if request.layers is not None:
             return request.layers[0], "request", ""
@@ -81,14 +83,14 @@ class Method(base.Method):
         return depth - 1, "search", f"no layer from {start} on costs at most {self.eta:g} nats: the last layer"
 
     @classmethod
-    def selector(cls, site: base.GateSite) -> base.Selector:
+    def selector(cls, site: GateSite) -> Selector:
         parameters(Nothing, site.gate.selector, "vtw")
         raise BadSchedule(
             f"a vtw gate keeps 0 or all {site.vision_tokens} tokens, not {site.gate.keep}; calibrate the schedule again"
         )
 
 
-def _keep(request: base.BudgetRequest, tokens: int) -> float:
+def _keep(request: BudgetRequest, tokens: int) -> float:
     """What the one gate keeps as a share: 0, or 1 to test the wiring."""
     if request.layers is not None and len(request.layers) != 1:
         raise BadSchedule(f"vtw drops the image at one layer, not at {len(request.layers)}; give one with --layers")

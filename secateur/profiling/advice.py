@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from secateur.profiling.chains import is_full
-from secateur.profiling.results import Chain, GraphTimes
+from secateur.profiling.results import ChainTimes, GraphTimes
 
 UNSTABLE_GPU = 0.025
 """Variation above which trtexec calls GPU times unstable (from about 10.13)."""
@@ -15,7 +15,7 @@ UNSTABLE_HERE = 0.15
 NAMED = 3
 
 
-def advice(chains: Sequence[Chain], graphs: Sequence[GraphTimes], apart: bool) -> tuple[str, ...]:
+def advice(chains: Sequence[ChainTimes], graphs: Sequence[GraphTimes], apart: bool) -> tuple[str, ...]:
     """Lines of plain words, the most important first.
 
     apart   trtexec timed the graphs, on a GPU
@@ -27,7 +27,7 @@ def advice(chains: Sequence[Chain], graphs: Sequence[GraphTimes], apart: bool) -
     return tuple(said)
 
 
-def _slow(chains: Sequence[Chain]) -> list[str]:
+def _slow(chains: Sequence[ChainTimes]) -> list[str]:
     slow = [c for c in chains if not is_full(c) and c.speed_up is not None and c.speed_up <= 1]
     if not slow:
         return []
@@ -66,7 +66,7 @@ def _unstable_gpu(graphs: Sequence[GraphTimes]) -> list[str]:
     ]
 
 
-def _unstable(chains: Sequence[Chain]) -> list[str]:
+def _unstable(chains: Sequence[ChainTimes]) -> list[str]:
     shaky = [c for c in chains if (v := c.first_token.variation) is not None and v > UNSTABLE_HERE]
     if not shaky:
         return []

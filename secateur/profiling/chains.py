@@ -6,11 +6,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from secateur.artifacts import FULL, Manifest
+from secateur.bundle.graph_plan import runs
+from secateur.bundle.manifest import Manifest
+from secateur.bundle.reader import Bundle
+from secateur.bundle.schedule import FULL
 from secateur.profiling.percentiles import Spread
-from secateur.profiling.results import Chain, GraphTimes
-from secateur.runtime.bundle import Bundle
-from secateur.runtime.walk import runs
+from secateur.profiling.results import ChainTimes, GraphTimes
 
 
 def kinds(manifest: Manifest) -> dict[str, str]:
@@ -28,11 +29,11 @@ def chain(
     first_token: Spread,
     decode: Spread | None,
     stages: Mapping[str, float],
-) -> Chain:
+) -> ChainTimes:
     """The figures of one of walk.runs; how it compares with full is not known yet."""
     run = runs(bundle.manifest)[name]
     schedule = bundle.schedule(run.schedule, run.manifest.layout.size)
-    return Chain(
+    return ChainTimes(
         schedule=name,
         method=schedule.method,
         average_tokens=schedule.budget.average_tokens,
@@ -48,7 +49,7 @@ def chain(
     )
 
 
-def compared(chains: Sequence[Chain]) -> tuple[Chain, ...]:
+def compared(chains: Sequence[ChainTimes]) -> tuple[ChainTimes, ...]:
     """The same with their speed-up over full, of the same image size, if it is among them."""
     full = {_size(one): one for one in chains if is_full(one)}
     return tuple(
@@ -63,17 +64,17 @@ def compared(chains: Sequence[Chain]) -> tuple[Chain, ...]:
     )
 
 
-def is_full(chain: Chain) -> bool:
+def is_full(chain: ChainTimes) -> bool:
     """Nothing is pruned in it."""
     return chain.schedule.partition("@")[0] == FULL
 
 
-def _size(chain: Chain) -> str:
+def _size(chain: ChainTimes) -> str:
     """Its image size; "" where there is but one."""
     return chain.schedule.partition("@")[2]
 
 
-def with_shares(graphs: Sequence[GraphTimes], chains: Sequence[Chain]) -> tuple[GraphTimes, ...]:
+def with_shares(graphs: Sequence[GraphTimes], chains: Sequence[ChainTimes]) -> tuple[GraphTimes, ...]:
     """The same with their share of each chain: `shares` holds the schedules that run the graph, and whatever figure."""
     whole = {
         (one.schedule, decode): spread.p50

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from secateur.artifacts import Layout
+from secateur.bundle.graph_plan import prefill, runs
+from secateur.bundle.layout import Layout
 from secateur.errors import InputError
 from secateur.profiling.chains import chain, compared, kinds, with_shares
 from secateur.profiling.percentiles import spread
-from secateur.profiling.results import STAGES, Chain, GraphTimes
+from secateur.profiling.results import STAGES, ChainTimes, GraphTimes
 from secateur.progress import Progress
 from secateur.runtime import Pipeline
 from secateur.runtime.image import ImageLike
-from secateur.runtime.walk import prefill, runs
 
 Timings = Sequence[dict[str, float]]
 SIDE = 336
@@ -24,7 +24,7 @@ PROMPT = "what is in the picture ?"
 
 
 @dataclass(frozen=True)
-class Settings:
+class ClockSettings:
     """How to run: rounds that are not timed, rounds that are, and tokens of each answer (one is the first token)."""
 
     rounds: int = 30
@@ -48,8 +48,13 @@ def noise(layout: Layout) -> tuple[ImageLike, ...]:
 
 
 def clock(
-    vlm: Pipeline, image: ImageLike | None, prompt: str, names: Sequence[str], settings: Settings, progress: Progress
-) -> tuple[tuple[Chain, ...], tuple[GraphTimes, ...]]:
+    vlm: Pipeline,
+    image: ImageLike | None,
+    prompt: str,
+    names: Sequence[str],
+    settings: ClockSettings,
+    progress: Progress,
+) -> tuple[tuple[ChainTimes, ...], tuple[GraphTimes, ...]]:
     """Chains and graphs of the schedules `names` for every image size; without an image, of noise.
 
     Where a prompt has several images, `image` is each of them.
@@ -80,7 +85,7 @@ def _images(layout: Layout, image: ImageLike | None) -> tuple[ImageLike, ...]:
     return noise(layout) if image is None else (image,) * layout.images
 
 
-def _chain(vlm: Pipeline, name: str, timings: Timings) -> Chain:
+def _chain(vlm: Pipeline, name: str, timings: Timings) -> ChainTimes:
     kind = kinds(vlm.bundle.manifest)
     stages = {"preprocess": spread([one["preprocess"] for one in timings]).p50}
     for graph_kind, stage in STAGES.items():

@@ -7,17 +7,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from secateur.bundle.graph_plan import runs
+from secateur.bundle.reader import Bundle
 from secateur.engines.cases import CASES_FILE, Case, Cases
+from secateur.engines.plan_key import identity
 from secateur.engines.results.console import Console, read_console
 from secateur.engines.results.times import read_times
-from secateur.engines.source import identity
 from secateur.errors import BadMeasurement
 from secateur.profiling.chains import chain, compared, kinds, with_shares
 from secateur.profiling.layers import slowest
 from secateur.profiling.percentiles import Spread, spread, total
-from secateur.profiling.results import STAGES, Chain, Failure, GraphTimes
-from secateur.runtime.bundle import Bundle
-from secateur.runtime.walk import runs
+from secateur.profiling.results import STAGES, ChainTimes, Failure, GraphTimes
 
 BOUND = 0.8
 """Enqueue over compute time above which trtexec warns, both medians; for results whose console output is lost."""
@@ -27,7 +27,7 @@ BOUND = 0.8
 class Imported:
     """What a folder holds; `machine` is what trtexec says of GPU and version."""
 
-    chains: tuple[Chain, ...]
+    chains: tuple[ChainTimes, ...]
     graphs: tuple[GraphTimes, ...]
     failures: tuple[Failure, ...]
     machine: dict[str, str]
@@ -132,7 +132,7 @@ def _graph(folder: Path, case: Case, console: Console | None, kind: str, names: 
     )
 
 
-def _chain(bundle: Bundle, name: str, cases: Sequence[Case], graphs: Sequence[GraphTimes]) -> Chain | None:
+def _chain(bundle: Bundle, name: str, cases: Sequence[Case], graphs: Sequence[GraphTimes]) -> ChainTimes | None:
     """The sums of one schedule; None where a graph before the first token is missing."""
     found = {graph.name: graph for graph in graphs}
     parts: dict[str, list[Spread]] = {"encode": [], "prefill": [], "decode": []}

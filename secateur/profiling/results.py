@@ -58,7 +58,7 @@ class GraphTimes:
 
 
 @dataclass(frozen=True)
-class Chain:
+class ChainTimes:
     """One schedule from image to answer. `full` is the first of a profile and what the others are compared with.
 
     schedule             its name; where the bundle has several image sizes, @WIDTHxHEIGHT follows, and each size has
@@ -117,7 +117,7 @@ class Profiling(Document):
     rounds: int | None
     machine: dict[str, str]
     command: str
-    chains: tuple[Chain, ...]
+    chains: tuple[ChainTimes, ...]
     graphs: tuple[GraphTimes, ...]
     advice: tuple[str, ...]
     failures: tuple[Failure, ...] = ()

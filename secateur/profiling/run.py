@@ -8,11 +8,11 @@ from pathlib import Path
 
 from secateur import __version__
 from secateur.engines.trtexec import TRTEXEC
-from secateur.evaluation.run import machine
+from secateur.machine import machine
 from secateur.profiling.advice import advice
-from secateur.profiling.clocked import Settings, clock
+from secateur.profiling.clocked import ClockSettings, clock
 from secateur.profiling.imported import read_folder
-from secateur.profiling.results import Chain, Failure, GraphTimes, Profiling
+from secateur.profiling.results import ChainTimes, Failure, GraphTimes, Profiling
 from secateur.progress import Progress
 from secateur.runtime import Bundle, Pipeline
 from secateur.runtime.image import ImageLike
@@ -24,7 +24,7 @@ def here(
     names: Sequence[str],
     image: ImageLike | None,
     prompt: str,
-    settings: Settings,
+    settings: ClockSettings,
     progress: Progress,
     command: str,
 ) -> Profiling:
@@ -57,7 +57,7 @@ def _profiling(
     rounds: int | None,
     on: dict[str, str],
     command: str,
-    chains: tuple[Chain, ...],
+    chains: tuple[ChainTimes, ...],
     graphs: tuple[GraphTimes, ...],
     failures: tuple[Failure, ...] = (),
 ) -> Profiling:

@@ -5,7 +5,7 @@ with Pipeline.load("build/demo-btp") as vlm:
     print(vlm.ask("scene.png", "what color is the seven ?").text)
 """
 
-from secateur.runtime.bundle import Bundle
+from secateur.bundle.reader import Bundle
 from secateur.runtime.chat import Chat
 from secateur.runtime.pipeline import Pipeline
 from secateur.runtime.receipt import Answer, GateReceipt, Receipt

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from secateur.artifacts import GraphSpec
+from secateur.bundle.manifest import GraphSpec
+from secateur.bundle.symbolic_shape import resolve_shapes
 from secateur.errors import BadBundle, BadPrompt
 from secateur.runtime.backends.base import Backend, Buffer
-from secateur.runtime.dimensions import resolve_shapes
-from secateur.runtime.rows import Ints
+from secateur.runtime.token_batch import Ints
 
 ROUNDED = 64
 """Where decode steps have fixed shapes, a cache has a multiple of so many rows: then they fit the next question too."""

@@ -14,16 +14,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from secateur.artifacts import ENCODER_GATES, FULL, GateRef, GraphSpec, Manifest
+from secateur.bundle.manifest import GateRef, GraphSpec, Manifest
+from secateur.bundle.schedule import ENCODER_GATES, FULL
+from secateur.bundle.symbolic_shape import bind, resolve_shapes
 from secateur.errors import InputError
 from secateur.runtime.backends.base import Array, Backend, Buffer
 from secateur.runtime.cache import KVCache, rounded
-from secateur.runtime.dimensions import bind, resolve_shapes
 from secateur.runtime.dtypes import learn
+from secateur.runtime.encoded_images import EncodedImages
 from secateur.runtime.receipt import GateReceipt, Stopwatch, gate_receipt
-from secateur.runtime.rows import Ints, Rows
-from secateur.runtime.seen import Seen
-from secateur.runtime.steps import Step
+from secateur.runtime.recorded_step import RecordedStep
+from secateur.runtime.token_batch import Ints, TokenBatch
 
 Buffers = dict[str, Buffer]
 
@@ -66,7 +67,7 @@ class Chain:
         self.backend = backend
         self._graphs = {graph.name: graph for graph in manifest.graphs}
         self._scratch: dict[tuple[str, str], Buffer] = {}
-        self._steps: weakref.WeakKeyDictionary[KVCache, Step] = weakref.WeakKeyDictionary()
+        self._steps: weakref.WeakKeyDictionary[KVCache, RecordedStep] = weakref.WeakKeyDictionary()
         self._spare: KVCache | None = None
         self._lock = lock or threading.Lock()  # walks share the scratch buffers
         gates = {gate.graph for name in self.schedules for gate in manifest.schedules[name].gates}
@@ -74,7 +75,7 @@ class Chain:
             if graph.kind != "gate" or graph.name in gates:
                 backend.load(graph)
 
-    def see(self, pixels: Array, schedule: str, watch: Stopwatch) -> Seen:
+    def see(self, pixels: Array, schedule: str, watch: Stopwatch) -> EncodedImages:
         """Vision tokens of pixel values [B*I,...], and the gate of the schedule that stands in the encoder."""
         layout, images = self.manifest.layout, pixels.shape[0]
         index = own = np.tile(np.arange(layout.image_tokens, dtype=np.int64), (images, 1))
@@ -94,7 +95,7 @@ class Chain:
             tokens = self._kept(self._run("projector", seen, watch)["vision_tokens"])
             planes = tuple(self._kept(seen[f"deepstack.{i}"]) for i in range(self.manifest.dimensions.planes))
         every, index = (layout.of_samples(x) for x in (own, index))
-        return Seen(tokens, planes, index, (gate_receipt(gate, every, index, layout),) if gate else ())
+        return EncodedImages(tokens, planes, index, (gate_receipt(gate, every, index, layout),) if gate else ())
 
     def cache(self, batch: int, capacity: int, schedule: str) -> KVCache:
         """An empty cache for `capacity` prompt rows and answers; segments behind a gate get fewer."""
@@ -119,7 +120,7 @@ class Chain:
             with self._lock:
                 self._spare = cache
 
-    def prefill(self, rows: Rows, seen: Seen, schedule: str, cache: KVCache, watch: Stopwatch) -> Walk:
+    def prefill(self, rows: TokenBatch, seen: EncodedImages, schedule: str, cache: KVCache, watch: Stopwatch) -> Walk:
         """First rows of a conversation: vision rows become what was seen, of each sample or one, and gates are run."""
         layout, ref = self.manifest.layout, self.manifest.schedules[schedule]
         index = np.repeat(seen.vision_index, cache.batch // len(seen.vision_index), axis=0)
@@ -134,25 +135,25 @@ class Chain:
             walk = self._decode(hidden, planes, rows, gates, index, [0] * len(cache.shift), cache, watch)
         return replace(walk, gates=(*seen.gates, *walk.gates), kept=(*([index] if seen.gates else []), *walk.kept))
 
-    def extend(self, rows: Rows, cache: KVCache, watch: Stopwatch) -> Walk:
+    def extend(self, rows: TokenBatch, cache: KVCache, watch: Stopwatch) -> Walk:
         """A follow-up question. Every segment reads all its cached rows."""
         with self._lock, self.backend.clock(watch, "prefill"):
             return self._extend(rows, cache, watch)
 
-    def step(self, rows: Rows, cache: KVCache) -> NDArray[np.float32]:
+    def step(self, rows: TokenBatch, cache: KVCache) -> NDArray[np.float32]:
         """Logits [B,V] behind one generated token of each sample."""
         with self._lock:
             if not self.backend.fixed_shapes:
                 return self._extend(rows, cache, Stopwatch()).logits
             if cache not in self._steps:
-                self._steps[cache] = Step(self.backend, (self._graphs["embed"], *self.manifest.segments), cache)
+                self._steps[cache] = RecordedStep(self.backend, (self._graphs["embed"], *self.manifest.segments), cache)
             return self._steps[cache].run(rows, cache)
 
-    def _extend(self, rows: Rows, cache: KVCache, watch: Stopwatch) -> Walk:
+    def _extend(self, rows: TokenBatch, cache: KVCache, watch: Stopwatch) -> Walk:
         nothing, hidden = np.zeros((cache.batch, 0), np.int64), self._embed(rows, watch)
         return self._decode(hidden, self._planes(hidden.shape), rows, {}, nothing, cache.shift, cache, watch)
 
-    def _embed(self, rows: Rows, watch: Stopwatch) -> Buffer:
+    def _embed(self, rows: TokenBatch, watch: Stopwatch) -> Buffer:
         return self._run("embed", {"input_ids": self._upload("input_ids", rows.input_ids)}, watch)["hidden_states"]
 
     def _kept(self, buffer: Buffer) -> Buffer:
@@ -174,7 +175,7 @@ class Chain:
         self,
         hidden: Buffer,
         planes: Buffers,
-        rows: Rows,
+        rows: TokenBatch,
         gates: Mapping[int, GateRef],
         index: Ints,
         shift: Sequence[int],
@@ -218,12 +219,12 @@ class Chain:
         cache.advance(masks, rows.lengths)
         return Walk(logits, tuple(m.shape[1] for m in masks), tuple(receipts), tuple(kept))
 
-    def _positions(self, rows: Rows) -> Ints:
+    def _positions(self, rows: TokenBatch) -> Ints:
         """Position ids as graphs take them: with M-RoPE, text has the same position on every axis."""
         axes, positions = self.manifest.layout.axes, rows.position_ids
         return positions if axes == 1 or positions.ndim == 3 else np.tile(positions, (axes, 1, 1))
 
-    def _named(self, hidden: Buffer, planes: Buffers, rows: Rows, index: Ints) -> Buffers:
+    def _named(self, hidden: Buffer, planes: Buffers, rows: TokenBatch, index: Ints) -> Buffers:
         """The tensors that go through the chain, by name; routing gates read the full rows again and again."""
         behind = np.array([self.manifest.layout.next_position], np.int64)
         named: Buffers = planes | {

@@ -7,13 +7,13 @@ from collections.abc import Iterator, Sequence
 
 from secateur.errors import BadPrompt, InputError
 from secateur.runtime.cache import KVCache, no_room
+from secateur.runtime.canvas import Fitted
 from secateur.runtime.chain import Chain, Walk
-from secateur.runtime.fitting import Fitted
-from secateur.runtime.prompt import TextStream, Tokenizer
+from secateur.runtime.encoded_images import EncodedImages
 from secateur.runtime.receipt import Answer, GateReceipt, Receipt, Stopwatch
-from secateur.runtime.rows import Ints, Rows
 from secateur.runtime.sampling import Sampler, Sampling
-from secateur.runtime.seen import Seen
+from secateur.runtime.token_batch import Ints, TokenBatch
+from secateur.runtime.tokenizer import TextStream, Tokenizer
 
 
 class Conversation:
@@ -29,7 +29,7 @@ class Conversation:
         self,
         chain: Chain,
         tokenizer: Tokenizer,
-        seen: Seen,
+        seen: EncodedImages,
         fitted: Sequence[tuple[Fitted, ...]],
         schedule: str,
         capacity: int | None,
@@ -66,7 +66,7 @@ class Conversation:
         if cache is None or turn is None:
             watch = self._watch  # a device tells this one its times, when somebody waits for it
             layout, pad = self.chain.manifest.layout, self.tokenizer.prompt.pad
-            rows = Rows.prompt(layout, [self.tokenizer.first(q) for q in questions], pad)
+            rows = TokenBatch.prompt(layout, [self.tokenizer.first(q) for q in questions], pad)
             needed = rows.input_ids.shape[1] + options.max_new_tokens
             capacity = needed if self.capacity is None else self.capacity
             most = self.chain.backend.most_rows
@@ -77,7 +77,7 @@ class Conversation:
         else:
             unread = turn.unread(cache.position)
             tails = [[*u, *self.tokenizer.next(q)] for u, q in zip(unread, questions, strict=True)]
-            rows = Rows.pad(tails, self.tokenizer.prompt.pad, cache.position)
+            rows = TokenBatch.pad(tails, self.tokenizer.prompt.pad, cache.position)
             self._check(rows, options, cache.room())
             walk = self.chain.extend(rows, cache, watch)
         self.turn = Turn(self, cache, rows, walk, options, watch)
@@ -92,7 +92,7 @@ class Conversation:
             self.chain.give_back(self._cache)
         self._cache, self.turn, self._closed = None, None, True
 
-    def _check(self, rows: Rows, options: Sampling, room: int, image: int = 0) -> None:
+    def _check(self, rows: TokenBatch, options: Sampling, room: int, image: int = 0) -> None:
         """`image` of the rows are those of the image and what stands before it."""
         new, context = options.max_new_tokens, self.chain.manifest.dimensions.context
         text, most = rows.input_ids.shape[1] - image, self.chain.backend.most_text
@@ -116,7 +116,7 @@ class Turn:
     """One question per sample on its way to an answer. Iterating generates."""
 
     def __init__(
-        self, talk: Conversation, cache: KVCache, rows: Rows, walk: Walk, options: Sampling, watch: Stopwatch
+        self, talk: Conversation, cache: KVCache, rows: TokenBatch, walk: Walk, options: Sampling, watch: Stopwatch
     ) -> None:
         self.tokens: list[list[int]] = [[] for _ in rows.lengths]
         self._talk, self._cache, self._rows, self._walk, self._watch = talk, cache, rows, walk, watch
@@ -136,7 +136,7 @@ class Turn:
                 if self._talk.turn is not self:
                     raise InputError("this answer was left for a new question; it cannot go on")
                 fed = [tokens[-1:] if alive else [] for tokens, alive in zip(self.tokens, live, strict=True)]
-                rows = Rows.pad(fed, prompt.pad, self._cache.position)
+                rows = TokenBatch.pad(fed, prompt.pad, self._cache.position)
                 with self._watch("decode"):
                     logits = self._talk.chain.step(rows, self._cache)
                 self._steps += 1

@@ -11,18 +11,18 @@ from typing import Any, overload
 import numpy as np
 
 from secateur import plugins
+from secateur.bundle.reader import Bundle
 from secateur.errors import InputError, UnknownName
 from secateur.runtime import backends
 from secateur.runtime.backends.base import Backend
-from secateur.runtime.bundle import Bundle
 from secateur.runtime.chat import Chat
 from secateur.runtime.conversation import Conversation
-from secateur.runtime.eyes import Eyes, Prepared
-from secateur.runtime.guard import Guard
 from secateur.runtime.image import ImageLike
-from secateur.runtime.prompt import Tokenizer
+from secateur.runtime.image_sizes import ImageSizes, Prepared
+from secateur.runtime.range_check import RangeCheck
 from secateur.runtime.receipt import Answer, Stopwatch
 from secateur.runtime.sampling import Sampling
+from secateur.runtime.tokenizer import Tokenizer
 
 CHAT_ROWS = 1024
 MAX_THREADS = 1024
@@ -35,7 +35,7 @@ class Pipeline:
         self.bundle = bundle
         self._backend = backend
         self._tokenizer = Tokenizer.read(bundle.prompt, bundle.path("tokenizer.json"))
-        self._eyes = Eyes(bundle, backend, schedules)
+        self._eyes = ImageSizes(bundle, backend, schedules)
 
     @classmethod
     def load(
@@ -72,7 +72,7 @@ class Pipeline:
                 raise _unknown(name, bundle.manifest.schedules)
         opened = module.Backend(bundle, threads=threads, device=device)
         if guard:
-            opened = Guard(opened, bundle.manifest)
+            opened = RangeCheck(opened, bundle.manifest)
         try:
             return cls(bundle, opened, schedules)
         except BaseException:

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from secateur.artifacts import GateRef, Layout
+from secateur.bundle.layout import Layout
+from secateur.bundle.manifest import GateRef
 from secateur.errors import BadBundle
-from secateur.runtime.fitting import Fitted
-from secateur.runtime.rows import Ints
+from secateur.runtime.canvas import Fitted
+from secateur.runtime.token_batch import Ints
 
 
 @dataclass(frozen=True)

@@ -17,15 +17,15 @@ from PIL import Image
 
 from secateur.calibration import measures
 from secateur.calibration.capture import DROPPED, KNOWN, capture
-from secateur.calibration.layers import entering, positions, prompts, run
+from secateur.calibration.layer_walk import entering, positions, prompts, run
 from secateur.calibration.samples import QUESTION, Sample, samples
+from secateur.checkpoints.safetensors_file import Entry
+from secateur.checkpoints.streaming import stream
 from secateur.errors import BadImage, BadModel, InputError
-from secateur.models._safetensors import Entry
-from secateur.models._streaming import stream
-from secateur.models.base import Family
+from secateur.families.base import Family
 from secateur.runtime.image import load_image
 from secateur.runtime.preprocess import pixel_values
-from secateur.runtime.prompt import Tokenizer
+from secateur.runtime.tokenizer import Tokenizer
 from tests.conftest import tiny_family
 from tests.reference import masked_logits
 

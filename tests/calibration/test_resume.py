@@ -11,12 +11,12 @@ from safetensors import SafetensorError
 
 from secateur.calibration import measures, resume
 from secateur.calibration.capture import capture
-from secateur.calibration.layers import prompts
-from secateur.calibration.resume import Resume, State
+from secateur.calibration.layer_walk import prompts
+from secateur.calibration.resume import MeasuringState, Resume
 from secateur.calibration.samples import Sample
 from secateur.demo.scenes import samples
 from secateur.errors import BadOutput
-from secateur.models.base import Family
+from secateur.families.base import Family
 from tests.conftest import tiny_family
 
 WANTED = frozenset({"similarity", "attention", "drop_divergence"})
@@ -95,13 +95,13 @@ def test_a_state_of_other_shapes_is_none(
     monkeypatch.setattr(resume, "EVERY", 0.0)
     whole, read = capture(tiny, few, WANTED)[0], Resume.read
 
-    def spoilt(self: Resume) -> State:
+    def spoilt(self: Resume) -> MeasuringState:
         rows = [each.rows for each in prompts(tiny, few)]
         on_layers = WANTED - {"drop_divergence"}
         measured = {f"found.0.{name}": torch.from_numpy(getattr(whole, name)) for name in on_layers}
         text = [each.shape[1] - tiny.layout.vision_tokens for each in rows]
         measured |= {f"without.{i}": torch.zeros(1, count, rows[0].shape[2]) for i, count in enumerate(text)}
-        state = State(1, rows, measured)
+        state = MeasuringState(1, rows, measured)
         if spoil == "layer":
             return state._replace(layer=4)
         if spoil == "rows":

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from secateur.artifacts import Manifest
+from secateur.bundle.manifest import Manifest
 from secateur.cli import main
 from secateur.engines.cases import Cases
 from secateur.engines.limits import limits

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from secateur.bundle.reader import Bundle
 from secateur.cli import main
-from secateur.engines import program
+from secateur.engines import run_trtexec
 from secateur.engines.cases import Cases
 from secateur.export.bundle import Exported
 from secateur.runtime.backends import ort
-from secateur.runtime.bundle import Bundle
 from tests.commands import calling
 from tests.profiling import made
 
@@ -100,7 +100,7 @@ def test_trtexec_builds_what_the_build_would(
     way = os.path.relpath(trt_bundle[0], work)
     for graph, words in built.items():
         theirs = [word.replace(os.path.relpath(trt_bundle[0], tmp_path / "dry"), way) for word in dry[graph]]
-        theirs[2] += program.PART
+        theirs[2] += run_trtexec.PART
         assert words[1:] == theirs[1:] and "--memPoolSize=workspace:99M" in words
     assert len(built) > 3
 
@@ -127,7 +127,7 @@ def test_without_trtexec(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("TRTEXEC", raising=False)
-    monkeypatch.setattr(program, "USUAL", tmp_path / "trtexec")
+    monkeypatch.setattr(run_trtexec, "USUAL", tmp_path / "trtexec")
     line = refused(capsys, trt_bundle[0], "--trtexec")
     assert "libnvinfer-bin" in line and "--import" in line and "--backend ort" in line
     assert "'nowhere' is no program" in refused(capsys, trt_bundle[0], "--trtexec", "nowhere")

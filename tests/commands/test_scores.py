@@ -9,7 +9,7 @@ from dataclasses import replace
 from rich.console import Console
 
 from secateur.commands import eval as command
-from secateur.evaluation.results import Evaluation, McNemar, Part, Percentiles, ScheduleResult, Split
+from secateur.evaluation.results import Evaluation, McNemar, Percentiles, ScheduleResult, Split, SplitPart
 
 FULL = ScheduleResult(
     name="full",
@@ -37,7 +37,7 @@ OURS = replace(
     score=0.6,
     retention=0.667,
     mcnemar=McNemar(17, 3, 0.0026),
-    split=Split("full", Part(40, 0.425), Part(0, None)),
+    split=Split("full", SplitPart(40, 0.425), SplitPart(0, None)),
     groups={"count": 0.25},
 )
 

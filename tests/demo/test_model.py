@@ -14,7 +14,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForCon
 from secateur.demo import model_directory, sample_directory
 from secateur.demo._pictures import write_pictures
 from secateur.demo.evaluate import answers
-from secateur.demo.scenes import KINDS, Sample, samples
+from secateur.demo.scenes import KINDS, SceneSample, samples
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_pictures_are_the_generators(tmp_path: Path) -> None:
 def test_it_answers_about_the_pictures() -> None:
     index = json.loads((sample_directory() / "samples.json").read_text())
     asked = [
-        Sample(Image.open(sample_directory() / name), each["question"], each["answer"], each["kind"])
+        SceneSample(Image.open(sample_directory() / name), each["question"], each["answer"], each["kind"])
         for name, entries in index.items()
         for each in entries
     ]

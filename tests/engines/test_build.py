@@ -19,18 +19,18 @@ from typing import Any
 import onnx
 import pytest
 
-from secateur.artifacts import read_json
-from secateur.engines.alone import alone
+from secateur.bundle.reader import Bundle, sha256
+from secateur.bundle.strict_json import read_json
 from secateur.engines.build import UNFINISHED, Built, build
+from secateur.engines.lock import alone
 from secateur.engines.manifest import ENGINES_FILE, TIMING_CACHE, Device, Engines, Limits, Profile
-from secateur.engines.settings import Settings
+from secateur.engines.plan_key import source
+from secateur.engines.settings import BuilderSettings
 from secateur.engines.shapes import profiles
-from secateur.engines.source import source
 from secateur.engines.target import check_target
 from secateur.engines.version import Version
 from secateur.errors import BackendMissing, BadBundle, BadEngine, BadOutput, BuildFailed
 from secateur.export.bundle import Exported
-from secateur.runtime.bundle import Bundle, sha256
 
 SIMULATION = Path(__file__).parent.parent / "simulation"
 DEVICE = Device("Orin", "8.7", 16, "10.3.0.30", "12.6", "12.6", "Linux-x86_64")
@@ -53,7 +53,7 @@ class Workshop:
         self,
         *graphs: str,
         limits: Limits = LIMITS,
-        settings: Settings | None = None,
+        settings: BuilderSettings | None = None,
         device: Device = DEVICE,
         past: int = 0,
     ) -> Built:
@@ -63,7 +63,7 @@ class Workshop:
         few = tuple(bundle.manifest.graph(name) for name in graphs or ("embed",))
         schedules = {name: s for name, s in bundle.manifest.schedules.items() if name == "full"}
         small = dataclasses.replace(bundle.manifest, graphs=few, schedules=schedules)
-        return build(dataclasses.replace(bundle, manifest=small), device, shapes, limits, settings or Settings())
+        return build(dataclasses.replace(bundle, manifest=small), device, shapes, limits, settings or BuilderSettings())
 
     def read(self, file: str = ENGINES_FILE) -> Engines:
         return read_json(Engines, self.folder / file, BadEngine)
@@ -137,7 +137,7 @@ def test_rebuilds_what_changed(workshop: Workshop) -> None:
     assert workshop.build(*two).new == ("segment_0",)
     assert workshop.build(*two, limits=shorter).new == ("segment_0",)
     assert workshop.build(*two, limits=dataclasses.replace(shorter, text=15)).new == two
-    assert workshop.build(settings=Settings(optimization_level=1)).new == ("embed",)
+    assert workshop.build(settings=BuilderSettings(optimization_level=1)).new == ("embed",)
 
 
 @pytest.mark.parametrize("difference", [{"tensorrt": "10.16.1.7"}, {"multiprocessors": 8}])

@@ -11,16 +11,16 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from secateur.artifacts import Manifest, TensorSpec
+from secateur.bundle.manifest import Manifest, TensorSpec
+from secateur.bundle.symbolic_shape import bind, resolve_shapes
 from secateur.engines import inputs
 from secateur.engines.cases import Case, Cases
 from secateur.engines.manifest import Limits
 from secateur.engines.recipe import Recipe
-from secateur.engines.settings import Settings
+from secateur.engines.settings import BuilderSettings
 from secateur.engines.shapes import cases, profiles
 from secateur.errors import BadBundle, BadMeasurement, BadOutput
 from secateur.export.bundle import Exported
-from secateur.runtime.dimensions import bind, resolve_shapes
 
 Trt = tuple[Path, Exported]
 LIMITS = Limits(1, 12, 6)
@@ -31,7 +31,9 @@ def recipe(request: pytest.FixtureRequest, trt_bundle: Trt, tmp_path_factory: py
     bundle, exported = trt_bundle
     manifest, past = exported.manifest, request.param
     shapes = profiles(manifest, LIMITS, "full", past)
-    made = Recipe(manifest, shapes, cases(manifest, LIMITS, past), Settings(), tmp_path_factory.mktemp("out"), bundle)
+    made = Recipe(
+        manifest, shapes, cases(manifest, LIMITS, past), BuilderSettings(), tmp_path_factory.mktemp("out"), bundle
+    )
     made.write()
     return made
 

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from secateur.artifacts import Manifest
+from secateur.bundle.manifest import Manifest
 from secateur.engines.limits import limits
 from secateur.engines.manifest import Limits
-from secateur.engines.settings import Settings
+from secateur.engines.settings import BuilderSettings
 from secateur.errors import InputError
 from secateur.export.bundle import Exported
 
@@ -69,4 +69,4 @@ def test_refused(manifest: Manifest, arguments: tuple[int, int | None, int | Non
 )
 def test_settings_refused(arguments: dict[str, int], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        Settings(**arguments)
+        BuilderSettings(**arguments)

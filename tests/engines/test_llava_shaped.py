@@ -14,11 +14,11 @@ from secateur.calibration.capture import capture
 from secateur.calibration.samples import Sample
 from secateur.cli import main
 from secateur.demo.scenes import samples
-from secateur.export.bundle import Plan, export
+from secateur.export.bundle import ExportPlan, export
 from secateur.export.targets import target
-from secateur.methods.base import BudgetRequest
+from secateur.families.llava import Family
 from secateur.methods.fastv import Method
-from secateur.models.llava import Family
+from secateur.selection.budget import BudgetRequest
 
 
 @pytest.mark.slow
@@ -46,7 +46,7 @@ def test_dry_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     method = Method()
     schedule = method.calibrate(capture(family, few, method.statistics)[0], BudgetRequest(keep=(0.25,), layers=(2,)))
     family.to(torch.float16)
-    export([Plan(family, (schedule,))], target("tensorrt"), tmp_path / "bundle", verify=False)
+    export([ExportPlan(family, (schedule,))], target("tensorrt"), tmp_path / "bundle", verify=False)
     assert main(["build", str(tmp_path / "bundle"), "--dry-run", "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
     layout = family.layout

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from secateur.artifacts import read_json, to_json
+from secateur.bundle.strict_json import read_json, to_json
 from secateur.engines.cases import CASES_FILE, Case, Cases
-from secateur.engines.manifest import Device, Engines, Limits, Plan
+from secateur.engines.manifest import Device, EnginePlan, Engines, Limits
 from secateur.errors import BadEngine, BadMeasurement
 
 DEVICE = Device("Orin", "8.7", 16, "10.3.0.30", "12.6", "12.6", "Linux-aarch64")
-PLAN = Plan("embed", "embed.plan", "00", "00", (), 1, 0.5)
+PLAN = EnginePlan("embed", "embed.plan", "00", "00", (), 1, 0.5)
 ENGINES = Engines(DEVICE, Limits(), {"tf32": False}, (PLAN,))
 CASE = Case("embed.decode", "embed", "decode", 1, {"x": (1, 0)}, ("full",))
 

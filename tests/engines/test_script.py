@@ -16,7 +16,7 @@ from secateur.engines.cases import Cases, layers
 from secateur.engines.manifest import Limits
 from secateur.engines.recipe import Recipe
 from secateur.engines.script import folder_of, script, write_script
-from secateur.engines.settings import Settings
+from secateur.engines.settings import BuilderSettings
 from secateur.engines.shapes import cases, profiles
 from secateur.export.bundle import Exported
 
@@ -87,7 +87,7 @@ def device(trt_bundle: tuple[Path, Exported], tmp_path: Path) -> Device:
     manifest = dataclasses.replace(exported.manifest, files=exported.manifest.files | {weights: ""})
     few = tuple(case for case in cases(manifest, limits) if "btp" in case.schedules)
     at = bundle / "on device" / "run.sh"
-    recipe = Recipe(manifest, profiles(manifest, limits, "btp"), few, Settings(), folder_of(at), bundle)
+    recipe = Recipe(manifest, profiles(manifest, limits, "btp"), few, BuilderSettings(), folder_of(at), bundle)
     recipe.write()
     write_script(recipe, at)
     os.utime(at, (1_600_000_000, 1_600_000_000))

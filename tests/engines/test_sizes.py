@@ -8,27 +8,17 @@ from collections.abc import Iterable
 import numpy as np
 import pytest
 
-from secateur.artifacts import (
-    Bucket,
-    Dimensions,
-    GateRef,
-    GraphSpec,
-    Layout,
-    Manifest,
-    ModelIdentity,
-    ScheduleRef,
-    TensorSpec,
-    View,
-)
+from secateur.bundle.contract import check_graphs
+from secateur.bundle.graph_plan import largest, runs
+from secateur.bundle.layout import Dimensions, Layout, ModelIdentity, View
+from secateur.bundle.manifest import Bucket, GateRef, GraphSpec, Manifest, ScheduleRef, TensorSpec
+from secateur.bundle.symbolic_shape import bind
 from secateur.engines import inputs
 from secateur.engines.limits import limits
 from secateur.engines.manifest import Limits
 from secateur.engines.shapes import cases, profiles
 from secateur.errors import InputError
 from secateur.profiling.chains import kinds
-from secateur.runtime.contract import check_graphs
-from secateur.runtime.dimensions import bind
-from secateur.runtime.walk import largest, runs
 
 D, HEADS, WIDTH = 8, 2, 6
 LIMITS = Limits(batch=3, text=20, new_tokens=5)

@@ -11,7 +11,7 @@ from secateur.engines import inputs, trtexec
 from secateur.engines.cases import Case
 from secateur.engines.manifest import Limits, Profile, Range
 from secateur.engines.recipe import Recipe
-from secateur.engines.settings import Settings
+from secateur.engines.settings import BuilderSettings
 from secateur.engines.shapes import cases, dynamic, profiles
 from secateur.engines.version import Version
 from secateur.export.bundle import Exported
@@ -26,7 +26,7 @@ def recipe(trt_bundle: tuple[Path, Exported], tmp_path_factory: pytest.TempPathF
     folder, exported = trt_bundle
     manifest, limits = exported.manifest, Limits(1, 40, 20)
     out = tmp_path_factory.mktemp("a folder, with: 'odd' letters")
-    return Recipe(manifest, profiles(manifest, limits, "btp"), cases(manifest, limits), Settings(), out, folder)
+    return Recipe(manifest, profiles(manifest, limits, "btp"), cases(manifest, limits), BuilderSettings(), out, folder)
 
 
 def parse_shapes(text: str) -> Shapes:
@@ -91,7 +91,9 @@ def test_build_commands_say_the_profiles(recipe: Recipe) -> None:
 
 def test_build_command() -> None:
     ranges = {"past_key.0": Range((0, 1, 2), (0, 1, 2), (9, 1, 2)), "x": Range((1,), (1,), (1,))}
-    made = trtexec.build("g", "../g.onnx", "g.plan", [Profile("a", ranges), Profile("b", ranges)], Settings(100, 2, 1))
+    made = trtexec.build(
+        "g", "../g.onnx", "g.plan", [Profile("a", ranges), Profile("b", ranges)], BuilderSettings(100, 2, 1)
+    )
     shapes = ["past_key.0:0x1x2,x:1", "past_key.0:0x1x2,x:1", "past_key.0:9x1x2,x:1"]
     per_profile = [f"--{which}Shapes={text}" for which, text in zip(("min", "opt", "max"), shapes, strict=True)]
     assert made == [
@@ -112,7 +114,7 @@ def test_build_command() -> None:
         "--profile=1",
         *per_profile,
     ]
-    assert "--profile=0" not in trtexec.build("g", "g.onnx", "g.plan", [Profile("all", ranges)], Settings())
+    assert "--profile=0" not in trtexec.build("g", "g.onnx", "g.plan", [Profile("all", ranges)], BuilderSettings())
 
 
 def test_time_command() -> None:

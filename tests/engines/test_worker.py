@@ -12,10 +12,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from secateur.artifacts import read_json, to_json
+from secateur.bundle.strict_json import read_json, to_json
 from secateur.engines import worker
 from secateur.engines.manifest import Profile, Range
-from secateur.engines.settings import Settings
+from secateur.engines.settings import BuilderSettings
 from secateur.engines.worker import Job, Result
 from secateur.errors import BadEngine
 
@@ -31,11 +31,11 @@ def run(simulated: Any, tmp_path: Path) -> Run:
     graph = helper.make_graph([node], "attends", [q, k, v], [out])
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10), tmp_path / "a.onnx")
 
-    def one(least: int = 1, settings: Settings | None = None) -> Result:
+    def one(least: int = 1, settings: BuilderSettings | None = None) -> Result:
         shapes = Range((1, 2, least, 8), (1, 2, 2, 8), (1, 2, 4, 8))
         profile = Profile("all", dict.fromkeys(names[:3], shapes))
         paths = [str(tmp_path / file) for file in ("a.onnx", "a.plan", "timing.cache", "result.json")]
-        job = Job(paths[0], paths[1], paths[2], paths[3], (profile,), settings or Settings())
+        job = Job(paths[0], paths[1], paths[2], paths[3], (profile,), settings or BuilderSettings())
         (tmp_path / "job.json").write_text(to_json(job))
         code = worker.main(str(tmp_path / "job.json"))
         result = read_json(Result, tmp_path / "result.json", BadEngine)
@@ -58,7 +58,7 @@ def test_attention_may_be_decomposed(newer: None, run: Run) -> None:
 
 def test_the_builder_is_told_what_the_settings_say(newer: None, run: Run, tmp_path: Path) -> None:
     """And that products of fp32 must not be rounded, and that layers are to be named in detail."""
-    run(settings=Settings(7, 2, 1))
+    run(settings=BuilderSettings(7, 2, 1))
     plan = importlib.import_module("tensorrt._plan").Plan.unpack((tmp_path / "a.plan").read_bytes())
     assert plan.config == {"level": 2, "aux_streams": 1, "workspace": 7 * 1024**2, "tf32": 0}
     assert plan.verbosity == int(importlib.import_module("tensorrt").ProfilingVerbosity.DETAILED)

@@ -15,10 +15,10 @@ from secateur.evaluation.results import (
     GateLine,
     McNemar,
     Overlay,
-    Part,
     Percentiles,
     ScheduleResult,
     Split,
+    SplitPart,
 )
 
 METHODS = tuple(
@@ -90,7 +90,7 @@ def result(
         retention=score / 0.953,
         retention_interval=(score / 0.953 - 0.02, score / 0.953 + 0.01),
         mcnemar=None if full else McNemar(61, 17, 0.0004),
-        split=None if reference is None else Split(reference, Part(120, score - 0.2), Part(452, None)),
+        split=None if reference is None else Split(reference, SplitPart(120, score - 0.2), SplitPart(452, None)),
         ttft_ms=Percentiles(first * 1.02, first * 1.2),
         stage_ms=stages,
         groups={"color": score, "count": score / 2},

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from secateur.artifacts import Budget, Gate, ModelIdentity, Schedule
+from secateur.bundle.layout import ModelIdentity
+from secateur.bundle.schedule import Budget, Gate, Schedule
 from secateur.evaluation.compare import mcnemar, nearest_downsample, right, sign_test, split
-from secateur.evaluation.results import Part
+from secateur.evaluation.results import SplitPart
 
 
 @given(st.integers(0, 60), st.integers(0, 60))
@@ -41,9 +42,9 @@ def test_split_looks_at_what_full_knows() -> None:
     downsampled = np.array([0, 0, 1, 0, 0, 1.0])
     ours = np.array([1, 0, 1, 1, 1, 1.0])
     found = split(ours, full, downsampled, "ds")
-    assert found.reference == "ds" and found.easy == Part(1, 1.0)
+    assert found.reference == "ds" and found.easy == SplitPart(1, 1.0)
     assert found.hard.questions == 3 and found.hard.score == pytest.approx(2 / 3)
-    assert split(ours, full * 0, downsampled, "ds").hard == Part(0, None)
+    assert split(ours, full * 0, downsampled, "ds").hard == SplitPart(0, None)
 
 
 def test_half_right_counts_as_right_everywhere() -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from secateur.artifacts import KINDS, Bucket, Layout, View
+from secateur.bundle.layout import Layout, View
+from secateur.bundle.manifest import Bucket
+from secateur.bundle.schedule import KINDS
 from secateur.evaluation.gates import IN_FRONT, no_grid, no_pictures, place, shown_gates
 
 

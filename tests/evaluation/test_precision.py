@@ -20,23 +20,24 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from secateur.artifacts import GraphSpec, Schedule, TensorSpec
+from secateur.bundle.manifest import GraphSpec, TensorSpec
+from secateur.bundle.schedule import Schedule
+from secateur.bundle.symbolic_shape import bind, resolve, resolve_shapes
+from secateur.checkpoints.streaming import stream
 from secateur.cli import main
 from secateur.errors import BadBundle, SecateurError
 from secateur.evaluation import precision
 from secateur.evaluation.precision import OVERLAP, Answers, Difference, Overlap, Precision, compare, overlap
-from secateur.export.bundle import Exported, Plan, export
+from secateur.export.bundle import Exported, ExportPlan, export
 from secateur.export.graphs import Graph, build, sized
 from secateur.export.targets import Target, target
-from secateur.methods.base import BudgetRequest
-from secateur.models._streaming import stream
-from secateur.models.base import Family
+from secateur.families.base import Family
 from secateur.runtime import Bundle, Pipeline
 from secateur.runtime.backends import ort
 from secateur.runtime.backends.base import Backend
 from secateur.runtime.chain import Buffers
-from secateur.runtime.dimensions import bind, resolve, resolve_shapes
-from secateur.runtime.guard import Guard
+from secateur.runtime.range_check import RangeCheck
+from secateur.selection.budget import BudgetRequest
 from tests.conftest import COMPRESSION, METHODS, OPTIONS, VARIANTS, method, schedules, tiny_family
 
 LARGE = 1e4
@@ -245,7 +246,7 @@ def test_a_bundle_in_bf16_is_compared_with_a_model_that_stays_in_its_files(tiny:
     made = schedules(tiny, {"fastv": method("fastv")}, BudgetRequest(compression=COMPRESSION))
     half = copy.deepcopy(tiny)
     half.to(torch.bfloat16)
-    export([Plan(half, tuple(made))], target("cuda", "bf16"), tmp_path / "bundle", verify=False)
+    export([ExportPlan(half, tuple(made))], target("cuda", "bf16"), tmp_path / "bundle", verify=False)
     bundle = Bundle.load(tmp_path / "bundle")
     found = compare(bundle, 2, family=streamed)
     assert found.dtype == "bf16" and 0 < found.schedules[0].relative_error < 1e-1
@@ -257,7 +258,7 @@ def test_every_image_size_and_prompts_of_several_images_are_compared(tmp_path: P
     family = tiny_family("qwen2_5_vl")
     sizes = [family.at(size, images=2) for size in (family.bucket, (32, 56))]
     chosen = {"fastv": method("fastv")}
-    made = [Plan(each, tuple(schedules(each, chosen, BudgetRequest(compression=COMPRESSION)))) for each in sizes]
+    made = [ExportPlan(each, tuple(schedules(each, chosen, BudgetRequest(compression=COMPRESSION)))) for each in sizes]
     exported = export(made, target("cpu"), tmp_path / "bundle", verify=False)
     found = compare(Bundle.load(tmp_path / "bundle"), 2, family=family)
     assert not found.failures and {a.graph for a in found.activations} == {g.name for g in exported.manifest.graphs}
@@ -281,7 +282,7 @@ def test_another_model_is_refused(trt_bundle: tuple[Path, Exported], tiny: Famil
 def test_inf_names_the_graph(trt_bundle: tuple[Path, Exported]) -> None:
     bundle = Bundle.load(trt_bundle[0])
     spec = bundle.manifest.segments[1]
-    backend = Guard(ort.Backend(bundle), bundle.manifest, share=1.0)
+    backend = RangeCheck(ort.Backend(bundle), bundle.manifest, share=1.0)
     backend.load(spec)
     inputs, outputs = buffers(backend, spec, "rows", 4)
     backend.run(spec.name, inputs, outputs)
@@ -305,9 +306,9 @@ def test_a_segment_whose_weights_are_too_large_is_named(trt_bundle: tuple[Path, 
             scale = 30000 / np.abs(weight).max().astype(np.float32)
             tensor.CopyFrom(onnx.numpy_helper.from_array((weight * scale).astype(np.float16), tensor.name))
     onnx.save(model, folder / spec.file)
-    with Pipeline(bundle, Guard(ort.Backend(Bundle.load(trt_bundle[0])), bundle.manifest)) as vlm:
+    with Pipeline(bundle, RangeCheck(ort.Backend(Bundle.load(trt_bundle[0])), bundle.manifest)) as vlm:
         vlm.ask(image, "w1 w2 w3", "full", 2)
-    guard = Guard(ort.Backend(bundle), bundle.manifest)
+    guard = RangeCheck(ort.Backend(bundle), bundle.manifest)
     with Pipeline(bundle, guard) as vlm, pytest.raises(SecateurError, match=f"graph '{spec.name}' gives"):
         vlm.ask(image, "w1 w2 w3", "full", 2)
     assert guard.found is not None and guard.found.row and guard.largest[bundle.manifest.segments[0].name] < 1e4

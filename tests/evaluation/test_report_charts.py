@@ -14,7 +14,7 @@ from sklearn.isotonic import IsotonicRegression
 
 from secateur.evaluation.report import formats
 from secateur.evaluation.report.bars import stages
-from secateur.evaluation.report.budgets import Budget, best, budgets
+from secateur.evaluation.report.budgets import BudgetGroup, best, budgets
 from secateur.evaluation.report.curves import curves
 from secateur.evaluation.report.kept import veil
 from secateur.evaluation.report.series import all_series
@@ -77,7 +77,7 @@ def test_best_shares_what_the_table_shows_as_equal() -> None:
 
 def test_more_tokens_are_no_merit() -> None:
     sizes = (("a", 30.0, 0.7), ("b", 31.4, 0.8), ("c", 33.0, 0.9), ("d", 30.0, 0.7))
-    budget = Budget(30.0, tuple(result(n, "btp", tokens, 144, score) for n, tokens, score in sizes))
+    budget = BudgetGroup(30.0, tuple(result(n, "btp", tokens, 144, score) for n, tokens, score in sizes))
     assert [s.name for s in budget.rivals] == ["a", "b", "d"]  # of 30.7, the median, 5 % more is 32.2
     assert ("b", "score") in best(budget.rivals)
 

@@ -15,16 +15,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from secateur.artifacts import Budget, Gate, GraphSpec, Layout, ModelIdentity, Schedule, TensorSpec, View
+from secateur.bundle.layout import Layout, ModelIdentity, View
+from secateur.bundle.manifest import GraphSpec, TensorSpec
+from secateur.bundle.preprocess import Preprocess
+from secateur.bundle.schedule import Budget, Gate, Schedule
 from secateur.errors import BadImage, BadPrompt, InputError, UnknownName
-from secateur.evaluation import asking
-from secateur.evaluation.results import Evaluation, GateLine, Part
-from secateur.evaluation.run import WITH_GATES, Settings, chosen, evaluate, flops_ratio_with_gates
+from secateur.evaluation import batching
+from secateur.evaluation.results import Evaluation, GateLine, SplitPart
+from secateur.evaluation.run import WITH_GATES, EvaluationSettings, chosen, evaluate, flops_ratio_with_gates
 from secateur.evaluation.tasks import base
 from secateur.evaluation.tasks.base import Question, Source
 from secateur.runtime import Answer, Pipeline
 from secateur.runtime.image import load_image
-from secateur.runtime.preprocess import Preprocess
 from secateur.runtime.receipt import GateReceipt, Receipt
 
 IDENTITY = ModelIdentity("f", 4, 9, "x")
@@ -115,7 +117,7 @@ def silent(bar: str, note: str, done: int, total: int) -> None:
 
 def result(vlm: Canned, task: base.Task, **options: Any) -> Evaluation:
     names = chosen(vlm.schedules, "all")
-    settings = Settings(**options)
+    settings = EvaluationSettings(**options)
     return evaluate(
         cast(Pipeline, vlm), task, names, settings, silent, source="yes", backend="ort", command="secateur eval"
     )
@@ -134,7 +136,7 @@ def test_every_figure() -> None:
     assert ours.mcnemar is not None and (ours.mcnemar.only_full, ours.mcnemar.only_this) == (2, 1)
     # Of the eight that full knows, the small image misses 4 to 7, which ours has all; of 0 to 3 it has two.
     assert ours.split is not None and ours.split.reference == "small"
-    assert (ours.split.hard, ours.split.easy) == (Part(4, 1.0), Part(4, 0.5))
+    assert (ours.split.hard, ours.split.easy) == (SplitPart(4, 1.0), SplitPart(4, 0.5))
     assert small.split is None and small.mcnemar is not None
     assert ours.groups == {"a": 0.8, "b": 0.6}
     assert ours.gates == (GateLine(1, "prune", 4),) and ours.cache_bytes == 100
@@ -154,15 +156,15 @@ def test_schedules_take_turns() -> None:
     scored = [(name, size) for size in (8, 2) for name in ("full", "ours", "small")]
     assert [(name, size) for name, size, _ in vlm.calls[:6]] == scored
     rest = vlm.calls[6:]
-    assert len(rest) == (asking.WARM_UP + 3) * 3 and all(call[1:] == (1, 1) for call in rest)
+    assert len(rest) == (batching.WARM_UP + 3) * 3 and all(call[1:] == (1, 1) for call in rest)
     rounds = [[name for name, _, _ in rest[i : i + 3]] for i in range(0, len(rest), 3)]
     assert all(sorted(each) == ["full", "ours", "small"] for each in rounds)
-    assert [each[0] for each in rounds[asking.WARM_UP :]] == ["full", "ours", "small"]
+    assert [each[0] for each in rounds[batching.WARM_UP :]] == ["full", "ours", "small"]
 
 
 def test_of_a_timed_answer_only_figures_are_kept() -> None:
     vlm = cast(Pipeline, Canned({"full": set()}))
-    times = asking.timed(vlm, Yes(PROMPTS).questions[:3], ["full"], silent)
+    times = batching.timed(vlm, Yes(PROMPTS).questions[:3], ["full"], silent)
     assert [t.cache_bytes for t in times["full"]] == [100] * 3 and times["full"][0].milliseconds["prefill"] == 2
     assert set(vars(times["full"][0])) == {"milliseconds", "cache_bytes"}
 
@@ -183,7 +185,7 @@ def test_full_gets_nothing_right() -> None:
     found = result(Canned({"full": set(), "ours": {"p1"}, "small": set()}), Yes(PROMPTS))
     full, ours, small = found.schedules
     assert full.retention is None and ours.retention is None and ours.retention_interval is None
-    assert ours.split is not None and ours.split.hard == Part(0, None)
+    assert ours.split is not None and ours.split.hard == SplitPart(0, None)
     assert ours.mcnemar is not None and ours.mcnemar.only_this == 1
     assert "NaN" not in found.to_json()
 
@@ -215,13 +217,13 @@ def test_overlays_show_different_images_as_the_model_sees_them() -> None:
     vlm = Canned({"full": {"p0"}, "ours": set(), "small": set()})
     names = ("full", "ours", "small")
     vlm.calls.clear()
-    made = asking.overlays(cast(Pipeline, vlm), Yes(PROMPTS), names, 4, 7, silent)
+    made = batching.overlays(cast(Pipeline, vlm), Yes(PROMPTS), names, 4, 7, silent)
     assert vlm.calls == [(name, 4, 7) for name in names]  # one batch of asks a schedule
     assert [o.question for o in made] == ["p0", "p2", "p4", "p6"] and made[0].expected == "yes"
     assert made[0].image.size == (4, 4) and made[0].image.getpixel((1, 1)) == (255, 0, 0)
     assert made[0].answers["full"].text == "yes" and made[0].answers["full"].layers == ()
     assert (made[0].answers["ours"].layers, made[0].answers["ours"].kept) == ((1,), ((0, 2, 5, 8),))
-    assert asking.overlays(cast(Pipeline, vlm), Yes(PROMPTS), names, 0, 7, silent) == []
+    assert batching.overlays(cast(Pipeline, vlm), Yes(PROMPTS), names, 0, 7, silent) == []
 
 
 def test_pictures_show_what_the_model_sees() -> None:
@@ -229,7 +231,7 @@ def test_pictures_show_what_the_model_sees() -> None:
     image = Image.fromarray(rng.integers(0, 256, (9, 7, 3), np.uint8))
     vlm = Canned({"full": {"q"}})
     vlm.bundle.preprocess = Preprocess((9, 7), "nearest", (5, 5), 1 / 255, (0.48, 0.46, 0.41), (0.27, 0.26, 0.28))
-    (shown,) = asking.overlays(cast(Pipeline, vlm), Yes(["q"], lambda: image), ["full"], 1, 7, silent)
+    (shown,) = batching.overlays(cast(Pipeline, vlm), Yes(["q"], lambda: image), ["full"], 1, 7, silent)
     assert (np.asarray(shown.image) == np.asarray(image)[2:7, 1:6]).all()
 
 
@@ -247,7 +249,7 @@ def test_schedules_by_name() -> None:
 def test_settings_have_bounds() -> None:
     for name, flag in (("timed", "timed"), ("batch", "batch"), ("max_new_tokens", "max-new-tokens")):
         with pytest.raises(InputError, match=f"--{flag} is 0; it must be at least 1"):
-            Settings(**{name: 0})
+            EvaluationSettings(**{name: 0})
 
 
 def test_batches_are_no_larger_than_the_backend_takes() -> None:

@@ -10,19 +10,20 @@ import onnx
 import pytest
 import torch
 
-from secateur.artifacts import Schedule, read_json, to_json
-from secateur.calibration.budget import budget
+from secateur.bundle.schedule import Schedule
+from secateur.bundle.strict_json import read_json, to_json
 from secateur.engines.version import FLOORS, Version
 from secateur.errors import BadBundle, BadOutput, BadSchedule, ExportMismatch, InputError, UnknownName
 from secateur.evaluation.precision import compare
 from secateur.export import bundle as module
-from secateur.export.bundle import Exported, Plan, export, full
+from secateur.export.bundle import Exported, ExportPlan, export, full
 from secateur.export.lint import lint_bundle
 from secateur.export.parity import Parity
 from secateur.export.targets import TARGETS, target
 from secateur.export.to_onnx import FORBIDDEN
-from secateur.models.base import Family
+from secateur.families.base import Family
 from secateur.runtime import Bundle, Pipeline
+from secateur.selection.budget import budget
 from tests.conftest import tiny_family
 
 FUSED = {"Attention", "RMSNormalization", "RotaryEmbedding"}
@@ -86,7 +87,7 @@ def test_the_decomposed_target(tiny: Family, tiny_bundle: tuple[Path, Exported],
     folder, full_exported = tiny_bundle
     file = folder / full_exported.manifest.schedules["btp-text"].file
     schedules = [read_json(Schedule, file, BadSchedule)]
-    exported = export([Plan(tiny, tuple(schedules))], target("tensorrt", "fp32"), tmp_path / "out")
+    exported = export([ExportPlan(tiny, tuple(schedules))], target("tensorrt", "fp32"), tmp_path / "out")
     assert exported.manifest.opset == 20
     for spec in exported.manifest.graphs:
         graph = onnx.load(tmp_path / "out" / spec.file, load_external_data=False)
@@ -113,7 +114,7 @@ def test_a_scoring_gate_at_layer_0_is_refused(tiny: Family, tiny_bundle: tuple[P
     gates = (dataclasses.replace(made.gates[0], layer=0),)
     early = dataclasses.replace(made, gates=gates, budget=budget(tiny.dimensions, tiny.layout.vision_tokens, gates))
     with pytest.raises(BadSchedule, match="scores by the layer before"):
-        export([Plan(tiny, (early,))], target("cpu"), tmp_path / "out")
+        export([ExportPlan(tiny, (early,))], target("cpu"), tmp_path / "out")
 
 
 def test_a_budget_that_is_not_that_of_the_gates_is_refused(
@@ -123,7 +124,7 @@ def test_a_budget_that_is_not_that_of_the_gates_is_refused(
     made = read_json(Schedule, folder / exported.manifest.schedules["btp"].file, BadSchedule)
     fewer = dataclasses.replace(made, gates=(*made.gates[:-1], dataclasses.replace(made.gates[-1], keep=1)))
     with pytest.raises(BadSchedule, match="the budget of schedule 'btp' is not that of its gates"):
-        export([Plan(tiny, (fewer,))], target("cpu"), tmp_path / "out")
+        export([ExportPlan(tiny, (fewer,))], target("cpu"), tmp_path / "out")
 
 
 def test_a_decoder_that_does_more_than_its_layers_is_noticed(tiny: Family, tiny_bundle: tuple[Path, Exported]) -> None:
@@ -155,7 +156,7 @@ def test_a_mismatch_fails_and_leaves_nothing(tiny: Family, tmp_path: Path, monke
     monkeypatch.setattr(module, "to_onnx", lambda graph, path, *_: _touch(path))
     monkeypatch.setattr(module, "check", lambda *_: (bad,))
     with pytest.raises(ExportMismatch, match="segment_0, error 5.00e-01"):
-        export([Plan(tiny, ())], target("cpu"), tmp_path / "out")
+        export([ExportPlan(tiny, ())], target("cpu"), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -182,12 +183,12 @@ def test_schedules_of_other_models_and_repeated_names_are_refused(tiny: Family, 
     own = full(tiny)
     foreign = dataclasses.replace(own, name="x", model=dataclasses.replace(own.model, fingerprint="sha256:0"))
     with pytest.raises(BadSchedule, match=r"made for weights sha256:0 instead of sha256:\w{12}; calibrate it again$"):
-        export([Plan(tiny, (foreign,))], target("cpu"), tmp_path / "out")
+        export([ExportPlan(tiny, (foreign,))], target("cpu"), tmp_path / "out")
     twice = dataclasses.replace(own, name="x")
     with pytest.raises(BadSchedule, match="two schedules are called 'x'"):
-        export([Plan(tiny, (twice, twice))], target("cpu"), tmp_path / "out")
+        export([ExportPlan(tiny, (twice, twice))], target("cpu"), tmp_path / "out")
     with pytest.raises(BadSchedule, match="two schedules are called 'full'"):
-        export([Plan(tiny, (own,))], target("cpu"), tmp_path / "out")
+        export([ExportPlan(tiny, (own,))], target("cpu"), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -197,24 +198,24 @@ def test_a_schedule_for_another_prompt_is_told_by_what_differs(tmp_path: Path) -
     with pytest.raises(
         BadSchedule, match="'wide' does not fit .* made for image size 56x32 instead of 40x48, vision tok"
     ):
-        export([Plan(family, (made,))], target("cpu"), tmp_path / "out")
+        export([ExportPlan(family, (made,))], target("cpu"), tmp_path / "out")
     made = dataclasses.replace(full(family.at(family.bucket, images=2)), name="two")
     with pytest.raises(
         BadSchedule, match="'two' does not fit .* made for images 2 instead of 1, vision tokens 60 inst"
     ):
-        export([Plan(family, (made,))], target("cpu"), tmp_path / "out")
+        export([ExportPlan(family, (made,))], target("cpu"), tmp_path / "out")
 
 
 def test_weights_of_another_version_are_not_shared(tiny: Family, tmp_path: Path) -> None:
     """They may lie in another order in files of the same name and size."""
-    made = export([Plan(tiny, ())], target("cpu"), tmp_path / "first", verify=False)
-    shared = export([Plan(tiny, ())], target("cpu"), tmp_path / "second", verify=False, share=tmp_path / "first")
+    made = export([ExportPlan(tiny, ())], target("cpu"), tmp_path / "first", verify=False)
+    shared = export([ExportPlan(tiny, ())], target("cpu"), tmp_path / "second", verify=False, share=tmp_path / "first")
     assert shared.manifest == made.manifest
     for package in ("secateur", "transformers"):
         older = dataclasses.replace(made.manifest, versions=made.manifest.versions | {package: "0.0.9"})
         (tmp_path / "first" / "manifest.json").write_text(to_json(older))
         with pytest.raises(BadBundle, match=rf"written by .*{package} 0.0.9.*this is secateur .* leave --share out$"):
-            export([Plan(tiny, ())], target("cpu"), tmp_path / "third", verify=False, share=tmp_path / "first")
+            export([ExportPlan(tiny, ())], target("cpu"), tmp_path / "third", verify=False, share=tmp_path / "first")
         assert not (tmp_path / "third").exists()
 
 
@@ -224,7 +225,7 @@ def test_every_image_size_has_every_schedule(tmp_path: Path) -> None:
     wide = family.at((32, 56))
     own = dataclasses.replace(full(wide), name="x")
     with pytest.raises(BadSchedule, match=f"schedule 'x' is missing for image size {family.layout.size}; calibrate it"):
-        export([Plan(family, ()), Plan(wide, (own,))], target("cpu"), tmp_path / "out")
+        export([ExportPlan(family, ()), ExportPlan(wide, (own,))], target("cpu"), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -234,7 +235,7 @@ def test_an_output_that_exists_is_refused_before_any_work(
     monkeypatch.setattr(module, "to_onnx", lambda *_: pytest.fail("worked"))
     (tmp_path / "out").mkdir()
     with pytest.raises(BadOutput, match="add --force"):
-        export([Plan(tiny, ())], target("cpu"), tmp_path / "out")
+        export([ExportPlan(tiny, ())], target("cpu"), tmp_path / "out")
 
 
 def test_schedules_survive_the_file(tiny_bundle: tuple[Path, Exported], tmp_path: Path) -> None:

@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from secateur.export.gates import Encoder, Prune
-from secateur.export.routes import Route
-from secateur.export.spans import Span, Spans
-from secateur.methods.base import Fixed, GateInputs, Selector, best
+from secateur.export.route_gate import Route
+from secateur.export.spans import Spans, ViewSpan
+from secateur.selection.selector import Fixed, GateInputs, Selector
+from secateur.selection.topk import best
 
 ROWS, WIDTH = 12, 2
-SPANS = Spans((Span(2, 3, 0), Span(6, 4, 5)))  # text, 3 of the 5 tokens of a view, text, all 4 of another, text
+SPANS = Spans((ViewSpan(2, 3, 0), ViewSpan(6, 4, 5)))  # text, 3 of the 5 tokens of a view, text, all 4 of another, text
 INDEX = [[0, 2, 3, 5, 6, 7, 8], [1, 2, 4, 5, 6, 7, 8]]
 VIEWS = [[2, 3, 4], [6, 7, 8, 9]]
 QUOTAS = (2, 1)
@@ -136,7 +137,7 @@ def test_encoder(planes: int) -> None:
     features, scores = random(2, 9, 3), random(2, 9, seed=1)
     added = [random(2, 9, WIDTH, seed=2)] * planes
     selectors = [Loudest(3, ("received.-2",)), Loudest(1, ("received.-2",))]
-    gate = Encoder(selectors, Spans((Span(0, 5, 0), Span(5, 4, 5))), planes)
+    gate = Encoder(selectors, Spans((ViewSpan(0, 5, 0), ViewSpan(5, 4, 5))), planes)
     left, index, *left_planes = gate(features, torch.arange(9).repeat(2, 1), *added, scores)
     for b in range(2):
         score = (features[b, :, 0] + scores[b]).numpy()
@@ -151,8 +152,8 @@ def test_encoder(planes: int) -> None:
 @pytest.mark.parametrize("axes", [1, 3])
 def test_route(axes: int) -> None:
     """Two gates: the second puts back what the layers made of the chosen rows, and chooses anew among all."""
-    whole = Spans((Span(2, 3, 0), Span(6, 4, 3)))
-    between = Spans((Span(2, 2, 0), Span(5, 1, 3)))
+    whole = Spans((ViewSpan(2, 3, 0), ViewSpan(6, 4, 3)))
+    between = Spans((ViewSpan(2, 2, 0), ViewSpan(5, 1, 3)))
     full, where, mask = random(2, ROWS, WIDTH), positions(axes), mask_of_two()
     plane = random(2, ROWS, WIDTH, seed=4)
     first = Route([Loudest(2), Loudest(1)], whole, None)
@@ -210,7 +211,7 @@ class Spread(Selector):
 @pytest.mark.parametrize("keep", [0, 2])
 def test_views_that_are_alike_are_one_batch(axes: int, keep: int) -> None:
     """A selector of several views chooses as one of each view's own would, and is asked once."""
-    spans = Spans((Span(2, 3, 0), Span(5, 3, 3), Span(9, 3, 6)))
+    spans = Spans((ViewSpan(2, 3, 0), ViewSpan(5, 3, 3), ViewSpan(9, 3, 6)))
     asked = []
     shared, own = Spread(keep), [Spread(keep) for _ in range(3)]
     shared.register_forward_pre_hook(lambda _, given: asked.append(given[0].vision_index.shape))
@@ -225,7 +226,7 @@ def test_a_gate_does_not_grow_with_its_views() -> None:
     """Text stands between the views, as in SmolVLM."""
     sizes = []
     for count in (3, 9):
-        spans = Spans(tuple(Span(2 + 4 * view, 3, 3 * view) for view in range(count)))
+        spans = Spans(tuple(ViewSpan(2 + 4 * view, 3, 3 * view) for view in range(count)))
         rows, tokens = 4 * count + 4, 3 * count
         given = torch.ones(2, rows, WIDTH), torch.arange(rows).repeat(2, 1), torch.ones(2, rows, dtype=torch.int64)
         selector = Loudest(2)

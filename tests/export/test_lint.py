@@ -14,17 +14,17 @@ import torch
 from torch import Tensor, nn
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from secateur.artifacts import GraphSpec, TensorSpec
+from secateur.bundle.manifest import GraphSpec, TensorSpec
 from secateur.engines.version import FLOORS, Version
 from secateur.errors import Unparsable
-from secateur.export.bundle import Exported, Plan, export
+from secateur.export.bundle import Exported, ExportPlan, export
 from secateur.export.graphs import Graph, build, sized
 from secateur.export.lint import lint, lint_bundle, operators_used
 from secateur.export.targets import target
 from secateur.export.to_onnx import to_onnx
-from secateur.methods.base import BudgetRequest
-from secateur.models.llava import Family
+from secateur.families.llava import Family
 from secateur.runtime import Bundle
+from secateur.selection.budget import BudgetRequest
 from tests.conftest import COMPRESSION, METHODS, OPTIONS, VARIANTS, method, schedules
 
 FUSED = {"Attention", "RMSNormalization", "RotaryEmbedding"}
@@ -111,5 +111,5 @@ def test_a_norm_takes_rows_of_the_dtype_of_its_weights(tmp_path: Path) -> None:
 def test_an_export_that_tensorrt_would_refuse_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(FLOORS, "tensorrt-10.15", Version(10, 3))
     with pytest.raises(Unparsable, match=r"TensorRT 10\.3 would not take it: graph 'vision'.*more in this graph\)$"):
-        export([Plan(Family.tiny(), ())], target("tensorrt-10.15", "fp32"), tmp_path / "out", verify=False)
+        export([ExportPlan(Family.tiny(), ())], target("tensorrt-10.15", "fp32"), tmp_path / "out", verify=False)
     assert list(tmp_path.iterdir()) == []

@@ -21,23 +21,23 @@ from numpy.typing import NDArray
 from onnx import parser
 from torch import nn
 
+from secateur.bundle.quantization import DEQUANTIZED, OPERATOR, Quantization
+from secateur.checkpoints import streaming
 from secateur.engines.version import Version
 from secateur.errors import InputError
 from secateur.export.lint import lint
-from secateur.export.quantize import dequantise, quantisation, quantise, rounded
-from secateur.export.quantized_graph import quantise_graph, weights_as_stored
+from secateur.export.quantize import dequantize, quantization, quantize, rounded
+from secateur.export.quantized_graph import quantize_graph, weights_as_stored
 from secateur.export.targets import target
-from secateur.models import _streaming
-from secateur.quantisation import DEQUANTISED, OPERATOR, Quantisation
 
 OPERATORS = [
-    Quantisation(name, block, symmetric)
+    Quantization(name, block, symmetric)
     for name in ("int8", "int4")
     for block in (16, 32, 128)
     for symmetric in (True, False)
 ]
-DEQUANTISING = [Quantisation("int4", block, True, DEQUANTISED) for block in (64, 128)]
-EVERY = [*OPERATORS, *DEQUANTISING]
+DEQUANTIZING = [Quantization("int4", block, True, DEQUANTIZED) for block in (64, 128)]
+EVERY = [*OPERATORS, *DEQUANTIZING]
 LAYER = """({f}[B,128] x) => ({f}[B,16] y, float[B,8] logits)
 {{ a = MatMul(x, w) b = MatMul(x, w) y = Add(a, b) c = MatMul(y, head) logits = Cast<to = 1>(c) }}"""
 
@@ -58,9 +58,9 @@ def layer(dtype: str = "float32") -> onnx.ModelProto:
     return made
 
 
-def quantised(model: onnx.ModelProto, how: Quantisation) -> tuple[onnx.ModelProto, tuple[str, ...]]:
+def quantized(model: onnx.ModelProto, how: Quantization) -> tuple[onnx.ModelProto, tuple[str, ...]]:
     made = onnx_ir.from_proto(model)
-    names = quantise_graph(made, how)
+    names = quantize_graph(made, how)
     return onnx_ir.to_proto(made), names
 
 
@@ -71,7 +71,7 @@ def run(model: onnx.ModelProto | Path, **inputs: NDArray[Any]) -> list[NDArray[A
     return found
 
 
-def steps(weight: NDArray[Any], how: Quantisation) -> NDArray[np.float64]:
+def steps(weight: NDArray[Any], how: Quantization) -> NDArray[np.float64]:
     """The plain oracle: how far the integers of each value's block are apart, from the block's values alone."""
     step = np.zeros(weight.shape)
     for column in range(weight.shape[1]):
@@ -81,18 +81,18 @@ def steps(weight: NDArray[Any], how: Quantisation) -> NDArray[np.float64]:
             if not how.symmetric:
                 size = (high - low) / (2**how.bits - 1)
             else:
-                size = max(-low, high) / (2 ** (how.bits - 1) - (how.operator == DEQUANTISED))
+                size = max(-low, high) / (2 ** (how.bits - 1) - (how.operator == DEQUANTIZED))
             step[start : start + how.block_size, column] = size
     return step
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("how", EVERY, ids=str)
-def test_every_weight_is_within_half_a_step(how: Quantisation, dtype: str) -> None:
+def test_every_weight_is_within_half_a_step(how: Quantization, dtype: str) -> None:
     """ONNX Runtime's symmetric integers reach further on one side: at the other end a value may be a whole step off."""
     weight = random(256, 6, dtype)
     step = steps(weight, how)
-    error = np.abs(dequantise(quantise(weight, how), how, 256) - weight.astype(np.float64)) / step
+    error = np.abs(dequantize(quantize(weight, how), how, 256) - weight.astype(np.float64)) / step
     slack = 0.001 if dtype == "float32" else 2**how.bits * 2**-11  # the scales themselves are rounded
     whole = how.symmetric and how.operator == OPERATOR
     assert error.max() <= (1.0 if whole else 0.5) + slack
@@ -104,15 +104,15 @@ def test_every_weight_is_within_half_a_step(how: Quantisation, dtype: str) -> No
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("how", EVERY, ids=str)
-def test_onnx_runtime_multiplies_with_the_same_weights(how: Quantisation, dtype: str) -> None:
-    model, names = quantised(layer(dtype), how)
+def test_onnx_runtime_multiplies_with_the_same_weights(how: Quantization, dtype: str) -> None:
+    model, names = quantized(layer(dtype), how)
     onnx.checker.check_model(model)
     assert names == ("w",)
     assert {node.op_type for node in model.graph.node} >= {how.operator, "MatMul", "Add"}
     assert "w" not in {tensor.name for tensor in model.graph.initializer}
     rows = random(3, 128, dtype, seed=1)
     found, logits = run(model, x=rows)
-    exact = dequantise(quantise(random(128, 16, dtype), how), how, 128)
+    exact = dequantize(quantize(random(128, 16, dtype), how), how, 128)
     expected = 2 * (rows.astype(np.float64) @ exact)
     tolerance = 1e-5 if dtype == "float32" else 5e-3
     assert found.dtype == dtype
@@ -122,41 +122,41 @@ def test_onnx_runtime_multiplies_with_the_same_weights(how: Quantisation, dtype:
 
 
 @pytest.mark.parametrize("how", OPERATORS[:4], ids=str)
-def test_a_last_block_may_be_shorter(how: Quantisation) -> None:
+def test_a_last_block_may_be_shorter(how: Quantization) -> None:
     weight = random(40, 4)
     assert np.abs(rounded(weight, how) - weight).max() <= 1.01 * steps(weight, how).max()
 
 
 def test_accuracy_level_4_rounds_the_rows_too() -> None:
-    how = Quantisation("int4", 32, accuracy_level=4)
+    how = Quantization("int4", 32, accuracy_level=4)
     rows = random(3, 128, seed=1)
-    (exact, _), (found, _) = (run(quantised(layer(), x)[0], x=rows) for x in (Quantisation("int4", 32), how))
+    (exact, _), (found, _) = (run(quantized(layer(), x)[0], x=rows) for x in (Quantization("int4", 32), how))
     error = np.abs(found - exact).max() / np.abs(exact).max()
     assert 1e-4 < error < 2e-2
 
 
 def test_bytes_depend_on_the_weights_alone() -> None:
     for how in EVERY:
-        one, other = (quantised(layer(), how)[0].SerializeToString(deterministic=True) for _ in range(2))
+        one, other = (quantized(layer(), how)[0].SerializeToString(deterministic=True) for _ in range(2))
         assert one == other
 
 
 def test_weights_in_a_file_are_read_from_there(tmp_path: Path) -> None:
-    how = Quantisation("int4", 32)
+    how = Quantization("int4", 32)
     onnx_ir.save(onnx_ir.from_proto(layer()), tmp_path / "a.onnx", external_data="a.data", size_threshold_bytes=0)
     model = onnx_ir.load(tmp_path / "a.onnx")
     assert isinstance(model.graph.initializers["w"].const_value, onnx_ir.ExternalTensor)
-    quantise_graph(model, how)
+    quantize_graph(model, how)
     onnx_ir.save(model, tmp_path / "b.onnx", external_data="b.data", size_threshold_bytes=0)
     rows = random(3, 128, seed=1)
-    for found, expected in zip(run(tmp_path / "b.onnx", x=rows), run(quantised(layer(), how)[0], x=rows), strict=True):
+    for found, expected in zip(run(tmp_path / "b.onnx", x=rows), run(quantized(layer(), how)[0], x=rows), strict=True):
         assert np.array_equal(found, expected)
     assert (tmp_path / "b.data").stat().st_size < (tmp_path / "a.data").stat().st_size / 3
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("how", [Quantisation("int4", 32), Quantisation("int8", 32, True)], ids=str)
-def test_torch_has_the_stored_weights_for_a_while(how: Quantisation, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("how", [Quantization("int4", 32), Quantization("int8", 32, True)], ids=str)
+def test_torch_has_the_stored_weights_for_a_while(how: Quantization, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     linear, norm = nn.Linear(64, 8).to(dtype), nn.LayerNorm(8).to(dtype)
     block = nn.Sequential(linear, norm)
@@ -184,45 +184,45 @@ def test_weights_that_stay_in_their_files_are_rounded_too() -> None:
     for wrap in (False, True):  # read for the layer itself, or for the block around it
         linear = nn.Linear(64, 8, bias=False)
         linear.weight = nn.Parameter(torch.empty(8, 64, device="meta"), requires_grad=False)
-        linear.weight.stored = _streaming.Stored(Entry(values), torch.float32)  # type: ignore[attr-defined, arg-type]
+        linear.weight.stored = streaming.Stored(Entry(values), torch.float32)  # type: ignore[attr-defined, arg-type]
         block = nn.Sequential(linear)
-        _streaming._hook(block if wrap else linear)
-        with weights_as_stored([block], Quantisation("int4")):
+        streaming._hook(block if wrap else linear)
+        with weights_as_stored([block], Quantization("int4")):
             found = block(rows)
             assert linear.weight.is_meta
-        expected = rows @ torch.from_numpy(rounded(values.T.contiguous().numpy(), Quantisation("int4")))
+        expected = rows @ torch.from_numpy(rounded(values.T.contiguous().numpy(), Quantization("int4")))
         assert torch.allclose(found, expected, atol=1e-5)
         assert torch.equal(block(rows), rows @ values.T) and linear.weight.is_meta
 
 
 def test_bf16_weights_get_bf16_scales() -> None:
-    for how in (Quantisation("int8"), Quantisation("int4", 64, True, DEQUANTISED)):
+    for how in (Quantization("int8"), Quantization("int4", 64, True, DEQUANTIZED)):
         weight = random(128, 4, "bfloat16")
-        stored = quantise(weight, how)
+        stored = quantize(weight, how)
         assert stored.scales.dtype == ml_dtypes.bfloat16
-        assert np.abs(dequantise(stored, how, 128) - weight.astype(np.float32)).max() < 0.3
+        assert np.abs(dequantize(stored, how, 128) - weight.astype(np.float32)).max() < 0.3
 
 
 def test_a_scale_that_vanishes_in_fp16_is_none() -> None:
     """The smallest number of fp16 over 7 would be 0, and nothing can be divided by that."""
     weight = np.full((128, 2), 2.0**-24, np.float16)
-    stored = quantise(weight, DEQUANTISING[0])
+    stored = quantize(weight, DEQUANTIZING[0])
     assert (stored.scales > 0).all() and not stored.integers.astype(np.int8).any()
 
 
 def test_tensorrt_takes_the_graph() -> None:
     """It wants positive scales and no zero points; those of MatMulNBits are negative half of the time."""
-    how = quantisation("int4", target("tensorrt-10.15"))
-    assert how == Quantisation("int4", 128, True, DEQUANTISED)
+    how = quantization("int4", target("tensorrt-10.15"))
+    assert how == Quantization("int4", 128, True, DEQUANTIZED)
     weight = random(256, 8)
     weight[:128, 0] = 0
-    stored = quantise(weight, how)
+    stored = quantize(weight, how)
     assert stored.zero_points is None and (stored.scales > 0).all()
-    assert (quantise(weight, Quantisation("int4", 128, True)).scales < 0).any()
-    model, _ = quantised(layer("float16"), how)
+    assert (quantize(weight, Quantization("int4", 128, True)).scales < 0).any()
+    model, _ = quantized(layer("float16"), how)
     assert not lint(model, Version(10, 15))
     assert "opset" in {finding.operator for finding in lint(model, Version(10, 3))}
-    operator, _ = quantised(layer("float16"), Quantisation("int4"))
+    operator, _ = quantized(layer("float16"), Quantization("int4"))
     assert {x.operator for x in lint(operator, Version(10, 15))} == {"com.microsoft.MatMulNBits"}
 
 
@@ -241,13 +241,13 @@ def test_tensorrt_takes_the_graph() -> None:
 )
 def test_what_a_target_cannot_run_is_refused(name: str, kind: str, options: dict[str, Any], problem: str) -> None:
     with pytest.raises(InputError) as raised:
-        quantisation(name, target(kind), **options)
+        quantization(name, target(kind), **options)
     assert problem in str(raised.value) and "\n" not in str(raised.value)
 
 
 def test_a_target_has_its_own_defaults() -> None:
-    assert quantisation("int8", target("cpu")) == Quantisation("int8", 32, False)
-    assert quantisation("int4", target("cuda"), 64, True) == Quantisation("int4", 64, True)
+    assert quantization("int8", target("cpu")) == Quantization("int8", 32, False)
+    assert quantization("int4", target("cuda"), 64, True) == Quantization("int4", 64, True)
 
 
 def test_the_cpu_has_no_bf16() -> None:
@@ -258,19 +258,19 @@ def test_the_cpu_has_no_bf16() -> None:
 
 def test_blocks_that_do_not_fit_and_broken_weights_are_refused() -> None:
     with pytest.raises(InputError, match="40 inputs cannot be stored in blocks of 64"):
-        quantise(random(40, 4), DEQUANTISING[0])
+        quantize(random(40, 4), DEQUANTIZING[0])
     with pytest.raises(InputError, match="inf or NaN"):
-        quantise(np.full((32, 2), np.inf, np.float32), Quantisation("int4"))
+        quantize(np.full((32, 2), np.inf, np.float32), Quantization("int4"))
     with pytest.raises(InputError, match="symmetric int4"):
-        dataclasses.replace(DEQUANTISING[0], symmetric=False)
+        dataclasses.replace(DEQUANTIZING[0], symmetric=False)
 
 
 def test_nobody_elses_log_is_shown() -> None:
     """In a process of its own: it is the first import that would set the root logger up."""
     code = (
-        "import logging, numpy as np; from secateur.export.quantize import quantise; "
-        "from secateur.quantisation import Quantisation; "
-        "quantise(np.ones((32, 4), np.float32), Quantisation('int4')); logging.getLogger('x').info('chatter'); "
+        "import logging, numpy as np; from secateur.export.quantize import quantize; "
+        "from secateur.bundle.quantization import Quantization; "
+        "quantize(np.ones((32, 4), np.float32), Quantization('int4')); logging.getLogger('x').info('chatter'); "
         "print(logging.getLogger().handlers, logging.getLogger().level)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

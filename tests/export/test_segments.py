@@ -4,14 +4,14 @@ from __future__ import annotations
 import pytest
 import torch
 
+from secateur.decoder import attention
 from secateur.export.gates import Prune
 from secateur.export.graphs import build, sized
 from secateur.export.segments import Segment
-from secateur.export.spans import Span, Spans
+from secateur.export.spans import Spans, ViewSpan
 from secateur.export.targets import Target, target
-from secateur.methods.base import GateInputs, Selector
-from secateur.models import _attention
-from secateur.models.base import Family
+from secateur.families.base import Family
+from secateur.selection.selector import GateInputs, Selector
 
 
 @pytest.fixture
@@ -55,12 +55,12 @@ def test_cutting_changes_nothing(tiny: Family) -> None:
 def test_text_query_is_the_mean_over_the_question(tiny: Family) -> None:
     given = inputs(tiny, 2, 9, 0, 1)
     given[2][1, 7:] = 0  # padding of the second sample
-    tap = _attention.Tap()
+    tap = attention.Tap()
     segment = Segment(tiny.decoder, 0, 1, ("text_query",))
     found = segment(*given[:4], torch.tensor([4]), *given[4:])[-1]
-    mask = _attention.additive_mask(given[2], 9, 0, torch.float32)
+    mask = attention.additive_mask(given[2], 9, 0, torch.float32)
     decoder = tiny.decoder
-    with _attention.active(decoder.config):
+    with attention.active(decoder.config):
         position_embeddings = decoder.rotary(given[0], given[1])
         decoder.layers[0](
             given[0], attention_mask=mask, position_embeddings=position_embeddings, past_key_values=tap, tap=tap
@@ -73,15 +73,15 @@ def test_text_query_is_the_mean_over_the_question(tiny: Family) -> None:
 def test_the_attention_setting_is_put_back(tiny: Family) -> None:
     config = tiny.decoder.config
     before = config._attn_implementation
-    with pytest.raises(RuntimeError), _attention.active(config):
-        assert config._attn_implementation == _attention.NAME
+    with pytest.raises(RuntimeError), attention.active(config):
+        assert config._attn_implementation == attention.NAME
         raise RuntimeError
     assert config._attn_implementation == before
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_masks_stay_finite(dtype: torch.dtype) -> None:
-    mask = _attention.additive_mask(torch.zeros(1, 5, dtype=torch.int64), 3, 2, dtype)
+    mask = attention.additive_mask(torch.zeros(1, 5, dtype=torch.int64), 3, 2, dtype)
     assert torch.isfinite(mask).all()
     assert torch.isfinite(torch.softmax(mask, dim=-1)).all()
 
@@ -102,7 +102,7 @@ def test_gates_gather_rows_positions_masks_and_indices() -> None:
     positions, mask = torch.arange(9).repeat(2, 1), torch.ones(2, 9, dtype=torch.int64)
     mask[1, 8] = 0
     index = torch.tensor([[10, 20, 30, 40], [11, 21, 31, 41]])
-    gate = Prune([Fixed([[0, 3], [1, 2]])], Spans((Span(3, 4, 0),)))
+    gate = Prune([Fixed([[0, 3], [1, 2]])], Spans((ViewSpan(3, 4, 0),)))
     hidden, where, valid, kept = gate(rows, positions, mask, index)
     chosen = [[0, 1, 2, 3, 6, 7, 8], [0, 1, 2, 4, 5, 7, 8]]
     for b in range(2):

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from secateur.bundle.quantization import Quantization
 from secateur.export.bundle import Exported
 from secateur.export.parity import _chain
 from secateur.export.tolerance import ROUNDED_ROWS, TOLERANCE, tolerance
-from secateur.quantisation import Quantisation
 from secateur.runtime.chain import Walk
 
 
@@ -19,7 +19,7 @@ def test_rounded_rows_are_allowed_no_less_than_half_precision(tiny_bundle: tuple
     manifest = dataclasses.replace(tiny_bundle[1].manifest, dtype=dtype)
     assert tolerance(manifest) == TOLERANCE[dtype]
     exact, rounding = (
-        tolerance(dataclasses.replace(manifest, quantisation=Quantisation("int4", 32, accuracy_level=level)))
+        tolerance(dataclasses.replace(manifest, quantization=Quantization("int4", 32, accuracy_level=level)))
         for level in (0, 4)
     )
     assert exact == TOLERANCE[dtype]
@@ -31,8 +31,8 @@ def test_tokens_behind_rounded_rows_may_change_places(
     tiny_bundle: tuple[Path, Exported], level: int, kept: int, passes: bool
 ) -> None:
     """Of 8 tokens `kept` are the same; where one is not, logits are not compared."""
-    how = Quantisation("int4", 32, accuracy_level=level)
-    manifest = dataclasses.replace(tiny_bundle[1].manifest, quantisation=how)
+    how = Quantization("int4", 32, accuracy_level=level)
+    manifest = dataclasses.replace(tiny_bundle[1].manifest, quantization=how)
     found, expected = (
         Walk(np.ones((1, 4), np.float32), (20,), (), (np.array([[*range(kept), *range(first, first + 8 - kept)]]),))
         for first in (100, 200)

@@ -16,15 +16,15 @@ import torch
 from onnx.external_data_helper import ExternalDataInfo
 from torch import Tensor, nn
 
-from secateur.artifacts import GraphSpec, TensorSpec
+from secateur.bundle.manifest import GraphSpec, TensorSpec
+from secateur.checkpoints.streaming import stream
 from secateur.errors import BadBundle
 from secateur.export.graphs import Graph
 from secateur.export.segments import Segment
 from secateur.export.to_onnx import to_onnx
 from secateur.export.weights import PAGE, Store
-from secateur.models._streaming import stream
-from secateur.models.base import Family
-from secateur.models.llava import Family as Llava
+from secateur.families.base import Family
+from secateur.families.llava import Family as Llava
 
 WIDTH = 80
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from secateur.calibration.statistics import LayerRows, Statistics
 from secateur.methods.alvts import Method
+from secateur.selection.statistics import LayerRows, Statistics
 
 RATE = 1e-2
 METHOD = Method(learning_rate=RATE)

@@ -17,11 +17,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from secateur.artifacts import Dimensions, Gate, GraphSpec, Layout, ModelIdentity, TensorSpec, View
-from secateur.calibration.statistics import LayerRows, Statistics
+from secateur.bundle.layout import Dimensions, Layout, ModelIdentity, View
+from secateur.bundle.manifest import GraphSpec, TensorSpec
+from secateur.bundle.schedule import Gate
 from secateur.export.graphs import Graph
 from secateur.export.to_onnx import to_onnx
-from secateur.methods.base import GateInputs, GateSite, Selector
+from secateur.selection.selector import GateInputs, GateSite, Selector
+from secateur.selection.statistics import LayerRows, Statistics
 
 START, HEADS, KV_HEADS, HEAD_DIM, WIDTH = 3, 4, 2, 8, 16
 BATCH, ROWS = 7, 31  # like no other size here, so that an export can tell its dynamic dimensions
@@ -44,7 +46,7 @@ class ToyProjections:
         self.query = torch.randn(HEADS * HEAD_DIM, WIDTH, generator=generator)
         self.key = torch.randn(KV_HEADS * HEAD_DIM, WIDTH, generator=generator)
 
-    def normalise(self, rows: Tensor) -> Tensor:
+    def normalize(self, rows: Tensor) -> Tensor:
         return rows * torch.rsqrt(rows.pow(2).mean(-1, keepdim=True) + 1e-6)
 
     def heads(self, query: Tensor, key: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:

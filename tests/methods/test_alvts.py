@@ -15,14 +15,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from secateur.artifacts import Dimensions, Layout, ModelIdentity, View, to_json
-from secateur.calibration.statistics import Statistics
+from secateur.bundle.layout import Dimensions, Layout, ModelIdentity, View
+from secateur.bundle.strict_json import to_json
 from secateur.errors import BadSchedule
-from secateur.methods import _alvts_alignment as alignment
-from secateur.methods import _alvts_lowrank as lowrank
-from secateur.methods._alvts_score import importance
 from secateur.methods.alvts import Method
-from secateur.methods.base import BudgetRequest, Fixed, GateInputs, best
+from secateur.selection import alvts_alignment as alignment
+from secateur.selection import low_rank as lowrank
+from secateur.selection.alvts_score import importance
+from secateur.selection.budget import BudgetRequest
+from secateur.selection.selector import Fixed, GateInputs
+from secateur.selection.statistics import Statistics
+from secateur.selection.topk import best
 from tests.methods.alvts_toy import METHOD, RATE, learnable
 
 DEPTH, GRID, TOKENS = 6, (4, 5), 20

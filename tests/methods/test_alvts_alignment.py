@@ -14,16 +14,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from secateur.artifacts import Layout, Schedule, to_json
-from secateur.calibration.statistics import LayerRows, Statistics
+from secateur.bundle.layout import Layout
+from secateur.bundle.schedule import Schedule
+from secateur.bundle.strict_json import to_json
 from secateur.errors import BadOutput, BadSchedule
-from secateur.methods import _alvts_alignment as alignment
-from secateur.methods import _alvts_choice as choice
-from secateur.methods import _alvts_lowrank as lowrank
 from secateur.methods import alvts
-from secateur.methods._alvts_lowrank import Factors
-from secateur.methods._alvts_state import State
-from secateur.methods.base import BudgetRequest
+from secateur.selection import alvts_alignment as alignment
+from secateur.selection import alvts_choice as choice
+from secateur.selection import low_rank as lowrank
+from secateur.selection.alvts_state import AlignmentState
+from secateur.selection.budget import BudgetRequest
+from secateur.selection.low_rank import Factors
+from secateur.selection.statistics import LayerRows, Statistics
 from tests.methods.alvts_toy import METHOD, learnable
 
 OPTIONS = alignment.Options(rank=6, score="product", loss="scaled", passes=4, learning_rate=1e-3)
@@ -153,7 +155,7 @@ def test_choice_against_sets(seed: int, keep: int, passes: int) -> None:
 
 def test_jaccard_against_sets() -> None:
     picks = [[[0, 1], [2, 3]], [[1, 2], [2, 3]], [[3, 4], [0, 3]]]
-    chosen = [choice.Chosen(Factors(*torch.zeros(3, 1, 1)), 0, [], [], np.array(slots)) for slots in picks]
+    chosen = [choice.ChosenCandidate(Factors(*torch.zeros(3, 1, 1)), 0, [], [], np.array(slots)) for slots in picks]
     pairs = [(a, b) for i, a in enumerate(picks) for b in picks[i + 1 :]]
     want = np.mean([len(set(x) & set(y)) / len(set(x) | set(y)) for a, b in pairs for x, y in zip(a, b, strict=True)])
     assert choice.mean_jaccard(chosen, 5) == pytest.approx(want, abs=1e-6)
@@ -198,7 +200,7 @@ def test_what_matters_gets_its_own_state(small: Statistics, tmp_path: Path) -> N
     other = layer._replace(rows=[layer.rows[0] + 1e-3, *layer.rows[1:]])
     model = replace(small.model, fingerprint="sha256:1")
     folders = [
-        State.of(statistics, rows, options).folder
+        AlignmentState.of(statistics, rows, options).folder
         for statistics, rows, options in (
             (kept, layer, OPTIONS),
             (kept, other, OPTIONS),
@@ -210,8 +212,8 @@ def test_what_matters_gets_its_own_state(small: Statistics, tmp_path: Path) -> N
         )
     ]
     assert len(set(folders)) == len(folders)
-    assert State.of(kept, layer, OPTIONS).folder == folders[0]
-    assert State.of(small, layer, OPTIONS).folder is None
+    assert AlignmentState.of(kept, layer, OPTIONS).folder == folders[0]
+    assert AlignmentState.of(small, layer, OPTIONS).folder is None
 
 
 @pytest.mark.parametrize("damage", ["bit", "cut", "empty", "swapped"])

@@ -11,12 +11,13 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaModel, Qwen2Config, Qwen2Model, Qwen3Config, Qwen3Model
 
-from secateur.artifacts import Dimensions, Gate
-from secateur.methods import _alvts_lowrank as lowrank
-from secateur.methods._alvts_selector import tensor_name
+from secateur.bundle.layout import Dimensions
+from secateur.bundle.schedule import Gate
+from secateur.decoder.projections import LlamaProjections
 from secateur.methods.alvts import Method
-from secateur.methods.base import GateSite
-from secateur.models._projections import Projections
+from secateur.selection import low_rank as lowrank
+from secateur.selection.alvts_selector import tensor_name
+from secateur.selection.selector import GateSite
 
 WIDTH, HEADS, KV_HEADS, HEAD_DIM, START, TOKENS, KEEP, RANK = 16, 4, 2, 8, 3, 20, 7, 6
 PLACE = Dimensions(2, WIDTH, HEADS, KV_HEADS, HEAD_DIM, 32, 16, 64, 24)
@@ -46,7 +47,7 @@ def place(kind: str, layer: int, dtype: torch.dtype, score: str) -> GateSite:
             weight.data.normal_()
             weight.data = weight.data.to(dtype)
     model.requires_grad_(False)
-    projections = Projections(model.layers[layer], model.rotary_emb)
+    projections = LlamaProjections(model.layers[layer], model.rotary_emb)
     factors = lowrank.svd(projections, RANK)._asdict()
     tensors = {tensor_name(layer, part): factor.numpy() for part, factor in factors.items()}
     gate = Gate(layer, KEEP, "route", {"rank": RANK, "score": score})

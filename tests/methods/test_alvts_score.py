@@ -15,14 +15,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import LlamaConfig, LlamaModel, Qwen2Config, Qwen2Model
 
-from secateur.artifacts import Dimensions, Gate
+from secateur.bundle.layout import Dimensions
+from secateur.bundle.schedule import Gate
+from secateur.decoder.projections import LlamaProjections
 from secateur.errors import BadSchedule
-from secateur.methods import _alvts_lowrank as lowrank
-from secateur.methods._alvts_score import importance
-from secateur.methods._alvts_selector import LowRankSelector, tensor_name
 from secateur.methods.alvts import Method
-from secateur.methods.base import Fixed, GateInputs, GateSite
-from secateur.models._projections import Projections
+from secateur.selection import low_rank as lowrank
+from secateur.selection.alvts_score import importance
+from secateur.selection.alvts_selector import LowRankSelector, tensor_name
+from secateur.selection.selector import Fixed, GateInputs, GateSite
 
 Floats = NDArray[np.float64]
 LLAVA_7B = Dimensions(32, 4096, 32, 32, 128, 11008, 32000, 4096, 1024)
@@ -93,12 +94,12 @@ def random_model(kind: str = "llama") -> Any:
     return model
 
 
-def projections(kind: str = "llama") -> Projections:
+def projections(kind: str = "llama") -> LlamaProjections:
     model = random_model(kind)
-    return Projections(model.layers[1], model.rotary_emb)
+    return LlamaProjections(model.layers[1], model.rotary_emb)
 
 
-def site(kept: int, layer: Projections, rank: int, score: str = "product", **tensors: Any) -> GateSite:
+def site(kept: int, layer: LlamaProjections, rank: int, score: str = "product", **tensors: Any) -> GateSite:
     """A place whose tensors are those of the bare decomposition, but for `tensors`."""
     factors = lowrank.svd(layer, rank)._asdict()
     named = {tensor_name(1, part): tensors.get(part, factor.numpy()) for part, factor in factors.items()}
@@ -155,7 +156,7 @@ def test_selector_equals_loops(score: str) -> None:
     selector = Method.selector(site(3, layer, 8, score))
     assert isinstance(selector, LowRankSelector)
     hidden = rows.hidden_states.double().numpy()
-    normalised = (
+    normalized = (
         hidden
         / np.sqrt((hidden**2).mean(-1, keepdims=True) + 1e-6)
         * layer.norm.get_parameter("weight").double().numpy()
@@ -165,7 +166,7 @@ def test_selector_equals_loops(score: str) -> None:
         u, s, v = np.linalg.svd(weight.double().numpy(), full_matrices=False)
         weights.append(u[:, :8] * s[:8] @ v[:8])
     query, key = (
-        np.stack([plain_heads(n @ w.T, p, heads) for n, p in zip(normalised, rows.position_ids.numpy(), strict=True)])
+        np.stack([plain_heads(n @ w.T, p, heads) for n, p in zip(normalized, rows.position_ids.numpy(), strict=True)])
         for w, heads in zip(weights, (HEADS, KV_HEADS), strict=True)
     )
     want = np.array(plain_importance(query, key, rows.attention_mask.numpy(), START, TOKENS, score))

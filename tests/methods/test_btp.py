@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from secateur.artifacts import to_json
+from secateur.bundle.strict_json import to_json
 from secateur.errors import BadSchedule
-from secateur.methods.base import BudgetRequest, Fixed
 from secateur.methods.btp import Method
+from secateur.selection.budget import BudgetRequest
+from secateur.selection.selector import Fixed
 
 CHANGE = [0, 0, 0, 0, 0.1, 0.4, 0.6, 0.3, 0.2, 0.25, 0.1, 0.02, 0, 0, 0, 0.9]
 SIXTEEN = (12, 12)

@@ -15,14 +15,16 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from secateur.artifacts import Dimensions, Gate
+from secateur.bundle.layout import Dimensions
+from secateur.bundle.schedule import Gate
 from secateur.errors import BadSchedule
-from secateur.methods import _diversity, _importance
-from secateur.methods._btp_quotas import Quotas, disjoint_quotas, first_points, union_quotas
-from secateur.methods._btp_selection import BalancedSelector
-from secateur.methods._spatial import lattice, spatial_points
-from secateur.methods.base import BudgetRequest, GateInputs, GateSite
 from secateur.methods.btp import Method
+from secateur.selection import attention, diversity
+from secateur.selection.btp_quotas import Quotas, disjoint_quotas, first_points, union_quotas
+from secateur.selection.btp_selection import BalancedSelector
+from secateur.selection.budget import BudgetRequest
+from secateur.selection.selector import GateInputs, GateSite
+from secateur.selection.spatial import lattice, spatial_points
 
 Matrix = NDArray[np.float32]
 FUZZ = settings(max_examples=150)
@@ -97,9 +99,9 @@ def rows_of(rng: np.random.Generator, tokens: int, batch: int, coarse: bool) -> 
 
 
 def compare(selector: BalancedSelector, rows: GateInputs, oracle: Callable[[Matrix, list[float]], list[int]]) -> None:
-    distance = _diversity.cosine_distance(rows.vision, rows.vision_index)
+    distance = diversity.cosine_distance(rows.vision, rows.vision_index)
     tokens = rows.vision.shape[1]
-    score = _importance.attention_logits(rows.read["query"], rows.read["key"][1 : 1 + tokens])
+    score = attention.attention_logits(rows.read["query"], rows.read["key"][1 : 1 + tokens])
     expected = [oracle(distance[b].numpy(), score[b].tolist()) for b in range(len(distance))]
     assert selector(rows).tolist() == expected
 
@@ -110,7 +112,7 @@ def test_rebalance(score: list[int], data: st.DataObject) -> None:
     over = data.draw(st.integers(1, len(score)))
     quota = data.draw(st.integers(1, over))
     early = data.draw(st.integers(0, len(score)))
-    got = _importance.rebalance(torch.tensor([score, score[::-1]], dtype=torch.float32), quota, over, early)
+    got = attention.rebalance(torch.tensor([score, score[::-1]], dtype=torch.float32), quota, over, early)
     assert set(got[0].tolist()) == set(rebalance(score, quota, over, early))
     assert set(got[1].tolist()) == set(rebalance(score[::-1], quota, over, early))
     if quota < over:
@@ -122,15 +124,15 @@ def test_rebalance(score: list[int], data: st.DataObject) -> None:
 def test_farthest(tokens: int, batch: int, seed: int, data: st.DataObject) -> None:
     distance = np.random.default_rng(seed).integers(0, 4, (batch, tokens, tokens)).astype(np.float32)
     distance = ((distance + distance.transpose(0, 2, 1)).clip(max=2) / 4).astype(np.float32)
-    distance[:, range(tokens), range(tokens)] = _diversity.SELF
+    distance[:, range(tokens), range(tokens)] = diversity.SELF
     start = data.draw(st.lists(st.integers(0, tokens - 1), max_size=tokens))  # repeats are harmless
     free = tokens - len(set(start))
     if free == 0:
         return
     count = data.draw(st.integers(1, free))
     tensor = torch.tensor(distance)
-    begun = _diversity.nearest(tensor, torch.tensor([start] * batch)) if start else None
-    picks, reach = _diversity.farthest(tensor, count, begun)
+    begun = diversity.nearest(tensor, torch.tensor([start] * batch)) if start else None
+    picks, reach = diversity.farthest(tensor, count, begun)
     for b in range(batch):
         assert picks[b].tolist() == farthest(distance[b], count, start)
         chosen = {*start, *picks[b].tolist()}
@@ -242,12 +244,12 @@ def test_importance_against_numpy(kv_heads: int) -> None:
     dots = np.einsum("bhd,sbhd->bhs", query, every) / np.sqrt(width)
     q, k = torch.tensor(query, dtype=torch.float32), torch.tensor(key, dtype=torch.float32)
 
-    logits = _importance.attention_logits(q, k[start : start + tokens])
+    logits = attention.attention_logits(q, k[start : start + tokens])
     np.testing.assert_allclose(logits, dots.mean(1)[:, start : start + tokens], atol=1e-5)
 
     powers = np.exp(dots) * mask[:, None, :]
     shares = (powers / powers.sum(-1, keepdims=True)).mean(1)[:, start : start + tokens]
-    got = _importance.attention_softmax(q, k, torch.tensor(mask), start, tokens)
+    got = attention.attention_softmax(q, k, torch.tensor(mask), start, tokens)
     np.testing.assert_allclose(got, shares, atol=1e-6)
 
 
@@ -256,11 +258,11 @@ def test_distance_against_numpy() -> None:
     features[0, 3] = features[0, 1]
     features[1, 2] = 0
     index = torch.arange(7).repeat(2, 1)
-    got = _diversity.cosine_distance(torch.tensor(features).half(), index)
+    got = diversity.cosine_distance(torch.tensor(features).half(), index)
     assert got.dtype == torch.float32 and bool(torch.isfinite(got).all())
     rows = features / np.maximum(np.linalg.norm(features, axis=-1, keepdims=True), 1e-12)
     expected = (1 - rows @ rows.transpose(0, 2, 1)).clip(0) / 4
-    expected[:, range(7), range(7)] = _diversity.SELF
+    expected[:, range(7), range(7)] = diversity.SELF
     expected[1, 2, 2] += 0.25  # a row of zeros is at no distance 0 from anything, itself included
     np.testing.assert_allclose(got, expected, atol=2e-3)
     assert 0 <= got[0, 1, 3] < 1e-6
@@ -270,16 +272,16 @@ class Picks(nn.Module):
     """Greedy picks on a given distance, cold and from a start set, and a rebalanced choice: all with many ties."""
 
     def forward(self, distance: Tensor, start: Tensor, score: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        cold = _diversity.farthest(distance, 5)[0]
-        warm = _diversity.farthest(distance, 4, _diversity.nearest(distance, start))[0]
-        return cold, warm, _importance.rebalance(score, 4, 9, 6)
+        cold = diversity.farthest(distance, 5)[0]
+        warm = diversity.farthest(distance, 4, diversity.nearest(distance, start))[0]
+        return cold, warm, attention.rebalance(score, 4, 9, 6)
 
 
 @pytest.mark.parametrize("opset", [20, 23])
 def test_onnx_breaks_ties_the_same(opset: int, exported: Any) -> None:
     rng, batch = np.random.default_rng(1), 7
     distance = torch.tensor(rng.integers(0, 3, (batch, 12, 12)), dtype=torch.float32) / 4
-    distance[:, range(12), range(12)] = _diversity.SELF
+    distance[:, range(12), range(12)] = diversity.SELF
     start, score = torch.tensor(rng.integers(0, 12, (batch, 3))), torch.tensor(rng.integers(0, 4, (batch, 12))).float()
     named = {"distance": distance, "start": start, "score": score}
     got = exported(Picks(), named, (5, 4, 4), opset)

@@ -12,11 +12,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from secateur.artifacts import Gate
+from secateur.bundle.schedule import Gate
 from secateur.errors import BadSchedule
-from secateur.methods.base import BudgetRequest, Fixed, GateInputs
+from secateur.families.base import Family
 from secateur.methods.cls import Best, Method
-from secateur.models.base import Family
+from secateur.selection.budget import BudgetRequest
+from secateur.selection.selector import Fixed, GateInputs
 
 
 def rows_of(name: str, scores: torch.Tensor) -> GateInputs:

@@ -13,10 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from secateur.artifacts import Gate
+from secateur.bundle.schedule import Gate
 from secateur.errors import BadSchedule
-from secateur.methods.base import BudgetRequest, Fixed, GateInputs
 from secateur.methods.dart import LeastAlike, Method, Pivots, shares
+from secateur.selection.budget import BudgetRequest
+from secateur.selection.selector import Fixed, GateInputs
 
 START, ROWS = 3, 31  # of the conftest
 LLAVA = (32, (24, 24))

@@ -15,10 +15,12 @@ import torch
 
 import secateur.methods
 from secateur import plugins
-from secateur.artifacts import Gate, Schedule, to_json
-from secateur.calibration.budget import budget
+from secateur.bundle.schedule import Gate, Schedule
+from secateur.bundle.strict_json import to_json
 from secateur.errors import BadSchedule
-from secateur.methods.base import BudgetRequest, Fixed, Method, Selector
+from secateur.methods.base import Method
+from secateur.selection.budget import BudgetRequest, budget
+from secateur.selection.selector import Fixed, Selector
 
 NAMES = plugins.names(secateur.methods)
 GRID, LAYERS = (4, 5), 16

@@ -11,10 +11,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from secateur.artifacts import Gate
+from secateur.bundle.schedule import Gate
 from secateur.errors import BadSchedule
-from secateur.methods.base import BudgetRequest
 from secateur.methods.divprune import Diverse, Method
+from secateur.selection.budget import BudgetRequest
 
 START = 3  # of the conftest
 LLAVA = (32, (24, 24))

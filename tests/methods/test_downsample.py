@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from secateur.artifacts import Gate
+from secateur.bundle.schedule import Gate
 from secateur.errors import BadSchedule
-from secateur.methods.base import BudgetRequest
 from secateur.methods.downsample import Method, nearest_grid
+from secateur.selection.budget import BudgetRequest
 
 
 @given(st.integers(1, 26), st.integers(1, 26), st.data())

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
-from secateur.artifacts import Gate
+from secateur.bundle.schedule import Gate
 from secateur.errors import BadSchedule
-from secateur.methods._attended import Attended
-from secateur.methods.base import BudgetRequest
 from secateur.methods.fastv import Method
+from secateur.selection.attended import Attended
+from secateur.selection.budget import BudgetRequest
 
 LLAVA = (32, (24, 24))
 

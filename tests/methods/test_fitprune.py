@@ -14,11 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from secateur.artifacts import Gate
+from secateur.bundle.schedule import Gate
 from secateur.errors import BadSchedule
-from secateur.methods._fitprune_staircase import from_table, levels, lost, merge, search, staircase
-from secateur.methods.base import BudgetRequest, Fixed, GateInputs
 from secateur.methods.fitprune import Method, ProductSelector
+from secateur.selection.budget import BudgetRequest
+from secateur.selection.fitprune_staircase import from_table, levels, lost, merge, search, staircase
+from secateur.selection.selector import Fixed, GateInputs
 
 START, LAYERS, GRID = 3, 16, (4, 5)
 TABLE = (14, 33, 89, 36, 40, 30, 20, 25, 30, 40, 25, 20, 40, 30, 20, 10)  # of 576; it begins as the published one

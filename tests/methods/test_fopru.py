@@ -14,11 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from secateur.artifacts import Gate
+from secateur.bundle.schedule import Gate
 from secateur.errors import BadSchedule
-from secateur.methods.base import BudgetRequest, Fixed, GateInputs, Selector, gather
+from secateur.families.base import Family
 from secateur.methods.fopru import FocalSelector, Method
-from secateur.models.base import Family
+from secateur.selection.budget import BudgetRequest
+from secateur.selection.selector import Fixed, GateInputs, Selector
+from secateur.selection.topk import gather
 
 
 def rank(scores: list[float], keep: int) -> list[int]:

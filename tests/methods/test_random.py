@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from secateur.artifacts import Gate
+from secateur.bundle.schedule import Gate
 from secateur.errors import BadSchedule
 from secateur.methods import btp, random
-from secateur.methods.base import BudgetRequest, Fixed
+from secateur.selection.budget import BudgetRequest
+from secateur.selection.selector import Fixed
 
 
 def slots(site: Any, seed: int, layer: int = 3, tokens: int = 6, keep: int = 3) -> tuple[int, ...]:

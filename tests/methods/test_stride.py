@@ -12,10 +12,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from secateur.artifacts import Gate
+from secateur.bundle.schedule import Gate
 from secateur.errors import BadSchedule
-from secateur.methods.base import BudgetRequest, Fixed
 from secateur.methods.stride import Method, latticed, strided
+from secateur.selection.budget import BudgetRequest
+from secateur.selection.selector import Fixed
 
 
 @given(st.integers(1, 700), st.data())

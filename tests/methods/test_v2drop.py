@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from secateur.artifacts import Gate
+from secateur.bundle.schedule import Gate
 from secateur.errors import BadSchedule
-from secateur.methods.base import BudgetRequest
 from secateur.methods.v2drop import Changed, Method
+from secateur.selection.budget import BudgetRequest
 
 START = 3  # of the conftest
 LLAVA = (32, (24, 24))

@@ -18,13 +18,16 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from secateur.artifacts import Gate, GraphSpec, TensorSpec
+from secateur.bundle.manifest import GraphSpec, TensorSpec
+from secateur.bundle.schedule import Gate
 from secateur.errors import BadSchedule
 from secateur.export.graphs import Graph
 from secateur.export.to_onnx import to_onnx
-from secateur.methods.base import BudgetRequest, Fixed, GateInputs, gather
+from secateur.families.base import Family
 from secateur.methods.visionzip import Method, ZipSelector
-from secateur.models.base import Family
+from secateur.selection.budget import BudgetRequest
+from secateur.selection.selector import Fixed, GateInputs
+from secateur.selection.topk import gather
 
 READS = ("class_token.-2", "patch_key.-2")
 

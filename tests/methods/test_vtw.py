@@ -13,10 +13,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from secateur.artifacts import Gate, Schedule
+from secateur.bundle.schedule import Gate, Schedule
 from secateur.errors import BadSchedule
-from secateur.methods.base import BudgetRequest, Fixed
 from secateur.methods.vtw import Method, _nearest
+from secateur.selection.budget import BudgetRequest
+from secateur.selection.selector import Fixed
 
 
 def dropped(

@@ -9,13 +9,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from secateur.artifacts import Manifest, to_json
+from secateur.bundle.manifest import Manifest
+from secateur.bundle.strict_json import to_json
 from secateur.engines.cases import CASES_FILE, Case, Cases
 from secateur.engines.limits import limits
+from secateur.engines.plan_key import identity
 from secateur.engines.shapes import cases
-from secateur.engines.source import identity
 from secateur.profiling.percentiles import Spread
-from secateur.profiling.results import Chain, Failure, GraphTimes, LayerLine, Profiling
+from secateur.profiling.results import ChainTimes, Failure, GraphTimes, LayerLine, Profiling
 
 RUNS = (1.0, 1.0, 1.5, 1.0)
 """What the milliseconds of a case are multiplied by, in each of its queries."""
@@ -121,9 +122,11 @@ def profiling() -> Profiling:
         graph("segment_0.decode", "segment", 1.0, {"full": 1.0}),
     )
     stages = {"vision": 4.0, "projector": 0.0, "embed": 0.0, "segments": 6.0, "gates": 0.0}
-    full = Chain("full", "full", 144.0, 1.0, total(4), total(6), total(10), total(1), stages, 0.0, 1.0, 1.0)
+    full = ChainTimes("full", "full", 144.0, 1.0, total(4), total(6), total(10), total(1), stages, 0.0, 1.0, 1.0)
     fewer = stages | {"segments": 2.0, "gates": 0.6}
-    btp = Chain("btp-22", "btp", 32.0, 0.22, total(4), total(2.6), total(6.6), None, fewer, 0.09, 10 / 6.6, 6 / 2.6)
+    btp = ChainTimes(
+        "btp-22", "btp", 32.0, 0.22, total(4), total(2.6), total(6.6), None, fewer, 0.09, 10 / 6.6, 6 / 2.6
+    )
     return Profiling(
         bundle="demo-trt",
         model="demo",

@@ -10,13 +10,13 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from secateur.artifacts import Layout, View
+from secateur.bundle.graph_plan import prefill
+from secateur.bundle.layout import Layout, View
+from secateur.bundle.reader import Bundle
 from secateur.errors import InputError
 from secateur.export.bundle import Exported
-from secateur.profiling.clocked import Settings, clock, noise
+from secateur.profiling.clocked import ClockSettings, clock, noise
 from secateur.runtime import Pipeline
-from secateur.runtime.bundle import Bundle
-from secateur.runtime.walk import prefill
 
 
 @dataclass
@@ -56,7 +56,7 @@ def bundle(trt_bundle: tuple[Path, Exported]) -> Bundle:
 def test_figures_of_known_times(bundle: Bundle) -> None:
     vlm = Canned(bundle)
     names = list(bundle.manifest.schedules)
-    chains, graphs = clock(cast(Pipeline, vlm), "", "?", names, Settings(rounds=3, warmup=2), quiet)
+    chains, graphs = clock(cast(Pipeline, vlm), "", "?", names, ClockSettings(rounds=3, warmup=2), quiet)
     full, pruned = chains[0], chains[1]
     assert full.schedule == "full" and full.first_token.p50 == 1 + 12 * 5 and pruned.first_token.p50 == 1 + 12 * 4
     assert full.speed_up == 1 and pruned.speed_up == pytest.approx(61 / 49) and pruned.prefill_speed_up == 5 / 4
@@ -72,7 +72,7 @@ def test_figures_of_known_times(bundle: Bundle) -> None:
 def test_only_the_gates_of_a_schedule_are_its_gates(bundle: Bundle) -> None:
     vlm = Canned(bundle)
     names = list(bundle.manifest.schedules)
-    _, graphs = clock(cast(Pipeline, vlm), "", "?", names, Settings(rounds=1, warmup=0), quiet)
+    _, graphs = clock(cast(Pipeline, vlm), "", "?", names, ClockSettings(rounds=1, warmup=0), quiet)
     for name in names:
         gates = {graph.name for graph in graphs if graph.kind == "gate" and name in graph.shares}
         assert gates == {gate.graph for gate in bundle.manifest.schedules[name].gates if gate.kind != "downsample"}
@@ -81,7 +81,7 @@ def test_only_the_gates_of_a_schedule_are_its_gates(bundle: Bundle) -> None:
 def test_schedules_take_turns_and_each_is_once_the_first(bundle: Bundle) -> None:
     vlm = Canned(bundle)
     names = list(bundle.manifest.schedules)
-    clock(cast(Pipeline, vlm), "", "?", names, Settings(rounds=len(names), warmup=0), quiet)
+    clock(cast(Pipeline, vlm), "", "?", names, ClockSettings(rounds=len(names), warmup=0), quiet)
     rounds = [vlm.asked[i : i + len(names)] for i in range(0, len(vlm.asked), len(names))]
     assert all(sorted(each) == sorted(names) for each in rounds)
     assert [each[0] for each in rounds] == names
@@ -89,7 +89,7 @@ def test_schedules_take_turns_and_each_is_once_the_first(bundle: Bundle) -> None
 
 def test_recorded_steps_are_recorded_before_they_are_timed(bundle: Bundle) -> None:
     vlm = Canned(bundle, records_steps=True)
-    chains, _ = clock(cast(Pipeline, vlm), "", "?", ["full", "btp"], Settings(rounds=2, warmup=0), quiet)
+    chains, _ = clock(cast(Pipeline, vlm), "", "?", ["full", "btp"], ClockSettings(rounds=2, warmup=0), quiet)
     assert vlm.asked == ["full"] * 3 + ["btp"] * 6 + ["full"] * 3
     third, sixth = chains[1].first_token.p50, chains[1].first_token.p99
     assert (third, sixth) == (1 + 12 * 3, 1 + 12 * 6), "of six answers two are timed"
@@ -107,4 +107,4 @@ def test_noise_fits_the_encoder_and_is_the_same_every_time(bundle: Bundle) -> No
 @pytest.mark.parametrize(("field", "value"), [("rounds", 0), ("warmup", -1), ("new_tokens", 0)])
 def test_settings_have_bounds(field: str, value: int) -> None:
     with pytest.raises(InputError, match=rf"--{field.replace('_', '-')} is {value}; it must be at least"):
-        Settings(**{field: value})
+        ClockSettings(**{field: value})

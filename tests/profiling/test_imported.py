@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from secateur.bundle.reader import Bundle
 from secateur.engines.cases import Case
 from secateur.errors import BadMeasurement
 from secateur.export.bundle import Exported
 from secateur.profiling.imported import read_folder, timed_schedules
-from secateur.runtime.bundle import Bundle
 from tests.profiling import made
 
 Trt = tuple[Path, Exported]

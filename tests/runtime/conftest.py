@@ -16,21 +16,10 @@ import tokenizers
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from secateur.artifacts import (
-    Budget,
-    Dimensions,
-    Gate,
-    GateRef,
-    GraphSpec,
-    Layout,
-    Manifest,
-    ModelIdentity,
-    Schedule,
-    ScheduleRef,
-    TensorSpec,
-    View,
-    to_json,
-)
+from secateur.bundle.layout import Dimensions, Layout, ModelIdentity, View
+from secateur.bundle.manifest import GateRef, GraphSpec, Manifest, ScheduleRef, TensorSpec
+from secateur.bundle.schedule import Budget, Gate, Schedule
+from secateur.bundle.strict_json import to_json
 from secateur.runtime import Pipeline
 
 Array = NDArray[Any]

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from secateur.artifacts import Dimensions, Layout
+from secateur.bundle.layout import Dimensions, Layout
 from secateur.errors import BadBundle, SecateurError
 from secateur.runtime import Answer, Pipeline
 from secateur.runtime.image import load_image
 from secateur.runtime.preprocess import pixel_values
-from secateur.runtime.prompt import Tokenizer
 from secateur.runtime.sampling import Sampling
+from secateur.runtime.tokenizer import Tokenizer
 
 Array = NDArray[Any]
 Picture = Callable[[int], NDArray[np.uint8]]

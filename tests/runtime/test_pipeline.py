@@ -216,7 +216,7 @@ def test_runs_without_the_export_libraries(bundle_path: Path, tmp_path: Path, pi
         "rich",
         "safetensors",
         "secateur.export",
-        "secateur.models",
+        "secateur.families",
     )
     program = f"""
 import sys

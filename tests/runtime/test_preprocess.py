@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from secateur.artifacts import read_json, to_json
+from secateur.bundle.preprocess import Preprocess, Tile
+from secateur.bundle.strict_json import read_json, to_json
 from secateur.errors import BadBundle, BadImage
 from secateur.runtime.image import load_image
-from secateur.runtime.preprocess import Preprocess, Tile, centre, cut, pixel_values, views
+from secateur.runtime.preprocess import centre, cut, pixel_values, views
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 SIZES = [(1, 1), (1, 400), (400, 1), (33, 97), (97, 33), (2, 3), (48, 48), (47, 49), (640, 480), (301, 1200)]

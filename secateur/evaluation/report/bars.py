@@ -6,7 +6,7 @@ from __future__ import annotations
 from markupsafe import Markup
 
 from secateur.evaluation.report import formats
-from secateur.evaluation.report.budgets import Budget
+from secateur.evaluation.report.budgets import BudgetGroup
 from secateur.evaluation.results import SUMS, Evaluation, ScheduleResult
 from secateur.report.stacked import STAGES, Bar, stacked
 
@@ -28,7 +28,7 @@ def stages(schedule: ScheduleResult) -> dict[str, float]:
     return found
 
 
-def bars(evaluation: Evaluation, budgets: list[Budget]) -> Markup:
+def bars(evaluation: Evaluation, budgets: list[BudgetGroup]) -> Markup:
     """An SVG picture, `full` first and then budget by budget."""
     groups = [("No pruning", evaluation.schedules[:1])]
     groups += [(f"About {formats.tokens(b.tokens)} tokens", tuple(b.schedules)) for b in budgets]

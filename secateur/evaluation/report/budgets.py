@@ -17,7 +17,7 @@ MORE = 1.05
 
 
 @dataclass(frozen=True)
-class Budget:
+class BudgetGroup:
     """`schedules`, best score first, that keep about `tokens` vision tokens (their geometric mean)."""
 
     tokens: float
@@ -30,7 +30,7 @@ class Budget:
         return tuple(s for s in self.schedules if s.average_tokens <= limit)
 
 
-def budgets(evaluation: Evaluation) -> list[Budget]:
+def budgets(evaluation: Evaluation) -> list[BudgetGroup]:
     """The pruned schedules by budget, the largest first.
 
     A schedule opens a new budget when it keeps less than SPREAD of the tokens of the last one's first.
@@ -50,7 +50,7 @@ def budgets(evaluation: Evaluation) -> list[Budget]:
             nearest = min(range(len(opened)), key=lambda i: abs(math.log(_positive(schedule) / centres[i])))
             opened[nearest].append(schedule)
     ranked = (sorted(members, key=lambda s: (-s.score, s.name)) for members in opened)
-    return [Budget(centre, tuple(members)) for centre, members in zip(centres, ranked, strict=True)]
+    return [BudgetGroup(centre, tuple(members)) for centre, members in zip(centres, ranked, strict=True)]
 
 
 def best(schedules: Sequence[ScheduleResult]) -> frozenset[tuple[str, str]]:

@@ -35,7 +35,7 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Sample:
+class SamplePictures:
     """A sample on its own: the image, what `full` answered (None if it was not asked), how many others are right."""
 
     overlay: Overlay
@@ -53,7 +53,7 @@ def images(overlays: Sequence[Overlay], grid: tuple[int, int]) -> Markup:
     return Markup('<svg class="store" aria-hidden="true"><defs>{}</defs></svg>').format(Markup("").join(held))
 
 
-def samples(evaluation: Evaluation, overlays: Sequence[Overlay]) -> list[Sample]:
+def samples(evaluation: Evaluation, overlays: Sequence[Overlay]) -> list[SamplePictures]:
     """Each sample with the answers to it, counted."""
     made = []
     full = evaluation.schedules[0].name
@@ -64,7 +64,7 @@ def samples(evaluation: Evaluation, overlays: Sequence[Overlay]) -> list[Sample]
             '<svg class="sample" viewBox="0 0 {} {}" role="img"><title>Sample {}</title><use href="#image-{}"/></svg>'
         )
         image = Markup(view).format(columns, rows, i + 1, i)
-        made.append(Sample(overlay, image, overlay.answers.get(full), sum(pruned), len(pruned)))
+        made.append(SamplePictures(overlay, image, overlay.answers.get(full), sum(pruned), len(pruned)))
     return made
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from secateur.demo.scenes import Sample, sample
+from secateur.demo.scenes import SceneSample, sample
 from secateur.errors import InputError
 from secateur.evaluation.tasks import base
 from secateur.evaluation.tasks.base import Question, Source
@@ -32,7 +32,7 @@ class Task(base.Task):
         return float(answer.strip() == question.answers[0])
 
 
-def _question(made: Sample, index: int, seed: int) -> Question:
+def _question(made: SceneSample, index: int, seed: int) -> Question:
     def load() -> Image.Image:
         return sample(SPLIT, index, seed).image  # made again: cheaper than to hold thousands
 

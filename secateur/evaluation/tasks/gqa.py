@@ -7,11 +7,11 @@ Any of the reference answers will do. GQA's own file of questions, an object of 
 
 from __future__ import annotations
 
-from secateur.evaluation.tasks import _folder
+from secateur.evaluation.datasets import folder
 from secateur.evaluation.tasks.base import Question
 
 
-class Task(_folder.FolderTask):
+class Task(folder.FolderTask):
     def score(self, question: Question, answer: str) -> float:
         return float(_plain(answer) in map(_plain, question.answers))
 

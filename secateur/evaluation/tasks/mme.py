@@ -14,8 +14,8 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from secateur.errors import InputError
-from secateur.evaluation.tasks import _folder, _records
-from secateur.evaluation.tasks._records import Record
+from secateur.evaluation.datasets import folder, records
+from secateur.evaluation.datasets.records import Record
 from secateur.evaluation.tasks.base import Array, Question, mean
 
 COGNITION = ("code_reasoning", "commonsense_reasoning", "numerical_calculation", "text_translation")
@@ -23,7 +23,7 @@ PERCEPTION = ("OCR", "artwork", "celebrity", "color", "count", "existence", "lan
 INSTRUCTIONS = re.compile(r"please answer yes or no\.?|answer the question using a single word or phrase\.?", re.I)
 
 
-class Task(_folder.FolderTask):
+class Task(folder.FolderTask):
     metric = "score"
     one_answer = True
 
@@ -69,13 +69,13 @@ class Task(_folder.FolderTask):
         return f"{super().identity(record, where)}\n{_asked(self.prompt(record, where))}"
 
     def unit(self, record: Record, where: str) -> str:
-        return f"{_records.text(record, where, 'category')}/{_records.text(record, where, 'image')}"
+        return f"{records.text(record, where, 'category')}/{records.text(record, where, 'image')}"
 
     def keys(self, record: Record, where: str) -> tuple[str, ...]:
         if "image" not in record:
             return super().keys(record, where)
-        image = PurePosixPath(_records.text(record, where, "image")).stem
-        return (f"{_records.text(record, where, 'category')}/{image}\n{_asked(self.prompt(record, where))}",)
+        image = PurePosixPath(records.text(record, where, "image")).stem
+        return (f"{records.text(record, where, 'category')}/{image}\n{_asked(self.prompt(record, where))}",)
 
     def answer_records(self, path: Path) -> Iterator[tuple[str, Record]]:
         texts = sorted(path.rglob("*.txt")) if path.is_dir() else []
@@ -83,7 +83,7 @@ class Task(_folder.FolderTask):
             yield from super().answer_records(path)
         for file in texts:
             category = file.relative_to(path).parts[0]
-            for i, line in enumerate(_records.read(file).splitlines(), start=1):
+            for i, line in enumerate(records.read(file).splitlines(), start=1):
                 question, tab, answer = line.strip().rpartition("\t")
                 if line.strip() and not tab:
                     raise InputError(f"{file} line {i} is not a question, a tab and its answer")

@@ -12,12 +12,12 @@ import re
 import numpy as np
 
 from secateur.errors import InputError
-from secateur.evaluation.tasks import _folder, _records
-from secateur.evaluation.tasks._records import Record
+from secateur.evaluation.datasets import folder, records
+from secateur.evaluation.datasets.records import Record
 from secateur.evaluation.tasks.base import Array, Question, mean, ratio
 
 
-class Task(_folder.FolderTask):
+class Task(folder.FolderTask):
     metric = "f1"
     one_answer = True
 
@@ -49,7 +49,7 @@ class Task(_folder.FolderTask):
         number = super().keys(record, where)
         if "image" not in record or "text" not in record:
             return number
-        seen = _records.text(record, where, "image"), _folder.first_line(_records.text(record, where, "text"))
+        seen = records.text(record, where, "image"), folder.first_line(records.text(record, where, "text"))
         return ("\n".join(seen), *number)
 
     def checked(self, questions: list[Question]) -> list[Question]:

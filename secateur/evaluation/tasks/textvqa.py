@@ -9,16 +9,16 @@ as question_id, so its questions are told apart, and matched, by image and quest
 from __future__ import annotations
 
 from secateur.errors import InputError
-from secateur.evaluation.tasks import _folder, _records
-from secateur.evaluation.tasks._records import Record
-from secateur.evaluation.tasks._vqa import normalized
+from secateur.evaluation.datasets import folder, records
+from secateur.evaluation.datasets.records import Record
+from secateur.evaluation.datasets.vqa import normalized
 from secateur.evaluation.tasks.base import Question
 
 ANNOTATORS = 10
 HINT = "reference ocr token"
 
 
-class Task(_folder.FolderTask):
+class Task(folder.FolderTask):
     binary = False
 
     def score(self, question: Question, answer: str) -> float:
@@ -31,9 +31,9 @@ class Task(_folder.FolderTask):
         return f"{super().identity(record, where)}\n{_asked(self.prompt(record, where))}"
 
     def keys(self, record: Record, where: str) -> tuple[str, ...]:
-        number = _records.text(record, where, "question_id", "id")
+        number = records.text(record, where, "question_id", "id")
         if "image_id" in record:  # a record of the annotations
-            number = _records.text(record, where, "image_id")
+            number = records.text(record, where, "image_id")
         elif "text" not in record and "question" not in record:
             return (number,)
         return (f"{number}\n{_asked(self.prompt(record, where))}", number)
@@ -48,4 +48,4 @@ class Task(_folder.FolderTask):
 def _asked(prompt: str) -> str:
     """The question, whether LLaVA's hint of OCR tokens stands before or behind it."""
     lines = [line for line in prompt.splitlines() if not line.lower().startswith(HINT)]
-    return _folder.first_line("\n".join(lines)).lower()
+    return folder.first_line("\n".join(lines)).lower()

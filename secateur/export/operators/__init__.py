@@ -8,7 +8,7 @@ import sys
 from secateur import plugins
 from secateur.engines.version import Version
 from secateur.errors import Unparsable
-from secateur.export.operators.rows import Table
+from secateur.export.operators.rules import Table
 
 
 def _tables() -> tuple[Table, ...]:

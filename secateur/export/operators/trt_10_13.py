@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from secateur.engines.version import Version
 from secateur.export.operators import trt_10_3
-from secateur.export.operators.rows import ANY, FLOATS, INTEGERS, alike, folded
+from secateur.export.operators.rules import ANY, FLOATS, INTEGERS, alike, folded
 
 DOCS = "onnx-tensorrt docs/operators.md at 10.13"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from secateur.engines.version import Version
 from secateur.export.operators import trt_10_13
-from secateur.export.operators.rows import BOOL, FLOATS, alike, attribute, no_input, outputs, rank, without
+from secateur.export.operators.rules import BOOL, FLOATS, alike, attribute, no_input, outputs, rank, without
 
 CHANGES = "NVIDIA/TensorRT CHANGELOG at 10.14; the restrictions as in onnx-tensorrt docs/operators.md at 10.15"
 OUTSIDE = "join past and new rows before the node"

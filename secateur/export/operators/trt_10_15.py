@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 from secateur.engines.version import Version
-from secateur.export.facts import Node
+from secateur.export.graph_facts import Node
 from secateur.export.operators import trt_10_14
-from secateur.export.operators.rows import (
+from secateur.export.operators.rules import (
     FLOATS,
     INTEGERS,
     NUMBERS,

@@ -10,8 +10,8 @@ from __future__ import annotations
 from onnx import TensorProto
 
 from secateur.engines.version import Version
-from secateur.export.facts import Node
-from secateur.export.operators.rows import (
+from secateur.export.graph_facts import Node
+from secateur.export.operators.rules import (
     ANY,
     BOOL,
     FLOATS,
@@ -31,7 +31,7 @@ from secateur.export.operators.rows import (
 TOP = 3840  # "up to" in NvInfer.h, "less than" in operators.md
 DOCS = "onnx-tensorrt docs/operators.md at 10.3"
 BOTH = "onnx-tensorrt docs/operators.md at 9.2 and 10.15, which agree"
-SPLIT = "choose among so many in rounds (secateur.methods.base.top)"
+SPLIT = "choose among so many in rounds (secateur.selection.topk.top)"
 
 
 def squeeze(node: Node) -> Refusal | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from secateur.engines.version import Version
 from secateur.export.operators import trt_10_15
-from secateur.export.operators.rows import FLOATS, alike
+from secateur.export.operators.rules import FLOATS, alike
 
 DOCS = "onnx-tensorrt docs/operators.md at 11.0"
 

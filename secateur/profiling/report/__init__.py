@@ -8,7 +8,7 @@ from pathlib import Path
 
 from secateur.engines.cases import KINDS
 from secateur.profiling import formats
-from secateur.profiling.results import Chain, GraphTimes, Profiling
+from secateur.profiling.results import ChainTimes, GraphTimes, Profiling
 from secateur.report.page import Filter, render
 from secateur.report.stacked import STAGES, Bar, stacked
 
@@ -40,7 +40,7 @@ def report(profiling: Profiling) -> str:
     )
 
 
-def _graphs(chain: Chain, graphs: Sequence[GraphTimes]) -> list[GraphTimes]:
+def _graphs(chain: ChainTimes, graphs: Sequence[GraphTimes]) -> list[GraphTimes]:
     """Those that the schedule runs, in the order of KINDS: the decode step comes last."""
     mine = [graph for graph in graphs if chain.schedule in graph.shares]
     return sorted(mine, key=lambda graph: KINDS.index(graph.part))

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from secateur.artifacts import GraphSpec
+from secateur.bundle.manifest import GraphSpec
 from secateur.runtime.receipt import Stopwatch
 
 Array = NDArray[Any]

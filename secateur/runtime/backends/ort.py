@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from secateur.artifacts import GraphSpec, TensorSpec
+from secateur.bundle.manifest import GraphSpec, TensorSpec
+from secateur.bundle.reader import Bundle
 from secateur.errors import BackendMissing, BadBundle, SecateurError
-from secateur.memory import free_memory
+from secateur.machine import free_memory
 from secateur.runtime.backends import base
-from secateur.runtime.backends._check import check_buffers, check_device, check_slices
-from secateur.runtime.backends._ort_cuda import Cuda
 from secateur.runtime.backends.base import Array
-from secateur.runtime.bundle import Bundle
+from secateur.runtime.buffer_checks import check_buffers, check_device, check_slices
+from secateur.runtime.device.ort_stream import Cuda
 from secateur.runtime.dtypes import BF16
 from secateur.runtime.receipt import Stopwatch
 

@@ -12,21 +12,22 @@ from typing import Any
 
 import numpy as np
 
-from secateur.artifacts import GraphSpec
+from secateur.bundle.manifest import GraphSpec
+from secateur.bundle.reader import Bundle
 from secateur.errors import BackendMissing, BadBundle
 from secateur.runtime.backends import base
-from secateur.runtime.backends._check import check_device, check_slices
-from secateur.runtime.bundle import Bundle
+from secateur.runtime.buffer_checks import check_device, check_slices
 from secateur.runtime.dtypes import learn
 
 try:
     import torch
 
-    from secateur.calibration.files import read_schedule
+    from secateur.bundle.schedule_file import read_schedule
     from secateur.export.graphs import build, sized
     from secateur.export.quantized_graph import weights_as_stored
     from secateur.export.targets import target
-    from secateur.models.base import Family, load
+    from secateur.families.base import Family
+    from secateur.load_model import load
 except ImportError as problem:
     raise BackendMissing(f"backend 'torch' needs {problem.name}; pip install 'secateur[export]'") from None
 
@@ -94,7 +95,7 @@ class Backend(base.Backend):
             buckets.append(sized(seen, each.layout, schedules))
         self._graphs = {graph.spec.name: graph for graph in build(buckets, kind)}
         self._stored = ExitStack()
-        if (how := manifest.quantisation) is not None:
+        if (how := manifest.quantization) is not None:
             self._stored.enter_context(weights_as_stored(family.decoder.layers, how))
 
     def load(self, graph: GraphSpec) -> None:

@@ -9,24 +9,24 @@ from typing import Any
 
 import numpy as np
 
-from secateur.artifacts import GraphSpec
+from secateur.bundle.graph_plan import largest
+from secateur.bundle.manifest import GraphSpec
+from secateur.bundle.reader import Bundle
 from secateur.engines.device import libraries, this_device
 from secateur.engines.error_recorder import recorder
 from secateur.engines.target import check_target
 from secateur.engines.version import Version
 from secateur.errors import SecateurError
 from secateur.runtime.backends import base
-from secateur.runtime.backends._check import check_buffers, check_device
-from secateur.runtime.backends._cuda import describe
-from secateur.runtime.backends._device_buffer import DeviceBuffer
-from secateur.runtime.backends._engine import Context, Engine
-from secateur.runtime.backends._memory import Block
-from secateur.runtime.backends._plans import Plans
-from secateur.runtime.backends._step_graph import StepGraph
-from secateur.runtime.backends._stream import Stream
-from secateur.runtime.bundle import Bundle
+from secateur.runtime.buffer_checks import check_buffers, check_device
+from secateur.runtime.device.cudart import describe
+from secateur.runtime.device.device_buffer import DeviceBuffer
+from secateur.runtime.device.engine import Context, Engine
+from secateur.runtime.device.memory import Block
+from secateur.runtime.device.plans import Plans
+from secateur.runtime.device.step_graph import StepGraph
+from secateur.runtime.device.stream import Stream
 from secateur.runtime.receipt import Stopwatch
-from secateur.runtime.walk import largest
 
 ALIGNMENT = 256
 """Bytes: every address that TensorRT gets is a multiple (IExecutionContext::setTensorAddress)."""

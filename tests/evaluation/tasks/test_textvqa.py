@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from secateur.errors import InputError
-from secateur.evaluation.tasks._vqa import normalized
+from secateur.evaluation.datasets.vqa import normalized
 from secateur.evaluation.tasks.base import Question, Source
 from secateur.evaluation.tasks.textvqa import Task
 

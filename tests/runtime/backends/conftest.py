@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from secateur.artifacts import to_json
+from secateur.bundle.strict_json import to_json
 from secateur.engines.device import this_device
-from secateur.engines.manifest import ENGINES, ENGINES_FILE, TIMING_CACHE, Engines, Limits, Plan
-from secateur.engines.settings import Settings
+from secateur.engines.manifest import ENGINES, ENGINES_FILE, TIMING_CACHE, EnginePlan, Engines, Limits
+from secateur.engines.plan_key import source
+from secateur.engines.settings import BuilderSettings
 from secateur.engines.shapes import profiles
-from secateur.engines.source import source
 from secateur.engines.worker import Job, build
 from secateur.runtime import Bundle
 
@@ -31,15 +31,15 @@ def build_all(root: Path, limits: Limits = LIMITS, past: int = 0) -> Path:
     folder = root / ENGINES / device.folder
     folder.mkdir(parents=True)
     made = profiles(bundle.manifest, limits, "full", past)
-    flags = dataclasses.asdict(Settings())
+    flags = dataclasses.asdict(BuilderSettings())
     plans = []
     for graph in bundle.manifest.graphs:
         plan, admits = folder / f"{graph.name}.plan", made[graph.name]
         onnx, cache = str(bundle.path(graph.file)), str(folder / TIMING_CACHE)
-        memory = build(Job(onnx, str(plan), cache, "", admits, Settings())).memory
+        memory = build(Job(onnx, str(plan), cache, "", admits, BuilderSettings())).memory
         digest = hashlib.sha256(plan.read_bytes()).hexdigest()
         plans.append(
-            Plan(
+            EnginePlan(
                 graph.name, plan.name, digest, source(bundle.manifest, root, graph, admits, flags), admits, memory, 1.0
             )
         )

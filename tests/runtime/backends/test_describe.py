@@ -12,7 +12,7 @@ import pytest
 from secateur.engines.device import this_device
 from secateur.runtime import Pipeline
 from secateur.runtime.backends import ort
-from secateur.runtime.backends._ort_cuda import PROVIDER, Cuda
+from secateur.runtime.device.ort_stream import PROVIDER, Cuda
 
 GPU = {"GPU": "NVIDIA H200, SM 9.0", "CUDA": "12.6", "driver": "CUDA 12.6"}
 

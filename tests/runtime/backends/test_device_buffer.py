@@ -16,12 +16,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from secateur.errors import BackendMissing, SecateurError
-from secateur.runtime.backends import _stream
-from secateur.runtime.backends._device_buffer import DeviceBuffer
-from secateur.runtime.backends._layout import Layout, copies
-from secateur.runtime.backends._stream import Stream
 from secateur.runtime.backends.ort import HostBuffer
 from secateur.runtime.backends.torch import TensorBuffer
+from secateur.runtime.device import stream as stream_module
+from secateur.runtime.device.device_buffer import DeviceBuffer
+from secateur.runtime.device.stream import Stream
+from secateur.runtime.device.strides import StridedLayout, copies
 from secateur.runtime.receipt import Stopwatch
 
 
@@ -132,8 +132,8 @@ def test_rows_that_are_equally_spaced_are_one_copy(
 def test_rows_too_far_apart_for_a_pitch() -> None:
     """CUDA refuses a pitch of 2 GiB."""
     for rows, pitch, heights in ((3, 2**31 - 1, [3]), (3, 2**31, [1, 1, 1]), (1, 2**31, [1])):
-        source = Layout(0, (rows, 8), (pitch, 1), 1)
-        made = list(copies(Layout.packed(5, (rows, 8), 1), source))
+        source = StridedLayout(0, (rows, 8), (pitch, 1), 1)
+        made = list(copies(StridedLayout.packed(5, (rows, 8), 1), source))
         assert [copy.height for copy in made] == heights
         assert [(copy.target, copy.source) for copy in made] == [(5 + 8 * i, pitch * i) for i in range(len(heights))]
         assert all(copy.width == 8 and max(copy.target_pitch, copy.source_pitch) < 2**31 for copy in made)
@@ -155,7 +155,7 @@ def test_nothing_waits_until_the_array_is_asked_for(stream: Stream, simulated: A
 def test_many_uploads_wait_before_they_fill_the_memory_of_the_host(
     stream: Stream, simulated: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_stream, "STAGED", 3 * 4096)
+    monkeypatch.setattr(stream_module, "STAGED", 3 * 4096)
     buffers = [uploaded(stream, np.full(1024, i, np.float32)) for i in range(16)]
     assert 0 < simulated.syncs < 8
     assert memory().used("pinned") <= 5 * 4096
@@ -183,7 +183,7 @@ def test_empty_buffers_have_an_address(stream: Stream) -> None:
 
 
 def test_idle_memory_goes_back(stream: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_stream, "IDLE", 10_000)
+    monkeypatch.setattr(stream_module, "IDLE", 10_000)
     for size in (1000, 2000, 3000):
         uploaded(stream, np.zeros(size, np.float32))
     gc.collect()

@@ -12,12 +12,12 @@ import onnx
 import onnxruntime
 import pytest
 
-from secateur.artifacts import GraphSpec, TensorSpec
+from secateur.bundle.manifest import GraphSpec, TensorSpec
 from secateur.errors import BackendMissing, BadBundle, InputError
 from secateur.runtime import Bundle, Pipeline
 from secateur.runtime.backends import ort
-from secateur.runtime.backends._device_buffer import DeviceBuffer
-from secateur.runtime.backends._ort_cuda import PROVIDER, Cuda
+from secateur.runtime.device.device_buffer import DeviceBuffer
+from secateur.runtime.device.ort_stream import PROVIDER, Cuda
 from secateur.runtime.dtypes import BF16, learn
 
 OPTIONS: dict[str, Any] = {"max_new_tokens": 8}

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from secateur.errors import SecateurError
-from secateur.runtime.backends._device_buffer import DeviceBuffer
-from secateur.runtime.backends._step_graph import StepGraph
-from secateur.runtime.backends._stream import Stream
+from secateur.runtime.device.device_buffer import DeviceBuffer
+from secateur.runtime.device.step_graph import StepGraph
+from secateur.runtime.device.stream import Stream
 from secateur.runtime.receipt import Stopwatch
 
 

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Write a file or a folder atomically: write beside the target, then rename."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from secateur.errors import BadOutput
+
+
+def check_file_free(path: Path, force: bool) -> None:
+    """To be called before long work: nothing is at `path`, or a file that `force` lets us replace.
+
+    Raises:
+        BadOutput: it exists and `force` is not set, or it is something that must not be replaced: a folder, a link, a
+            device; or what stands on the way to it is no folder.
+    """
+    if path.is_dir():
+        raise BadOutput(f"output {path} is a folder; name a file")
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise BadOutput(f"output {path} is no plain file; choose another name")
+    if path.exists() and not force:
+        raise BadOutput(f"output {path} exists; add --force to replace it, or choose another name")
+    way = next(folder for folder in path.absolute().parents if folder.exists())
+    if not way.is_dir() or not os.access(way, os.W_OK):
+        raise BadOutput(f"output {path} cannot be written: {way} is no folder that you may write to")
+
+
+def write_text(path: Path, text: str) -> None:
+    """`write_bytes` of `text` as UTF-8."""
+    write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """`write_with` all of `data`."""
+    write_with(path, lambda partial: partial.write_bytes(data))
+
+
+def write_with(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` make a file, which then becomes `path`; folders on the way are made, and leftovers are removed.
+
+    Raises:
+        BadOutput: `write` raised OSError, or there is no way to `path`; what was there before is still there.
+    """
+    partial = beside(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for leftover in leftovers(path):
+            leftover.unlink(missing_ok=True)
+        write(partial)
+        partial.replace(path)
+    except OSError as problem:
+        with suppress(OSError):  # where the folder could not be made, there is nothing to remove
+            partial.unlink(missing_ok=True)
+        raise BadOutput(f"output {path} cannot be written: {problem.strerror}") from None
+
+
+def beside(path: Path) -> Path:
+    """Where this process writes what is to become `path`."""
+    return path.with_name(f".{path.name}.partial-{os.getpid()}")
+
+
+def leftovers(path: Path) -> list[Path]:
+    """What killed processes wrote `beside` it, which may be as large as what they were to become."""
+    name = re.compile(re.escape(f".{path.name}.partial-") + r"(\d+)")
+    found = [(other, name.fullmatch(other.name)) for other in path.parent.glob(".*.partial-*")]
+    return [other for other, process in found if process and not _is_alive(int(process[1]))]
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+AT_FDCWD = -100
+RENAME_EXCHANGE = 2
+
+
+@contextmanager
+def atomic_folder(target: Path, force: bool, marker: str, keep: str = "") -> Iterator[Path]:
+    """A fresh folder beside `target` that takes its place when the block ends well, and is removed when it does not.
+
+    An existing `target` is kept to the last moment and, with `force`, exchanged in one step; its subfolder `keep` is
+    moved into the new one. What killed runs left behind is cleared away.
+
+    Raises:
+        BadOutput: see `check_free`; or the disk is full, or it cannot be written there.
+    """
+    check_folder_free(target, force, marker)
+    target = target.resolve()
+    partial = beside(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        for leftover in leftovers(target):
+            shutil.rmtree(leftover, ignore_errors=True)
+        partial.mkdir()
+        yield partial
+        _sync(partial)
+        check_folder_free(target, force, marker)  # another run may have been quicker
+        if target.exists():
+            _exchange_keeping(partial, target, keep)
+        else:
+            partial.rename(target)
+        _sync_folder(target.parent)
+    except OSError as problem:
+        raise BadOutput(
+            f"output {target} cannot be written: {problem.strerror or problem}; nothing was changed"
+        ) from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def check_folder_free(target: Path, force: bool, marker: str) -> None:
+    """To be called before long work: `target` can be written.
+
+    `force` replaces only what this program made: an empty folder, or one that holds the file `marker`.
+
+    Raises:
+        BadOutput: it exists and `force` is not set, or it is something that `force` must not replace.
+    """
+    try:
+        if target.is_symlink() or (target.exists() and not target.is_dir()):
+            raise BadOutput(f"output {target} is no folder; choose another --out")
+        if not target.exists():
+            return
+        if not force:
+            raise BadOutput(f"output {target} exists; add --force to replace it, or choose another --out")
+        if any(target.iterdir()) and not (target / marker).is_file():
+            raise BadOutput(f"output {target} has no {marker}, so --force does not replace it; choose another --out")
+    except OSError as problem:
+        raise BadOutput(f"output {target} cannot be used: {problem.strerror}; choose another --out") from None
+
+
+def _exchange_keeping(new: Path, old: Path, keep: str) -> None:
+    """`_exchange`, with the subfolder `keep` of the old one in the new one; if that fails, all is as before."""
+    kept = bool(keep) and (old / keep).is_dir() and not (old / keep).is_symlink()
+    if kept:
+        (old / keep).rename(new / keep)
+    try:
+        _exchange(new, old)
+    except BaseException:
+        if kept:
+            (new / keep).rename(old / keep)
+        raise
+
+
+def _exchange(new: Path, old: Path) -> None:
+    """Swap two folders; in one step where the system can (Linux), else with a moment in which `old` stands aside."""
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is not None:
+        if renameat2(AT_FDCWD, os.fsencode(new), AT_FDCWD, os.fsencode(old), RENAME_EXCHANGE) == 0:
+            return
+    aside = old.with_name(f".{old.name}.partial-{os.getpid()}.old")
+    old.rename(aside)
+    new.rename(old)
+    aside.rename(new)
+
+
+def _sync(folder: Path) -> None:
+    """Have every file on the disk before the rename makes it visible."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

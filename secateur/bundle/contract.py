@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The chain that the runtime expects, checked against the graphs of a manifest.
+
+graph      inputs -> outputs (an output may be called `x.out` where an input is called `x`)
+vision     pixel_values -> features, and deepstack.i where the model adds planes
+projector  features -> vision_tokens
+embed      input_ids -> hidden_states
+segment    hidden_states, position_ids, attention_mask, last_index, past_key.l, past_value.l, question_position,
+           deepstack.l of its layers
+           -> hidden_states (the last one: logits), new_key.l, new_value.l, and what gates ask for
+gate       prune: hidden_states, position_ids, attention_mask, vision_index, and outputs of the segment before
+                  -> hidden_states, position_ids, attention_mask, vision_index
+           route: the same and full_states, full_position_ids, full_attention_mask
+                  -> the same as prune and, from the second one on, full_states
+           vision: features, vision_index, and further outputs of vision -> features, vision_index
+           downsample: pixel_values -> features, vision_index
+           all but the last hand on deepstack.i, too
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from secateur.bundle.manifest import GateRef, GraphSpec, Manifest, TensorSpec
+from secateur.bundle.schedule import ENCODER_GATES, KINDS
+from secateur.bundle.symbolic_shape import terms
+from secateur.errors import BadBundle
+
+GRAPHS = ("vision", "projector", "embed", "segment", "gate")
+FRONT = {
+    "vision": ({"pixel_values"}, {"features"}),
+    "projector": ({"features"}, {"vision_tokens"}),
+    "embed": ({"input_ids"}, {"hidden_states"}),
+}
+CACHED, POSITIONS = ("past_", "new_"), ("position_ids", "full_position_ids", "question_position")
+"""Tensors whose first two dimensions vary, and those whose first one need not: it may be that of the rotary axes."""
+ROWS = {"hidden_states", "position_ids", "attention_mask"}
+
+
+def check_graphs(manifest: Manifest) -> None:
+    """Kinds, names, layers and tensors of all graphs fit together, for every image size.
+
+    Raises:
+        BadBundle: with the graph and what is wrong.
+    """
+    for graph in manifest.graphs:
+        if graph.kind not in GRAPHS:
+            raise BadBundle(f"graph '{graph.name}' has the unknown kind '{graph.kind}'")
+        _check_tensors(graph)
+    _check_segments(manifest)
+    for bucket in manifest.buckets:
+        _check_bucket(bucket)
+
+
+def _check_bucket(manifest: Manifest) -> None:
+    planes = _planes(manifest, 0)
+    for kind, (inputs, outputs) in FRONT.items():
+        found = [g for g in manifest.graphs if g.kind == kind]
+        name = manifest.layout.vision if kind == "vision" else kind
+        if [g.name for g in found] != [name]:
+            raise BadBundle(f"it needs exactly one {kind} graph, called '{name}'")
+        _check_names(found[0], inputs, inputs, outputs | (planes if kind == "vision" else set()))
+    if manifest.schedules.get("full") is None or manifest.schedules["full"].gates:
+        raise BadBundle("it lacks the schedule 'full', the one without gates")
+    for name, schedule in manifest.schedules.items():
+        alive = manifest.layout.vision_tokens
+        for gate in schedule.gates:
+            _check_gate(manifest, name, gate, alive)
+            alive = gate.keep
+
+
+def _check_tensors(graph: GraphSpec) -> None:
+    if any(not t.shape for t in (*graph.inputs, *graph.outputs)):
+        raise BadBundle(f"graph '{graph.name}' has a tensor without dimensions")
+    names = [t.name for t in (*graph.inputs, *graph.outputs)]
+    if len(set(names)) != len(names):
+        raise BadBundle(f"graph '{graph.name}' names a tensor twice")
+    for tensor in (*graph.inputs, *graph.outputs):
+        varied = 2 if tensor.name.startswith(CACHED) else 0 if tensor.name.startswith(POSITIONS) else 1
+        if any(isinstance(dimension, int) for dimension in tensor.shape[:varied]):
+            raise BadBundle(f"graph '{graph.name}', tensor '{tensor.name}' is of one size only: {list(tensor.shape)}")
+        for dimension in tensor.shape:
+            try:
+                if isinstance(dimension, str):
+                    terms(dimension)
+                elif dimension < 0:
+                    raise ValueError(f"dimension {dimension} is below 0")
+            except ValueError as problem:
+                raise BadBundle(f"graph '{graph.name}', tensor '{tensor.name}': {problem}") from None
+
+
+def _check_segments(manifest: Manifest) -> None:
+    start, layers = 0, manifest.dimensions.layers
+    for segment in manifest.segments:
+        if segment.layers is None or segment.layers[0] != start or not start < segment.layers[1] <= layers:
+            raise BadBundle(f"graph '{segment.name}' has the layers {segment.layers}, not from {start} on, to {layers}")
+        first, start = segment.layers
+        past = {f"past_{part}.{layer}" for part in ("key", "value") for layer in range(first, start)}
+        new = {name.replace("past", "new") for name in past}
+        planes = {f"deepstack.{layer}" for layer in range(first, min(start, manifest.dimensions.planes))}
+        known = ROWS | {"last_index", "question_position"} | past | planes
+        result = "logits" if start == layers else "hidden_states"
+        _check_names(segment, {"hidden_states", "attention_mask"} | past | planes, known, {result} | new)
+    if start != layers:
+        raise BadBundle(f"its segments end at layer {start}, the model has {layers}")
+
+
+def _check_gate(manifest: Manifest, schedule: str, gate: GateRef, alive: int) -> None:
+    graph = manifest.graph(gate.graph)
+    where = f"gate '{graph.name}' of schedule '{schedule}'"
+    if graph.kind != "gate":
+        raise BadBundle(f"{where} is a {graph.kind} graph")
+    if gate.kind not in KINDS:
+        raise BadBundle(f"{where} has the unknown kind '{gate.kind}'")
+    layers = [s.layers for s in manifest.segments if s.layers]
+    if gate.layer not in [first for first, _ in layers]:
+        raise BadBundle(f"{where} stands before layer {gate.layer}, where no segment starts")
+    if graph.layers != (gate.layer, gate.layer):
+        raise BadBundle(f"{where} was made for layer {graph.layers and graph.layers[0]}, not {gate.layer}")
+    if gate.kind in ENCODER_GATES:
+        if gate.layer != 0:
+            raise BadBundle(f"{where} stands before layer {gate.layer}, but a gate in the encoder before layer 0")
+        first, result = ("features", "vision_index") if gate.kind == "vision" else ("pixel_values", "pixel_values")
+        seen = {t.name for t in manifest.vision.outputs} | {"vision_index"}
+        given = {"features", "vision_index"} | _planes(manifest, 0)
+        _check_names(graph, {first, result}, seen if gate.kind == "vision" else {first}, given)
+    else:
+        before = next((s for s in manifest.segments if s.layers and s.layers[1] == gate.layer), None)
+        offered = {t.flows_to for t in before.outputs} if before else set()
+        planes = _planes(manifest, gate.layer)
+        full = {"full_states", "full_position_ids", "full_attention_mask"} | {f"full_{name}" for name in planes}
+        full = full if gate.kind == "route" else set()
+        needed = ROWS | {"vision_index"} | planes
+        reads = {"hidden_states"} if gate.kind == "route" else {"hidden_states", "vision_index"}
+        _check_names(graph, reads, needed | {"last_index"} | offered | full, needed)
+    if len(gate.of_views) != len(manifest.layout.views):
+        raise BadBundle(f"{where} is for {len(gate.of_views)} views, the prompt has {len(manifest.layout.views)}")
+    counts, keep = (_vision_tokens(graph.inputs), _vision_tokens(graph.outputs)), gate.keep
+    if gate.kind in ENCODER_GATES:  # those see one image
+        own = gate.of_views[: len(manifest.layout.image_views)]
+        if gate.of_views != own * manifest.layout.images:
+            raise BadBundle(f"{where} keeps {gate.of_views} tokens of the views, but one graph serves all images")
+        keep = sum(own)
+    if gate.kind == "prune" and counts[0] != alive or counts[1] != keep:
+        raise BadBundle(f"{where} keeps {counts[1]} of {counts[0]} tokens, not {keep} of {alive}")
+
+
+def _planes(manifest: Manifest, layer: int) -> set[str]:
+    """What decoder layers from `layer` on add to vision rows."""
+    return {f"deepstack.{i}" for i in range(layer, manifest.dimensions.planes)}
+
+
+def _vision_tokens(tensors: Iterable[TensorSpec]) -> int | str:
+    """N of vision_index [B,N]."""
+    return next((t.shape[-1] for t in tensors if t.flows_to == "vision_index"), 0)
+
+
+def _check_names(graph: GraphSpec, needed: set[str], known: set[str], given: set[str]) -> None:
+    inputs, outputs = {t.name for t in graph.inputs}, {t.flows_to for t in graph.outputs}
+    for names, text in (
+        (needed - inputs, "lacks the input"),
+        (inputs - known, "wants the input"),
+        (given - outputs, "lacks the output"),
+    ):
+        if names:
+            tail = ", which nothing gives" if text.startswith("wants") else ""
+            raise BadBundle(f"graph '{graph.name}' {text} '{min(names)}'{tail}")

@@ -1,0 +1,119 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The graphs that a schedule runs and the sizes it runs them at, told from the manifest alone.
+
+The same walk as chain.py, in numbers: text rows up to the question, vision tokens that are still alive, the question.
+Each walk is one through the first image size of a manifest; `runs` has a manifest for every size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from secateur.bundle.layout import Layout
+from secateur.bundle.manifest import Manifest
+from secateur.bundle.schedule import ENCODER_GATES, FULL
+from secateur.errors import UnknownName
+
+USUAL_TEXT = 32
+"""Rows behind the image of an ordinary question with its template; shorter if the limits are."""
+
+
+@dataclass(frozen=True)
+class GraphRun:
+    """One run of a graph. `symbols` are the sizes S, P, T or n of its inputs, as far as it has them.
+
+    B is left open; it is `images` for each sample, of which the encoder's graphs have several.
+    """
+
+    graph: str
+    kind: str
+    symbols: dict[str, int]
+    images: int = 1
+
+
+class SizedSchedule(NamedTuple):
+    """What can be asked of a bundle: a schedule for an image size. `manifest` knows that size only."""
+
+    manifest: Manifest
+    schedule: str
+
+
+def runs(manifest: Manifest, names: Iterable[str] | None = None) -> dict[str, SizedSchedule]:
+    """Every schedule, or those of `names`, for every image size.
+
+    By name: that of the schedule, and behind it @WIDTHxHEIGHT where the bundle has several sizes.
+    """
+    buckets = manifest.buckets
+    return {
+        name if len(buckets) == 1 else f"{name}@{bucket.layout.size}": SizedSchedule(bucket, name)
+        for bucket in buckets
+        for name in (bucket.schedules if names is None else names)
+    }
+
+
+def largest(manifest: Manifest) -> Layout:
+    """The layout of most rows over all image sizes."""
+    return max((bucket.layout for bucket in manifest.buckets), key=lambda layout: layout.rows)
+
+
+def prefill(manifest: Manifest, schedule: str, text: int, past: int = 0) -> Iterator[GraphRun]:
+    """Everything from the image to the first token.
+
+    text  rows behind the images
+    past  masked rows that the empty cache is given
+    """
+    layout, gates = manifest.layout, manifest.schedules[schedule].gates
+    alive = layout.vision_tokens
+    encoder = next((gate for gate in gates if gate.kind in ENCODER_GATES), None)
+    if encoder is None or encoder.kind == "vision":
+        yield GraphRun(layout.vision, "encode", {}, layout.images)
+    if encoder is not None:
+        alive = encoder.keep
+        yield GraphRun(encoder.graph, "encode", {}, layout.images)
+    yield GraphRun("projector", "encode", {"n": alive // layout.images}, layout.images)
+    fixed = len(layout.head)
+    every = fixed + alive + text
+    yield GraphRun("embed", "prefill", {"T": every})
+    before = {gate.layer: gate for gate in gates if gate is not encoder}
+    for segment in manifest.segments:
+        if gate := before.get(segment.layers[0] if segment.layers else -1):
+            rows = every if gate.kind == "route" else fixed + alive + text
+            yield GraphRun(gate.graph, "prefill", {"S": rows})
+            alive = gate.keep
+        yield GraphRun(segment.name, "prefill", {"P": past, "S": fixed + alive + text})
+
+
+def decode(manifest: Manifest, schedule: str, capacity: int, past: int = 0) -> Iterator[GraphRun]:
+    """One further token, which attends over the whole cache, filled or not; see steps.py.
+
+    capacity  rows of the cache before any gate; segments behind a gate have fewer
+    past      masked rows at its beginning
+    """
+    yield GraphRun("embed", "decode", {"T": 1})
+    for step in prefill(manifest, schedule, capacity - manifest.layout.rows):
+        if "P" in step.symbols:
+            yield GraphRun(step.graph, "decode", {"P": step.symbols["S"] + past, "S": 1})
+
+
+def usual_schedule(manifest: Manifest, name: str | None = None) -> str:
+    """The schedule that the profiles are best at: `name`, else the only one with gates, else the one of median rows.
+
+    Raises:
+        UnknownName: the bundle has no schedule `name`.
+    """
+    if name is not None:
+        if name not in manifest.schedules:
+            raise UnknownName("schedule", name, manifest.schedules)
+        return name
+    pruned = [n for n in manifest.schedules if n != FULL]
+    ranked = sorted(pruned, key=lambda n: (_rows(manifest, n), n))
+    return ranked[(len(ranked) - 1) // 2] if ranked else FULL
+
+
+def _rows(manifest: Manifest, schedule: str) -> int:
+    """Rows that the decoder layers read, summed."""
+    layers = {s.name: s.layers[1] - s.layers[0] for s in manifest.segments if s.layers}
+    steps = prefill(manifest, schedule, 0)
+    return sum(layers[step.graph] * step.symbols["S"] for step in steps if step.graph in layers)

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What lies in a bundle: its graphs and their tensors, its schedules, its image sizes (manifest.json)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import PurePosixPath
+
+from secateur.bundle.layout import Dimensions, Layout, ModelIdentity
+from secateur.bundle.quantization import Quantization
+from secateur.errors import BadBundle, UnknownName
+
+SCHEMA = 2
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One graph input or output. A dimension is a number, or a sum of symbols such as "P+S" or "S-72".
+
+    ONNX forbids an output to bear the name of an input, so what a graph passes on comes out as "hidden_states.out":
+    `flows_to` is the name under which the next graph takes it.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+    @property
+    def flows_to(self) -> str:
+        return self.name.removesuffix(".out")
+
+
+@dataclass(frozen=True)
+class GraphSpec:
+    """One ONNX graph of a bundle: `kind` is vision, projector, embed, segment or gate.
+
+    `layers` is the half-open range of decoder layers of a segment; for a gate it is (layer, layer).
+    """
+
+    name: str
+    kind: str
+    file: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    layers: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
+class GateRef:
+    """A gate of a schedule in a bundle: `graph` runs before decoder layer `layer`, or where its kind says.
+
+    views  tokens kept of each view, if there are several
+    """
+
+    layer: int
+    graph: str
+    keep: int
+    kind: str = "prune"
+    views: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.views and sum(self.views) != self.keep:
+            raise BadBundle(f"gate '{self.graph}' keeps {self.keep} tokens, but {sum(self.views)} of its views")
+
+    @property
+    def of_views(self) -> tuple[int, ...]:
+        """Tokens kept of each view."""
+        return self.views or (self.keep,)
+
+
+@dataclass(frozen=True)
+class ScheduleRef:
+    """A schedule of a bundle: its file, its gate graphs in order, and its position policy."""
+
+    file: str
+    gates: tuple[GateRef, ...]
+    positions: str = "original"
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """A further image size that a bundle takes, with vision encoder and gates of its own over the same segments."""
+
+    layout: Layout
+    schedules: dict[str, ScheduleRef]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Contents of a bundle (manifest.json). `files` maps each file to its sha256; `source` is what --model was.
+
+    layout, schedules and the vision tokens of `model` are those of the first image size, `others` of further ones.
+    `quantization` says how the decoder's weights are stored, if not in `dtype`.
+    """
+
+    model: ModelIdentity
+    source: str
+    target: str
+    dtype: str
+    opset: int
+    dimensions: Dimensions
+    layout: Layout
+    graphs: tuple[GraphSpec, ...]
+    schedules: dict[str, ScheduleRef]
+    files: dict[str, str]
+    versions: dict[str, str]
+    others: tuple[Bucket, ...] = ()
+    quantization: Quantization | None = field(default=None, metadata={"key": "quantisation"})
+    schema: int = SCHEMA
+
+    def __post_init__(self) -> None:
+        if self.schema != SCHEMA:
+            raise BadBundle(f"manifest schema {self.schema} is not known; this version reads schema {SCHEMA}")
+        sizes = [self.layout.size, *(other.layout.size for other in self.others)]
+        if len(set(sizes)) != len(sizes):
+            raise BadBundle("manifest names an image size twice; export the bundle again")
+        for other in self.others:
+            known, own = (
+                {"schedules": sorted(schedules), "images": layout.images, "axes": layout.axes}
+                for layout, schedules in ((self.layout, self.schedules), (other.layout, other.schedules))
+            )
+            if name := next((name for name in known if own[name] != known[name]), None):
+                raise BadBundle(
+                    f"manifest: the image size {other.layout.size} has {name} {own[name]}, the first one has "
+                    f"{known[name]}; export the bundle again"
+                )
+        schedules = [*self.schedules.items(), *(s for other in self.others for s in other.schedules.items())]
+        for path in (*self.files, *(g.file for g in self.graphs), *(s.file for _, s in schedules)):
+            parts = PurePosixPath(path).parts
+            if not parts or path.startswith("/") or ".." in parts or "\\" in path or ":" in path:
+                raise BadBundle(f"manifest names '{path}', which leaves the bundle; export it again")
+        graphs = {g.name for g in self.graphs}
+        if len(graphs) != len(self.graphs):
+            raise BadBundle("manifest names a graph twice; export the bundle again")
+        for name, schedule in schedules:
+            for gate in schedule.gates:
+                if gate.graph not in graphs:
+                    raise BadBundle(f"schedule '{name}' needs graph '{gate.graph}', which the manifest lacks")
+
+    def graph(self, name: str) -> GraphSpec:
+        """The graph called `name`.
+
+        Raises:
+            UnknownName: there is none.
+        """
+        found = {g.name: g for g in self.graphs}
+        if name not in found:
+            raise UnknownName("graph", name, found)
+        return found[name]
+
+    @property
+    def segments(self) -> tuple[GraphSpec, ...]:
+        """Decoder segments in order."""
+        return tuple(g for g in self.graphs if g.kind == "segment")
+
+    @property
+    def vision(self) -> GraphSpec:
+        """The vision encoder of the first image size."""
+        return self.graph(self.layout.vision)
+
+    @property
+    def buckets(self) -> tuple[Manifest, ...]:
+        """A manifest for each image size, as if it were the only one."""
+        every: tuple[Bucket, ...] = (Bucket(self.layout, self.schedules), *self.others)
+        own = [{b.layout.vision, *(gate.graph for s in b.schedules.values() for gate in s.gates)} for b in every]
+        return tuple(
+            replace(
+                self,
+                model=replace(self.model, vision_tokens=bucket.layout.vision_tokens, image_size=bucket.layout.size),
+                layout=bucket.layout,
+                schedules=bucket.schedules,
+                graphs=tuple(g for g in self.graphs if g.name in names or g.kind not in ("vision", "gate")),
+                others=(),
+            )
+            for bucket, names in zip(every, own, strict=True)
+        )

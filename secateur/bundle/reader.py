@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A bundle on disk: every file is there, is the one that was exported, and stays inside the folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from secateur.bundle.contract import check_graphs
+from secateur.bundle.manifest import SCHEMA, Manifest
+from secateur.bundle.preprocess import Preprocess
+from secateur.bundle.prompt import Prompt
+from secateur.bundle.schedule import Schedule
+from secateur.bundle.strict_json import read_json
+from secateur.errors import BadBundle, BadSchedule, UnknownName
+
+MANIFEST = "manifest.json"
+REQUIRED = ("prompt.json", "tokenizer.json")
+MEND = "export the bundle again"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A checked bundle; `root` is its absolute folder, `steps` has those from image to pixels for every image size."""
+
+    root: Path
+    manifest: Manifest
+    prompt: Prompt
+    steps: tuple[Preprocess, ...]
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """The steps for the first image size."""
+        return self.steps[0]
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], verify: bool = True) -> Bundle:
+        """Read and check the bundle in the folder `path`; `verify=False` leaves out the hashes.
+
+        Raises:
+            BadBundle: it is no bundle, is damaged or unsafe; the message names the file.
+        """
+        try:
+            return cls._load(Path(path), verify)
+        except OSError as problem:
+            raise BadBundle(f"{path} cannot be read: {problem.strerror}; name a bundle's folder you may read") from None
+
+    @classmethod
+    def _load(cls, path: Path, verify: bool) -> Bundle:
+        root = path.resolve()
+        manifest = _manifest(root, path)
+        needed = [*REQUIRED, *(g.file for g in manifest.graphs)]
+        for bucket in manifest.buckets:
+            needed += [bucket.layout.preprocess, *(s.file for s in bucket.schedules.values())]
+        for name in needed:
+            if name not in manifest.files:
+                raise BadBundle(f"{root / MANIFEST} does not list '{name}', which a bundle needs; {MEND}")
+        for data in (root / "onnx").rglob("*.data"):
+            if data.relative_to(root).as_posix() not in manifest.files:
+                raise BadBundle(f"{data} is not in the manifest, so nothing vouches for it; {MEND}")
+        for name, digest in manifest.files.items():
+            _check_file(root, name, digest if verify else None)
+        try:
+            check_graphs(manifest)
+        except BadBundle as problem:
+            raise BadBundle(f"{root / MANIFEST}: {problem}; {MEND}") from None
+        for bucket in manifest.buckets:
+            _check_schedules(root, bucket)
+        prompt = read_json(Prompt, root / "prompt.json", BadBundle)
+        _check_tokens(root, manifest, prompt)
+        return cls(root, manifest, prompt, tuple(_steps(root, bucket) for bucket in manifest.buckets))
+
+    def path(self, name: str) -> Path:
+        """Where the file `name` of the manifest lies.
+
+        Raises:
+            BadBundle: the manifest has no such file.
+        """
+        if name not in self.manifest.files:
+            raise BadBundle(f"{self.root} has no file '{name}' in its manifest; {MEND}")
+        return self.root / name
+
+    def schedule(self, name: str, image_size: str | None = None) -> Schedule:
+        """The schedule called `name`, for an image size, WIDTHxHEIGHT; None is the first.
+
+        Raises:
+            UnknownName: the bundle has no such schedule or image size.
+        """
+        buckets = {bucket.layout.size: bucket for bucket in self.manifest.buckets}
+        size = self.manifest.layout.size if image_size is None else image_size
+        if size not in buckets:
+            raise UnknownName("image size", size, buckets)
+        if name not in buckets[size].schedules:
+            raise UnknownName("schedule", name, buckets[size].schedules)
+        return read_json(Schedule, self.path(buckets[size].schedules[name].file), BadBundle)
+
+
+def _check_tokens(root: Path, manifest: Manifest, prompt: Prompt) -> None:
+    """Token ids are within the vocabulary: a graph would take others for ids counted from the end, or stop."""
+    most = manifest.dimensions.vocabulary
+    if not prompt.stop:
+        raise BadBundle(f"{root / 'prompt.json'} names no token that ends an answer; {MEND}")
+    found = {MANIFEST: [token for bucket in manifest.buckets for token in bucket.layout.head]}
+    found["prompt.json"] = [*prompt.stop, prompt.pad]
+    for name, tokens in found.items():
+        if beyond := [token for token in tokens if not 0 <= token < most]:
+            raise BadBundle(f"{root / name} has the token {beyond[0]}, the model has 0 to {most - 1}; {MEND}")
+
+
+def _steps(root: Path, manifest: Manifest) -> Preprocess:
+    """From an image to the pixels that the encoder of the first image size takes."""
+    path = root / manifest.layout.preprocess
+    steps = read_json(Preprocess, path, BadBundle)
+    made, taken = steps.pixels, manifest.vision.inputs[0].shape[1:]
+    if made is not None and made != taken:
+        raise BadBundle(f"{path} makes images of {made}, vision takes {taken}; {MEND}")
+    return steps
+
+
+def _manifest(root: Path, given: Path) -> Manifest:
+    if not root.exists():
+        raise BadBundle(f"{given} does not exist; name the folder that `secateur export` wrote")
+    if not (root / MANIFEST).is_file():
+        raise BadBundle(f"{given} is no bundle, it has no {MANIFEST}; name the folder that `secateur export` wrote")
+    try:
+        schema = json.loads((root / MANIFEST).read_text(encoding="utf-8")).get("schema", SCHEMA)
+    except (OSError, ValueError, AttributeError, RecursionError):
+        raise BadBundle(f"{root / MANIFEST} is no JSON object, it may be truncated; {MEND}") from None
+    if schema != SCHEMA:
+        raise BadBundle(f"{root / MANIFEST} has schema {schema}, this version reads schema {SCHEMA}; {MEND}")
+    return read_json(Manifest, root / MANIFEST, BadBundle)
+
+
+def _check_file(root: Path, name: str, digest: str | None) -> None:
+    """One file: there, plain, inside the bundle and, unless `digest` is None, with this sha256."""
+    path = root / name
+    try:
+        inside = path.resolve().is_relative_to(root)
+        if not inside:
+            raise BadBundle(
+                f"'{name}' leads out of the bundle {root}; {MEND}, or take a real copy: hf download ORG/NAME "
+                "--local-dir DIR"
+            )
+        if not path.exists():
+            raise BadBundle(f"{path} is missing; {MEND}")
+        if not path.is_file():
+            raise BadBundle(f"{path} is no plain file; {MEND}")
+        found = None if digest is None else sha256(path)
+    except (OSError, RuntimeError, ValueError) as problem:
+        if isinstance(problem, BadBundle):
+            raise
+        raise BadBundle(f"{path} cannot be read ({problem}); {MEND}") from None
+    if digest is not None and found != digest.removeprefix("sha256:"):
+        raise BadBundle(f"{path} is damaged or was changed: its sha256 is not that of the manifest; {MEND}")
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _check_schedules(root: Path, manifest: Manifest) -> None:
+    for name, ref in manifest.schedules.items():
+        try:
+            schedule = read_json(Schedule, root / ref.file, BadSchedule)
+        except BadSchedule as problem:
+            raise BadBundle(f"{problem}; {MEND}") from None
+        written = (schedule.name, schedule.positions, [(g.layer, g.keep, g.kind) for g in schedule.gates])
+        if written != (name, ref.positions, [(g.layer, g.keep, g.kind) for g in ref.gates]):
+            raise BadBundle(f"{root / ref.file} is not the schedule '{name}' of the manifest; {MEND}")
+        if schedule.model != manifest.model:
+            raise BadBundle(f"{root / ref.file} was made for another model; {MEND}")

@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the stages hand to each other: frozen dataclasses, stored as JSON.
+
+    schedule.json   Schedule   which layers prune, how many tokens stay, how they are chosen
+    manifest.json   Manifest   the graphs of a bundle, their tensors, the files and their hashes
+
+Schedules, gates and manifests check themselves when they are made; the files are read strictly (strict.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from numpy.typing import NDArray
+
+from secateur.bundle.layout import ModelIdentity
+from secateur.bundle.strict_json import Json
+from secateur.errors import BadSchedule
+
+T = TypeVar("T")
+Array = NDArray[Any]
+ENCODER_GATES = ("vision", "downsample")
+KINDS = ("prune", "route", *ENCODER_GATES)
+SCHEDULE_SCHEMA = 2
+FULL = "full"
+"""Name and method of the schedule without gates, which every bundle holds."""
+
+
+@dataclass(frozen=True)
+class ViewGate:
+    """What a gate does to one of several views: `tensors` is what the names of its tensors begin with."""
+
+    keep: int
+    selector: Json = field(default_factory=dict)
+    tensors: str = ""
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Reduce the vision tokens *entering* decoder layer `layer` (0-based) to `keep`.
+
+    `selector` holds the parameters of the method for this gate, and nothing else does. Where the prompt has several
+    views each is pruned by itself: then `parts` has one entry a view, and `keep` is their sum. The kinds:
+
+    prune       between two segments; what is dropped is gone from `layer` on
+    route       every such gate chooses anew among all tokens; the others skip the layers up to the next gate
+    vision      between the vision encoder and the projector (layer 0)
+    downsample  the encoder sees a smaller image (layer 0)
+    """
+
+    layer: int
+    keep: int
+    kind: str = "prune"
+    selector: Json = field(default_factory=dict)
+    parts: tuple[ViewGate, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise BadSchedule(f"gate kind '{self.kind}' is not known; use one of {', '.join(KINDS)}")
+        if self.kind in ENCODER_GATES and self.layer != 0:
+            raise BadSchedule(f"a gate of kind '{self.kind}' stands before layer 0, not {self.layer}")
+        if self.layer < 0:
+            raise BadSchedule(f"gate layer {self.layer} is below 0; layers count from 0")
+        if self.keep < 0:
+            raise BadSchedule(f"gate at layer {self.layer} keeps {self.keep} tokens; keep must be at least 0")
+        if self.parts and (self.selector or self.keep != sum(part.keep for part in self.parts)):
+            raise BadSchedule(f"gate at layer {self.layer} keeps {self.keep} tokens, its parts keep others")
+        for part in self.of_views:
+            grid: Any = part.selector.get("grid")
+            if self.kind == "downsample" and (not _is_grid(grid) or grid[0] * grid[1] != part.keep):
+                raise BadSchedule(
+                    f"a downsample gate needs a grid [rows, columns] of its {part.keep} tokens, not {grid}"
+                )
+
+    @property
+    def of_views(self) -> tuple[ViewGate, ...]:
+        """One part for each view."""
+        return self.parts or (ViewGate(self.keep, self.selector),)
+
+
+def _is_grid(value: Any) -> bool:
+    return isinstance(value, list | tuple) and len(value) == 2 and all(type(v) is int and v > 0 for v in value)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a schedule costs, in every unit the field uses.
+
+    average_tokens       vision tokens alive in a decoder layer, averaged over the layers
+    compression          1 - average_tokens / vision tokens
+    prefill_tflops       vision tokens only: sum over layers of 4nd^2 + 2n^2d + 3ndm (BTP, section 5)
+    prefill_flops_ratio  the same over the unpruned value
+    kv_bytes             cached vision keys and values of each layer, two bytes an element, batch 1
+    """
+
+    average_tokens: float
+    compression: float
+    prefill_tflops: float
+    prefill_flops_ratio: float
+    kv_bytes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Gates of one pruning method on one model (schedule.json).
+
+    positions  "original": kept tokens keep their position, generated ones go on from the unpruned length;
+               "compact": every layer counts the rows that it sees
+    weights    sha256 of the .safetensors file beside the schedule, which holds `tensors`; empty if there is none
+    """
+
+    name: str
+    method: str
+    model: ModelIdentity
+    gates: tuple[Gate, ...]
+    budget: Budget
+    positions: str = "original"
+    calibration: Json = field(default_factory=dict)
+    weights: str = ""
+    schema: int = SCHEDULE_SCHEMA
+    tensors: Mapping[str, Array] = field(default_factory=dict, compare=False, repr=False, metadata={"json": False})
+
+    def __post_init__(self) -> None:
+        if self.schema != SCHEDULE_SCHEMA:
+            raise BadSchedule(
+                f"schedule schema {self.schema} is not known, this version reads schema {SCHEDULE_SCHEMA}; "
+                "calibrate it again"
+            )
+        if self.positions not in ("original", "compact"):
+            raise BadSchedule(f"positions '{self.positions}' is not known; use 'original' or 'compact'")
+        if self.positions == "compact" and any(gate.kind == "route" for gate in self.gates):
+            raise BadSchedule("positions 'compact' do not fit gates of kind 'route', whose rows differ in every layer")
+        if not self.name or not all(c.isalnum() or c in "._-" for c in self.name) or self.name[0] in ".-":
+            raise BadSchedule(f"schedule name '{self.name}' must be letters, digits, '.', '_' and '-'")
+        check_gates(self.gates, self.model.layers, self.model.vision_tokens)
+
+
+def check_gates(gates: tuple[Gate, ...], layers: int, vision_tokens: int) -> None:
+    """Layers increase within the model, kept counts never grow, and the kinds go together.
+
+    Raises:
+        BadSchedule: with the gate, the value and the bound.
+    """
+    if len({gate.kind == "route" for gate in gates}) > 1:
+        raise BadSchedule("gates of kind 'route' do not go together with other kinds in one schedule")
+    layer, alive = -1, vision_tokens
+    for gate in gates:
+        if gate.layer <= layer:
+            raise BadSchedule(f"gate layers must increase: layer {gate.layer} follows layer {layer}")
+        if gate.layer >= layers:
+            raise BadSchedule(f"gate layer {gate.layer} is outside the model; its layers are 0 to {layers - 1}")
+        if gate.keep > alive:
+            raise BadSchedule(
+                f"gate at layer {gate.layer} keeps {gate.keep} tokens of {alive}; kept counts must not grow"
+            )
+        layer, alive = gate.layer, vision_tokens if gate.kind == "route" else gate.keep

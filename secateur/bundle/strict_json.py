@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Read and write dataclasses as JSON, strictly: no missing, unknown or wrongly typed field."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import types
+import typing
+from pathlib import Path
+from typing import Any, TypeVar
+
+from secateur.errors import InputError
+
+T = TypeVar("T")
+Json = dict[str, Any]
+
+
+def decode(cls: type[T], data: Any) -> T:
+    """`data`, as json.loads gives it, as the dataclass `cls`.
+
+    Raises:
+        TypeError, ValueError: it does not describe one; the message names the field.
+    """
+    value: T = _decode(cls, data, cls.__name__.lower())
+    return value
+
+
+def _decode(hint: Any, data: Any, where: str) -> Any:
+    """`data` as the type `hint`, strictly: no missing, unknown or wrongly typed field."""
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return _decode_dataclass(hint, data, where)
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        if data is None and type(None) in arguments:
+            return None
+        for option in arguments:
+            try:
+                return _decode(option, data, where)
+            except (TypeError, ValueError):
+                continue
+        raise ValueError(f"{where} is {data!r}, not a {hint}")
+    if origin is tuple:
+        items = data if isinstance(data, list) else _wrong(where, data, "list")
+        if arguments[-1] is Ellipsis:
+            return tuple(_decode(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(items))
+        if len(items) != len(arguments):
+            raise ValueError(f"{where} has {len(items)} items, not {len(arguments)}")
+        pairs = zip(arguments, items, strict=True)
+        return tuple(_decode(a, item, f"{where}[{i}]") for i, (a, item) in enumerate(pairs))
+    if origin is dict:
+        entries = data if isinstance(data, dict) else _wrong(where, data, "object")
+        return {key: _decode(arguments[1], item, f"{where}.{key}") for key, item in entries.items()}
+    if hint is Any:
+        return data
+    if hint is float and type(data) in (int, float):
+        return float(data) if abs(data) <= sys.float_info.max else _wrong(where, data, "finite number")
+    return data if type(data) is hint else _wrong(where, data, hint.__name__)
+
+
+def _decode_dataclass(cls: type, data: Any, where: str) -> Any:
+    entries = data if isinstance(data, dict) else _wrong(where, data, "object")
+    hints = typing.get_type_hints(cls)
+    fields = {_key(f): f for f in dataclasses.fields(cls) if f.metadata.get("json", True)}
+    for key in entries:
+        if key not in fields:
+            raise ValueError(f"{where} has an unknown field '{key}'")
+    for key, spec in fields.items():
+        if key not in entries and spec.default is spec.default_factory is dataclasses.MISSING:
+            raise ValueError(f"{where} lacks the field '{key}'")
+    named = {key: fields[key].name for key in entries}
+    return cls(**{named[key]: _decode(hints[named[key]], item, f"{where}.{key}") for key, item in entries.items()})
+
+
+def _key(field: dataclasses.Field[Any]) -> str:
+    """The JSON key of a field: its name, unless its metadata has another `key`."""
+    return str(field.metadata.get("key", field.name))
+
+
+def _wrong(where: str, data: Any, wanted: str) -> Any:
+    raise ValueError(f"{where} is {data!r}, not a {wanted}")
+
+
+def to_json(value: Any) -> str:
+    """JSON text of a dataclass, stable to the byte: keys in field order, two-space indent."""
+    hidden: Json = {f.name: {} for f in dataclasses.fields(value) if not f.metadata.get("json", True)}
+    shown = dataclasses.asdict(dataclasses.replace(value, **hidden))
+    keys = {f.name: _key(f) for f in dataclasses.fields(value) if f.name not in hidden}
+    return json.dumps({keys[name]: shown[name] for name in keys}, indent=2) + "\n"
+
+
+def read_json(cls: type[T], path: Path, error: type[InputError]) -> T:
+    """Read a dataclass from a file.
+
+    Raises:
+        error: the file is missing, is no JSON, or does not describe a `cls`; the message names file and field.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise error(f"{path} does not exist") from None
+    except (OSError, ValueError, RecursionError) as problem:
+        raise error(f"{path} cannot be read as JSON: {problem}") from None
+    try:
+        return decode(cls, data)
+    except (TypeError, ValueError) as problem:
+        raise error(f"{path}: {problem}") from None

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Schedules for prompts of several views: several images, or one that is shown in tiles.
+
+A method is calibrated on one view, as if the prompt had no other, and prunes every view alike. Views of another size
+(LLaVA-NeXT's tiles at the right end hold line breaks, and outer ones lose their padding) are calibrated by themselves,
+with the same gates and the same shares. A view of one token (LLaVA-OneVision's line break behind one of several images)
+leaves nothing to choose: it stays as long as any token does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from secateur.bundle.schedule import ENCODER_GATES, Array, Gate, Schedule, ViewGate
+from secateur.calibration.capture import alike, capture
+from secateur.calibration.samples import Sample
+from secateur.errors import BadSchedule
+from secateur.families.base import Family
+from secateur.methods.base import Method
+from secateur.progress import Progress, silent
+from secateur.selection.budget import BudgetRequest, budget, schedule_name
+from secateur.selection.statistics import Statistics
+
+
+def measure(
+    family: Family,
+    samples: Sequence[Sample],
+    wanted: frozenset[str],
+    seed: int = 0,
+    progress: Progress = silent,
+    work: Path | None = None,
+) -> list[Statistics]:
+    """Statistics of each size of view; see `capture`."""
+    measured = capture(family, samples, wanted, seed, lambda done, total: progress("measure", "", done, total), work)
+    return [replace(each, progress=lambda step, done, total: progress(step, "", done, total)) for each in measured]
+
+
+def calibrate(method: Method, family: Family, statistics: Sequence[Statistics], request: BudgetRequest) -> Schedule:
+    """The schedule of `method` for `family`, from what `measure` found.
+
+    Raises:
+        BadSchedule: see `Method.calibrate`; or the method's gates for views of different sizes do not go together, or
+            make the image smaller where it has several views.
+    """
+    first = method.calibrate(statistics[0], request)
+    layout = family.layout
+    if len(layout.views) == 1:
+        return first
+    if len(layout.image_views) > 1 and any(gate.kind == "downsample" for gate in first.gates):
+        raise BadSchedule(f"a smaller image needs one grid, not {len(layout.image_views)} views; use another method")
+    made = [first, *(method.calibrate(each, _alike(first, statistics[0])) for each in statistics[1:])]
+    for other in made[1:]:
+        if [(g.layer, g.kind) for g in other.gates] != [(g.layer, g.kind) for g in first.gates]:
+            raise BadSchedule(f"{method.name} puts its gates at other layers for views of another size; give --layers")
+    prefixes = ["", *(f"view_{number}." for number in range(1, len(made)))]
+    known = dict(zip([views[0].grid for views in alike(layout)], zip(made, prefixes, strict=True), strict=True))
+    gates = []
+    for number, gate in enumerate(first.gates):
+        parts = tuple(_part(known.get(view.grid), number, int(gate.keep > 0)) for view in layout.views)
+        gates.append(Gate(gate.layer, sum(part.keep for part in parts), gate.kind, parts=parts))
+    tensors: dict[str, Array] = {}
+    for prefix, schedule in zip(prefixes, made, strict=True):
+        tensors |= {prefix + name: tensor for name, tensor in schedule.tensors.items()}
+    cost = budget(family.dimensions, layout.vision_tokens, gates)
+    further = {"views": [schedule.calibration for schedule in made[1:]]} if made[1:] else {}
+    return replace(
+        first,
+        name=schedule_name(method.name, cost),
+        model=family.identity,
+        gates=tuple(gates),
+        budget=cost,
+        calibration=first.calibration | further,
+        tensors=tensors,
+    )
+
+
+def _part(known: tuple[Schedule, str] | None, number: int, single: int) -> ViewGate:
+    """Gate `number` of the schedule for a view of this size; `single` is what stays of a view of one token."""
+    if known is None:
+        return ViewGate(single)
+    schedule, prefix = known
+    return ViewGate(schedule.gates[number].keep, schedule.gates[number].selector, prefix)
+
+
+def _alike(schedule: Schedule, statistics: Statistics) -> BudgetRequest:
+    """A request for the same layers and shares on another number of tokens."""
+    shares = tuple(gate.keep / statistics.model.vision_tokens for gate in schedule.gates)
+    if schedule.gates[0].kind in (*ENCODER_GATES, "route"):
+        return BudgetRequest(keep=shares[:1])
+    return BudgetRequest(keep=shares, layers=tuple(gate.layer for gate in schedule.gates))

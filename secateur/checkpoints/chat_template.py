@@ -1,0 +1,219 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a transformers processor makes of a chat, taken apart for a device that has no transformers.
+
+The chat template is rendered with the images in the first turn, and the processor itself expands them, so markers
+around images, between tiles and behind lines come from transformers' own code.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2 import TemplateError
+from PIL import Image
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from secateur.bundle.prompt import Prompt
+from secateur.checkpoints.weights import first_line
+from secateur.errors import BadModel
+from secateur.runtime.tokenizer import Tokenizer
+
+# Words that no template and no system prompt has.
+QUESTION, ANSWER, FURTHER = "FIRSTQUESTION", "FIRSTANSWER", "NEXTQUESTION"
+Message = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """The prompt of a model for one image size and number of images.
+
+    head_ids  all ids up to the last image token; each vision row is one image token
+    prompt    what a device needs to go on from there
+    """
+
+    prompt: Prompt
+    head_ids: tuple[int, ...]
+
+
+def conversation(
+    processor: Any,
+    image_id: int,
+    size: tuple[int, int],
+    stop: tuple[int, ...],
+    images: int = 1,
+    system: str = "",
+    has_template: bool = True,
+) -> ChatTemplate:
+    """Take a processor's prompt apart.
+
+    Args:
+        image_id: the model's image token.
+        size: (height, width) of each image.
+        stop: token ids that end an answer.
+        has_template: False for a family without a chat template: its prompt is the images and one question.
+
+    Raises:
+        BadModel: the template does not show images, question and turns once each and in this order, or it has no room
+            for `system`; the tokenizer does not keep the image token apart.
+    """
+    tokenizer, marker = processor.tokenizer, str(processor.image_token)
+    _check_marker(tokenizer, marker, image_id)
+    _check_stop(tokenizer, stop)
+    _check_system(tokenizer, system)
+    if has_template:
+        opening, further = _rendered(processor, marker, images, system)
+    elif system.strip():
+        raise BadModel("this model family has no chat template, so it takes no system prompt; leave it out")
+    else:
+        opening, further = marker * images + QUESTION, None
+    ids, behind = _expanded(processor, opening, size, images)
+    head = ids[: len(ids) - ids[::-1].index(image_id)]
+    pad = tokenizer.pad_token_id
+    prompt = Prompt(_around(behind, QUESTION), further, stop, stop[0] if pad is None else pad)
+    if [*head, *Tokenizer(prompt, tokenizer.backend_tokenizer).first(QUESTION)] != ids:
+        raise BadModel(f"the tokenizer does not part a prompt at '{marker}'; a device could not encode questions alone")
+    return ChatTemplate(prompt, tuple(head))
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, rows: int, image_id: int) -> None:
+    """Compare a tokenizer with the model's `rows` embeddings and its image token.
+
+    Raises:
+        BadModel: an id has no embedding, or the image token is unknown to the tokenizer.
+    """
+    top = max(tokenizer.get_vocab().values())
+    if top >= rows:
+        raise BadModel(
+            f"the tokenizer has ids up to {top}, the model embeddings for {rows}; "
+            "use the tokenizer that the checkpoint was trained with"
+        )
+    if tokenizer.convert_ids_to_tokens(image_id) is None:
+        raise BadModel(
+            f"the model's image token {image_id} is not in the tokenizer, whose ids end at {top}; "
+            "correct image_token_id in config.json or add the token to tokenizer.json"
+        )
+
+
+def check_image_tokens(found: int, expected: int) -> None:
+    """Compare the image tokens of a prompt with the vision tokens of the model.
+
+    Raises:
+        BadModel: they differ.
+    """
+    if found != expected:
+        raise BadModel(
+            f"the processor makes {found} image tokens, the model {expected} vision tokens; "
+            "make processor_config.json (patch size, image size, sequence length) fit config.json"
+        )
+
+
+def _check_marker(tokenizer: PreTrainedTokenizerBase, marker: str, image_id: int) -> None:
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise BadModel(f"the tokenizer is a {type(tokenizer).__name__}; save it as tokenizer.json")
+    known = tokenizer.convert_tokens_to_ids(marker)
+    if known != image_id:
+        raise BadModel(
+            f"the processor's image token '{marker}' is {known} in the tokenizer, {image_id} in the model; "
+            "correct image_token_id in config.json"
+        )
+    added = tokenizer.added_tokens_decoder.get(image_id)
+    if added is None or not added.special or added.rstrip:
+        raise BadModel(
+            f"the image token '{marker}' must be a special token that keeps the space behind it; "
+            'set "special": true and "rstrip": false for it in tokenizer.json'
+        )
+
+
+def _check_stop(tokenizer: PreTrainedTokenizerBase, stop: tuple[int, ...]) -> None:
+    if not stop:
+        raise BadModel("no token ends an answer; set eos_token_id in generation_config.json")
+    known = set(tokenizer.get_vocab().values())
+    if unknown := [token for token in stop if token not in known]:
+        raise BadModel(
+            f"an answer would end at token {unknown[0]!r}, which the tokenizer does not have; correct eos_token_id in "
+            "generation_config.json"
+        )
+
+
+def _check_system(tokenizer: PreTrainedTokenizerBase, system: str) -> None:
+    """A system prompt goes through the template as it is, where the text of a special token would become one."""
+    try:
+        system.encode("utf-8")
+    except UnicodeEncodeError:
+        raise BadModel("the system prompt is not valid UTF-8; send it as UTF-8 text") from None
+    special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    if spelled := [word for word in (*special, QUESTION, ANSWER, FURTHER) if word in system]:
+        raise BadModel(f"the system prompt holds '{spelled[0]}', which would not stay text; leave it out")
+
+
+def _rendered(processor: Any, marker: str, images: int, system: str) -> tuple[str, tuple[str, str]]:
+    """The chat up to the first answer, and the text around a further question behind an answer."""
+    first = [_message("system", system)] if system.strip() else []
+    first.append(_message("user", QUESTION, images))
+    opening = _render(processor, first)
+    chat = _render(processor, [*first, _message("assistant", ANSWER), _message("user", FURTHER)])
+    if opening.count(marker) != images:
+        raise BadModel(
+            f"the chat template shows '{marker}' {opening.count(marker)} times for {images} image(s); "
+            "correct chat_template.jinja"
+        )
+    if opening.count(QUESTION) != 1 or opening.index(QUESTION) < opening.rindex(marker):
+        raise BadModel(
+            f"the chat template must show the question once, behind the last '{marker}'; correct chat_template.jinja"
+        )
+    if system.strip() not in opening.partition(marker)[0]:
+        raise BadModel("the chat template does not show a system prompt in front of the image; leave it out")
+    turns = [chat.find(text) for text in (QUESTION, ANSWER, FURTHER)]
+    if -1 in turns or turns != sorted(turns) or any(chat.count(t) != 1 for t in (QUESTION, ANSWER, FURTHER)):
+        raise BadModel("the chat template must show each turn once and in order; correct chat_template.jinja")
+    if chat.partition(QUESTION)[0] != opening.partition(QUESTION)[0]:
+        raise BadModel("the chat template changes the first turn when others follow; correct chat_template.jinja")
+    return opening, _around(chat.partition(ANSWER)[2], FURTHER)
+
+
+def _render(processor: Any, messages: list[Message]) -> str:
+    template = None if processor.chat_template else processor.tokenizer.chat_template
+    if not (processor.chat_template or template):
+        raise BadModel("the processor has no chat template; add chat_template.jinja beside its config.json")
+    try:
+        text = str(processor.apply_chat_template(messages, template, add_generation_prompt=True))
+    except (TemplateError, ValueError, TypeError) as problem:
+        raise BadModel(
+            f"the chat template cannot be rendered ({first_line(problem)}); correct chat_template.jinja"
+        ) from None
+    if "'type': 'text'" in text:
+        raise BadModel("the chat template prints message parts as they are; correct chat_template.jinja")
+    return text
+
+
+def _message(role: str, text: str, images: int = 0) -> Message:
+    return {"role": role, "content": [*({"type": "image"} for _ in range(images)), {"type": "text", "text": text}]}
+
+
+def _expanded(processor: Any, text: str, size: tuple[int, int], images: int) -> tuple[list[int], str]:
+    """Ids of a prompt, with the image tokens that the processor makes of blank images, and the text behind these."""
+    pictures = [[Image.new("RGB", (size[1], size[0]))] * images]
+    bos, marker = processor.tokenizer.bos_token, processor.image_token
+    try:
+        prepared = processor.prepare_inputs_layout(images=pictures, text=[text])[1][0]
+        made = processor(
+            images=pictures,
+            text=[text],
+            add_special_tokens=not (bos and text.startswith(bos)),
+            return_text_replacement_offsets=True,
+        )
+    except (ArithmeticError, AttributeError, LookupError, MemoryError, OSError, TypeError, ValueError) as problem:
+        raise BadModel(
+            f"the processor cannot prepare {images} image(s) of {size[1]}x{size[0]} ({first_line(problem)}); "
+            "choose another image size, or correct processor_config.json"
+        ) from None
+    last = made["text_replacement_offsets"][0][-1]["replacement"]
+    if marker not in last:
+        raise BadModel(f"the processor makes no image tokens of an image of {size[1]}x{size[0]}; choose a larger size")
+    return list(made["input_ids"][0]), last.rpartition(marker)[2] + prepared.rpartition(marker)[2]
+
+
+def _around(text: str, middle: str) -> tuple[str, str]:
+    before, _, after = text.partition(middle)
+    return before, after

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the files of a model lie: the demo, a folder, or a repository of the Hugging Face hub in the local cache."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from huggingface_hub import constants, snapshot_download
+from huggingface_hub.errors import (  # type: ignore[attr-defined]  # of HTTPError
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from secateur.checkpoints.weights import first_line
+from secateur.errors import BadModel
+
+DEMO = "demo"
+FILES = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "model-*-of-*.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "video_preprocessor_config.json",
+    "chat_template.json",
+    "chat_template.jinja",
+)
+"""What is downloaded of a repository: neither pickles nor code, and no second copy of the weights in another format."""
+ID = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@(.*))?", re.ASCII)
+REVISION = re.compile(r"\w[\w./-]*", re.ASCII)
+COMMIT = re.compile(r"[0-9a-f]{40}")
+LOGIN = "log in with `hf auth login` or set HF_TOKEN"
+
+
+@dataclass(frozen=True)
+class Found:
+    """The folder of a model, and the name under which it is found again: "demo", a folder, or org/name@commit."""
+
+    folder: Path
+    name: str
+
+
+def resolve(source: str, revision: str | None = None) -> Found:
+    """The files of `source`: "demo", a folder, org/name, or org/name@revision; an existing folder comes first.
+
+    A repository is downloaded to the cache of huggingface_hub (HF_HOME), as far as it is not there. Without a network,
+    or with HF_HUB_OFFLINE=1, what is in the cache is taken. The name that is given back has the commit.
+
+    Raises:
+        BadModel: there is no such model, revision or network, no access, or no room; the message says what to do.
+    """
+    if source == DEMO or os.path.exists(source):
+        if revision is not None:
+            raise BadModel(f"'{source}' has no revisions, only models on the hub have; leave out --revision {revision}")
+        return _here(source)
+    repository, own = split(source)
+    if own is not None and revision not in (None, own):
+        raise BadModel(f"model '{source}' names a revision, and --revision says '{revision}'; give one of them")
+    revision = own if revision is None else revision
+    if revision is not None and (not REVISION.fullmatch(revision) or ".." in revision):
+        raise BadModel(f"'{revision}' cannot be a revision of '{repository}'; give a branch, a tag or a commit")
+    try:
+        folder = Path(snapshot_download(repository, revision=revision, allow_patterns=list(FILES)))
+    except (OSError, ValueError, RuntimeError, HTTPError) as problem:
+        raise BadModel(_explain(problem, repository, revision)) from None
+    return Found(folder, f"{repository}@{folder.name}")
+
+
+def split(source: str) -> tuple[str, str | None]:
+    """ "org/name@revision" -> ("org/name", "revision")
+
+    Raises:
+        BadModel: it does not have that form.
+    """
+    found = ID.fullmatch(source)
+    if found is None:
+        raise BadModel(
+            f"model '{source}' is neither a directory nor a hub id; use 'demo', a path, or organisation/name"
+        )
+    return found[1], found[2]
+
+
+def base_model(source: str) -> str | None:
+    """The hub id in the name of a `Found`; None if the model is not from the hub."""
+    repository, at, commit = source.rpartition("@")
+    return repository if at and ID.fullmatch(repository) and COMMIT.fullmatch(commit) else None
+
+
+def _here(source: str) -> Found:
+    if source == DEMO:
+        from secateur.demo import model_directory
+
+        return Found(model_directory(), source)
+    if not Path(source).is_dir():
+        raise BadModel(f"model '{source}' is a file; give the directory of the checkpoint, the one with config.json")
+    return Found(Path(source), source)
+
+
+def _explain(problem: Exception, repository: str, revision: str | None) -> str:
+    """One line for what keeps a repository from being had."""
+    model = f"model '{repository}'" + (f", revision '{revision}'," if revision else "")
+    cause = problem.__cause__ if isinstance(problem, LocalEntryNotFoundError) else None
+    answer = cause if isinstance(cause, HfHubHTTPError) else problem
+    status = answer.response.status_code if isinstance(answer, HfHubHTTPError) else None
+    if isinstance(answer, GatedRepoError):
+        return f"{model} is gated; ask for access at {constants.ENDPOINT}/{repository}, then {LOGIN}"
+    if isinstance(answer, RepositoryNotFoundError):
+        return f"{model} is not on the hub, or it is private; check the spelling, or {LOGIN}"
+    if isinstance(answer, RevisionNotFoundError):
+        return f"model '{repository}' has no revision '{revision}'; leave out --revision for its main branch"
+    if status in (401, 403):
+        return f"{model} is refused by the hub, which does not accept your token ({status}); {LOGIN}"
+    if isinstance(problem, HFValidationError):
+        return f"model '{repository}' cannot be a hub id ({first_line(problem)}); use 'demo', a path, or org/name"
+    if isinstance(problem, LocalEntryNotFoundError):
+        offline = isinstance(cause, OfflineModeIsEnabled) or constants.HF_HUB_OFFLINE
+        reason = "HF_HUB_OFFLINE is set" if offline else first_line(cause or problem)
+        at = f" --revision {revision}" if revision else ""
+        return (
+            f"{model} is not, or not wholly, in the cache {constants.HF_HUB_CACHE}, and the hub cannot be reached "
+            f"({reason}); download it where there is a network with `hf download {repository}{at} --local-dir DIR`, "
+            "and give --model DIR"
+        )
+    if isinstance(problem, OSError) and problem.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{model} does not fit on the disk of {constants.HF_HUB_CACHE}; make room there, or set HF_HOME"
+    if isinstance(problem, PermissionError):
+        return f"{model} cannot be written to the cache {constants.HF_HUB_CACHE}; set HF_HOME to a folder of yours"
+    return f"{model} cannot be downloaded ({first_line(problem)}); try again, what is there already is kept"

@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A model from a checkpoint, its weights in memory, or in their files: read when a module runs, let go when it has run.
+
+Parameters in files are on the meta device and know where they are stored, so shapes, dtypes, ties and casts work as
+ever; buffers are real. Every function here takes ordinary models as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, GenerationConfig, PreTrainedModel
+
+from secateur.checkpoints.checkpoint import FLOATS, Checkpoint
+from secateur.checkpoints.safetensors_file import DTYPES, Entry
+from secateur.errors import BadModel
+
+Model = TypeVar("Model", bound=PreTrainedModel)
+GENERATION = "generation_config.json"
+HELD_BYTES = 64 << 20
+"""A module with no more weights than this has all of them while it runs; of a larger one only those it owns itself."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Where a parameter lies, and the dtype in which transformers would hold it."""
+
+    entry: Entry
+    dtype: torch.dtype
+
+
+def stream(cls: type[Model], folder: Path) -> Model | None:
+    """`cls` with the weights of the checkpoint in `folder`, none of which is read yet.
+
+    None: transformers does more than rename for this checkpoint, so it must be loaded as a whole.
+
+    Raises:
+        BadModel: see `Checkpoint`; or the checkpoint is quantized.
+    """
+    model = _placed(cls, folder)
+    for module in () if model is None else model.modules():
+        _hook(module)
+        _say_cpu(module)
+    return model
+
+
+def fill(cls: type[Model], folder: Path) -> Model | None:
+    """As `stream`, with all weights in memory."""
+    model = _placed(cls, folder)
+    if model is not None:
+        with torch.no_grad():
+            _put_in(_slots(model))
+    return model
+
+
+def _placed(cls: type[Model], folder: Path) -> Model | None:
+    """`cls` as config.json describes it; its parameters know where they are stored."""
+    checkpoint = Checkpoint.open(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    if getattr(config, "quantization_config", None) is not None:
+        raise BadModel(
+            f"model '{folder}' is quantized; take the checkpoint in {', '.join(FLOATS)} and export with --quantize"
+        )
+    stored = (DTYPES[entry.dtype] for entry in checkpoint.tensors.values() if entry.dtype in FLOATS)
+    with meta_parameters():
+        model: Model = cls._from_config(  # type: ignore[no-untyped-call]
+            config, dtype=config.dtype or next(stored, torch.float32), attn_implementation="sdpa"
+        )
+    places = checkpoint.of(model)
+    if places is None:
+        return None
+    _place(model, places)
+    if (folder / GENERATION).exists():  # else the defaults of the config
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    return model
+
+
+def value(weight: Tensor) -> Tensor:
+    """The values of a parameter or buffer in its dtype: a copy read from its file, or what is in memory (shared)."""
+    stored: Stored | None = getattr(weight, "stored", None)
+    return weight.detach() if stored is None else stored.entry.read().to(stored.dtype).to(weight.dtype)
+
+
+def is_streamed(module: nn.Module) -> bool:
+    """Whether some weight of `module` is in a file and not in memory."""
+    return any(hasattr(weight, "stored") for weight in module.parameters())
+
+
+@contextmanager
+def held(*modules: nn.Module) -> Iterator[None]:
+    """Within the block all weights of `modules` are in memory: for many runs, and for code that reads them directly."""
+    put = [slot for module in modules for slot in _slots(module)]
+    with torch.no_grad():
+        _put_in(put)
+    try:
+        yield
+    finally:
+        _take_out(put)
+
+
+Slot = tuple[dict[str, Any], str, nn.Parameter]
+"""The parameters of a module, the name of one, and the parameter whose values are in a file."""
+
+
+def _slots(module: nn.Module, recurse: bool = True) -> list[Slot]:
+    modules = module.modules() if recurse else (module,)
+    return [
+        (owner._parameters, name, weight)
+        for owner in modules
+        for name, weight in owner._parameters.items()
+        if weight is not None and hasattr(weight, "stored")
+    ]
+
+
+def _put_in(slots: list[Slot]) -> None:
+    read = dict[int, nn.Parameter]()  # tied weights once
+    for parameters, name, weight in slots:
+        if id(weight) not in read:
+            read[id(weight)] = nn.Parameter(value(weight), requires_grad=False)
+        parameters[name] = read[id(weight)]
+
+
+def _take_out(slots: list[Slot]) -> None:
+    for parameters, name, weight in slots:
+        parameters[name] = weight
+
+
+def _hook(module: nn.Module) -> None:
+    """Let `module` have its weights while it runs. Around modules that are held, and in a trace, this does nothing."""
+    small = sum(weight.nbytes for weight in module.parameters()) <= HELD_BYTES
+    if not small and not module._parameters or next(module.parameters(), None) is None:
+        return
+    running = list[list[Slot]]()
+
+    def before(_: nn.Module, __: Any) -> None:
+        slots = _slots(module, small)
+        with torch.no_grad():
+            _put_in(slots)
+        running.append(slots)
+
+    def after(_: nn.Module, __: Any, ___: Any) -> None:
+        _take_out(running.pop())
+
+    module.register_forward_pre_hook(before)
+    module.register_forward_hook(after, always_call=True)
+
+
+def _say_cpu(module: nn.Module) -> None:
+    """Let a module of transformers name the device it runs on: some send their inputs to that of their weights."""
+    if isinstance(module, PreTrainedModel):
+        own = type(module)
+        module.__class__ = type(own.__name__, (own,), {"__module__": own.__module__, "device": torch.device("cpu")})
+
+
+def _place(model: PreTrainedModel, places: dict[str, Entry]) -> None:
+    """Tell every parameter where it is stored, and read the buffers; a tie that the files contradict is undone."""
+    own = dict[int, Entry]()
+    for name, weight in model.state_dict(keep_vars=True).items():
+        if name not in places:
+            continue
+        entry = places[name]
+        owner = model.get_submodule(name.rpartition(".")[0])
+        if not isinstance(weight, nn.Parameter):
+            owner.register_buffer(name.rpartition(".")[2], entry.read().to(weight.dtype))
+            continue
+        if id(weight) in own and not torch.equal(own[id(weight)].read(), entry.read()):
+            weight = nn.Parameter(torch.empty_like(weight), requires_grad=False)
+            setattr(owner, name.rpartition(".")[2], weight)
+        if id(weight) not in own:
+            own[id(weight)] = entry
+            weight.stored = Stored(entry, weight.dtype)  # type: ignore[attr-defined]
+    model.requires_grad_(False)
+
+
+@contextmanager
+def meta_parameters() -> Iterator[None]:
+    """Within the block new parameters go to the meta device as modules register them; buffers are made as ever.
+
+    torch.device("meta") would leave out the buffers that no checkpoint holds, such as rotary frequencies.
+    """
+    register: Callable[..., None] = nn.Module.register_parameter
+
+    def on_meta(module: nn.Module, name: str, weight: nn.Parameter | None) -> None:
+        if weight is not None and weight.device.type != "meta":
+            weight = nn.Parameter(weight.detach().to("meta"), requires_grad=weight.requires_grad)
+        register(module, name, weight)
+
+    nn.Module.register_parameter = on_meta  # type: ignore[assignment, method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Weights of a checkpoint, and the hash that tells one model from another."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from secateur.checkpoints.checkpoint import Checkpoint
+from secateur.checkpoints.streaming import value
+from secateur.errors import BadModel
+from secateur.machine import free_memory
+
+PASSING = ("dtype", "torch_dtype", "transformers_version", "architectures", "use_cache", "output_attentions")
+LONGEST = 300
+"""Letters of what an error of another library says."""
+Model = TypeVar("Model", bound=PreTrainedModel)
+
+
+def fingerprint(model: PreTrainedModel) -> str:
+    """Hash of the configuration and of names, shapes and values of all weights.
+
+    Read as fp32; sharding, storage type and the place it came from do not count.
+    """
+    digest = hashlib.sha256(json.dumps(_lasting(model.config.to_dict()), sort_keys=True, default=str).encode())
+    for name, weight in sorted(model.state_dict(keep_vars=True).items()):
+        digest.update(f"{name} {tuple(weight.shape)} ".encode())
+        digest.update(value(weight).to(torch.float32).contiguous().numpy().data)
+    return f"sha256:{digest.hexdigest()}"
+
+
+def _lasting(config: Any) -> Any:
+    """A configuration without what does not change the model's function."""
+    if not isinstance(config, dict):
+        return config
+    return {k: _lasting(v) for k, v in config.items() if k not in PASSING and str(k)[:1] != "_"}
+
+
+def load_weights(cls: type[Model], path: str) -> Model:
+    """`cls` as transformers itself loads it, for checkpoints whose weights it converts.
+
+    Safetensors only, no remote code, and every weight must be there.
+
+    Raises:
+        BadModel: weights are missing or of another shape (transformers would make them up).
+    """
+    shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()  # what it would report is raised below
+    try:
+        loaded: Any = cls.from_pretrained(
+            path,
+            dtype="auto",
+            use_safetensors=True,
+            trust_remote_code=False,
+            attn_implementation="sdpa",
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    finally:
+        logging.set_verbosity(verbosity)
+        if shown:
+            logging.enable_progress_bar()
+    model, report = loaded
+    lost = sorted({str(key) for kind in ("missing_keys", "mismatched_keys") for key in report[kind]})
+    if lost:
+        raise BadModel(f"model '{path}' lacks {len(lost)} weights, the first is {lost[0]}; download it again")
+    found: Model = model
+    return found
+
+
+def check_fits(folder: Path) -> None:
+    """To be called before a large checkpoint is loaded as a whole, as one is whose weights transformers converts.
+
+    Raises:
+        BadModel: it is larger than the memory that is free, in fp32.
+    """
+    needed = sum(4 * math.prod(entry.shape) for entry in Checkpoint.open(folder).tensors.values())
+    free = free_memory()
+    if free is not None and needed > free:
+        raise BadModel(
+            f"model '{folder}' is stored in a form that transformers converts as a whole, which takes "
+            f"{needed / 2**30:.1f} GiB of memory, and {free / 2**30:.1f} GiB are free; where there is more, save it "
+            "anew with transformers' save_pretrained(FOLDER, save_original_format=False)"
+        )
+
+
+def first_line(problem: BaseException) -> str:
+    """The first line of what an error says, and the next one if that only announces it; the kind of a bare error."""
+    lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
+    said = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
+    if isinstance(problem, LookupError | AttributeError | ArithmeticError) or not said:
+        said = f"{type(problem).__name__} {said}".rstrip()
+    return said if len(said) <= LONGEST else said[:LONGEST] + "..."

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Decoder layers, shared by the model families."""

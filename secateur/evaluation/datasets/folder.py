@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Questions in LLaVA's layout: JSON lines of question_id, image and text, with the images in a folder.
+
+The reference answers stand on the same lines (answers, answer or label), or in a file of their own that is matched to
+the questions by `keys`; never in both.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import ClassVar
+
+from secateur.errors import BadImage, InputError
+from secateur.evaluation.datasets import records
+from secateur.evaluation.datasets.records import Record
+from secateur.evaluation.tasks import base
+from secateur.evaluation.tasks.base import Question, Source
+from secateur.runtime.image import check_header, load_image
+
+PLACEHOLDER = re.compile(r"<image>\s*")
+
+
+class FolderTask(base.Task):
+    """A task whose questions lie in a file."""
+
+    groups: ClassVar[tuple[str, ...]] = ("category",)  # fields that may name the kind of a question
+    one_answer: ClassVar[bool] = False  # a question has one right answer, no list of them
+
+    def read(self, source: Source) -> Sequence[Question]:
+        if source.data is None:
+            raise InputError(f"--task {self.name} needs --data: a .jsonl of question_id, image and text, or its folder")
+        file = _question_file(source.data)
+        table = self.answer_table(source.answers) if source.answers else None
+        folders = [source.images] if source.images else [file.parent, file.parent / "images"]
+        found: dict[str, Question] = {}
+        for where, record in records.records(file):
+            identity = self.identity(record, where)
+            if identity in found:
+                raise InputError(f"{where} repeats question_id '{found[identity].id}' of {found[identity].where}")
+            found[identity] = self.question(record, where, folders, table)
+        if not found:
+            raise InputError(f"{file} holds no questions")
+        chosen = base.choose(self.checked(list(found.values())), source.questions, source.seed)
+        _check_headers(chosen, folders)
+        return chosen
+
+    def question(
+        self, record: Record, where: str, folders: Sequence[Path], table: dict[str, tuple[str, ...]] | None
+    ) -> Question:
+        """The question on one line; `table` has the answers, or is None where the line has them."""
+        number = records.text(record, where, "question_id", "id")
+        image = records.text(record, where, "image")
+        path = _image_file(image, where, folders)
+        answers = self.answers(record, where)
+        if table is not None:
+            if answers:
+                raise InputError(f"--answers and answers in {where}: give one")
+            answers = next((table[key] for key in self.keys(record, where) if key in table), ())
+            if not answers:
+                raise InputError(f"{where}: question '{number}' has no answer in what --answers names")
+        elif not answers:
+            raise InputError(f"{where} has no answers, answer or label; give the file that has them with --answers")
+        return Question(
+            id=number,
+            where=where,
+            picture=image,
+            load=partial(load_image, path),
+            prompt=self.prompt(record, where),
+            answers=answers,
+            group=str(next((record[name] for name in self.groups if record.get(name)), "")),
+            unit=self.unit(record, where),
+        )
+
+    @property
+    def name(self) -> str:
+        """What the user types behind --task."""
+        return type(self).__module__.rpartition(".")[2]
+
+    def prompt(self, record: Record, where: str) -> str:
+        return PLACEHOLDER.sub("", records.text(record, where, "text", "question")).strip()
+
+    def identity(self, record: Record, where: str) -> str:
+        """What no two questions share."""
+        return records.text(record, where, "question_id", "id")
+
+    def unit(self, record: Record, where: str) -> str:
+        """Questions of equal units belong together."""
+        return self.identity(record, where)
+
+    def keys(self, record: Record, where: str) -> tuple[str, ...]:
+        """Where the answers to a question stand in the table, best first; a record of answers goes under the first."""
+        return (records.text(record, where, "question_id", "id"),)
+
+    def answers(self, record: Record, where: str) -> tuple[str, ...]:
+        """The reference answers in a record; () where it has none.
+
+        Raises:
+            InputError: an answer is no text, or there are several where the task takes one.
+        """
+        found = records.answers(record, where)
+        if self.one_answer and len(found) > 1:
+            raise InputError(f"{where} has {len(found)} answers; --task {self.name} takes one")
+        return found
+
+    def answer_table(self, path: Path) -> dict[str, tuple[str, ...]]:
+        """Reference answers by key, from a file or from all .json and .jsonl files of a folder.
+
+        Raises:
+            InputError: a record has no answers, or two records disagree.
+        """
+        table: dict[str, tuple[str, ...]] = {}
+        for where, record in self.answer_records(path):
+            answers = self.answers(record, where)
+            if not answers:
+                raise InputError(f"{where} has no answers, answer or label")
+            key = self.keys(record, where)[0]
+            if table.setdefault(key, answers) != answers:
+                raise InputError(f"{where} gives other answers to a question that was answered above: {key!r}")
+        return table
+
+    def answer_records(self, path: Path) -> Iterator[tuple[str, Record]]:
+        files = [path]
+        if path.is_dir():
+            files = sorted(p for p in path.iterdir() if p.suffix in (".json", ".jsonl"))
+            if not files:
+                raise InputError(f"{path} holds no .json or .jsonl file with answers")
+        for file in files:
+            yield from records.records(file)
+
+    def checked(self, questions: list[Question]) -> list[Question]:
+        """All questions of the file, after a look at them as a whole."""
+        return questions
+
+
+def first_line(text: str) -> str:
+    """The question proper, without the instructions that follow it."""
+    return PLACEHOLDER.sub("", text).strip().partition("\n")[0].strip()
+
+
+def _image_file(image: str, where: str, folders: Sequence[Path]) -> Path:
+    """The first file of this name in the folders."""
+    try:
+        path = next((folder / image for folder in folders if (folder / image).is_file()), None)
+    except OSError as problem:  # the name is too long, or a folder may not be looked into
+        raise InputError(f"{where}: its image cannot be looked up: {problem.strerror}; mend the name") from None
+    if path is None:
+        raise InputError(f"{where}: image {folders[0] / image} does not exist; give its folder with --images")
+    return path
+
+
+def _check_headers(questions: Sequence[Question], folders: Sequence[Path]) -> None:
+    """Open each image once, so that a damaged one is refused before any question is asked."""
+    first: dict[str, Question] = {}
+    for question in questions:
+        first.setdefault(question.picture, question)
+    for picture, question in first.items():
+        try:
+            check_header(_image_file(picture, question.where, folders))
+        except BadImage as problem:
+            raise BadImage(f"{question.where}: {problem}") from None
+
+
+def _question_file(path: Path) -> Path:
+    if not path.exists():
+        raise InputError(f"{path} does not exist; give a .jsonl of questions, or the folder that holds it")
+    if not path.is_dir():
+        return path
+    files = sorted(path.glob("*.jsonl"))
+    if len(files) != 1:
+        listed = ", ".join(file.name for file in files) or "none"
+        raise InputError(f"{path} must hold one .jsonl of questions, it holds {listed}; name the file")
+    return files[0]

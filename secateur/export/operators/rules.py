@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a row of a table of operators says, and the checks it is made of."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+from secateur.engines.version import Version
+from secateur.export.graph_facts import Node
+
+FLOATS = frozenset({"float32", "float16", "bfloat16"})
+INTEGERS = frozenset({"int32", "int64"})
+NUMBERS = FLOATS | INTEGERS
+BOOL = frozenset({"bool"})
+ANY = NUMBERS | BOOL
+"""Every dtype of a tensor within a network; uint8 only comes in and goes out."""
+
+
+class Refusal(NamedTuple):
+    """What is wrong with a node, and what to do about it."""
+
+    problem: str
+    mend: str
+
+
+Check = Callable[[Node], Refusal | None]
+
+
+@dataclass(frozen=True)
+class Row:
+    """What TensorRT takes of an operator.
+
+    dtypes   of all inputs but those in `others`
+    others   inputs with dtypes of their own
+    sizes    inputs that set the shape of the output, so that they must not be computed from data
+    checks   what else must hold
+    refusal  why there is no support at all
+    source   who says so
+    """
+
+    dtypes: frozenset[str]
+    source: str
+    others: Mapping[int, frozenset[str]] = field(default_factory=dict)
+    sizes: tuple[int, ...] = ()
+    checks: tuple[Check, ...] = ()
+    refusal: Refusal | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """What TensorRT from `version` on takes: opsets from 9 to `opset`, and a row for each operator it knows."""
+
+    version: Version
+    opset: int
+    rows: Mapping[str, Row]
+
+    def then(self, version: Version, opset: int, rows: Mapping[str, Row]) -> Table:
+        """The table of a later version: this one and what differs."""
+        return replace(self, version=version, opset=opset, rows={**self.rows, **rows})
+
+
+def alike(operators: str, dtypes: frozenset[str], source: str, **more: Any) -> dict[str, Row]:
+    """The same row for several operators, named in one string."""
+    return {operator: Row(dtypes, source, **more) for operator in operators.split()}
+
+
+def refused(operators: str, problem: str, mend: str, source: str) -> dict[str, Row]:
+    """Rows of operators that are not supported."""
+    return {operator: Row(frozenset(), source, refusal=Refusal(problem, mend)) for operator in operators.split()}
+
+
+def attribute(name: str, allowed: object, mend: str) -> Check:
+    """The attribute is absent or has the one value that is supported."""
+
+    def check(node: Node) -> Refusal | None:
+        value = node.attribute(name, allowed)
+        return None if value == allowed else Refusal(f"{name} is {value}, only {allowed} is supported", mend)
+
+    return check
+
+
+def without(name: str, mend: str) -> Check:
+    """The attribute is absent."""
+
+    def check(node: Node) -> Refusal | None:
+        value = node.attribute(name)
+        return None if value is None else Refusal(f"attribute {name} ({value}) is not supported", mend)
+
+    return check
+
+
+def constant(i: int, name: str) -> Check:
+    """Input `i`, if it is there, is a constant of the graph."""
+
+    def check(node: Node) -> Refusal | None:
+        if not node.input(i) or node.is_constant(i):
+            return None
+        return Refusal(f"{name} is computed by the graph", f"make {name} a constant of the graph")
+
+    return check
+
+
+def folded(i: int, name: str) -> Check:
+    """Input `i`, if it is there, follows from constants, so that a build can compute it."""
+
+    def check(node: Node) -> Refusal | None:
+        if not node.input(i) or node.input(i) in node.facts.folded:
+            return None
+        return Refusal(f"{name} depends on an input", f"make {name} a constant of the graph")
+
+    return check
+
+
+def at_most(i: int, name: str, limit: int, mend: str) -> Check:
+    """The constant input `i` does not exceed `limit`."""
+
+    def check(node: Node) -> Refusal | None:
+        values = node.values(i)
+        if values is None or not values.size or values.max() <= limit:
+            return None
+        return Refusal(f"{name} is {values.max()}, at most {limit} is supported", mend)
+
+    return check
+
+
+def rank(wanted: int, *inputs: int) -> Check:
+    """These inputs, if they are there, have this many dimensions."""
+
+    def check(node: Node) -> Refusal | None:
+        for i in inputs:
+            shape = node.shape(i)
+            if node.input(i) and (shape is None or len(shape) != wanted):
+                found = "unknown rank" if shape is None else f"{len(shape)} dimensions"
+                return Refusal(f"input {i} ('{node.input(i)}') has {found}, not {wanted}", "reshape it before the node")
+        return None
+
+    return check
+
+
+def no_input(mend: str, **names: int) -> Check:
+    """These optional inputs are left out."""
+
+    def check(node: Node) -> Refusal | None:
+        there = [name for name, i in names.items() if node.input(i)]
+        return Refusal(f"input {there[0]} is not supported", mend) if there else None
+
+    return check
+
+
+def outputs(count: int, mend: str) -> Check:
+    """Only the first `count` outputs are there."""
+
+    def check(node: Node) -> Refusal | None:
+        extra = [name for name in node.proto.output[count:] if name]
+        return Refusal(f"output '{extra[0]}' is not supported", mend) if extra else None
+
+    return check
+
+
+def same_dtype(i: int, j: int, mend: str) -> Check:
+    """Two inputs have one dtype."""
+
+    def check(node: Node) -> Refusal | None:
+        first, second = node.dtype(i), node.dtype(j)
+        if not node.input(j) or first is None or second is None or first == second:
+            return None
+        return Refusal(f"inputs {i} and {j} are {first} and {second}", mend)
+
+    return check

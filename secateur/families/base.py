@@ -1,0 +1,255 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a model family is: the pieces of a transformers model that become graphs, its prompt and its preprocessing.
+
+A family knows transformers modules, not methods. Its file is named after the checkpoint's `model_type`.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, ProcessorMixin
+
+from secateur.bundle.layout import Dimensions, Layout, ModelIdentity, View
+from secateur.bundle.preprocess import Preprocess
+from secateur.bundle.prompt import Prompt
+from secateur.checkpoints import chat_template, load_processor
+from secateur.checkpoints.streaming import fill, stream
+from secateur.checkpoints.weights import check_fits, fingerprint, load_weights
+from secateur.decoder.pieces import Decoder
+from secateur.errors import BadModel
+from secateur.vision.preprocessing import preprocess
+
+Size = tuple[int, int]
+STREAMED = 1 << 30
+"""Checkpoints of more bytes are read tensor by tensor when a module runs, and never held as a whole."""
+
+
+class Family(ABC):
+    """One loaded model, seen through one size and number of images: all that is exported is fixed by these.
+
+    model, processor  transformers' own
+    source            what the user called the model: "demo", a directory or a hub id
+    image_size        (height, width) of the canvas that an image is fitted to; None: the family's default
+    images            in the first turn of a conversation
+    system            what the system says first, if the chat template lets it
+    fit               how an image is brought onto the canvas, see runtime.preprocess; None: the family's default
+    """
+
+    architecture: ClassVar[type[PreTrainedModel]]
+    """The transformers class of its checkpoints."""
+    has_template: ClassVar[bool] = True
+    """Whether its processor has a chat template; without one it takes a single question."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        processor: ProcessorMixin,
+        source: str,
+        image_size: Size | None = None,
+        images: int = 1,
+        system: str = "",
+        fit: str | None = None,
+    ) -> None:
+        self.model: Any = model.eval()
+        self.processor: Any = processor
+        self.tokenizer: PreTrainedTokenizerFast = self.processor.tokenizer
+        self.source, self.image_size, self.images, self.system, self.fit = source, image_size, images, system, fit
+        model.requires_grad_(False)
+        embeddings: Any = model.get_input_embeddings()
+        chat_template.check_vocabulary(self.tokenizer, embeddings.weight.shape[0], self.image_token_id)
+
+    @classmethod
+    def from_pretrained(cls, path: str, source: str) -> Family:
+        """Load a checkpoint directory, in the dtype it is stored in; the weights of a large one stay in its files.
+
+        Raises:
+            BadModel: see `load_weights`, `_processor` and `_processing`; or transformers would have to convert the
+                weights of a large one in memory, where they do not fit.
+        """
+        config: Any = cls.architecture.config_class
+        large = sum(file.stat().st_size for file in Path(path).glob("*.safetensors")) > STREAMED
+        model: PreTrainedModel | None = (stream if large else fill)(cls.architecture, Path(path))
+        if large and model is None:
+            check_fits(Path(path))
+        return cls(model or load_weights(cls.architecture, path), load_processor.read(config.model_type, path), source)
+
+    def at(self, image_size: Size | None = None, images: int = 1, system: str = "", fit: str | None = None) -> Family:
+        """The same model, weights shared, seen through another size and number of images."""
+        other = copy.copy(self)
+        for name in ("conversation", "preprocess", "layout", "identity"):
+            other.__dict__.pop(name, None)
+        other.image_size, other.images, other.system, other.fit = image_size, images, system, fit
+        return other
+
+    @classmethod
+    @abstractmethod
+    def tiny(cls, seed: int = 0) -> Family:
+        """A random model of four layers with a working processor, for tests; no file is read."""
+
+    @property
+    @abstractmethod
+    def bucket(self) -> Size:
+        """(height, width) of the canvas that an image is fitted to.
+
+        Raises:
+            BadModel: the family does not take `image_size`; the message names sizes that it takes.
+        """
+
+    @property
+    @abstractmethod
+    def grids(self) -> tuple[Size, ...]:
+        """(rows, columns) of each view of one image, in the order of its tokens in the prompt."""
+
+    @property
+    def views(self) -> tuple[View, ...]:
+        """The views of one image, counted in its vision tokens; where they do not just follow one another: override."""
+        views, start = [], 0
+        for rows, columns in self.grids:
+            views.append(View(start, rows * columns, (rows, columns)))
+            start = views[-1].end
+        return tuple(views)
+
+    @property
+    @abstractmethod
+    def pixels(self) -> tuple[int, ...]:
+        """Shape of one image's pixel values: (3, h, w) or (tiles, 3, h, w)."""
+
+    @abstractmethod
+    def vision(self, reads: tuple[str, ...] = (), grid: Size | None = None) -> nn.Module:
+        """pixel_values [B, *pixels] fp32 -> features [B, n, Dv], the planes [B, n, D], one score for each of `reads`.
+
+        n are the tokens of one image. Without reads and planes the module returns the bare tensor. The names are those
+        of `methods.base.Selector`. With `grid` the image is first made smaller within the graph, to that many rows
+        and columns of patches; the module returns features [B, k, Dv] and vision_index [B, k] int64, ascending: the
+        place of each on the full grid.
+
+        Raises:
+            BadModel: the encoder lacks such a score, or cannot take a smaller image.
+            BadSchedule: the grid is larger than the image's.
+        """
+
+    @abstractmethod
+    def projector(self) -> nn.Module:
+        """features [B, n, Dv] -> vision_tokens [B, n, D], row by row."""
+
+    @property
+    @abstractmethod
+    def decoder(self) -> Decoder: ...
+
+    @property
+    @abstractmethod
+    def dimensions(self) -> Dimensions: ...
+
+    @property
+    @abstractmethod
+    def patch_key_width(self) -> int:
+        """dk, width of an attention head of the vision encoder."""
+
+    @abstractmethod
+    def inputs(self, input_ids: Tensor, pixel_values: NDArray[np.float32]) -> dict[str, Tensor]:
+        """What transformers' own `forward` and `generate` want for one prompt.
+
+        input_ids [1, S] with all image tokens, pixel_values [images, *pixels] as `preprocess` makes them.
+        """
+
+    def position_ids(self, input_ids: Tensor) -> Tensor | None:
+        """Positions [A, S] of a prompt [1, S] on each rotary axis; None: they count from 0."""
+        return None
+
+    @property
+    def image_token_id(self) -> int:
+        """Token id that stands for every vision token in a prompt."""
+        return int(self.model.config.image_token_id)
+
+    @property
+    def name(self) -> str:
+        """The family's name: its file's name."""
+        return type(self).__module__.rpartition(".")[2]
+
+    @cached_property
+    def conversation(self) -> chat_template.ChatTemplate:
+        """The chat template, taken apart."""
+        stop = self.model.generation_config.eos_token_id
+        stop = self.tokenizer.eos_token_id if stop is None else stop
+        return chat_template.conversation(
+            self.processor,
+            self.image_token_id,
+            self.bucket,
+            (stop,) if isinstance(stop, int) else tuple(stop),
+            images=self.images,
+            system=self.system,
+            has_template=self.has_template,
+        )
+
+    @property
+    def prompt(self) -> Prompt:
+        return self.conversation.prompt
+
+    @cached_property
+    def preprocess(self) -> Preprocess:
+        return preprocess(self.processor, self.bucket, self.fit, self.images)
+
+    @cached_property
+    def layout(self) -> Layout:
+        ids = list(self.conversation.head_ids)
+        rows = [row for row, token in enumerate(ids) if token == self.image_token_id]
+        chat_template.check_image_tokens(len(rows), self.images * sum(a * b for a, b in self.grids))
+        views, each = [], len(rows) // self.images
+        for image in range(self.images):
+            for view in self.views:
+                own = rows[image * each + view.start : image * each + view.end]
+                if own[-1] - own[0] != len(own) - 1:
+                    raise BadModel(f"the processor puts text into a view of {view.grid[0]} x {view.grid[1]} tokens")
+                views.append(replace(view, start=own[0]))
+        text = [token for token in ids if token != self.image_token_id]
+        found = self.position_ids(torch.tensor([[*ids, self.prompt.pad]]))
+        positions = () if found is None else tuple(tuple(axis[:-1]) for axis in found.tolist())
+        behind = len(ids) if found is None else int(found[0, -1])
+        return Layout(tuple(text), tuple(views), self.images, positions, behind, self.bucket)
+
+    @torch.inference_mode()
+    def logits(self, input_ids: Sequence[int], pixel_values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits [V] fp32 of the last row, by the model's own forward pass: what segments must equal.
+
+        input_ids holds all rows up to the question, and the question; pixel_values [images, *pixels].
+        """
+        given = self.inputs(torch.tensor([list(input_ids)]), pixel_values)
+        out = self.model(**{k: v.to(self.dtype) if v.is_floating_point() else v for k, v in given.items()})
+        last: NDArray[np.float32] = out.logits[0, -1].float().numpy()
+        return last
+
+    @property
+    def dtype(self) -> torch.dtype:
+        dtype: torch.dtype = next(self.model.parameters()).dtype
+        return dtype
+
+    def to(self, dtype: torch.dtype) -> None:
+        """Cast the weights. Buffers keep their precision: rotary frequencies must not be rounded.
+
+        The identity stays that of the weights as they were loaded, so a schedule fits every dtype.
+        """
+        _ = self.fingerprint
+        for weight in self.model.parameters():
+            weight.data = weight.data.to(dtype)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return fingerprint(self.model)
+
+    @cached_property
+    def identity(self) -> ModelIdentity:
+        layout = self.layout
+        return ModelIdentity(
+            self.name, self.dimensions.layers, layout.vision_tokens, self.fingerprint, layout.size, layout.images
+        )

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Idefics3: SigLIP over tiles, pixel shuffle, and a Llama decoder.
+
+Laurençon et al., "Building and better understanding vision-language models", arXiv 2408.12637.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import Idefics3Config, Idefics3ForConditionalGeneration, Idefics3ImageProcessorPil, PreTrainedModel
+
+from secateur.bundle.layout import Dimensions
+from secateur.checkpoints import tiny_model, tiny_processor
+from secateur.checkpoints.tiny_model import random_model
+from secateur.decoder import pieces
+from secateur.decoder.pieces import Decoder
+from secateur.errors import BadModel
+from secateur.families import base
+from secateur.vision.encoder import VisionEncoder
+from secateur.vision.pixel_shuffle import PixelShuffle
+from secateur.vision.tiles import Tiles
+
+
+class Family(base.Family):
+    """Idefics3, and the base of SmolVLM, which differs in the names of its classes only.
+
+    An image is cut into tiles, row by row, with the whole image, made smaller, as the last one. Every tile is a view:
+    text tokens that say where it comes from stand before it in the prompt.
+    """
+
+    architecture: ClassVar[type[PreTrainedModel]] = Idefics3ForConditionalGeneration
+    configuration: ClassVar[Any] = Idefics3Config
+    images_by: ClassVar[Any] = Idefics3ImageProcessorPil
+    """transformers' PIL image processor, for `tiny`."""
+
+    @classmethod
+    def tiny(cls, seed: int = 0) -> base.Family:
+        images = cls.images_by(size={"longest_edge": 48}, max_image_size={"longest_edge": 24})
+        kind = cls.configuration.model_type
+        processor: Any = tiny_processor.processor(kind, images, image_seq_len=9)
+        config = cls.configuration(
+            vision_config={
+                "hidden_size": 32,
+                "intermediate_size": 48,
+                "num_hidden_layers": 3,
+                "num_attention_heads": 2,
+                "image_size": 24,
+                "patch_size": 4,
+            },
+            text_config={"model_type": "llama"} | tiny_model.sizes(processor),
+            image_token_id=processor.image_token_id,
+        )
+        return cls(random_model(cls.architecture, config, seed), processor, "random")
+
+    @property
+    def bucket(self) -> base.Size:
+        size = self.processor.image_processor.size
+        edge = size["longest_edge"]
+        return self.image_size or ((edge, edge) if edge else (size["height"], size["width"]))
+
+    @property
+    def grids(self) -> tuple[base.Size, ...]:
+        side = self._side // self.model.config.scale_factor
+        return ((side, side),) * len(self.preprocess.tiles)
+
+    @property
+    def pixels(self) -> tuple[int, ...]:
+        return (len(self.grids), 3, self._edge, self._edge)
+
+    @property
+    def _edge(self) -> int:
+        """Pixels along a tile."""
+        return int(self.processor.image_processor.max_image_size["longest_edge"])
+
+    @property
+    def _side(self) -> int:
+        """Patches along a tile."""
+        return int(self._edge // self._tower.config.patch_size)
+
+    @property
+    def _tower(self) -> Any:
+        return self.model.model.vision_model
+
+    def vision(self, reads: tuple[str, ...] = (), grid: base.Size | None = None) -> nn.Module:
+        if grid is not None:
+            raise BadModel(
+                f"{self.name} cuts an image into tiles, of which a smaller image has fewer; "
+                "export a smaller --image-size, or use another method"
+            )
+        grid = (self._side, self._side)
+        return Tiles(PixelShuffle(Tower(self._tower, self._edge, reads), grid, self.model.config.scale_factor, reads))
+
+    def projector(self) -> nn.Module:
+        projector: nn.Module = self.model.model.connector.modality_projection
+        return projector
+
+    @property
+    def decoder(self) -> Decoder:
+        return pieces.decoder(self.model.model.text_model, self.model.lm_head)
+
+    @property
+    def dimensions(self) -> Dimensions:
+        width = self._tower.config.hidden_size * self.model.config.scale_factor**2
+        return pieces.dimensions(self.model.config.text_config, width, class_token=False)
+
+    @property
+    def patch_key_width(self) -> int:
+        return int(self._tower.config.hidden_size // self._tower.config.num_attention_heads)
+
+    def inputs(self, input_ids: Tensor, pixel_values: NDArray[np.float32]) -> dict[str, Tensor]:
+        tiles = torch.from_numpy(pixel_values).flatten(0, 1)[None]
+        return {
+            "input_ids": input_ids,
+            "pixel_values": tiles,
+            "pixel_attention_mask": torch.ones(1, tiles.shape[1], *tiles.shape[-2:], dtype=torch.int64),
+        }
+
+
+class Tower(VisionEncoder):
+    """The vision encoder for whole tiles of `edge` x `edge` pixels, through its last norm.
+
+    transformers derives the position of each patch from a mask of valid pixels. Tiles have no padding, so the
+    positions are constants here.
+    """
+
+    position_ids: Tensor
+
+    def __init__(self, tower: PreTrainedModel, edge: int, reads: tuple[str, ...] = ()) -> None:
+        super().__init__(tower, (), 0, reads)
+        self.register_buffer("position_ids", position_ids(tower, edge))
+
+    def _features(self, pixel_values: Tensor) -> Tensor:
+        tower: Any = self.tower
+        patches: Tensor = tower.embeddings.patch_embedding(pixel_values.to(tower.post_layernorm.weight.dtype))
+        rows = patches.flatten(2).transpose(1, 2) + tower.embeddings.position_embedding(self.position_ids)
+        features: Tensor = tower.post_layernorm(tower.encoder(inputs_embeds=rows).last_hidden_state)
+        return features
+
+
+@torch.no_grad()
+def position_ids(tower: PreTrainedModel, edge: int) -> Tensor:
+    """[1, N] int64: the position embedding of each patch of a whole tile, as transformers' own code finds them.
+
+    That code runs on embeddings of width one, so the model's weights may be anywhere, or nowhere.
+    """
+    config: Any = copy.deepcopy(tower.config)
+    config.hidden_size = 1
+    with torch.device("cpu"):
+        embeddings: Any = type(tower.embeddings)(config)
+    seen: list[Tensor] = []
+    embeddings.position_embedding.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    side = edge // config.patch_size
+    embeddings(
+        torch.zeros(1, config.num_channels, edge, edge, device="cpu"),
+        torch.ones(1, side, side, dtype=torch.bool, device="cpu"),
+    )
+    return seen[0]

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""InternVL 2.5 to 3.5 as converted for transformers: InternViT, pixel shuffle, and a decoder of the Llama kind.
+
+An image is cut into tiles, row by row, and if there are several the whole image follows them. Every tile is a view of
+its own. Chen et al., "Expanding Performance Boundaries of Open-Source Multimodal Models", arXiv 2412.05271.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from transformers import InternVLConfig, InternVLForConditionalGeneration, InternVLVisionConfig, Qwen2Config
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+
+from secateur.bundle.layout import Dimensions
+from secateur.checkpoints import tiny_model, tiny_processor
+from secateur.checkpoints.tiny_model import random_model
+from secateur.decoder import pieces
+from secateur.decoder.pieces import Decoder
+from secateur.errors import BadModel
+from secateur.families import base
+from secateur.vision.encoder import VisionEncoder
+from secateur.vision.pixel_shuffle import PixelShuffle
+from secateur.vision.tiles import Tiles
+
+
+class Family(base.Family):
+    architecture = InternVLForConditionalGeneration
+
+    @classmethod
+    def tiny(cls, seed: int = 0) -> Family:
+        vision = InternVLVisionConfig(
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            image_size=24,
+            patch_size=4,
+            use_qk_norm=True,
+        )
+        images = GotOcr2ImageProcessorPil(size={"height": 24, "width": 24}, max_patches=4)
+        processor: Any = tiny_processor.processor("internvl", images, image_seq_length=9)
+        config = InternVLConfig(
+            vision_config=vision,
+            text_config=Qwen2Config(**tiny_model.sizes(processor)),
+            image_token_id=processor.image_token_id,
+            image_seq_length=9,
+        )
+        return cls(random_model(InternVLForConditionalGeneration, config, seed), processor, "random")
+
+    @property
+    def bucket(self) -> base.Size:
+        """Any size; the default is two tiles by two."""
+        return self.image_size or (2 * self._edge[0], 2 * self._edge[1])
+
+    @property
+    def grids(self) -> tuple[base.Size, ...]:
+        if self.model.config.vision_feature_select_strategy != "default":
+            raise BadModel("the class token must be left out: set vision_feature_select_strategy to 'default'")
+        rows, columns = (side // self._factor for side in self._patches)
+        return ((rows, columns),) * len(self.preprocess.tiles)
+
+    @property
+    def pixels(self) -> tuple[int, ...]:
+        return len(self.grids), 3, *self._edge
+
+    def vision(self, reads: tuple[str, ...] = (), grid: base.Size | None = None) -> nn.Module:
+        if grid is not None:
+            raise BadModel(
+                "the vision encoder of this model takes whole tiles only; use another method, or an --image-size of "
+                "fewer tiles"
+            )
+        layer = self.model.config.vision_feature_layer
+        if not isinstance(layer, int):
+            raise BadModel(f"vision_feature_layer {layer} must be one layer; correct it in config.json")
+        feature_layers = () if layer == -1 else (layer,)  # transformers takes -1 behind the last norm
+        encoder = VisionEncoder(self.model.model.vision_tower, feature_layers, 1, reads)
+        return Tiles(PixelShuffle(encoder, self._patches, self._factor, reads))
+
+    def projector(self) -> nn.Module:
+        projector: nn.Module = self.model.model.multi_modal_projector
+        return projector
+
+    @property
+    def decoder(self) -> Decoder:
+        return pieces.decoder(self.model.model.language_model, self.model.lm_head)
+
+    @property
+    def dimensions(self) -> Dimensions:
+        width = self.model.model.multi_modal_projector.linear_1.in_features
+        return pieces.dimensions(self.model.config.text_config, width)
+
+    @property
+    def patch_key_width(self) -> int:
+        return int(self._tower.hidden_size // self._tower.num_attention_heads)
+
+    def inputs(self, input_ids: Tensor, pixel_values: NDArray[np.float32]) -> dict[str, Tensor]:
+        return {"input_ids": input_ids, "pixel_values": torch.from_numpy(pixel_values).flatten(0, 1)}
+
+    @property
+    def _tower(self) -> Any:
+        return self.model.config.vision_config
+
+    @property
+    def _edge(self) -> base.Size:
+        height, width = self._tower.image_size
+        return height, width
+
+    @property
+    def _patches(self) -> base.Size:
+        """Rows and columns of patches of a tile."""
+        rows, columns = (edge // patch for edge, patch in zip(self._edge, self._tower.patch_size, strict=True))
+        return rows, columns
+
+    @property
+    def _factor(self) -> int:
+        return int(1 / self.model.config.downsample_ratio)

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""LLaVA-OneVision: SigLIP and Qwen2, tiles and newlines as in LLaVA-NeXT, on canvases of up to 6 x 6 tiles.
+
+Of a canvas with too many tiles transformers shrinks the joined grid behind the projector (anyres_max_9). A projector
+behind which rows are mixed leaves no place for a gate in front of it, so such a size is refused. Li et al.,
+"LLaVA-OneVision: Easy Visual Task Transfer", arXiv 2408.03326.
+
+Several images in a prompt are shown whole, one tile each, whatever their size.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration, Qwen2Config, SiglipVisionConfig
+from transformers.image_processing_utils import select_best_resolution
+from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
+
+from secateur.checkpoints import tiny_model, tiny_processor
+from secateur.checkpoints.tiny_model import random_model
+from secateur.errors import BadModel
+from secateur.families import llava_next
+from secateur.vision import anyres
+from secateur.vision.native_sizes import shown
+
+SHRINKS_ABOVE = 1.1
+
+
+class Family(llava_next.Family):
+    architecture = LlavaOnevisionForConditionalGeneration
+
+    @classmethod
+    def tiny(cls, seed: int = 0) -> llava_next.Family:
+        vision = SiglipVisionConfig(
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            image_size=18,
+            patch_size=6,
+            vision_use_head=False,
+        )
+        canvases = [[18 * rows, 18 * columns] for rows in (1, 2, 3) for columns in (1, 2, 3)]
+        processor: Any = tiny_processor.processor(
+            "llava_onevision",
+            LlavaOnevisionImageProcessorPil(size={"height": 18, "width": 18}, image_grid_pinpoints=canvases),
+            num_image_tokens=9,
+            vision_feature_select_strategy="full",
+            vision_aspect_ratio="anyres_max_4",
+        )
+        config = LlavaOnevisionConfig(
+            vision_config=vision,
+            text_config=Qwen2Config(**tiny_model.sizes(processor)),
+            image_token_index=processor.image_token_id,
+            video_token_index=processor.video_token_id,
+            image_grid_pinpoints=canvases,
+            vision_aspect_ratio="anyres_max_4",
+        )
+        return cls(random_model(LlavaOnevisionForConditionalGeneration, config, seed), processor, "random")
+
+    @property
+    def arrangement(self) -> anyres.Arrangement:
+        if self.images > 1:
+            return anyres.single(self._side)
+        arranged = self._arranged(self.bucket)
+        if self._shrinks(arranged):
+            fit = [size for size in self.model.config.image_grid_pinpoints if not self._shrinks(self._arranged(size))]
+            raise BadModel(
+                f"an image of {shown(self.bucket)} has more than the {self._most} tiles that this model shows in full, "
+                "and shrinking them behind the projector is not supported; "
+                f"use {shown(select_best_resolution(self.bucket, fit))}"
+            )
+        return arranged
+
+    def inputs(self, input_ids: Tensor, pixel_values: NDArray[np.float32]) -> dict[str, Tensor]:
+        return super().inputs(input_ids, pixel_values) | {"batch_num_images": torch.tensor([len(pixel_values)])}
+
+    def _shrinks(self, arranged: anyres.Arrangement) -> bool:
+        """Whether transformers would interpolate the joined grid."""
+        tile = arranged.views[0].tokens
+        patches = sum(row >= 0 for row in arranged.rows) - tile
+        return math.sqrt(patches / (self._most * tile)) > SHRINKS_ABOVE
+
+    @property
+    def _most(self) -> int:
+        """Tiles that are shown in full: the number in anyres_max_9."""
+        return int(self.model.config.vision_aspect_ratio.removeprefix("anyres_max_"))

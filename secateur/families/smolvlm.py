@@ -1,0 +1,17 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SmolVLM and SmolVLM2 (images, no videos): Idefics3 made small.
+
+Marafioti et al., "SmolVLM: Redefining small and efficient multimodal models", arXiv 2504.05299.
+"""
+
+from __future__ import annotations
+
+from transformers import SmolVLMConfig, SmolVLMForConditionalGeneration, SmolVLMImageProcessorPil
+
+from secateur.families import idefics3
+
+
+class Family(idefics3.Family):
+    architecture = SmolVLMForConditionalGeneration
+    configuration = SmolVLMConfig
+    images_by = SmolVLMImageProcessorPil

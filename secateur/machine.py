@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How much memory this machine has left."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+
+from secateur import __version__
+
+
+def free_memory() -> int | None:
+    """Bytes that can be had without swapping; None where the system does not say (it is not Linux)."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return None
+
+
+def package_version(package: str) -> str:
+    """Of `package`, or of its build for GPUs, which bears another name; "not installed" if there is neither."""
+    for name in (package, f"{package}-gpu"):
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return "not installed"
+
+
+def machine(device: Mapping[str, str]) -> dict[str, str]:
+    """What the times were taken on; `device` is what the backend says of its own, see Pipeline.describe."""
+    return {
+        "cpu": _cpu(),
+        "cores": str(os.cpu_count()),
+        **device,
+        "python": platform.python_version(),
+        "onnxruntime": package_version("onnxruntime"),
+        "secateur": __version__,
+    }
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, "") or platform.processor() or platform.machine()

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks that several backends share: the device they are asked for, and the buffers of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from secateur.bundle.manifest import GraphSpec
+from secateur.bundle.symbolic_shape import bind, resolve_shapes
+from secateur.errors import InputError
+
+
+def check_device(backend: str, device: str | None, choices: tuple[str, ...]) -> str:
+    """The device to use: the one asked for, or the first of `choices`.
+
+    Raises:
+        InputError: the backend does not run there.
+    """
+    if device is not None and device not in choices:
+        raise InputError(f"backend '{backend}' runs on {' or '.join(choices)}, not on '{device}'; choose one of these")
+    return device or choices[0]
+
+
+def check_slices(index: Sequence[slice]) -> None:
+    """The slices are those that `Buffer.view` takes.
+
+    Raises:
+        ValueError: a step is not 1, or that of the first axis not positive.
+    """
+    steps = [1 if part.step is None else part.step for part in index]
+    if any(step < 1 or (axis and step > 1) for axis, step in enumerate(steps)):
+        raise ValueError("a view takes slices of step 1, on the first axis also of a larger step")
+
+
+def check_buffers(graph: GraphSpec, inputs: Mapping[str, Any], outputs: Mapping[str, Any], kind: type[Any]) -> None:
+    """The buffers are of this `kind` and those that `graph` declares: a run gets bare addresses, so it must be sure.
+
+    Raises:
+        ValueError: a tensor is missing, unknown, of another dtype or shape, or has gaps.
+    """
+    for specs, buffers in ((graph.inputs, inputs), (graph.outputs, outputs)):
+        if {spec.name for spec in specs} != buffers.keys():
+            wanted = ", ".join(spec.name for spec in specs)
+            raise ValueError(f"graph '{graph.name}' takes {wanted}; got {', '.join(buffers)}")
+        for spec in specs:
+            buffer = buffers[spec.name]
+            if not isinstance(buffer, kind) or not buffer.contiguous:
+                raise ValueError(f"graph '{graph.name}': {spec.name} is no contiguous buffer of this backend")
+            if buffer.dtype != np.dtype(spec.dtype):
+                raise ValueError(f"graph '{graph.name}': {spec.name} is {buffer.dtype}, not {spec.dtype}")
+    symbols = bind(graph.inputs, {name: buffer.shape for name, buffer in inputs.items()})
+    for name, shape in resolve_shapes(graph.outputs, symbols).items():
+        if shape != outputs[name].shape:
+            got = list(outputs[name].shape)
+            raise ValueError(f"graph '{graph.name}': {name} needs the shape {list(shape)}, not {got}")

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How an image of any size is brought onto the canvas of a bucket, and which bucket it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+
+from PIL import Image
+
+from secateur.bundle.preprocess import MAX_PIXELS, PROCESSOR, Colour, Size
+from secateur.errors import BadImage
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What became of an image, for a receipt.
+
+    bucket   (height, width) of the canvas
+    scale    pixels of the canvas per pixel of the image, down and across
+    padding  rows above and below, columns left and right that show no image; negative: so many were cut off
+    fit      how it was brought onto the canvas: one of FITS, or PROCESSOR
+    """
+
+    bucket: Size
+    scale: tuple[float, float]
+    padding: tuple[int, int, int, int]
+    fit: str = PROCESSOR
+
+
+@dataclass(frozen=True)
+class CanvasPlace:
+    """An image resized to `size`, its upper left corner at (top, left) of a canvas; it may overhang."""
+
+    size: Size
+    top: int
+    left: int
+    canvas: Size
+
+
+def place(size: Size, how: str, canvas: Size | None) -> CanvasPlace:
+    """Where an image of height and width `size` goes; `how` is one of FITS, and "square" has no canvas.
+
+    An odd row is padded or cut below.
+    """
+    height, width = size
+    if canvas is None:
+        edge = max(size)
+        return CanvasPlace(size, (edge - height) // 2, (edge - width) // 2, (edge, edge))
+    if how == "stretch":
+        return CanvasPlace(canvas, 0, 0, canvas)
+    by_height = canvas[0] * width <= canvas[1] * height  # the canvas is the wider of the two
+    if how == "crop":
+        by_height = not by_height
+    if by_height:
+        size = (canvas[0], max(1, _divide(width * canvas[0], height)))
+    else:
+        size = (max(1, _divide(height * canvas[1], width)), canvas[1])
+    top, left = (int((have - want) / 2) for have, want in zip(canvas, size, strict=True))
+    return CanvasPlace(size, top, left, canvas)
+
+
+def _divide(dividend: int, divisor: int) -> int:
+    """The quotient to the nearest integer, halves up."""
+    return (2 * dividend + divisor) // (2 * divisor)
+
+
+def fit(image: Image.Image, how: str, canvas: Size | None, resample: Image.Resampling, fill: Colour) -> Image.Image:
+    """An RGB image on its canvas.
+
+    Raises:
+        BadImage: so long and narrow that the square around it would not fit into memory.
+    """
+    spot = place((image.height, image.width), how, canvas)
+    (height, width), (rows, columns) = spot.size, spot.canvas
+    if rows * columns > MAX_PIXELS:
+        raise BadImage(
+            f"an image of {image.width} x {image.height} would be padded to {columns} x {rows}, more than "
+            f"{MAX_PIXELS} pixels; crop it to a less extreme shape"
+        )
+    if how == "crop":  # only the part that stays is resized: the whole could be huge
+        down, across = image.height / height, image.width / width
+        box = (-spot.left * across, -spot.top * down, (columns - spot.left) * across, (rows - spot.top) * down)
+        inside = (max(0.0, box[0]), max(0.0, box[1]), min(box[2], image.width), min(box[3], image.height))
+        return image.resize((columns, rows), resample, box=inside)
+    image = image.resize((width, height), resample)
+    if spot.size == spot.canvas:
+        return image
+    sheet = Image.new("RGB", (columns, rows), fill)
+    sheet.paste(image, (spot.left, spot.top))
+    return sheet
+
+
+def choose(size: Size, buckets: Mapping[str, Size]) -> str:
+    """The bucket that an image of height and width `size` takes, whatever the fit.
+
+    It is the one with the largest share x match. `share` is the part of the canvas that the letterboxed image covers.
+    `match` is the smaller over the larger of the image's own area and the area that it covers: 1 at the image's own
+    size, a quarter both at half the scale, where detail is lost, and at double the scale, where tokens are wasted.
+    Among equals the smallest canvas wins, then the lowest, then the first name.
+    """
+
+    def rank(name: str) -> tuple[Fraction, int, Size, str]:
+        canvas = buckets[name]
+        scale = min(Fraction(canvas[0], size[0]), Fraction(canvas[1], size[1])) ** 2
+        share = scale * size[0] * size[1] / (canvas[0] * canvas[1])
+        return -share * min(scale, 1 / scale), canvas[0] * canvas[1], canvas, name
+
+    return min(buckets, key=rank)

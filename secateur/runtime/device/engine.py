@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A deserialized plan and its execution contexts, one for each optimisation profile.
+
+Written for the names that TensorRT 10.3 to 11 share.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from mmap import mmap
+from typing import Any
+
+from secateur.bundle.manifest import GraphSpec, TensorSpec
+from secateur.engines.error_recorder import Recorder, described
+from secateur.engines.manifest import MEND, EnginePlan, Profile
+from secateur.errors import BadEngine, InputError, SecateurError
+from secateur.runtime.device.device_buffer import DeviceBuffer
+from secateur.runtime.device.memory import Block
+from secateur.runtime.device.stream import Stream
+
+Shape = tuple[int, ...]
+TYPES = {
+    "FLOAT": "float32",
+    "HALF": "float16",
+    "BF16": "bfloat16",
+    "INT64": "int64",
+    "INT32": "int32",
+    "BOOL": "bool",
+    "UINT8": "uint8",
+}
+
+
+class Context:
+    """One execution context: `profile` number `index`, and what was last bound to it."""
+
+    def __init__(self, trt: Any, engine: Any, index: int, profile: Profile, stream: Stream, errors: Recorder) -> None:
+        self.profile, self._stream, self._errors = profile, stream, errors
+        self._context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        if self._context is None:
+            raise SecateurError(f"TensorRT made no context of the profile '{profile.name}': {_said(errors)}")
+        self._context.nvtx_verbosity = trt.ProfilingVerbosity.NONE  # plans have every layer's name, and marks take time
+        try:
+            self._context.set_optimization_profile_async(index, stream.handle)
+        except RuntimeError:  # it tells nothing, the recorder knows
+            raise SecateurError(f"TensorRT refuses the profile '{profile.name}': {_said(errors)}") from None
+        self._memory: Block | None = None
+        self._shapes: dict[str, Shape] = {}
+        self._addresses: dict[str, int] = {}
+        self.aligned: dict[str, DeviceBuffer] = {}
+
+    def refuses(self, shapes: Mapping[str, Shape]) -> str:
+        """The first input whose shape is outside of the profile, "" if all are inside."""
+        for name, bounds in self.profile.ranges.items():
+            within = zip(bounds.min, shapes[name], bounds.max, strict=True)
+            if not all(low <= size <= high for low, size, high in within):
+                return name
+        return ""
+
+    def changes(self, buffers: Mapping[str, DeviceBuffer]) -> bool:
+        """Whether these buffers have another shape or address than those that are bound."""
+        return any(
+            self._addresses.get(name) != buffer.address or self._shapes.get(name) != buffer.shape
+            for name, buffer in buffers.items()
+        )
+
+    def run(self, inputs: Mapping[str, DeviceBuffer], outputs: Mapping[str, DeviceBuffer], memory: Block) -> None:
+        """Put the engine into the stream; `memory` is for its activations.
+
+        Raises:
+            SecateurError: TensorRT refuses; with its own words.
+        """
+        if memory is not self._memory:
+            self._context.set_device_memory(memory.address, memory.size)
+            self._memory = memory
+        done = []
+        for name, buffer in inputs.items():
+            if self._shapes.get(name) != buffer.shape:
+                done.append(self._context.set_input_shape(name, buffer.shape))
+        for name, buffer in {**inputs, **outputs}.items():
+            if self._addresses.get(name) != buffer.address:
+                done.append(self._context.set_tensor_address(name, buffer.address))
+            self._shapes[name], self._addresses[name] = buffer.shape, buffer.address
+        self._stream.busy = True
+        if not all(done) or not self._context.execute_async_v3(self._stream.handle):
+            self._shapes.clear()
+            self._addresses.clear()
+            raise SecateurError(_said(self._errors))
+
+
+class Engine:
+    """One plan on the device.
+
+    memory  bytes of activations that a run needs
+
+    Raises:
+        BadEngine: TensorRT cannot read the plan, or it is not of this graph.
+    """
+
+    def __init__(
+        self, trt: Any, runtime: Any, errors: Recorder, stream: Stream, graph: GraphSpec, plan: EnginePlan, blob: mmap
+    ) -> None:
+        self.graph = graph
+        self._engine = runtime.deserialize_cuda_engine(blob)
+        if self._engine is None:
+            raise BadEngine(f"{plan.file} cannot be loaded: {_said(errors)}; {MEND}")
+        self._compare(trt, plan)
+        self.memory = int(self._engine.device_memory_size_v2)
+        contexts = [
+            Context(trt, self._engine, index, profile, stream, errors) for index, profile in enumerate(plan.profiles)
+        ]
+        self._contexts = sorted(contexts, key=_room)
+
+    def context(self, shapes: Mapping[str, Shape]) -> Context:
+        """The context whose profile admits these input shapes most tightly.
+
+        Raises:
+            InputError: there is none; with the tensor, its shape and the bounds.
+        """
+        for context in self._contexts:
+            if not context.refuses(shapes):
+                return context
+        widest = self._contexts[-1]
+        name = widest.refuses(shapes)
+        bounds = widest.profile.ranges[name]
+        raise InputError(
+            f"graph '{self.graph.name}': {name} is {list(shapes[name])}, its engine takes {list(bounds.min)} to "
+            f"{list(bounds.max)}; build the engines with a larger --max-batch, --max-text or --max-new-tokens"
+        )
+
+    def _compare(self, trt: Any, plan: EnginePlan) -> None:
+        """The engine has the tensors and the profiles that it should have."""
+        engine, graph = self._engine, self.graph
+        found = {engine.get_tensor_name(i) for i in range(engine.num_io_tensors)}
+        inputs = {name for name in found if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT}
+        for specs, names in ((graph.inputs, inputs), (graph.outputs, found - inputs)):
+            if strange := {spec.name for spec in specs} ^ names:
+                raise BadEngine(f"{plan.file} and the manifest differ in the tensor '{min(strange)}'; {MEND}")
+        for spec in (*graph.inputs, *graph.outputs):
+            dtype, shape = engine.get_tensor_dtype(spec.name), tuple(engine.get_tensor_shape(spec.name))
+            if TYPES.get(dtype.name) != spec.dtype or not _fits(spec, shape):
+                raise BadEngine(
+                    f"{plan.file}: '{spec.name}' is {dtype.name} {list(shape)}, the manifest says {spec.dtype} "
+                    f"{list(spec.shape)}; {MEND}"
+                )
+        if engine.num_optimization_profiles != len(plan.profiles):
+            raise BadEngine(f"{plan.file} has not the {len(plan.profiles)} profiles of its manifest; {MEND}")
+
+
+def _fits(spec: TensorSpec, shape: Shape) -> bool:
+    """-1 is a dynamic size; an output's size may be one although the manifest knows the number."""
+    return len(shape) == len(spec.shape) and all(
+        a == b or not isinstance(a, int) or b == -1 for a, b in zip(spec.shape, shape, strict=True)
+    )
+
+
+def _room(context: Context) -> int:
+    return sum(math.prod(bounds.max) for bounds in context.profile.ranges.values())
+
+
+def _said(errors: Recorder) -> str:
+    """TensorRT's own words since the last time."""
+    text = described(errors) or "TensorRT gives no reason"
+    errors.clear()
+    return text

@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""ONNX Runtime's CUDA provider on the stream that the buffers are on, so that a run waits for nothing."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import AbstractContextManager, redirect_stdout
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from secateur.errors import BackendMissing
+from secateur.runtime.device.cudart import describe
+from secateur.runtime.device.device_buffer import DeviceBuffer
+from secateur.runtime.device.stream import Stream
+from secateur.runtime.receipt import Stopwatch
+
+PROVIDER = "CUDAExecutionProvider"
+MEND = "pip install 'onnxruntime-gpu[cuda,cudnn]' instead of onnxruntime, of the driver's CUDA version; or use the CPU"
+
+
+class Cuda:
+    """The CUDA device 0.
+
+    Raises:
+        BackendMissing: this onnxruntime has no CUDA provider, or there is no cuda-python or no device.
+    """
+
+    device = "cuda"
+    buffers = DeviceBuffer
+
+    def __init__(self, ort: ModuleType) -> None:
+        if PROVIDER not in ort.get_available_providers():
+            raise BackendMissing(f"the onnxruntime that is installed has no {PROVIDER}; {MEND}")
+        if preload := getattr(ort, "preload_dlls", None):  # CUDA and cuDNN as pip installs them, where no loader looks
+            with redirect_stdout(sys.stderr):  # it prints what it does not find
+                preload()
+        self.stream = Stream()
+        stream = str(self.stream.handle)
+        options = {"device_id": "0", "user_compute_stream": stream, "use_tf32": "0"}
+        self.providers: list[Any] = [(PROVIDER, options)]
+        self._options = ort.RunOptions()
+        self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+
+    def allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any] | type | str) -> DeviceBuffer:
+        return DeviceBuffer.zeros(self.stream, shape, dtype)
+
+    def check(self, session: Any) -> None:
+        """ONNX Runtime took the provider; where a library is missing it goes on with the CPU and only logs that.
+
+        Raises:
+            BackendMissing: it did not.
+        """
+        if PROVIDER not in session.get_providers():
+            raise BackendMissing(f"{PROVIDER} could not load CUDA or cuDNN; {MEND}")
+
+    def run(self, session: Any, binding: Any) -> None:
+        self.stream.busy = True
+        session.run_with_iobinding(binding, self._options)
+
+    def clock(self, watch: Stopwatch, stage: str) -> AbstractContextManager[None]:
+        return self.stream.clock(watch, stage)
+
+    def describe(self) -> dict[str, str]:
+        return describe(self.stream.cudart)
+
+    def wait(self) -> None:
+        self.stream.synchronize()
+
+    def close(self) -> None:
+        self.stream.close()

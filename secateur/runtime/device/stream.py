@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One CUDA stream: everything happens in the order of the calls, and nothing waits but `download` and `synchronize`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from secateur.errors import BackendMissing, SecateurError
+from secateur.runtime.device.clock import Clock
+from secateur.runtime.device.cudart import INSTEAD, check, import_cudart
+from secateur.runtime.device.memory import Block, DeviceMemory, PinnedMemory
+from secateur.runtime.device.strides import StridedLayout, copies
+from secateur.runtime.receipt import Stopwatch
+
+STAGED = 64 << 20
+"""Bytes on their way to the device before an upload waits."""
+IDLE = 256 << 20
+"""Bytes of device memory that are kept for the next buffers; `synchronize` gives back the rest."""
+
+
+class Stream:
+    """The stream, its memory and its clock.
+
+    Raises:
+        BackendMissing: cuda-python, a driver or a device is missing.
+    """
+
+    def __init__(self) -> None:
+        self.cudart = cudart = import_cudart()
+        try:
+            check(cudart.cudaSetDevice(0))
+            self._stream = check(cudart.cudaStreamCreateWithFlags(cudart.cudaStreamNonBlocking))
+        except (RuntimeError, SecateurError) as problem:  # cuda-python 12 raises RuntimeError where no driver is
+            raise BackendMissing(f"CUDA has no device here ({problem}); check its driver, {INSTEAD}") from None
+        self.handle = int(self._stream)
+        self.capturing = False
+        self.busy = False
+        """Work was put into the stream since the last `synchronize`; whoever does that says so."""
+        self._open = True
+        self._device, self._pinned = DeviceMemory(cudart), PinnedMemory(cudart)
+        self._clock = Clock(cudart, self._stream)
+        self._later: list[Callable[[], None]] = []
+
+    def block(self, size: int) -> Block:
+        """Device memory, with anything in it.
+
+        Raises:
+            SecateurError: there is not so much, the stream is closed, or a step is being recorded.
+        """
+        self._check_host()
+        try:
+            return self._device.take(size)
+        except SecateurError:
+            if not self._device.idle:
+                raise
+        self.synchronize()
+        self._device.trim()
+        return self._device.take(size)
+
+    def clear(self, block: Block) -> None:
+        """Fill with zeros."""
+        self.busy = True
+        check(self.cudart.cudaMemsetAsync(block.address, 0, block.size, self._stream))
+
+    def upload(self, array: NDArray[Any], target: StridedLayout) -> None:
+        """Copy an array to the device."""
+        self._check_host()
+        if self._pinned.taken > STAGED:
+            self.synchronize()
+        address, staged = self._pinned.take(array.nbytes)
+        staged.view(array.dtype).reshape(array.shape)[...] = array
+        kind = self.cudart.cudaMemcpyKind.cudaMemcpyHostToDevice
+        self._copy(target, StridedLayout.packed(address, array.shape, array.itemsize), kind)
+
+    def download(self, source: StridedLayout) -> NDArray[np.uint8]:
+        """The bytes of all elements, without gaps. Waits."""
+        self._check_host()
+        address, staged = self._pinned.take(source.nbytes)
+        kind = self.cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost
+        self._copy(StridedLayout.packed(address, source.shape, source.itemsize), source, kind)
+        self.synchronize()
+        return staged.copy()
+
+    def copy(self, target: StridedLayout, source: StridedLayout) -> None:
+        """Copy on the device; both have the same shape."""
+        self._check_open()
+        self._copy(target, source, self.cudart.cudaMemcpyKind.cudaMemcpyDeviceToDevice)
+
+    @contextmanager
+    def clock(self, watch: Stopwatch, stage: str) -> Iterator[None]:
+        """Add the time that the block's work takes on the device to `stage`; `synchronize` does it."""
+        self._check_open()
+        if self.capturing:  # what is only noted takes no time
+            yield
+            return
+        start = self._clock.mark()
+        try:
+            yield
+        finally:
+            self._clock.note(watch, stage, start, self._clock.mark())
+        if not self.busy:  # somebody waited inside the block, and may read the time right behind it
+            self.synchronize()
+
+    def record(self, step: Callable[[], None]) -> Any:
+        """A CUDA graph of what `step` puts into the stream, which is not done yet; see `launch` and `forget`.
+
+        Raises:
+            SecateurError: something in it cannot be recorded.
+        """
+        cudart = self.cudart
+        mode = cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        check(cudart.cudaStreamBeginCapture(self._stream, mode))
+        self.capturing = True
+        try:
+            step()
+        finally:
+            self.capturing = False
+            error, graph = cudart.cudaStreamEndCapture(self._stream)
+            cudart.cudaGetLastError()  # an error is told once, and must not show in the next call of somebody
+            if int(error) == 0:
+                self._later.append(lambda: check(cudart.cudaGraphDestroy(graph)))
+        check((error,))
+        return check(cudart.cudaGraphInstantiate(graph, 0))
+
+    def launch(self, recorded: Any) -> None:
+        """Do what was recorded."""
+        self.busy = True
+        check(self.cudart.cudaGraphLaunch(recorded, self._stream))
+
+    def forget(self, recorded: Any) -> None:
+        """Free a recorded graph once it is no longer at work."""
+        self._later.append(lambda: check(self.cudart.cudaGraphExecDestroy(recorded)))
+
+    def synchronize(self) -> None:
+        """Wait for all that was asked for, and free what only that still needed."""
+        if not self._open:
+            return
+        self._check_host()
+        check(self.cudart.cudaStreamSynchronize(self._stream))
+        self.busy = False
+        self._pinned.release()
+        self._clock.read()
+        while self._later:
+            self._later.pop()()
+        if self._device.idle > IDLE:
+            self._device.trim()
+
+    def close(self) -> None:
+        """Wait, then free everything; buffers cannot be used afterwards."""
+        if not self._open:
+            return
+        self.synchronize()
+        self._open = False
+        for part in (self._device, self._pinned, self._clock):
+            part.close()
+        check(self.cudart.cudaStreamDestroy(self._stream))
+
+    def _copy(self, target: StridedLayout, source: StridedLayout, kind: Any) -> None:
+        self.busy = True
+        for x in copies(target, source):
+            if x.height == 1:
+                answer = self.cudart.cudaMemcpyAsync(x.target, x.source, x.width, kind, self._stream)
+            else:
+                answer = self.cudart.cudaMemcpy2DAsync(
+                    x.target, x.target_pitch, x.source, x.source_pitch, x.width, x.height, kind, self._stream
+                )
+            check(answer)
+
+    def _check_open(self) -> None:
+        if not self._open:
+            raise SecateurError("the backend was closed; open it again")
+
+    def _check_host(self) -> None:
+        self._check_open()
+        if self.capturing:
+            raise SecateurError("a step that is recorded may only run graphs; it cannot allocate, upload or wait")

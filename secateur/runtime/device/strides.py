@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How a tensor lies in memory, perhaps with gaps, and how few copies bring it from one place to another."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from secateur.runtime.buffer_checks import check_slices
+
+LARGEST_PITCH = (1 << 31) - 1
+"""Bytes; memPitch of a device's properties, which has been this for all of them."""
+
+
+@dataclass(frozen=True)
+class StridedLayout:
+    """A tensor in memory.
+
+    address   of its first element
+    strides   bytes from one element of an axis to the next; rows come in order and do not overlap
+    itemsize  bytes of an element
+    """
+
+    address: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    itemsize: int
+
+    @classmethod
+    def packed(cls, address: int, shape: tuple[int, ...], itemsize: int) -> StridedLayout:
+        """A tensor without gaps."""
+        strides = tuple(itemsize * math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+        return cls(address, shape, strides, itemsize)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all elements."""
+        return math.prod(self.shape) * self.itemsize
+
+    @property
+    def contiguous(self) -> bool:
+        """There are no gaps."""
+        packed = StridedLayout.packed(self.address, self.shape, self.itemsize).strides
+        axes = zip(self.shape, self.strides, packed, strict=True)
+        return self.nbytes == 0 or all(size == 1 or stride == want for size, stride, want in axes)
+
+    def view(self, index: tuple[slice, ...]) -> StridedLayout:
+        """Part of it, see `Buffer.view`."""
+        check_slices(index)
+        address, shape, strides = self.address, list(self.shape), list(self.strides)
+        for axis, part in enumerate(index):
+            start, stop, step = part.indices(shape[axis])
+            address += start * strides[axis]
+            shape[axis] = len(range(start, stop, step))
+            strides[axis] *= step
+        return StridedLayout(address, tuple(shape), tuple(strides), self.itemsize)
+
+
+@dataclass(frozen=True)
+class Copy:
+    """`height` rows of `width` bytes each; a pitch is the bytes from the start of one row to that of the next."""
+
+    target: int
+    target_pitch: int
+    source: int
+    source_pitch: int
+    width: int
+    height: int
+
+
+def copies(target: StridedLayout, source: StridedLayout) -> Iterator[Copy]:
+    """Copies of all elements of `source` to `target`, which have the same shape and itemsize."""
+    if source.nbytes == 0:
+        return
+    *loops, (height, target_pitch, source_pitch), (width, _, _) = _axes(target, source)
+    for index in np.ndindex(*(size for size, _, _ in loops)):
+        to, off = (sum(i * axis[side] for i, axis in zip(index, loops, strict=True)) for side in (1, 2))
+        yield Copy(target.address + to, target_pitch, source.address + off, source_pitch, width, height)
+
+
+def _axes(target: StridedLayout, source: StridedLayout) -> list[tuple[int, int, int]]:
+    """Size, stride there and stride here of the axes that are left, at least two, the last one of bytes.
+
+    Axes that are equally spaced on both sides are joined to one; rows too far apart for a pitch are left to the loop.
+    """
+    axes = [(source.itemsize, 1, 1)]
+    for size, there, here in reversed(list(zip(source.shape, target.strides, source.strides, strict=True))):
+        inner, inner_there, inner_here = axes[0]
+        if (there, here) == (inner * inner_there, inner * inner_here):
+            axes[0] = (size * inner, inner_there, inner_here)
+        elif size > 1:
+            axes.insert(0, (size, there, here))
+    width = axes[-1][0]
+    if len(axes) == 1 or max(axes[-2][1:]) > LARGEST_PITCH:
+        axes.insert(-1, (1, width, width))
+    return axes

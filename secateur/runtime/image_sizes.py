@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The image sizes of a bundle: which one an image takes, and the graphs that serve it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from secateur.bundle.reader import Bundle
+from secateur.errors import InputError, UnknownName
+from secateur.runtime.backends.base import Backend
+from secateur.runtime.canvas import Fitted, choose
+from secateur.runtime.chain import Chain
+from secateur.runtime.image import load_image
+from secateur.runtime.preprocess import fitted, pixel_values
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The images of one prompt: the size they are fitted to, pixel values [I,...], and how they were fitted."""
+
+    size: str
+    pixels: NDArray[np.float32]
+    fitted: tuple[Fitted, ...]
+    milliseconds: float
+
+
+class ImageSizes:
+    """A chain, and the steps from an image to pixels, for each image size, WIDTHxHEIGHT.
+
+    schedules  those whose gates to open; None opens all
+    """
+
+    def __init__(self, bundle: Bundle, backend: Backend, schedules: Sequence[str] | None) -> None:
+        buckets, lock = bundle.manifest.buckets, threading.Lock()
+        self._images = bundle.manifest.layout.images
+        self._chains = {m.layout.size: Chain(m, backend, schedules, lock) for m in buckets}
+        self._steps = dict(zip(self._chains, bundle.steps, strict=True))
+
+    @property
+    def sizes(self) -> tuple[str, ...]:
+        """Every image size."""
+        return tuple(self._chains)
+
+    @property
+    def first(self) -> Chain:
+        """The chain for the first image size."""
+        return next(iter(self._chains.values()))
+
+    def chain(self, size: str) -> Chain:
+        """The chain for an image size."""
+        return self._chains[size]
+
+    def prepare(self, image: Any, image_size: str | None) -> Prepared:
+        """The images of one prompt, an image or a tuple of them, as pixels.
+
+        image_size  None takes the one that fits the first image best, see fitting.choose
+
+        Raises:
+            BadImage: not an image.
+            InputError: not as many images as the bundle takes.
+            UnknownName: no such image size.
+        """
+        start = time.perf_counter()
+        images = [load_image(i) for i in (image if isinstance(image, tuple) else (image,))]
+        if len(images) != self._images:
+            raise InputError(
+                f"{len(images)} images for a prompt, the bundle was exported for {self._images}; give a tuple of "
+                f"{self._images}, or export with --images {max(1, len(images))}"
+            )
+        if image_size is not None and image_size not in self._chains:
+            raise UnknownName("image size", image_size, self._chains, "`secateur export --image-size` adds one.")
+        sizes = {name: chain.manifest.layout.image_size for name, chain in self._chains.items()}
+        size = image_size or choose((images[0].height, images[0].width), sizes)
+        steps = self._steps[size]
+        pixels = np.concatenate([pixel_values(i, steps) for i in images])
+        how = tuple(fitted((i.height, i.width), steps) for i in images)
+        return Prepared(size, pixels, how, (time.perf_counter() - start) * 1000)

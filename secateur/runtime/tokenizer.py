@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The chat template, rendered once at export (prompt.json), and the tokenizer that a device needs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import tokenizers
+
+from secateur.bundle.prompt import Prompt
+from secateur.errors import BadBundle, BadPrompt
+from secateur.runtime.literal_tokenizer import LiteralTokenizer
+
+
+class Tokenizer:
+    """Questions to token ids and back, with the template of `prompt` around them. Takes the tokenizer for itself."""
+
+    def __init__(self, prompt: Prompt, tokenizer: tokenizers.Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._tokenizer.encode_special_tokens = False
+        self.prompt = prompt
+        added = self._tokenizer.get_added_tokens_decoder()
+        self._special = {n: t.content for n, t in added.items() if t.special or n in (prompt.pad, *prompt.stop)}
+        plain = (n for n in self._special if not (added[n].lstrip or added[n].rstrip or added[n].single_word))
+        self._anchor = next(plain, None)
+        unknown = getattr(self._tokenizer.model, "unk_token", None)
+        self._unknown = None if unknown is None else self._tokenizer.token_to_id(unknown)
+        self._plain: LiteralTokenizer | None = None
+
+    @classmethod
+    def read(cls, prompt: Prompt, path: Path) -> Tokenizer:
+        """From a tokenizer.json.
+
+        Raises:
+            BadBundle: `path` is no tokenizer.json.
+        """
+        try:
+            return cls(prompt, tokenizers.Tokenizer.from_file(str(path)))
+        except Exception as problem:
+            raise BadBundle(f"{path} is no tokenizer ({problem}); export the bundle again") from None
+
+    def first(self, question: str) -> list[int]:
+        """Token ids behind the last image token, up to the answer.
+
+        Raises:
+            BadPrompt: the question is empty.
+        """
+        return self._encode(question, self.prompt.first)
+
+    def next(self, question: str) -> list[int]:
+        """Token ids behind an answer without its stop token, up to the next answer.
+
+        Raises:
+            BadPrompt: the question is empty, or the model takes a single one.
+        """
+        if self.prompt.next is None:
+            raise BadPrompt("this model takes one question only; start a new conversation")
+        return self._encode(question, self.prompt.next)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of `ids`; special tokens give none."""
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text
+
+    def _encode(self, question: str, around: tuple[str, str]) -> list[int]:
+        if not isinstance(question, str):
+            raise BadPrompt(f"a prompt is text, not a {type(question).__name__}")
+        try:
+            question.encode("utf-8")
+        except UnicodeEncodeError:
+            raise BadPrompt("the prompt is not valid UTF-8; send it as UTF-8 text") from None
+        if not question.strip():
+            raise BadPrompt("the prompt is empty; ask something")
+        before, after = self._template(around[0]), self._template(around[1])
+        whole = self._template(around[0] + question + around[1])
+        if self._specials(whole, question) == self._specials(before + after, question):
+            return whole
+        return self._as_text(question, around)
+
+    def _as_text(self, question: str, around: tuple[str, str]) -> list[int]:
+        """Ids where the question spells special tokens: those of the template count, the rest is plain text.
+
+        The text between the template's special tokens is encoded in one piece, as it is without such a question.
+        """
+        if self._plain is None:
+            self._plain = LiteralTokenizer(self._tokenizer, self._special)
+        last, first = self._special_spans(around[0])[1], self._special_spans(around[1])[0]
+        text = around[0][last:] + question + around[1][:first]
+        return self._template(around[0][:last]) + self._plain.encode(text) + self._template(around[1][first:])
+
+    def _special_spans(self, text: str) -> tuple[int, int]:
+        """Where the first special token of `text` starts (its length: there is none) and the last ends (0)."""
+        encoded = self._tokenizer.encode(text, add_special_tokens=False)
+        spans = [span for number, span in zip(encoded.ids, encoded.offsets, strict=True) if number in self._special]
+        return (spans[0][0], spans[-1][1]) if spans else (len(text), 0)
+
+    def _specials(self, ids: list[int], question: str) -> list[int]:
+        """The special tokens among `ids`; "unknown" counts only if the question spells it out."""
+        known = None if self._unknown is None or self._special.get(self._unknown, "") in question else self._unknown
+        return [i for i in ids if i in self._special and i != known]
+
+    def _template(self, text: str) -> list[int]:
+        """Ids of text in the middle of a prompt: behind a special token no prefix space is added."""
+        if self._anchor is None:
+            return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        ids = self._tokenizer.encode(self._special[self._anchor] + text, add_special_tokens=False).ids
+        return list(ids[1:])
+
+
+class TextStream:
+    """Decodes tokens one at a time; the pieces joined are the text of all tokens."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []
+        self._given = ""
+
+    def push(self, token: int) -> str:
+        """The text that `token` completes; "" while a character is incomplete."""
+        self._ids.append(token)
+        text = self._tokenizer.decode(self._ids)
+        if text.endswith("\ufffd") or not text.startswith(self._given):
+            return ""
+        return self._give(text)
+
+    def finish(self) -> str:
+        """The text that was held back."""
+        return self._give(self._tokenizer.decode(self._ids))
+
+    def _give(self, text: str) -> str:
+        piece, self._given = text[len(self._given) :], text
+        return piece

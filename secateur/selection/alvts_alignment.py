@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tune the thin projections of a layer until their scores match its own (ALVTS, arXiv 2606.14277, section 3.3).
+
+The loss is equation 11 on scores divided by the mean true score of their sample: with the raw scores, some 1e-6,
+gradients would vanish in Adam's epsilon. Every pass leaves a candidate; which one is used is decided later, by k.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from secateur.bundle.layout import Layout
+from secateur.errors import BadSchedule
+from secateur.selection.alvts_score import importance
+from secateur.selection.low_rank import Factors, exact_queries_and_keys, queries_and_keys, svd
+from secateur.selection.statistics import LayerRows
+
+BATCH = 8
+HELD_OUT = 4  # every fourth sample is for choosing, the others are for training
+FLOOR = 0.1  # the learning rate ends at this share of where it starts
+
+
+@dataclass(frozen=True)
+class Options:
+    """How selectors are tuned; 0 passes leave the singular value decomposition as it is."""
+
+    rank: int
+    score: str
+    loss: str
+    passes: int
+    learning_rate: float
+    bidirectional: bool = False
+
+
+class Candidates(NamedTuple):
+    """The factors of one layer before tuning and after each pass, and how they score C held-out samples.
+
+    factors  P + 1 of them
+    scores   [P + 1, C, N]
+    truth    [C, N] scores of the layer's own projections
+    """
+
+    factors: list[Factors]
+    scores: Tensor
+    truth: Tensor
+
+
+class Batch(NamedTuple):
+    """Samples of one layer, padded on the right: rows [B, S, D] fp32, attention_mask [B, S], position_ids likewise.
+
+    With M-RoPE position_ids are [3, B, S].
+    """
+
+    rows: Tensor
+    position_ids: Tensor
+    attention_mask: Tensor
+
+
+def align(layer: LayerRows, layout: Layout, options: Options, seed: int) -> Candidates:
+    """Tune the selector of one layer. The same seed and thread count give the same bits.
+
+    Raises:
+        BadSchedule: a sample has no text behind the image, which leaves the product of both scores zero.
+    """
+    _check_text(layer.rows, layout, options.score)
+    training, held_out = split(len(layer.rows), seed)
+    with torch.inference_mode(False), torch.no_grad():
+        factors = svd(layer.projections, options.rank)
+        target = {
+            i: s for part in batches(sorted({*training, *held_out})) for i, s in _truth(layer, part, layout, options)
+        }
+        kept = [factors]
+        if options.passes and training:
+            kept += _passes(
+                layer, layout, options, factors, target, training, np.random.RandomState([seed, layer.number])
+            )
+        scores = [_scores(layer, layout, options, each, held_out) for each in kept]
+        empty = torch.zeros(0, layout.vision_tokens)
+        return Candidates(kept, torch.stack(scores), torch.stack([target[i] for i in held_out]) if held_out else empty)
+
+
+def split(samples: int, seed: int) -> tuple[list[int], list[int]]:
+    """Samples to train on and samples to choose by; a single one has to serve for both."""
+    order = [int(i) for i in np.random.RandomState([seed]).permutation(samples)]
+    held_out = max(1, samples // HELD_OUT)
+    return order[held_out:] or order, sorted(order[:held_out])
+
+
+def batches(order: Sequence[int]) -> list[list[int]]:
+    """`order` in pieces."""
+    return [list(order[i : i + BATCH]) for i in range(0, len(order), BATCH)]
+
+
+def _passes(
+    layer: LayerRows,
+    layout: Layout,
+    options: Options,
+    start: Factors,
+    target: dict[int, Tensor],
+    training: Sequence[int],
+    random: np.random.RandomState,
+) -> list[Factors]:
+    """The factors after each pass of Adam with a cosine schedule."""
+    tuned = Factors(*(factor.clone().requires_grad_() for factor in start))
+    optimizer = torch.optim.Adam(tuned, lr=options.learning_rate)
+    steps = options.passes * len(batches(training))
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps, options.learning_rate * FLOOR)
+    kept = []
+    for _ in range(options.passes):
+        for part in batches([training[i] for i in random.permutation(len(training))]):
+            with torch.enable_grad():
+                score = _score(layer, pad([layer.rows[i] for i in part], layout), layout, options, tuned)
+                error = loss(score, torch.stack([target[i] for i in part]), options.loss)
+            optimizer.zero_grad()
+            torch.autograd.backward(error)
+            optimizer.step()
+            schedule.step()
+        kept.append(Factors(*(factor.detach().clone() for factor in tuned)))
+    return kept
+
+
+def loss(score: Tensor, truth: Tensor, kind: str) -> Tensor:
+    """Squared error of scores [B, N] over the mean true score of each sample, or of their logarithms ("log")."""
+    if kind == "log":
+        tiny = torch.finfo(torch.float32).tiny
+        return (score.clamp_min(tiny).log() - truth.clamp_min(tiny).log()).square().mean()
+    return ((score - truth) / truth.mean(dim=-1, keepdim=True)).square().mean()
+
+
+def pad(samples: Sequence[Tensor], layout: Layout) -> Batch:
+    """Rows [1, S, D] of several lengths as one batch."""
+    longest = max(sample.shape[1] for sample in samples)
+    rows = torch.zeros(len(samples), longest, samples[0].shape[2])
+    mask = torch.zeros(len(samples), longest, dtype=torch.int64)
+    for i, sample in enumerate(samples):
+        rows[i, : sample.shape[1]] = sample[0]
+        mask[i, : sample.shape[1]] = 1
+    positions = torch.tensor(layout.numbered(longest))[:, None].expand(-1, len(samples), -1)
+    return Batch(rows, positions if len(positions) > 1 else positions[0], mask)
+
+
+def _score(layer: LayerRows, batch: Batch, layout: Layout, options: Options, factors: Factors) -> Tensor:
+    query, key = queries_and_keys(factors, layer.projections, batch.rows, batch.position_ids)
+    return _importance(query, key, batch, layout, options)
+
+
+def _scores(layer: LayerRows, layout: Layout, options: Options, factors: Factors, samples: Sequence[int]) -> Tensor:
+    """[C, N] for the held-out samples."""
+    parts = [_score(layer, pad([layer.rows[i] for i in p], layout), layout, options, factors) for p in batches(samples)]
+    return torch.cat(parts) if parts else torch.zeros(0, layout.vision_tokens)
+
+
+def _truth(layer: LayerRows, samples: Sequence[int], layout: Layout, options: Options) -> list[tuple[int, Tensor]]:
+    """Scores [N] of samples by the layer's own projections."""
+    batch = pad([layer.rows[i] for i in samples], layout)
+    query, key = exact_queries_and_keys(layer.projections, batch.rows, batch.position_ids)
+    found = _importance(query, key, batch, layout, options)
+    return list(zip(samples, found, strict=True))
+
+
+def _importance(query: Tensor, key: Tensor, batch: Batch, layout: Layout, options: Options) -> Tensor:
+    start, tokens = layout.image_start, layout.vision_tokens
+    return importance(query, key, batch.attention_mask, start, tokens, options.score, options.bidirectional)
+
+
+def _check_text(samples: Sequence[Tensor], layout: Layout, score: str) -> None:
+    end = layout.image_start + layout.vision_tokens
+    for i, rows in enumerate(samples):
+        if score != "v2v" and rows.shape[1] <= end:
+            raise BadSchedule(
+                f"sample {i} has {rows.shape[1]} rows and the image ends at row {end}: no text follows that could "
+                "attend to it; use --score v2v"
+            )

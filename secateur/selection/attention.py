@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A whole attention map from queries and keys, in a side branch; who scores by it reduces it over heads and rows.
+
+Probabilities of a fused attention are never read.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from secateur.selection.topk import top
+
+
+def attention_map(query: Tensor, key: Tensor, visible: Tensor) -> Tensor:
+    """softmax(q.k / sqrt(dh)) over the visible rows, by key head and query head of it: [B, Hkv, H / Hkv, R, S] fp32.
+
+    query [B, H, R, dh], key [B, Hkv, dh, S], visible [B, R, S] bool; every row must see at least one.
+    """
+    heads, width, kv_heads = query.shape[1], query.shape[3], key.shape[1]
+    grouped = query.float().unflatten(1, (kv_heads, heads // kv_heads))
+    # Divided behind the product, so that products of whole numbers tie exactly.
+    logits = grouped @ key.float().unsqueeze(2) / math.sqrt(width)
+    blocked = torch.finfo(torch.float32).min
+    return torch.softmax(torch.where(visible[:, None, None], logits, blocked), dim=-1)
+
+
+def visible(rows: Tensor, mask: Tensor, bidirectional: bool = False) -> Tensor:
+    """Which of S rows the rows numbered `rows` [R] see: those that `mask` [B, S] calls valid (1), up to themselves.
+
+    With `bidirectional` those behind them too.
+    """
+    valid = (mask > 0).unsqueeze(1)
+    if bidirectional:
+        return valid.expand(-1, rows.shape[0], -1)
+    columns = torch.arange(mask.shape[1], device=mask.device)
+    return (columns <= rows.unsqueeze(1)).unsqueeze(0) & valid
+
+
+def attention_logits(query: Tensor, key: Tensor) -> Tensor:
+    """Mean over heads of q.k / sqrt(dh): query [B, H, dh], vision keys [N, B, Hkv, dh] -> [B, N].
+
+    The mean of per-head products is one product of the concatenated heads once the queries that share a key head
+    are summed: a single matrix-vector product.
+    """
+    heads, width = query.shape[1:]
+    kv_heads = key.shape[2]
+    grouped = query.float().reshape(-1, kv_heads, heads // kv_heads, width).sum(2).flatten(1)
+    rows = key.float().flatten(2).transpose(0, 1)
+    return torch.matmul(rows, grouped.unsqueeze(-1)).squeeze(-1) / (heads * math.sqrt(width))
+
+
+def attention_softmax(query: Tensor, key: Tensor, mask: Tensor, start: int, count: int) -> Tensor:
+    """Mean over heads of softmax(q.k / sqrt(dh)) over all valid rows, for vision rows [start, start + count): [B, N].
+
+    query [B, H, dh], key [S, B, Hkv, dh], mask [B, S] (1 = valid).
+    """
+    heads, width = query.shape[1:]
+    kv_heads = key.shape[2]
+    grouped = query.float().reshape(-1, kv_heads, heads // kv_heads, width)
+    logits = grouped @ key.float().permute(1, 2, 3, 0) / math.sqrt(width)
+    valid = (mask > 0).unsqueeze(1).unsqueeze(1)
+    shares = torch.softmax(torch.where(valid, logits, torch.finfo(torch.float32).min), dim=-1)
+    return shares[..., start : start + count].mean((1, 2))
+
+
+def attention_received(
+    queries: Tensor, key: Tensor, mask: Tensor, start: int, count: int, bidirectional: bool = False
+) -> Tensor:
+    """Attention that vision rows [start, start + count) get on average from every valid row: [B, N].
+
+    queries [S, B, H, dh], key [S, B, Hkv, dh], mask [B, S] (1 = valid). Row r sees the valid rows up to r, or all;
+    softmax, then mean over heads and rows. This is one whole attention map, S x S for each head.
+    """
+    every, valid = torch.arange(mask.shape[1], device=mask.device), mask > 0
+    shares = attention_map(queries.permute(1, 2, 0, 3), key.permute(1, 2, 3, 0), visible(every, mask, bidirectional))
+    paid = shares[..., start : start + count].mean((1, 2)) * valid.unsqueeze(2)
+    return paid.sum(1) / valid.sum(1, keepdim=True)
+
+
+def rebalance(score: Tensor, quota: int, over: int, early: int) -> Tensor:
+    """The `quota` winners [B, quota] among the `over` best scores, slots below `early` first, each part by score.
+
+    Exact and static form of arXiv 2505.22038, equations 8 to 10: one key orders the candidates by part, then rank.
+    """
+    best = top(score, over)
+    if over == quota:
+        return best
+    rank = torch.arange(over, 0, -1, dtype=torch.float32, device=score.device)
+    return best.gather(1, top(rank + over * (best < early).float(), quota))

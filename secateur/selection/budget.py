@@ -1,0 +1,302 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Token-budget accounting, the one place for every method.
+
+A gate at layer p reduces what layers p.. see. The field's "retain 128 tokens" is the average over decoder layers of
+the vision tokens alive in them, and "compression" is 1 - average / vision tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from secateur.bundle.layout import Dimensions
+from secateur.bundle.schedule import Budget, Gate, check_gates
+from secateur.bundle.strict_json import Json
+from secateur.errors import BadSchedule
+
+
+@dataclass(frozen=True)
+class GatePlan:
+    """Where the gates stand and how many tokens each keeps; `moved` is (wanted, used) when the first gate moved."""
+
+    layers: tuple[int, ...]
+    counts: tuple[int, ...]
+    moved: tuple[int, int] | None = None
+
+    def gates(self) -> tuple[Gate, ...]:
+        """Gates without selector parameters."""
+        return tuple(Gate(layer, count) for layer, count in zip(self.layers, self.counts, strict=True))
+
+    def report(self) -> Json:
+        """What a calibration report says of the plan."""
+        return {"moved": list(self.moved) if self.moved else None}
+
+
+def alive(layers: int, vision_tokens: int, gates: Iterable[Gate]) -> tuple[int, ...]:
+    """Vision tokens that each of `layers` decoder layers processes."""
+    tokens = [vision_tokens] * layers
+    for gate in gates:
+        tokens[gate.layer :] = [gate.keep] * (layers - gate.layer)
+    return tuple(tokens)
+
+
+def budget(dimensions: Dimensions, vision_tokens: int, gates: Iterable[Gate]) -> Budget:
+    """What the gates cost, in every unit (arXiv 2505.22038, section 5, for the FLOPs)."""
+    tokens = alive(dimensions.layers, vision_tokens, gates)
+    average = sum(tokens) / dimensions.layers
+    flops = sum(_layer_flops(n, dimensions) for n in tokens)
+    full = dimensions.layers * _layer_flops(vision_tokens, dimensions)
+    row_bytes = 2 * 2 * dimensions.kv_heads * dimensions.head_dim
+    return Budget(
+        average_tokens=round(average, 6),
+        compression=round(1 - average / vision_tokens, 6),
+        prefill_tflops=round(flops / 1e12, 9),
+        prefill_flops_ratio=round(flops / full, 6),
+        kv_bytes=tuple(n * row_bytes for n in tokens),
+    )
+
+
+def _layer_flops(n: int, dimensions: Dimensions) -> int:
+    d, m = dimensions.width, dimensions.mlp_width
+    return 4 * n * d * d + 2 * n * n * d + 3 * n * d * m
+
+
+def schedule_name(method: str, cost: Budget) -> str:
+    """`<method>-<percent of the tokens kept, averaged over layers>`, e.g. btp-22."""
+    return f"{method}-{100 * (1 - cost.compression):.0f}"
+
+
+def spread(values: Sequence[float], count: int) -> tuple[float, ...]:
+    """Per-gate values for `count` gates: linear between the given ones, ends kept; a single gate takes the first."""
+    if count == len(values):
+        return tuple(values)
+    if count == 1 or len(values) == 1:
+        return (values[0],) * count
+    out = []
+    for i in range(count):
+        whole, rest = divmod(i * (len(values) - 1), count - 1)
+        part = rest / (count - 1)
+        out.append(values[whole] * (1 - part) + values[whole + 1] * part if rest else values[whole])
+    return tuple(out)
+
+
+def increasing(layers: Sequence[float], model_layers: int, earliest: int = 1) -> tuple[int, ...]:
+    """The nearest integer layers that increase strictly within [earliest, model_layers - 1].
+
+    Raises:
+        BadSchedule: the model has no room for that many gates.
+    """
+    room = model_layers - earliest
+    if len(layers) > room:
+        raise BadSchedule(
+            f"{len(layers)} gates do not fit a model of {model_layers} layers (at most {max(room, 0)}); "
+            "give fewer with --layers"
+        )
+    out: list[int] = []
+    for layer in layers:
+        out.append(max(round(layer), out[-1] + 1 if out else earliest))
+    for i in reversed(range(len(out))):
+        out[i] = min(out[i], model_layers - len(out) + i)
+    return tuple(out)
+
+
+def kept(share: float, vision_tokens: int) -> int:
+    """`share` of the tokens as a count: nearest integer, halves down (as N // 2), at least 1 of a share above 0."""
+    return max(1, math.ceil(share * vision_tokens - 0.5 - 1e-9)) if share > 0 else 0
+
+
+def counts(keep: Sequence[float], vision_tokens: int) -> tuple[int, ...]:
+    """Kept tokens of each gate from shares of the original tokens (below 1, or 1.0 for all) or counts (above 1).
+
+    Raises:
+        BadSchedule: a value that is neither, a count above `vision_tokens`, or counts that grow.
+    """
+    out: list[int] = []
+    for value in keep:
+        if not math.isfinite(value) or value < 0:
+            raise BadSchedule(f"keep {value:g} must be at least 0; use a share such as 0.5 or a count such as 288")
+        if value > 1 and value != int(value):
+            raise BadSchedule(f"keep {value:g} is neither a share (at most 1) nor a whole count of tokens")
+        count = int(value) if value > 1 else kept(value, vision_tokens)
+        bound = out[-1] if out else vision_tokens
+        if count > bound:
+            why = "kept counts must not grow" if out else "the model has no more vision tokens"
+            raise BadSchedule(f"keep {value:g} is {count} tokens of {bound}; {why}")
+        out.append(count)
+    return tuple(out)
+
+
+def counts_for(
+    compression: float,
+    layers: Sequence[int],
+    shape: Sequence[float],
+    model_layers: int,
+    vision_tokens: int,
+    drop: int | None = None,
+    earliest: int = 0,
+) -> tuple[int, ...]:
+    """Kept tokens of gates at `layers`: the shares `shape` times one factor, so that `compression` is met most closely.
+
+    Counts stay within [1, vision_tokens] and never grow. From layer `drop` on no token is left.
+
+    Raises:
+        BadSchedule: the first gate comes too late for this compression; the message says where it must stand.
+    """
+    if not 0 <= compression < 1:
+        raise BadSchedule(f"compression {compression:g} must be at least 0 and below 1")
+    if any(b > a for a, b in zip(shape, shape[1:], strict=False)) or min(shape) <= 0:
+        raise BadSchedule(f"keep shares {tuple(shape)} must be above 0 and must not grow")
+    bound = reachable(layers[0], model_layers, vision_tokens, drop)
+    if compression > bound:
+        raise BadSchedule(_too_late(compression, layers[0], bound, model_layers, vision_tokens, drop, earliest))
+
+    ends = [*layers[1:], model_layers if drop is None else drop]
+    spans = [end - layer for layer, end in zip(layers, ends, strict=True)]
+    wanted = (1 - compression) * model_layers * vision_tokens - layers[0] * vision_tokens
+
+    def at(factor: float) -> tuple[int, ...]:
+        return tuple(min(kept(factor * share, vision_tokens), vision_tokens) for share in shape)
+
+    def error(factor: float) -> float:
+        return sum(n * span for n, span in zip(at(factor), spans, strict=True)) - wanted
+
+    # Every count steps up where factor * share * N passes a half: the sum is a staircase, and its steps are these.
+    steps = sorted({(n + 0.5) / (share * vision_tokens) + 1e-6 for share in shape for n in range(vision_tokens)})
+    steps.insert(0, steps[0] / 2)
+    low, high = 0, len(steps) - 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if error(steps[middle]) <= 0 else (low, middle)
+    return at(min((steps[low], steps[high]), key=lambda factor: abs(error(factor))))
+
+
+def reachable(first: int, model_layers: int, vision_tokens: int, drop: int | None = None) -> float:
+    """The highest compression with a first gate at layer `first` that leaves one token, or none from `drop` on."""
+    end = model_layers if drop is None else drop
+    return 1 - (first * vision_tokens + (end - first)) / (model_layers * vision_tokens)
+
+
+def _latest(compression: float, first: int, earliest: int, layers: int, tokens: int, drop: int | None) -> int | None:
+    """The latest first gate, at most `first`, that reaches `compression`."""
+    fits = (p for p in range(first, earliest - 1, -1) if compression <= reachable(p, layers, tokens, drop))
+    return next(fits, None)
+
+
+def _fed(
+    compression: float,
+    placed: Sequence[int],
+    shape: Sequence[float],
+    earliest: int,
+    layers: int,
+    tokens: int,
+    drop: int | None,
+) -> int | None:
+    """The latest first gate that reaches `compression` and keeps at least half its share; else the earliest that fits.
+
+    A later gate would have to starve all that follow it, so that asking for a little more pruning could keep more.
+    Nothing follows a single gate: it moves only if it must.
+    """
+    fits = [p for p in range(placed[0], earliest - 1, -1) if compression <= reachable(p, layers, tokens, drop)]
+    if len(placed) == 1 and fits:
+        return fits[0]
+    for first in fits:
+        if counts_for(compression, (first, *placed[1:]), shape, layers, tokens, drop)[0] >= shape[0] * tokens / 2:
+            return first
+    return fits[-1] if fits else None
+
+
+def _too_late(
+    compression: float, first: int, bound: float, layers: int, tokens: int, drop: int | None, earliest: int
+) -> str:
+    allows = f"layer {first} of {layers} allows at most {math.floor(100 * bound) / 100:.2f}"
+    latest = _latest(compression, first, earliest, layers, tokens, drop)
+    if latest is None:
+        return f"compression {compression:g} is out of reach for {tokens} tokens ({allows}); use a lower --compression"
+    mend = "use --layers or a lower --compression"
+    return f"compression {compression:g} needs a first gate at layer {latest} or earlier ({allows}); {mend}"
+
+
+def plan(
+    request: BudgetRequest,
+    model_layers: int,
+    vision_tokens: int,
+    layers: Sequence[float],
+    shares: Sequence[float],
+    drop: int | None = None,
+    earliest: int = 1,
+) -> GatePlan:
+    """Turn what the user asked into layers and counts; what was left open comes from the method.
+
+    Args:
+        layers: the method's own layers; spread over the number of gates the request implies.
+        shares: the method's own keep shares, its shape when only a compression is asked for.
+        drop: layer from which the method removes every token, or None.
+        earliest: first layer whose entry the method can prune; 1 when it reads the layer before.
+
+    Layers the user gave are never moved. The method's own first gate moves earlier when the compression cannot be
+    reached otherwise, or, with more gates behind it, only by keeping less than half of the method's share there.
+
+    Raises:
+        BadSchedule: the request contradicts itself or cannot be met.
+    """
+    if request.keep is not None and request.compression is not None:
+        raise BadSchedule("--keep and --compression both set the budget; give one of them")
+    if request.layers == () or request.keep == ():
+        raise BadSchedule("--layers and --keep need at least one value")
+    number = len(request.layers or request.keep or layers)
+    if request.keep is not None and len(request.keep) != number:
+        raise BadSchedule(f"--keep has {len(request.keep)} values for {number} layers; give one for each")
+    if request.layers is None:
+        placed = increasing(spread(layers, number), model_layers, earliest)
+    else:
+        placed = tuple(request.layers)
+        check_gates(tuple(Gate(layer, vision_tokens) for layer in placed), model_layers, vision_tokens)
+        if placed[0] < earliest:
+            raise BadSchedule(f"the first gate at layer {placed[0]} must be at layer {earliest} or later")
+    if drop is not None and drop <= placed[-1]:
+        raise BadSchedule(f"the final drop at layer {drop} must come after the last gate at layer {placed[-1]}")
+    if request.keep is not None:
+        return GatePlan(placed, counts(request.keep, vision_tokens))
+    shape = spread(shares, number)
+    if request.compression is None:
+        return GatePlan(placed, counts(shape, vision_tokens))
+    moved = None
+    if request.layers is None:
+        first = _fed(request.compression, placed, shape, earliest, model_layers, vision_tokens, drop)
+        if first is not None and first != placed[0]:
+            moved, placed = (placed[0], first), (first, *placed[1:])
+    return GatePlan(
+        placed, counts_for(request.compression, placed, shape, model_layers, vision_tokens, drop, earliest), moved
+    )
+
+
+def front(request: BudgetRequest, model_layers: int, vision_tokens: int, share: float) -> int:
+    """Tokens that the one gate of a method in front of the decoder keeps; `share` where the request leaves it open.
+
+    Raises:
+        BadSchedule: the request names layers or several gates, contradicts itself, or cannot be met.
+    """
+    if request.layers is not None:
+        raise BadSchedule(
+            f"--layers {','.join(map(str, request.layers))} does not fit a method whose one gate stands in front of "
+            "the decoder; leave it out"
+        )
+    if request.keep is not None and len(request.keep) > 1:
+        raise BadSchedule(f"--keep has {len(request.keep)} values for a method with one gate; give one")
+    return plan(request, model_layers, vision_tokens, (0,), (share,), earliest=0).counts[0]
+
+
+@dataclass(frozen=True)
+class BudgetRequest:
+    """How much to keep, as the user asked. Unset fields are the method's to decide.
+
+    keep         kept tokens of each gate: shares of the original tokens (below 1, or 1.0 for all) or counts
+    compression  average share of vision tokens that a decoder layer does not process
+    layers       decoder layers whose entry gets a gate
+    """
+
+    keep: tuple[float, ...] | None = None
+    compression: float | None = None
+    layers: tuple[int, ...] | None = None

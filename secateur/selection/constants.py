@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The constants of a gate, read strictly from the `selector` block of a schedule file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeVar
+
+from secateur.bundle.strict_json import Json, decode
+from secateur.errors import BadSchedule
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """Of a gate without constants of its own."""
+
+
+def parameters(cls: type[T], selector: Json, method: str) -> T:
+    """The block as the dataclass `cls`, which checks its own values.
+
+    Raises:
+        BadSchedule: a constant is missing, unknown, of another type or out of its bounds.
+    """
+    try:
+        return decode(cls, dict(selector))
+    except (TypeError, ValueError) as problem:
+        raise BadSchedule(f"selector of a {method} gate: {problem}") from None
+
+
+def one_of(name: str, value: str, values: tuple[str, ...]) -> None:
+    """Refuse a value outside of `values`.
+
+    Raises:
+        BadSchedule: with the name, the value and what is allowed.
+    """
+    if value not in values:
+        raise BadSchedule(f"{name} '{value}' is not known; use one of {', '.join(values)}")

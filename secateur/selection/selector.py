@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Base class of the modules that choose tokens at a gate, and what they may read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from secateur.bundle.layout import Dimensions
+from secateur.bundle.schedule import Array, Gate
+from secateur.selection.statistics import Projections
+from secateur.selection.topk import gather
+
+
+@dataclass(frozen=True)
+class GateSite:
+    """A gate and what is known of its place when it is built; all counts are constants of the graph.
+
+    vision_tokens  those alive when the gate starts
+    grid           rows and columns of the whole image, raster order
+    tensors        those of `Schedule.tensors`
+    projections    of the layer behind the gate; None for a gate in the vision encoder
+    """
+
+    gate: Gate
+    vision_tokens: int
+    image_start: int
+    grid: tuple[int, int]
+    dimensions: Dimensions
+    tensors: Mapping[str, Array] = field(default_factory=dict)
+    projections: Projections | None = None
+
+
+class GateInputs(NamedTuple):
+    """What a selector may read. B batch, S rows, N vision tokens alive, D width.
+
+    hidden_states   [B, S, D]  residual stream entering the layer; in the vision encoder the features [B, N, Dv]
+    position_ids    [B, S]     int64
+    attention_mask  [B, S]     1 = valid row, int64
+    vision_index    [B, N]     original raster index of each vision row, int64, ascending
+    image_start     first vision row
+    read            the tensors that `Selector.reads` names
+    """
+
+    hidden_states: Tensor
+    position_ids: Tensor
+    attention_mask: Tensor
+    vision_index: Tensor
+    image_start: int
+    read: Mapping[str, Tensor]
+
+    @property
+    def vision(self) -> Tensor:
+        """The vision rows [B, N, D]."""
+        return self.hidden_states[:, self.image_start : self.image_start + self.vision_index.shape[1]]
+
+
+class Selector(nn.Module):
+    """Chooses tokens. Static shapes only: no data-dependent control flow, sizes, or index compaction.
+
+    Scores, distances and top-k are fp32 whatever the input. `reads` names what the selector wants beside the rows.
+
+    In the decoder, of the layer before the gate (so a gate at layer 0 has none of them):
+        query             [B, H, dh]       post-RoPE query of the last prompt row
+        text_query        [B, H, dh]       mean of the queries of the question's rows
+        queries           [S, B, H, dh]    post-RoPE queries of all rows
+        key               [S, B, Hkv, dh]  post-RoPE keys of all rows
+        layer_input       [B, S, D]        rows that entered that layer
+
+    In the vision encoder, of its layer l (counted from the end: "received.-2" is the last but one):
+        received.l        [B, N] fp32      attention that a patch gets from the patches, their sum, mean over heads
+        given.l           [B, N] fp32      attention that a patch pays to the patches, likewise
+        class_token.l     [B, N] fp32      attention that a patch gets from the class token, mean over heads
+        patch_key.l       [B, N, dk]       keys of the patches, mean over heads
+    """
+
+    reads: tuple[str, ...] = ()
+
+    def forward(self, rows: GateInputs) -> Tensor:
+        """Kept slots [B, k], int64, ascending, without repeats: positions among the N vision rows."""
+        raise NotImplementedError
+
+    def kept(self, rows: GateInputs) -> tuple[Tensor, Tensor]:
+        """The slots, and the rows [B, k, D] that go on; who merges dropped tokens into kept ones overrides this."""
+        slots: Tensor = self(rows)
+        return slots, gather(rows.vision, slots)
+
+
+class Fixed(Selector):
+    """The same slots for every image: all of them, none, or a constant choice."""
+
+    slots: Tensor
+
+    def __init__(self, slots: Iterable[int]) -> None:
+        super().__init__()
+        self.register_buffer("slots", torch.tensor(sorted(slots), dtype=torch.int64))
+
+    def forward(self, rows: GateInputs) -> Tensor:
+        return self.slots.expand(rows.vision_index.shape[0], -1)

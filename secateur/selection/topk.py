@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The largest or smallest of many, in rounds: TensorRT's TopK gives at most 3840.
+
+Each round takes what it may and leaves it out for the next one; all sizes are constants. Up to `LIMIT` it is one TopK.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+LIMIT = 3840
+OUT = float(torch.finfo(torch.float32).min)  # finite: an infinite constant is a trap in a graph
+LAST_SLOT = torch.iinfo(torch.int32).max
+
+
+def top(score: Tensor, count: int) -> Tensor:
+    """Indices [..., count] of the largest scores along the last axis, best first; ties go to the lower index.
+
+    Beyond `LIMIT`, scores below -1.7e38, -inf among them, are all alike.
+    """
+    if count <= LIMIT:
+        return _first(score, count)
+    score = score.float().clamp_min(OUT / 2)
+    rounds = [_first(score, LIMIT)]
+    for left in range(count - LIMIT, 0, -LIMIT):
+        score = _without(score, rounds[-1])
+        rounds.append(_first(score, min(left, LIMIT)))
+    return torch.cat(rounds, -1)
+
+
+def ascending(slots: Tensor) -> Tensor:
+    """Slots [B, k], no two of a row alike and each below 2**31 - 1, upwards."""
+    count = slots.shape[-1]
+    rounds = [_smallest(slots, min(count, LIMIT))]
+    for left in range(count - LIMIT, 0, -LIMIT):
+        slots = torch.where(slots <= rounds[-1][..., -1:], LAST_SLOT, slots)
+        rounds.append(_smallest(slots, min(left, LIMIT)))
+    return torch.cat(rounds, -1) if len(rounds) > 1 else rounds[0]
+
+
+def _without(score: Tensor, chosen: Tensor) -> Tensor:
+    """Scores [..., N] that are OUT at the indices chosen [..., k], in whatever order TopK gave ties; one ScatterND."""
+    rows, picked = score.reshape(-1, score.shape[-1]), chosen.reshape(-1, chosen.shape[-1])
+    offset = torch.arange(rows.shape[0], device=score.device)[:, None] * rows.shape[1]
+    out = torch.full((), OUT, device=score.device).expand(picked.numel())
+    return rows.reshape(-1).index_put(((picked + offset).reshape(-1),), out).reshape(score.shape)
+
+
+def _first(score: Tensor, count: int) -> Tensor:
+    """ONNX TopK gives ties to the lower index; eager torch.topk promises nothing, hence the stable sort there."""
+    if torch.compiler.is_exporting():
+        return torch.topk(score, count, dim=-1).indices
+    return torch.sort(score, dim=-1, descending=True, stable=True).indices[..., :count]
+
+
+def _smallest(slots: Tensor, count: int) -> Tensor:
+    return torch.topk(slots, count, dim=-1, largest=False).values
+
+
+def best(score: Tensor, count: int) -> Tensor:
+    """Slots [B, count] of the largest scores [B, N], ascending."""
+    return ascending(top(score, count))
+
+
+def gather(rows: Tensor, slots: Tensor) -> Tensor:
+    """rows [B, N, ...] at slots [B, k] -> [B, k, ...], as one plain Gather of whole rows."""
+    if slots.shape[1] == 0:
+        return rows[:, :0]
+    batch, count = rows.shape[:2]
+    offset = torch.arange(batch, device=rows.device)[:, None] * count
+    flat = rows.reshape(batch * count, *rows.shape[2:]).index_select(0, (slots + offset).reshape(-1))
+    return flat.reshape(batch, slots.shape[1], *rows.shape[2:])

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options of engines, the same for `build` and `profile --trtexec`, so that what is timed is what would be built."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from secateur.engines.manifest import Limits
+    from secateur.engines.recipe import Recipe
+    from secateur.engines.settings import BuilderSettings
+    from secateur.runtime import Bundle
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    room = parser.add_argument_group("room")
+    room.add_argument("--schedule", help="engines are best at its row counts (default: the one of median rows)")
+    room.add_argument("--max-batch", type=int, default=1, help="samples at once (default: 1, what engines are best at)")
+    room.add_argument("--max-text", type=int, help="rows of a question with its template (default: 256)")
+    room.add_argument("--max-new-tokens", type=int, help="rows of an answer (default: 128)")
+    room.add_argument("--masked-past", action="store_true", help="begin with one masked row of past, not with none")
+    builder = parser.add_argument_group("builder")
+    builder.add_argument("--workspace", type=int, default=2048, metavar="MIB", help="memory limit (default: 2048)")
+    builder.add_argument(
+        "--optimization-level", type=int, default=3, help="0 to 5, fast build to fast engine (default: 3)"
+    )
+    builder.add_argument("--max-aux-streams", type=int, default=0, help="streams beside the main one (default: 0)")
+
+
+def given(arguments: argparse.Namespace) -> list[str]:
+    """Those of these options that are not as they are by default."""
+    parser = argparse.ArgumentParser(add_help=False)
+    add_arguments(parser)
+    defaults = vars(parser.parse_args([]))
+    return [f"--{name.replace('_', '-')}" for name in defaults if getattr(arguments, name) != defaults[name]]
+
+
+def options(arguments: argparse.Namespace, bundle: Bundle) -> tuple[Limits, str, int, BuilderSettings]:
+    """Limits, the schedule that the engines are best at, masked rows of the first past, and the builder's settings.
+
+    Raises:
+        InputError: a number is out of bounds; the message names the flag.
+        UnknownName: the bundle has no such schedule.
+    """
+    from secateur.bundle.graph_plan import usual_schedule
+    from secateur.engines.limits import check_text, limits
+    from secateur.engines.settings import BuilderSettings
+
+    manifest = bundle.manifest
+    settings = BuilderSettings(arguments.workspace, arguments.optimization_level, arguments.max_aux_streams)
+    room = limits(manifest, arguments.max_batch, arguments.max_text, arguments.max_new_tokens)
+    check_text(bundle, room)
+    return room, usual_schedule(manifest, arguments.schedule), int(arguments.masked_past), settings
+
+
+def recipe(arguments: argparse.Namespace, bundle: Bundle, schedules: Sequence[str], folder: Path) -> Recipe:
+    """The trtexec commands that time these schedules, and build the graphs that they run, in `folder`.
+
+    Each plan is the one that a build of the whole bundle makes: its profiles have room for every schedule.
+
+    Raises:
+        BadBundle: the bundle is not for TensorRT.
+        InputError, UnknownName: as `options`.
+    """
+    from secateur.engines.recipe import Recipe
+    from secateur.engines.shapes import cases, profiles
+    from secateur.engines.target import check_target
+
+    manifest = bundle.manifest
+    check_target(manifest)
+    room, usual, past, settings = options(arguments, bundle)
+    shapes = profiles(manifest, room, usual, past)
+    part = replace(
+        manifest,
+        schedules={name: manifest.schedules[name] for name in schedules},
+        others=tuple(replace(o, schedules={name: o.schedules[name] for name in schedules}) for o in manifest.others),
+    )
+    timed = cases(part, room, past)
+    run = {case.graph for case in timed}
+    part = replace(part, graphs=tuple(graph for graph in manifest.graphs if graph.name in run))
+    return Recipe(part, shapes, timed, settings, folder, bundle.root)

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One image of a fixed size as LLaVA-NeXT shows it to its decoder: the whole, then its tiles joined, line by line.
+
+The tiles are joined to one grid, the rows or columns that are mere padding are cut off, and behind each line stands a
+learned "newline". So a line runs through all tiles that stand side by side: each tile is a view, whose own lines are
+as far apart as the grid is wide. A newline belongs to the tile at the right end of its line.
+
+transformers puts newlines there behind the projector; here the row is there before, as zeros with a flag in a channel
+of its own, so that the projector works row by row and a gate may stand in front of it.
+
+    features       [B, N, Dv + 1]  rows of the whole image, then the joined grid with its newlines; flag: last channel
+    vision_tokens  [B, N, D]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers.image_processing_utils import select_best_resolution
+from transformers.models.llava_next.modeling_llava_next import unpad_image
+
+from secateur.bundle.layout import View
+from secateur.checkpoints.streaming import value
+from secateur.errors import BadModel
+from secateur.vision.encoder import VisionEncoder
+from secateur.vision.native_sizes import shown
+from secateur.vision.tiles import Tiles
+
+Size = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """The rows of one image. Tiles are counted from the whole image (0) on, then in raster order.
+
+    tiles  how many, with the whole image
+    views  the whole image, and what is left of each tile, counted in vision tokens
+    rows   for each vision token, the place of its patch among those of all tiles; -1: a newline
+    """
+
+    tiles: int
+    views: tuple[View, ...]
+    rows: tuple[int, ...]
+
+
+def arrangement(bucket: Size, pinpoints: Sequence[Sequence[int]], edge: int, side: int) -> Arrangement:
+    """How an image of height and width `bucket` is shown.
+
+    Args:
+        pinpoints: (height, width) of the canvases that the model may choose from.
+        edge: of a tile, in pixels.
+        side: of a tile, in patches.
+
+    Raises:
+        BadModel: the canvas has no whole tiles, or the image is so narrow that no patch of it is left.
+    """
+    canvas = select_best_resolution(bucket, [list(p) for p in pinpoints])
+    if canvas is None or any(length % edge for length in canvas):
+        raise BadModel(
+            f"an image of {shown(bucket)} is shown on a canvas of {shown(canvas) if canvas else 'no size'}, which is "
+            f"not made of tiles of {edge} x {edge}; correct image_grid_pinpoints in config.json"
+        )
+    down, across = (length // edge for length in canvas)
+    tiles = torch.arange(side * side * down * across).reshape(down, across, side, side) + side * side
+    joined = unpad_image(tiles.transpose(1, 2).reshape(1, down * side, across * side), bucket)[0]
+    if not joined.numel():
+        raise BadModel(
+            f"an image of {shown(bucket)} is so narrow that no patch of its tiles is left; "
+            f"use {shown(canvas)}, which fills the same tiles"
+        )
+    rows = (*range(side * side), *F.pad(joined, (0, 1), value=-1).flatten().tolist())
+    return Arrangement(
+        1 + down * across, (View(0, side * side, (side, side)), *_tiles(joined // side**2, side**2)), rows
+    )
+
+
+def _tiles(joined: Tensor, start: int) -> Iterator[View]:
+    """What is left of each tile. `joined` has its number at each of its places of the grid, without newlines."""
+    heights, widths = (line.unique_consecutive(return_counts=True)[1].tolist() for line in (joined[:, 0], joined[0]))
+    widths[-1] += 1  # the newlines
+    stride = sum(widths) if len(widths) > 1 else 0
+    for height in heights:
+        at = start
+        for width in widths:
+            yield View(at, height * width, (height, width), stride)
+            at += width
+        start += height * sum(widths)
+
+
+def single(side: int) -> Arrangement:
+    """One tile and a newline behind it, a view of its own: an image among others in LLaVA-OneVision."""
+    whole = View(0, side * side, (side, side))
+    return Arrangement(1, (whole, View(whole.end, 1, (1, 1))), (*range(whole.end), -1))
+
+
+class AnyRes(nn.Module):
+    """Features of all rows of an image, and the scores of those that are patches; a newline's are 0.
+
+    Raises:
+        BadModel: a score that merges rows, or that the encoder does not have.
+    """
+
+    places: Tensor
+    newline: Tensor
+
+    def __init__(self, vision: VisionEncoder, arranged: Arrangement, reads: tuple[str, ...] = ()) -> None:
+        super().__init__()
+        if any(name.startswith("patch_key") for name in reads):
+            raise BadModel(
+                "this model puts a newline behind each line of patches, and a method that merges vision tokens by "
+                "their keys would merge newlines with patches; use a method that selects, such as btp or fopru"
+            )
+        self.vision = Tiles(vision)
+        width = vision.tower.config.hidden_size * max(1, len(vision.feature_layers))
+        behind = arranged.tiles * arranged.views[0].tokens
+        places = torch.tensor([behind if row < 0 else row for row in arranged.rows])
+        self.register_buffer("places", places, persistent=False)
+        self.register_buffer("newline", F.one_hot(torch.tensor([[width]]), width + 1).float(), persistent=False)
+
+    def forward(self, pixel_values: Tensor) -> Tensor | tuple[Tensor, ...]:
+        """pixel_values [B, T, 3, h, w] fp32 -> features [B, N, Dv + 1] in the model's dtype, and scores [B, N]."""
+        seen = self.vision(pixel_values)
+        features, *scores = seen if isinstance(seen, tuple) else (seen,)
+        newline = self.newline.to(features.dtype).expand(features.shape[0], -1, -1)
+        rows = torch.cat([F.pad(features, (0, 1)), newline], dim=1).index_select(1, self.places)
+        if not scores:
+            return rows
+        return rows, *(F.pad(score, (0, 1)).index_select(1, self.places) for score in scores)
+
+
+class AnyResProjector(nn.Module):
+    """The model's projector for patches, and its newline for the rows that are one.
+
+    Args:
+        projector: rows [..., Dv] -> [..., D].
+        newline: [D].
+    """
+
+    def __init__(self, projector: nn.Module, newline: nn.Parameter) -> None:
+        super().__init__()
+        self.projector = projector
+        self.newline = newline
+
+    def forward(self, features: Tensor) -> Tensor:
+        """features [B, n, Dv + 1] -> vision_tokens [B, n, D]."""
+        newline = value(self.newline)  # transformers' module that owns it does not run here, so nobody else reads it in
+        return torch.where(features[..., -1:] > 0.5, newline, self.projector(features[..., :-1]))

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A bundle of any family with a schedule of every method that takes it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from secateur.bundle.schedule import Schedule
+from secateur.errors import BadModel, BadSchedule
+from secateur.export.bundle import Exported, ExportPlan, export
+from secateur.export.graphs import build, sized
+from secateur.export.targets import target
+from secateur.families.base import Family
+from secateur.runtime import Pipeline
+from secateur.selection.budget import BudgetRequest
+from tests.conftest import COMPRESSION, method, schedules
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model, what its export found, its bundle opened, and why it refuses methods."""
+
+    family: Family
+    exported: Exported
+    vlm: Pipeline
+    refused: dict[str, str]
+
+    def has(self, name: str) -> str:
+        """`name`, if the bundle has such a schedule; else the test is skipped with the reason."""
+        if name in self.refused:
+            pytest.skip(f"refused: {self.refused[name]}")
+        return name
+
+
+HALF = BudgetRequest(compression=COMPRESSION)
+
+
+def case(family: Family, names: Sequence[str], folder: Path, request: BudgetRequest = HALF) -> Case:
+    """Export `family` with the methods `names`, checked against torch."""
+    made, refused = list[Schedule](), dict[str, str]()
+    for name in names:
+        try:
+            (schedule,) = schedules(family, {name: method(name)}, request)
+            build([sized(family, family.layout, [schedule])], target("cpu"))
+            made.append(schedule)
+        except (BadModel, BadSchedule) as problem:
+            refused[name] = str(problem)
+    exported = export([ExportPlan(family, tuple(made))], target("cpu"), folder)
+    return Case(family, exported, Pipeline.load(folder), refused)

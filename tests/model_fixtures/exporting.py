@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Modules with one input through ONNX Runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from torch import Tensor, nn
+
+from secateur.bundle.manifest import GraphSpec, TensorSpec
+from secateur.export.graphs import Graph
+from secateur.export.to_onnx import FORBIDDEN, to_onnx
+
+
+def random_pixels(shape: tuple[int, ...], batch: int = 2, seed: int = 0) -> Tensor:
+    return torch.randn(batch, *shape, generator=torch.Generator().manual_seed(seed))
+
+
+def check_in_onnx(
+    module: nn.Module,
+    shape: tuple[int, ...],
+    opset: int,
+    folder: Path,
+    tolerance: float = 1e-4,
+    dtype: torch.dtype = torch.float32,
+) -> Any:
+    """Export with one batch size, compare ONNX Runtime with torch on another; the ONNX model."""
+    made = module(random_pixels(shape).to(dtype))
+    outputs = made if isinstance(made, tuple) else (made,)
+    specs = tuple(
+        TensorSpec(f"output_{i}", str(x.dtype).removeprefix("torch."), ("B", *x.shape[1:]))
+        for i, x in enumerate(outputs)
+    )
+    given = TensorSpec("given", str(dtype).removeprefix("torch."), ("B", *shape))
+    path = folder / "graph.onnx"
+    to_onnx(Graph(GraphSpec("graph", "vision", path.name, (given,), specs), module), path, opset)
+    pixels = random_pixels(shape, batch=3, seed=1).to(dtype)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    expected = module(pixels)
+    for ours, wanted in zip(
+        session.run(None, {"given": pixels.numpy()}),
+        expected if isinstance(expected, tuple) else (expected,),
+        strict=True,
+    ):
+        assert ours.dtype == wanted.numpy().dtype
+        np.testing.assert_allclose(ours, wanted.numpy(), rtol=tolerance, atol=tolerance * wanted.abs().max().item())
+    model = onnx.load(path)
+    assert not FORBIDDEN & {node.op_type for node in model.graph.node}
+    return model

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What tests of families with several tiles share: transformers' attention maps, and the model streamed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from secateur.checkpoints.streaming import stream
+from secateur.families.base import Family
+from tests.model_fixtures.exporting import random_pixels
+
+
+def processed(family: Family) -> dict[str, Any]:
+    """What transformers' processor makes of a prompt with one image of the bucket's size."""
+    height, width = family.bucket
+    noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    token = family.tokenizer.convert_ids_to_tokens(family.image_token_id)
+    return dict(family.processor(images=[Image.fromarray(noise)], text=[f"w1 {token} w2"], return_tensors="pt"))
+
+
+def eager_attentions(family: Family, pixels: Tensor) -> list[Tensor]:
+    """Attention maps [B * T, H, n, n] of every layer, as transformers' eager attention returns them."""
+    tower = family.model.model.vision_tower
+    before = tower.config._attn_implementation
+    tower.set_attn_implementation("eager")
+    try:
+        return list(tower(pixels.flatten(0, 1), output_attentions=True).attentions)
+    finally:
+        tower.set_attn_implementation(before)
+
+
+def patch_scores(weights: Tensor) -> dict[str, Tensor]:
+    """Scores [B * T, patches] by their definition, from maps [B * T, H, n, n]; a class token is what is left of n."""
+    first = weights.shape[-1] - int(weights.shape[-1] ** 0.5) ** 2
+    patches = weights[:, :, first:, first:]
+    scores = {"received": patches.sum(2).mean(1), "given": patches.sum(3).mean(1)}
+    return scores | ({"class_token": weights[:, :, 0, first:].mean(1)} if first else {})
+
+
+def check_streamed(family: Family, folder: Path) -> None:
+    """With its weights left in their files the model gives the same vision tokens."""
+    family.model.save_pretrained(folder)
+    model = stream(type(family.model), folder)
+    assert model is not None
+    streamed, pixels = type(family)(model, family.processor, "random"), random_pixels(family.pixels)
+    with torch.no_grad():
+        tokens = streamed.projector()(streamed.vision()(pixels))
+    torch.testing.assert_close(tokens, family.projector()(family.vision()(pixels)))
