@@ -95,5 +95,5 @@ def _family(found: Found, config: dict[str, Any]) -> type[Family]:
     needed = ", ".join(sorted(["architecture", *Family.__abstractmethods__]))
     raise BadModel(
         f"model '{found.name}' is a '{' '.join(kind.split())}'; supported: {', '.join(supported)}. "
-        f"To add it, create secateur/models/MODEL_TYPE.py with a class Family(base.Family) that has: {needed}."
+        f"To add it, create secateur/families/MODEL_TYPE.py with a class Family(base.Family) that has: {needed}."
     )

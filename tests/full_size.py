@@ -30,6 +30,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from secateur.checkpoints import tiny_processor
 from secateur.checkpoints.streaming import meta_parameters
 from secateur.export.targets import DTYPES
+from secateur.families import llava
 
 STORED = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 PATCH = 14
@@ -77,6 +78,7 @@ def write(
     images = CLIPImageProcessorPil(size={"shortest_edge": edge}, crop_size={"height": edge, "width": edge})
     processor = tiny_processor.processor(
         "llava",
+        llava.Family.form,
         images,
         text.vocab_size,
         patch_size=PATCH,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -25,10 +25,11 @@ from secateur.bundle.preprocess import Preprocess
 from secateur.bundle.prompt import Prompt
 from secateur.checkpoints import chat_template, load_processor
 from secateur.checkpoints.streaming import fill, stream
+from secateur.checkpoints.tiny_processor import Form
 from secateur.checkpoints.weights import check_fits, fingerprint, load_weights
 from secateur.decoder.pieces import Decoder
 from secateur.errors import BadModel
-from secateur.vision.preprocessing import preprocess
+from secateur.vision.preprocessing import StepsFunction, preprocess
 
 Size = tuple[int, int]
 STREAMED = 1 << 30
@@ -48,6 +49,10 @@ class Family(ABC):
 
     architecture: ClassVar[type[PreTrainedModel]]
     """The transformers class of its checkpoints."""
+    image_processors: ClassVar[Mapping[str, StepsFunction]]
+    """Class names of its image processors, without the backend's suffix, and the function that gives their steps."""
+    form: ClassVar[Form]
+    """Tokenizer and chat template of the processor that `tiny` makes."""
     has_template: ClassVar[bool] = True
     """Whether its processor has a chat template; without one it takes a single question."""
 
@@ -198,7 +203,7 @@ class Family(ABC):
 
     @cached_property
     def preprocess(self) -> Preprocess:
-        return preprocess(self.processor, self.bucket, self.fit, self.images)
+        return preprocess(self.processor, self.image_processors, self.bucket, self.fit)
 
     @cached_property
     def layout(self) -> Layout:

@@ -18,13 +18,34 @@ from transformers import Idefics3Config, Idefics3ForConditionalGeneration, Idefi
 from secateur.bundle.layout import Dimensions
 from secateur.checkpoints import tiny_model, tiny_processor
 from secateur.checkpoints.tiny_model import random_model
+from secateur.checkpoints.tiny_processor import PARTS, Form
 from secateur.decoder import pieces
 from secateur.decoder.pieces import Decoder
 from secateur.errors import BadModel
 from secateur.families import base
 from secateur.vision.encoder import VisionEncoder
 from secateur.vision.pixel_shuffle import PixelShuffle
+from secateur.vision.preprocessing import split_tiles
 from secateur.vision.tiles import Tiles
+
+IMAGE_TOKENS = (
+    "<end_of_utterance>",
+    "<fake_token_around_image>",
+    "<image>",
+    "<global-img>",
+    *(f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)),
+)
+
+
+def form(*special: str, bos: str, pad: str) -> Form:
+    """Return a form with the chat template of Idefics3; `special` are the tokens of the decoder."""
+    template = (
+        bos + "{% for m in messages %}{{ m['role'] | capitalize }}:"
+        "{% if m['content'][0]['type'] == 'text' %} {% endif %}"
+        + PARTS.replace("IMAGE", "<image>")
+        + "<end_of_utterance>\n{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
+    )
+    return Form("bytes", (*special, *IMAGE_TOKENS), template, eos="<end_of_utterance>", pad=pad, bos=bos)
 
 
 class Family(base.Family):
@@ -38,12 +59,14 @@ class Family(base.Family):
     configuration: ClassVar[Any] = Idefics3Config
     images_by: ClassVar[Any] = Idefics3ImageProcessorPil
     """transformers' PIL image processor, for `tiny`."""
+    image_processors = {"Idefics3ImageProcessor": split_tiles, "SmolVLMImageProcessor": split_tiles}
+    form = form("<|begin_of_text|>", "<|end_of_text|>", bos="<|begin_of_text|>", pad="<|end_of_text|>")
 
     @classmethod
     def tiny(cls, seed: int = 0) -> base.Family:
         images = cls.images_by(size={"longest_edge": 48}, max_image_size={"longest_edge": 24})
         kind = cls.configuration.model_type
-        processor: Any = tiny_processor.processor(kind, images, image_seq_len=9)
+        processor: Any = tiny_processor.processor(kind, cls.form, images, image_seq_len=9)
         config = cls.configuration(
             vision_config={
                 "hidden_size": 32,

@@ -19,17 +19,28 @@ from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2Im
 from secateur.bundle.layout import Dimensions
 from secateur.checkpoints import tiny_model, tiny_processor
 from secateur.checkpoints.tiny_model import random_model
+from secateur.checkpoints.tiny_processor import chatml
 from secateur.decoder import pieces
 from secateur.decoder.pieces import Decoder
 from secateur.errors import BadModel
 from secateur.families import base
 from secateur.vision.encoder import VisionEncoder
 from secateur.vision.pixel_shuffle import PixelShuffle
+from secateur.vision.preprocessing import grid_tiles
 from secateur.vision.tiles import Tiles
+
+TOKENS = {
+    "start_image_token": "<img>",
+    "end_image_token": "</img>",
+    "context_image_token": "<IMG_CONTEXT>",
+    "video_token": "<video>",
+}
 
 
 class Family(base.Family):
     architecture = InternVLForConditionalGeneration
+    image_processors = {"GotOcr2ImageProcessor": grid_tiles}
+    form = chatml(TOKENS, "<IMG_CONTEXT>\n")
 
     @classmethod
     def tiny(cls, seed: int = 0) -> Family:
@@ -43,7 +54,7 @@ class Family(base.Family):
             use_qk_norm=True,
         )
         images = GotOcr2ImageProcessorPil(size={"height": 24, "width": 24}, max_patches=4)
-        processor: Any = tiny_processor.processor("internvl", images, image_seq_length=9)
+        processor: Any = tiny_processor.processor("internvl", cls.form, images, image_seq_length=9)
         config = InternVLConfig(
             vision_config=vision,
             text_config=Qwen2Config(**tiny_model.sizes(processor)),

@@ -8,6 +8,7 @@ Tuning", arXiv 2310.03744.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from transformers import (
 from secateur.bundle.layout import Dimensions
 from secateur.checkpoints import tiny_processor
 from secateur.checkpoints.tiny_model import random_model
+from secateur.checkpoints.tiny_processor import PARTS, Form
 from secateur.decoder import pieces
 from secateur.decoder.pieces import Decoder
 from secateur.errors import BadModel
@@ -33,10 +35,33 @@ from secateur.families import base
 from secateur.vision.downsampled import Downsampled
 from secateur.vision.encoder import VisionEncoder
 from secateur.vision.native_sizes import only
+from secateur.vision.preprocessing import one_view
+
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'assistant' %} assistant "
+    + PARTS.replace("IMAGE", "")
+    + " {{ eos_token }}{% else %} user "
+    + PARTS.replace("IMAGE", "<image> ")
+    + "{% endif %}{% endfor %}{% if add_generation_prompt %} assistant{% endif %}"
+)
 
 
 class Family(base.Family):
     architecture = LlavaForConditionalGeneration
+    image_processors = {
+        "CLIPImageProcessor": one_view,
+        "SiglipImageProcessor": one_view,
+        "LlavaImageProcessor": partial(one_view, pads=True),
+    }
+    form = Form(
+        "words",
+        ("<pad>", "<s>", "</s>", "<image>", "<unk>"),
+        TEMPLATE,
+        bos="<s>",
+        eos="</s>",
+        pad="<pad>",
+        unk="<unk>",
+    )
 
     @classmethod
     def tiny(cls, seed: int = 0) -> Family:
@@ -79,6 +104,7 @@ class Family(base.Family):
         )
         processor = tiny_processor.processor(
             "llava",
+            cls.form,
             seen,
             text.vocab_size,
             patch_size=vision.patch_size,

@@ -6,6 +6,7 @@ Liu et al., "LLaVA-NeXT: Improved reasoning, OCR, and world knowledge", 2024.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -24,18 +25,40 @@ from transformers.models.llava_next.image_processing_pil_llava_next import Llava
 from secateur.bundle.layout import Dimensions, View
 from secateur.checkpoints import tiny_model, tiny_processor
 from secateur.checkpoints.tiny_model import random_model
+from secateur.checkpoints.tiny_processor import PARTS, Form
 from secateur.decoder import pieces
 from secateur.decoder.pieces import Decoder
 from secateur.errors import BadModel
 from secateur.families import base
 from secateur.vision import anyres
 from secateur.vision.encoder import VisionEncoder
+from secateur.vision.preprocessing import StepsFunction, canvas_tiles
+
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'assistant' %}"
+    + PARTS.replace("IMAGE", "")
+    + "{{ eos_token }}{% elif m['role'] == 'user' %}[INST] "
+    + PARTS.replace("IMAGE", "<image>\n")
+    + " [/INST]{% else %}<<SYS>>\n"
+    + PARTS.replace("IMAGE", "")
+    + "\n<</SYS>>\n{% endif %}{% endfor %}"
+)
 
 
 class Family(base.Family):
     """LLaVA-NeXT, and the base of LLaVA-OneVision: images of any size; the bucket fixes what is shown of them."""
 
     architecture: ClassVar[type[PreTrainedModel]] = LlavaNextForConditionalGeneration
+    image_processors: ClassVar[Mapping[str, StepsFunction]] = {"LlavaNextImageProcessor": canvas_tiles}
+    form = Form(
+        "pieces",
+        ("<unk>", "<s>", "</s>", "<image>", "<pad>"),
+        TEMPLATE,
+        bos="<s>",
+        eos="</s>",
+        pad="<pad>",
+        unk="<unk>",
+    )
 
     @classmethod
     def tiny(cls, seed: int = 0) -> Family:
@@ -50,6 +73,7 @@ class Family(base.Family):
         canvases = [[18, 36], [36, 18], [36, 36], [54, 18], [18, 54]]
         processor: Any = tiny_processor.processor(
             "llava_next",
+            cls.form,
             LlavaNextImageProcessorPil(
                 size={"shortest_edge": 18}, crop_size={"height": 18, "width": 18}, image_grid_pinpoints=canvases
             ),

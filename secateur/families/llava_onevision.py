@@ -11,6 +11,7 @@ Several images in a prompt are shown whole, one tile each, whatever their size.
 from __future__ import annotations
 
 import math
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,18 +22,23 @@ from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGener
 from transformers.image_processing_utils import select_best_resolution
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 
+from secateur.bundle.preprocess import Preprocess
 from secateur.checkpoints import tiny_model, tiny_processor
 from secateur.checkpoints.tiny_model import random_model
+from secateur.checkpoints.tiny_processor import chatml
 from secateur.errors import BadModel
 from secateur.families import llava_next
 from secateur.vision import anyres
 from secateur.vision.native_sizes import shown
+from secateur.vision.preprocessing import canvas_tiles, preprocess, square_view
 
 SHRINKS_ABOVE = 1.1
 
 
 class Family(llava_next.Family):
     architecture = LlavaOnevisionForConditionalGeneration
+    image_processors = {"LlavaOnevisionImageProcessor": canvas_tiles}
+    form = chatml({"image_token": "<image>", "video_token": "<video>"}, "<image>\n")
 
     @classmethod
     def tiny(cls, seed: int = 0) -> llava_next.Family:
@@ -48,6 +54,7 @@ class Family(llava_next.Family):
         canvases = [[18 * rows, 18 * columns] for rows in (1, 2, 3) for columns in (1, 2, 3)]
         processor: Any = tiny_processor.processor(
             "llava_onevision",
+            cls.form,
             LlavaOnevisionImageProcessorPil(size={"height": 18, "width": 18}, image_grid_pinpoints=canvases),
             num_image_tokens=9,
             vision_feature_select_strategy="full",
@@ -76,6 +83,11 @@ class Family(llava_next.Family):
                 f"use {shown(select_best_resolution(self.bucket, fit))}"
             )
         return arranged
+
+    @cached_property
+    def preprocess(self) -> Preprocess:
+        kinds = dict.fromkeys(self.image_processors, square_view) if self.images > 1 else self.image_processors
+        return preprocess(self.processor, kinds, self.bucket, self.fit)
 
     def inputs(self, input_ids: Tensor, pixel_values: NDArray[np.float32]) -> dict[str, Tensor]:
         return super().inputs(input_ids, pixel_values) | {"batch_num_images": torch.tensor([len(pixel_values)])}

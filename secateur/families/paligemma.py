@@ -24,17 +24,30 @@ from transformers import (
 from secateur.bundle.layout import Dimensions
 from secateur.checkpoints import tiny_model, tiny_processor
 from secateur.checkpoints.tiny_model import random_model
+from secateur.checkpoints.tiny_processor import Form
 from secateur.decoder import pieces
 from secateur.decoder.pieces import Decoder
 from secateur.families import base
 from secateur.vision.downsampled import Downsampled
 from secateur.vision.encoder import VisionEncoder
 from secateur.vision.native_sizes import only
+from secateur.vision.preprocessing import one_view
 
 
 class Family(base.Family):
     architecture = PaliGemmaForConditionalGeneration
     has_template = False
+    image_processors = {"SiglipImageProcessor": one_view}
+    form = Form(
+        "bare",
+        ("<pad>", "<eos>", "<bos>", "<unk>", "<image>"),
+        None,
+        bos="<bos>",
+        eos="<eos>",
+        pad="<pad>",
+        unk="<unk>",
+        named={"image_token": "<image>"},
+    )
 
     @classmethod
     def tiny(cls, seed: int = 0) -> base.Family:
@@ -44,7 +57,7 @@ class Family(base.Family):
     def random(cls, kind: type[GemmaConfig | Gemma2Config], seed: int = 0, **text: Any) -> base.Family:
         """A small model of random weights; `text` are further settings of its decoder."""
         images = SiglipImageProcessorPil(size={"height": 24, "width": 24}, image_seq_length=36)
-        processor: Any = tiny_processor.processor("paligemma", images)
+        processor: Any = tiny_processor.processor("paligemma", cls.form, images)
         sizes = tiny_model.sizes(processor) | {"num_key_value_heads": 1, "head_dim": 16}
         vision = SiglipVisionConfig(
             hidden_size=32,

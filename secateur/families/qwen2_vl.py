@@ -18,15 +18,28 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 from secateur.bundle.layout import Dimensions
 from secateur.checkpoints import tiny_processor
 from secateur.checkpoints.tiny_model import random_model
+from secateur.checkpoints.tiny_processor import Form, chatml
 from secateur.decoder import pieces
 from secateur.decoder.mrope import MRope
 from secateur.decoder.pieces import Decoder
 from secateur.families import base
 from secateur.vision.native_sizes import check_native
+from secateur.vision.preprocessing import native_view
 from secateur.vision.qwen import QwenDownsampled, QwenProjector, QwenVisionEncoder
 
 EDGE = 448
-"""The default bucket is what the processor makes of a square image of this size."""
+"""The default bucket is what the processor makes of a square image with this edge, in pixels."""
+DEFAULT_SYSTEM = (
+    "{% if loop.first and m['role'] != 'system' %}"
+    "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
+)
+
+
+def form(system: str) -> Form:
+    """Return the form of a Qwen-VL model; `system` is the template of its default system prompt."""
+    named = {"image_token": "<|image_pad|>", "video_token": "<|video_pad|>"}
+    image = "<|vision_start|><|image_pad|><|vision_end|>"
+    return chatml(named, image, system, more=("<|vision_start|>", "<|vision_end|>"))
 
 
 class Family(base.Family):
@@ -40,6 +53,8 @@ class Family(base.Family):
     architecture: ClassVar[type[PreTrainedModel]] = Qwen2VLForConditionalGeneration
     configuration: ClassVar[Any] = Qwen2VLConfig
     """The transformers configuration of `architecture`."""
+    image_processors = {"Qwen2VLImageProcessor": native_view}
+    form = form(DEFAULT_SYSTEM)
     tiny_vision: ClassVar[dict[str, Any]] = {"depth": 3, "embed_dim": 32, "hidden_size": 48, "mlp_ratio": 2}
     tiny_text: ClassVar[dict[str, Any]] = {
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 2, 2]}
@@ -50,7 +65,7 @@ class Family(base.Family):
     @classmethod
     def tiny(cls, seed: int = 0) -> base.Family:
         images = Qwen2VLImageProcessorPil(patch_size=4, size={"shortest_edge": 64, "longest_edge": 2400})
-        processor: Any = tiny_processor.processor(cls.configuration.model_type, images)
+        processor: Any = tiny_processor.processor(cls.configuration.model_type, cls.form, images)
         tokenizer = processor.tokenizer
         vision = {"hidden_size": 32, "num_heads": 2, "patch_size": 4, "out_hidden_size": 48, **cls.tiny_vision}
         text = {

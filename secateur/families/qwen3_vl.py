@@ -16,6 +16,7 @@ from secateur.families import qwen2_vl
 class Family(qwen2_vl.Family):
     architecture = Qwen3VLForConditionalGeneration
     configuration = Qwen3VLConfig
+    form = qwen2_vl.form("")
     tiny_vision = {
         "depth": 3,
         "intermediate_size": 48,

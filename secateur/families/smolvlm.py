@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from transformers import SmolVLMConfig, SmolVLMForConditionalGeneration, SmolVLMImageProcessorPil
 
+from secateur.checkpoints.tiny_processor import CHATML_TOKENS
 from secateur.families import idefics3
 
 
@@ -15,3 +16,4 @@ class Family(idefics3.Family):
     architecture = SmolVLMForConditionalGeneration
     configuration = SmolVLMConfig
     images_by = SmolVLMImageProcessorPil
+    form = idefics3.form(*CHATML_TOKENS, bos="<|im_start|>", pad="<|im_end|>")

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a transformers image processor and the size of a bucket to the steps of preprocess.json.
+"""Steps of preprocess.json for a transformers image processor and a bucket.
 
-What a processor does with an image depends on the image's size alone, so for a canvas of one size it is a fixed list
-of resizes and windows. Each function below works it out for one kind of processor.
+What a processor does with an image depends only on the image's size, so for a canvas of one size it is a fixed list of
+resizes and windows. Each `StepsFunction` below derives that list for one kind of processor; a family names the image
+processors of its checkpoints and the function of each.
 """
 
 from __future__ import annotations
@@ -24,10 +25,13 @@ from secateur.vision.native_sizes import check_native, round_up, shown
 
 CANVAS_FITS = tuple(how for how in FITS if how != "square")
 
+StepsFunction = Callable[["ProcessorSettings", Size, str | None], Preprocess]
+"""The steps of an image processor for a bucket and a fit."""
+
 
 @dataclass(frozen=True)
 class ProcessorSettings:
-    """Those of an image processor; `given` are the ones that a processor passes with every call."""
+    """Settings of an image processor, overridden by those (`given`) that its processor passes with each call."""
 
     processor: Any
     given: Mapping[str, Any]
@@ -36,17 +40,17 @@ class ProcessorSettings:
         return self.given.get(name, getattr(self.processor, name, None))
 
     def size(self, name: str, *keys: str) -> tuple[int, ...]:
-        """Values of a size, 0 where it has none."""
+        """Values of the size setting `name`; 0 for a key that it lacks."""
         size = self[name] or {}
         return tuple(int(size.get(key) or 0) for key in keys)
 
     @property
     def name(self) -> str:
-        """The class without the name of its backend, which does not change what the settings mean."""
+        """The class name without its backend, which does not change the meaning of the settings."""
         return type(self.processor).__name__.removesuffix("Pil").removesuffix("Fast")
 
     def steps(self, **fields: Any) -> Preprocess:
-        """`fields`, and the steps that all processors have."""
+        """Return `fields` and the steps that all processors share."""
         resample = self["resample"]
         normalize, mean, std = self["do_normalize"], self["image_mean"], self["image_std"]
         common: dict[str, Any] = {
@@ -60,54 +64,53 @@ class ProcessorSettings:
         try:
             return Preprocess(**(common | fields))
         except ValueError as problem:
-            raise BadModel(f"the image processor asks for what cannot be: {problem}") from None
+            raise BadModel(f"the settings of the image processor are not valid: {problem}") from None
 
     def fitted(self, bucket: Size, fit: str | None) -> dict[str, Any]:
-        """Fields of an image that is brought onto the canvas `bucket`, padded with the mean colour."""
+        """Return the fields that fit an image to the canvas `bucket`, padded with the mean color."""
         if fit == "square":
             raise BadModel(f"fit 'square' gives no fixed size to {self.name}; use one of {', '.join(CANVAS_FITS)}")
-        return {"fit": fit or "letterbox", "canvas": bucket, "fill": self.mean_colour}
+        return {"fit": fit or "letterbox", "canvas": bucket, "fill": self.mean_color}
 
     @property
-    def mean_colour(self) -> tuple[int, int, int]:
-        """What the normalization makes about zero; rounded down, as transformers does."""
+    def mean_color(self) -> tuple[int, int, int]:
+        """The color that normalization maps to about zero; rounded down, as in transformers."""
         mean = self["image_mean"]
         red, green, blue = (0.0, 0.0, 0.0) if mean is None else _triple(mean)
         return int(red * 255), int(green * 255), int(blue * 255)
 
 
-def preprocess(processor: Any, bucket: Size, fit: str | None = None, images: int = 1) -> Preprocess:
-    """The steps for images that are brought onto a canvas of `bucket`, (height, width).
+def preprocess(
+    processor: Any, supported: Mapping[str, StepsFunction], bucket: Size, fit: str | None = None
+) -> Preprocess:
+    """Return the steps for images that are fitted to a canvas of `bucket`, (height, width).
 
     Args:
-        processor: a transformers processor, or its image processor where the processor adds no settings (InternVL's
-            does).
-        fit: one of runtime.fitting.FITS; None: what the image processor does with any image where that gives one
-            size, else "letterbox".
-        images: how many the prompt holds; LLaVA-OneVision shows several images as one view each, of any bucket.
+        processor: a transformers processor, or its image processor if the processor adds no settings to the call.
+        supported: class names of image processors, without the backend's suffix, and the function of each.
+        fit: one of bundle.preprocess.FITS; None: what the image processor does with any image if that gives one size,
+            else "letterbox".
 
     Raises:
         BadModel: the processor, one of its settings or this bucket is not supported; the message says what is.
     """
     inner = getattr(processor, "image_processor", processor)
     settings = ProcessorSettings(inner, {} if inner is processor else getattr(processor, "images_kwargs", None) or {})
-    if settings.name not in KINDS:
-        raise BadModel(f"image processor {settings.name} is not supported; supported: {', '.join(sorted(KINDS))}")
+    if settings.name not in supported:
+        raise BadModel(f"image processor {settings.name} is not supported; supported: {', '.join(sorted(supported))}")
     if fit is not None and fit not in FITS:
         raise BadModel(f"fit '{fit}' is not known; use one of {', '.join(FITS)}")
     if min(bucket) < 1:
         raise BadModel(f"the image size {shown(bucket)} must be at least 1x1")
-    if images > 1 and settings.name == "LlavaOnevisionImageProcessor":
-        return _one_of_several(settings, fit)
-    return KINDS[settings.name](settings, bucket, fit)
+    return supported[settings.name](settings, bucket, fit)
 
 
 def _triple(value: Any) -> tuple[float, ...]:
     return (float(value),) * 3 if isinstance(value, int | float) else tuple(float(v) for v in value)
 
 
-def _whole(settings: ProcessorSettings, bucket: Size, fit: str | None) -> Preprocess:
-    """CLIP, SigLIP, LLaVA: one view, resized and cropped."""
+def one_view(settings: ProcessorSettings, bucket: Size, fit: str | None, pads: bool = False) -> Preprocess:
+    """Return the steps for one view, resized and cropped; `pads`: the processor may pad it to a square first."""
     resize: tuple[int, ...] | None = None
     if settings["do_resize"]:
         height, width, short, long = settings.size("size", "height", "width", "shortest_edge", "longest_edge")
@@ -118,13 +121,13 @@ def _whole(settings: ProcessorSettings, bucket: Size, fit: str | None) -> Prepro
     crop = settings.size("crop_size", "height", "width") if settings["do_center_crop"] else None
     fields: dict[str, Any] = {"resize": resize, "crop": crop}
     if settings["do_pad"]:
-        if settings.name != "LlavaImageProcessor":
+        if not pads:
             raise BadModel("the image processor pads (do_pad), which is not supported; set do_pad to false")
         if fit not in (None, "square") and bucket[0] != bucket[1]:
             raise BadModel(f"the image processor pads to a square, and {shown(bucket)} is none; set do_pad to false")
         fit = fit or "square"
     if fit == "square":
-        fields |= {"fit": fit, "fill": settings.mean_colour}
+        fields |= {"fit": fit, "fill": settings.mean_color}
     elif fit is not None:
         fields |= settings.fitted(bucket, fit)
     steps = settings.steps(**fields)
@@ -138,8 +141,8 @@ def _whole(settings: ProcessorSettings, bucket: Size, fit: str | None) -> Prepro
     return steps
 
 
-def _anyres(settings: ProcessorSettings, bucket: Size, fit: str | None) -> Preprocess:
-    """LLaVA-NeXT, LLaVA-OneVision: the whole made small, then the best canvas cut into tiles, row by row."""
+def canvas_tiles(settings: ProcessorSettings, bucket: Size, fit: str | None) -> Preprocess:
+    """Return the steps for a small view of the whole image, then the tiles of the best canvas, row by row."""
     edge = _edge(settings)
     best = select_best_resolution(bucket, [list(p) for p in settings["image_grid_pinpoints"] or ()])
     if best is None or best[0] % edge or best[1] % edge:
@@ -155,16 +158,16 @@ def _anyres(settings: ProcessorSettings, bucket: Size, fit: str | None) -> Prepr
     return settings.steps(**settings.fitted(bucket, fit), tiles=tuple(tiles))
 
 
-def _one_of_several(settings: ProcessorSettings, fit: str | None) -> Preprocess:
-    """LLaVA-OneVision, several images in a prompt: each padded to a square and made small, one view."""
+def square_view(settings: ProcessorSettings, bucket: Size, fit: str | None) -> Preprocess:
+    """Return the steps for one of several images in a prompt: padded to a square and made small, for any bucket."""
     if fit not in (None, "square"):
         raise BadModel(f"several images in a prompt are padded to squares by this model, not fitted by '{fit}'")
     edge = _edge(settings)
-    return settings.steps(fit="square", fill=settings.mean_colour, resize=(edge, edge), tiles=(Tile(),))
+    return settings.steps(fit="square", fill=settings.mean_color, resize=(edge, edge), tiles=(Tile(),))
 
 
 def _edge(settings: ProcessorSettings) -> int:
-    """Edge of a tile."""
+    """Return the edge of a tile in pixels."""
     height, width, short = settings.size("size", "height", "width", "shortest_edge")
     cropped = settings.size("crop_size", "height", "width")
     edge = height or short
@@ -176,8 +179,8 @@ def _edge(settings: ProcessorSettings) -> int:
     return edge
 
 
-def _patches(settings: ProcessorSettings, bucket: Size, fit: str | None) -> Preprocess:
-    """InternVL: tiles of the grid with the nearest shape, row by row, then the whole made small."""
+def grid_tiles(settings: ProcessorSettings, bucket: Size, fit: str | None) -> Preprocess:
+    """Return the steps for the tiles of the grid nearest in shape, row by row, then a small view of the whole image."""
     height, width = settings.size("size", "height", "width")
     if not height or not width:
         raise BadModel(f"the image processor resizes to {dict(settings['size'] or {})}; supported: height and width")
@@ -193,8 +196,11 @@ def _patches(settings: ProcessorSettings, bucket: Size, fit: str | None) -> Prep
     return settings.steps(**settings.fitted(bucket, fit), tiles=tuple(tiles))
 
 
-def _splits(settings: ProcessorSettings, bucket: Size, fit: str | None) -> Preprocess:
-    """Idefics3, SmolVLM: the longest edge resized, then to whole tiles, row by row, then the whole made small."""
+def split_tiles(settings: ProcessorSettings, bucket: Size, fit: str | None) -> Preprocess:
+    """Return the steps for an image that is split into tiles, row by row, then a small view of the whole image.
+
+    The image is resized to a longest edge, then to whole tiles.
+    """
     (edge,) = settings.size("max_image_size", "longest_edge")
     longest, height, width = settings.size("size", "longest_edge", "height", "width")
     if not edge or (settings["do_resize"] and not longest and not (height and width)):
@@ -217,7 +223,7 @@ def _splits(settings: ProcessorSettings, bucket: Size, fit: str | None) -> Prepr
 
 
 def _whole_tiles(height: int, width: int, edge: int) -> Size:
-    """The longer side rounded up to whole tiles; the other one after it has followed in shape."""
+    """Round the longer side up to whole tiles, then the other side, scaled by the same factor."""
     ratio = width / height
     if width >= height:
         width = round_up(width, edge)
@@ -226,8 +232,8 @@ def _whole_tiles(height: int, width: int, edge: int) -> Size:
     return height, round_up(int(height * ratio), edge)
 
 
-def _native(settings: ProcessorSettings, bucket: Size, fit: str | None) -> Preprocess:
-    """Qwen-VL: one view of the bucket's own size, which the processor must leave as it is."""
+def native_view(settings: ProcessorSettings, bucket: Size, fit: str | None) -> Preprocess:
+    """Return the steps for one view of the bucket's own size, which the processor must not resize."""
     least, most = settings.size("size", "shortest_edge", "longest_edge")
     if settings["do_resize"] and not (least and most):
         raise BadModel("the image processor's size needs shortest_edge and longest_edge, the bounds of the pixel count")
@@ -237,23 +243,10 @@ def _native(settings: ProcessorSettings, bucket: Size, fit: str | None) -> Prepr
 
 
 def _corners(canvas: Size, tile: Size) -> list[Size]:
-    """Upper left corners of the tiles, row by row."""
+    """Return the upper left corners of the tiles, row by row."""
     return [(row, column) for row in range(0, canvas[0], tile[0]) for column in range(0, canvas[1], tile[1])]
 
 
 def _blank(size: Size) -> Any:
-    """[3,H,W] without memory, for functions that read nothing but the shape."""
+    """Return [3, H, W] that takes no memory, for functions that read only the shape."""
     return np.broadcast_to(np.uint8(0), (3, *size))
-
-
-KINDS: Mapping[str, Callable[[ProcessorSettings, Size, str | None], Preprocess]] = {
-    "CLIPImageProcessor": _whole,
-    "SiglipImageProcessor": _whole,
-    "LlavaImageProcessor": _whole,
-    "LlavaNextImageProcessor": _anyres,
-    "LlavaOnevisionImageProcessor": _anyres,
-    "GotOcr2ImageProcessor": _patches,
-    "Idefics3ImageProcessor": _splits,
-    "SmolVLMImageProcessor": _splits,
-    "Qwen2VLImageProcessor": _native,
-}

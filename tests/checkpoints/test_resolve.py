@@ -198,7 +198,7 @@ BAD: dict[str, tuple[Spoil, str]] = {
     "no model_type": (config(model_type=None), "has no model_type; give a checkpoint that transformers'"),
     "unknown": (
         config(model_type="glimpse"),
-        "is a 'glimpse'; supported: .*llava.* To add it, create secateur/models/MODEL_TYPE.py with a class "
+        "is a 'glimpse'; supported: .*llava.* To add it, create secateur/families/MODEL_TYPE.py with a class "
         r"Family\(base.Family\) that has: architecture, bucket, decoder, .*projector, tiny, vision\.",
     ),
     "two lines": (config(model_type="a\nb"), "is a 'a b'; supported"),

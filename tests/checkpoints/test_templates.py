@@ -12,13 +12,14 @@ from transformers import PreTrainedTokenizerFast
 from secateur.checkpoints import load_processor, tiny_processor, tiny_tokenizers
 from secateur.checkpoints.chat_template import check_image_tokens, check_vocabulary, conversation
 from secateur.errors import BadModel
-from tests.model_fixtures.processors import CASES, apart, processor
+from secateur.families.llava import TEMPLATE
+from tests.model_fixtures.processors import CASES, apart, form, processor
 
 QUESTION_FIRST = (
     "{% for m in messages %}{% for p in m['content'] if p['type'] == 'text' %}{{ p['text'] }}{% endfor %}"
     "{% for p in m['content'] if p['type'] == 'image' %}<image>{% endfor %}{% endfor %}"
 )
-GOOD = tiny_processor.WORDS
+GOOD = TEMPLATE
 TEMPLATES = {
     "behind the last '<image>'": QUESTION_FIRST,
     "'<image>' 0 times for 1": GOOD.replace("<image>", ""),
@@ -38,7 +39,7 @@ TEMPLATES = {
 def fresh() -> Any:
     """A processor to spoil."""
     case = CASES["llava"]
-    return tiny_processor.processor("llava", case.images(**case.arguments), **case.options)
+    return tiny_processor.processor("llava", form("llava"), case.images(**case.arguments), **case.options)
 
 
 @pytest.mark.parametrize("said", TEMPLATES)
@@ -71,7 +72,7 @@ def test_processors_that_do_not_fit_the_model() -> None:
     with pytest.raises(BadModel, match="no token ends an answer"):
         apart(made, "llava", stop=())
     case = CASES["llava"]
-    half: Any = tiny_processor.processor("llava", case.images(**case.arguments), vocabulary=64)
+    half: Any = tiny_processor.processor("llava", form("llava"), case.images(**case.arguments), vocabulary=64)
     with pytest.raises(BadModel, match=r"cannot prepare 1 image\(s\) of 24x24 .*correct processor_config.json"):
         apart(half, "llava")
 
@@ -97,7 +98,7 @@ def test_an_image_token_that_a_user_could_type() -> None:
     tokens.add_tokens(["<image>"])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokens, bos_token="<s>", eos_token="</s>")
     images = case.images(**case.arguments)
-    made: Any = load_processor.build("llava", images, tokenizer, chat_template=tiny_processor.WORDS, **case.options)
+    made: Any = load_processor.build("llava", images, tokenizer, chat_template=TEMPLATE, **case.options)
     with pytest.raises(BadModel, match='must be a special token .*set "special": true'):
         apart(made, "llava")
 

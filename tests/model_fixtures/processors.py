@@ -17,8 +17,12 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
+from secateur import families, plugins
 from secateur.checkpoints import tiny_processor
 from secateur.checkpoints.chat_template import ChatTemplate, conversation
+from secateur.checkpoints.tiny_processor import Form
+from secateur.families.base import Family
+from secateur.vision.preprocessing import square_view
 
 PINPOINTS = [[24, 48], [48, 24], [48, 48]]
 QWEN = {"patch_size": 4, "merge_size": 2, "size": {"shortest_edge": 64, "longest_edge": 4096}}
@@ -70,14 +74,29 @@ CASES = {
 }
 
 
+def of(family: str) -> type[Family]:
+    found: type[Family] = plugins.load(families, family, "model family").Family
+    return found
+
+
+SUPPORTED = {name: steps for family in plugins.names(families) for name, steps in of(family).image_processors.items()}
+"""All image processors of all families."""
+SEVERAL = {"LlavaOnevisionImageProcessor": square_view}
+"""Of several images in a prompt."""
+
+
+def form(family: str) -> Form:
+    return of(family).form
+
+
 @cache
 def processor(family: str, tokens: str | None = None) -> Any:
     case = CASES[family]
-    return tiny_processor.processor(family, case.images(**case.arguments), tokens=tokens, **case.options)
+    return tiny_processor.processor(family, form(family), case.images(**case.arguments), tokens=tokens, **case.options)
 
 
 def apart(made: Any, family: str, **changes: Any) -> ChatTemplate:
-    has_template = tiny_processor.FORMS[family].template is not None
+    has_template = form(family).template is not None
     arguments = {"size": CASES[family].size, "stop": (made.tokenizer.eos_token_id,), "has_template": has_template}
     return conversation(made, made.image_token_id, **{**arguments, **changes})
 
@@ -92,7 +111,7 @@ def answer(text: str) -> dict[str, Any]:
 
 def whole(made: Any, family: str, messages: list[dict[str, Any]], images: int = 1) -> list[int]:
     """Ids of a conversation in transformers' own way."""
-    if tiny_processor.FORMS[family].template is None:
+    if form(family).template is None:
         text = made.image_token * images + messages[0]["content"][-1]["text"]
     else:
         text = made.apply_chat_template(messages, add_generation_prompt=True)

@@ -18,6 +18,7 @@ from secateur.bundle.preprocess import Size
 from secateur.errors import BadModel
 from secateur.runtime.preprocess import pixel_values, whole_image
 from secateur.vision.preprocessing import preprocess
+from tests.model_fixtures.processors import SUPPORTED
 
 Pixels = NDArray[np.float32]
 SIZES = [(1, 1), (1, 4000), (4000, 1), (33, 97)]
@@ -62,7 +63,7 @@ QWEN = {
 def test_qwen(name: str, bucket: Size, size: Size) -> None:
     processor = QWEN[name]
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8))
-    steps = preprocess(processor, bucket)
+    steps = preprocess(processor, SUPPORTED, bucket)
     assert steps.pixels == (3, *bucket)
     rows, grid = patches(pixel_values(image, steps)[0], processor.patch_size, processor.merge_size, 2)
     theirs = processor(whole_image(image, steps), return_tensors="np")
@@ -80,10 +81,10 @@ def test_qwen_takes_the_sizes_that_it_keeps(height: int, width: int) -> None:
         return max(size) <= 200 * min(size) and smart_resize(*size, 8, 256, 4096) == size
 
     if keeps((height, width)):
-        assert preprocess(QWEN["small"], (height, width)).pixels == (3, height, width)
+        assert preprocess(QWEN["small"], SUPPORTED, (height, width)).pixels == (3, height, width)
         return
     with pytest.raises(BadModel, match=f"image size {width}x{height} is not one that the model keeps: .*of 8") as told:
-        preprocess(QWEN["small"], (height, width))
+        preprocess(QWEN["small"], SUPPORTED, (height, width))
     named = re.findall(r"\d+x\d+", str(told.value).partition("nearest")[2])
     assert all(keeps((int(h), int(w))) for w, h in (size.split("x") for size in named))
     assert named
@@ -93,10 +94,10 @@ def test_qwen_names_the_nearest_sizes() -> None:
     with pytest.raises(
         BadModel, match="450x450 is .* multiples of 28, of 3136 to 1003520 .* nearest: 448x448, 476x448$"
     ):
-        preprocess(QWEN["qwen2_vl"], (450, 450))
+        preprocess(QWEN["qwen2_vl"], SUPPORTED, (450, 450))
     with pytest.raises(BadModel, match="2016x2016 is .* nearest: 1008x980, 980x1008$"):
-        preprocess(QWEN["qwen2_vl"], (2016, 2016))
+        preprocess(QWEN["qwen2_vl"], SUPPORTED, (2016, 2016))
     anything = Qwen2VLImageProcessorPil(do_resize=False)
-    assert preprocess(anything, (2016, 2016)).pixels == (3, 2016, 2016)
+    assert preprocess(anything, SUPPORTED, (2016, 2016)).pixels == (3, 2016, 2016)
     with pytest.raises(BadModel, match="56x20 is .* multiples of 28; the nearest: 56x28$"):
-        preprocess(anything, (20, 56))
+        preprocess(anything, SUPPORTED, (20, 56))

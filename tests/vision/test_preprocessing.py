@@ -35,6 +35,7 @@ from secateur.demo import model_directory
 from secateur.runtime.image import load_image
 from secateur.runtime.preprocess import pixel_values, whole_image
 from secateur.vision.preprocessing import preprocess
+from tests.model_fixtures.processors import SEVERAL, SUPPORTED
 
 Pixels = NDArray[np.float32]
 SIZES = [(1, 1), (1, 4000), (4000, 1), (33, 97)]
@@ -136,7 +137,7 @@ TILED = {
 
 def ours(case: Case, image: Image.Image, bucket: Size, fit: str | None = None) -> tuple[Pixels, Pixels]:
     """Our pixel values of `image` and theirs of its canvas."""
-    steps = preprocess(case.processor, bucket, fit)
+    steps = preprocess(case.processor, SUPPORTED, bucket, fit)
     image = load_image(image)
     canvas = whole_image(image, steps) if steps.canvas else image
     return checked(image, steps), case.run(case.processor, canvas)
@@ -200,7 +201,7 @@ def test_kinds_of_image(kind: str) -> None:
     for name, bucket in (("clip", (48, 48)), ("paligemma", (48, 48)), ("llava, padded", (40, 44))):
         case = FIXED[name]
         np.testing.assert_array_equal(
-            checked(load_image(given), preprocess(case.processor, bucket)), case.run(case.processor, same)
+            checked(load_image(given), preprocess(case.processor, SUPPORTED, bucket)), case.run(case.processor, same)
         )
     for name in ("llava_next", "idefics3"):
         np.testing.assert_array_equal(*ours(TILED[name], given, (56, 84)))
@@ -208,7 +209,7 @@ def test_kinds_of_image(kind: str) -> None:
 
 def test_one_of_several_images_of_onevision_is_padded_to_a_square() -> None:
     case = TILED["llava_onevision"]
-    steps = preprocess(case.processor, (56, 84), images=2)
+    steps = preprocess(case.processor, SEVERAL, (56, 84))
     for size in [(33, 97), (97, 33), (1, 60), (64, 64)]:
         pair = [noise(size), noise(size, 1)]
         theirs = case.processor([pair], return_tensors="np")["pixel_values"]
@@ -220,8 +221,8 @@ def test_settings_that_the_processor_passes_count() -> None:
     inner: Any = GotOcr2ImageProcessorPil(size={"height": 28, "width": 28}, image_mean=MEAN)
     outer = SimpleNamespace(image_processor=inner, images_kwargs={"crop_to_patches": True})
     image = noise((30, 60))
-    assert len(preprocess(inner, (28, 56)).tiles) == 1
-    steps = preprocess(outer, (28, 56))
+    assert len(preprocess(inner, SUPPORTED, (28, 56)).tiles) == 1
+    steps = preprocess(outer, SUPPORTED, (28, 56))
     theirs = inner(whole_image(image, steps), crop_to_patches=True, return_tensors="np")["pixel_values"]
     np.testing.assert_array_equal(checked(image, steps)[0], theirs)
     assert len(steps.tiles) == 3
@@ -231,7 +232,7 @@ def test_settings_that_the_processor_passes_count() -> None:
 def test_an_image_of_the_bucket_s_size_is_the_canvas(fit: str) -> None:
     image = noise((30, 85))
     for case in TILED.values():
-        steps = preprocess(case.processor, image.size[::-1], fit)
+        steps = preprocess(case.processor, SUPPORTED, image.size[::-1], fit)
         np.testing.assert_array_equal(checked(image, steps), case.run(case.processor, image))
 
 
@@ -239,7 +240,7 @@ def test_an_image_of_the_bucket_s_size_is_the_canvas(fit: str) -> None:
 def test_a_fixed_size_may_be_fitted_too(fit: str) -> None:
     """The processor then has nothing left to crop."""
     processor, image = FIXED["clip"].processor, noise((33, 97))
-    steps = preprocess(processor, (48, 48), fit)
+    steps = preprocess(processor, SUPPORTED, (48, 48), fit)
     assert steps.fit == fit and steps.pixels == (3, 48, 48)
     assert steps.fill == tuple(int(255 * value) for value in MEAN)
     bare = Preprocess(None, "bicubic", None, None, None, None, fit, (48, 48), steps.fill)
@@ -250,14 +251,14 @@ def test_a_fixed_size_may_be_padded_to_a_square() -> None:
     edge = {"height": 48, "width": 48}
     padded = LlavaImageProcessorPil(size=edge, crop_size=edge, do_pad=True)
     for size in SIZES:
-        steps = preprocess(CLIPImageProcessorPil(size=edge, crop_size=edge), (48, 48), "square")
+        steps = preprocess(CLIPImageProcessorPil(size=edge, crop_size=edge), SUPPORTED, (48, 48), "square")
         np.testing.assert_array_equal(checked(noise(size), steps), plain(padded, noise(size)))
 
 
 def test_the_demo_sees_what_it_always_saw() -> None:
     processor = AutoImageProcessor.from_pretrained(model_directory(), backend="pil")
     mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-    steps = preprocess(processor, (96, 96))
+    steps = preprocess(processor, SUPPORTED, (96, 96))
     assert steps == Preprocess((96,), "bicubic", (96, 96), 1 / 255, mean, std)
     for size in [(50, 80), (96, 96), (200, 150)]:
         np.testing.assert_array_equal(checked(noise(size), steps), plain(processor, noise(size)))
@@ -265,14 +266,14 @@ def test_the_demo_sees_what_it_always_saw() -> None:
 
 def test_one_number_stands_for_three_channels() -> None:
     processor = SiglipImageProcessorPil(size={"height": 8, "width": 8}, image_mean=0.5, image_std=0.25)
-    steps = preprocess(processor, (8, 8))
+    steps = preprocess(processor, SUPPORTED, (8, 8))
     assert steps.mean == (0.5, 0.5, 0.5) and steps.std == (0.25, 0.25, 0.25)
     np.testing.assert_array_equal(checked(noise((9, 9)), steps), plain(processor, noise((9, 9))))
 
 
 def test_steps_that_are_switched_off() -> None:
     processor = SiglipImageProcessorPil(size={"height": 8, "width": 8}, do_rescale=False, do_normalize=False)
-    steps = preprocess(processor, (8, 8))
+    steps = preprocess(processor, SUPPORTED, (8, 8))
     assert (steps.rescale, steps.mean, steps.std) == (None, None, None)
     np.testing.assert_array_equal(checked(noise((9, 9)), steps), plain(processor, noise((9, 9))))
 
@@ -293,7 +294,7 @@ def test_steps_that_are_switched_off() -> None:
     ids=["llava_next", "llava_onevision", "internvl", "idefics3"],
 )
 def test_sizes_of_real_checkpoints(processor: Any, bucket: Size, tiles: int, edge: int) -> None:
-    steps, image = preprocess(processor, bucket), noise((300, 700))
+    steps, image = preprocess(processor, SUPPORTED, bucket), noise((300, 700))
     assert steps.pixels == (tiles, 3, edge, edge)
     theirs = np.asarray(processor(whole_image(image, steps), return_tensors="np")["pixel_values"])
     np.testing.assert_array_equal(pixel_values(image, steps), theirs.reshape(1, tiles, 3, edge, edge))

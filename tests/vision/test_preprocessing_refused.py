@@ -19,6 +19,7 @@ from transformers import (
 from secateur.bundle.preprocess import Size
 from secateur.errors import BadModel
 from secateur.vision.preprocessing import preprocess
+from tests.model_fixtures.processors import SEVERAL, SUPPORTED
 
 
 class PixtralImageProcessor(CLIPImageProcessorPil):
@@ -59,10 +60,10 @@ class PixtralImageProcessor(CLIPImageProcessorPil):
 )
 def test_what_is_refused(processor: Any, bucket: Size, fit: str | None, message: str) -> None:
     with pytest.raises(BadModel, match=message) as told:
-        preprocess(processor, bucket, fit)
+        preprocess(processor, SUPPORTED, bucket, fit)
     assert "\n" not in str(told.value)
 
 
 def test_several_images_of_onevision_are_not_fitted() -> None:
     with pytest.raises(BadModel, match="padded to squares by this model, not fitted by 'crop'"):
-        preprocess(LlavaOnevisionImageProcessorPil(), (384, 384), "crop", images=2)
+        preprocess(LlavaOnevisionImageProcessorPil(), SEVERAL, (384, 384), "crop")
