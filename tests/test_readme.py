@@ -25,7 +25,7 @@ COMMANDS = [
 SNIPPETS = re.findall(r"```python\n(.*?)```", TEXT, re.S)
 MAKE = [c for c in COMMANDS if c.startswith("make ")]
 EXPORT = "python export.py --method btp"
-SLOW = [c for c in COMMANDS if "demo-all" in c or "evaluation.speed" in c or "tensorrt" in c]
+SLOW = [c for c in COMMANDS if "demo-all" in c or "prefill_speed" in c or "tensorrt" in c]
 QUICK = [c for c in COMMANDS if c not in (*MAKE, *SLOW, EXPORT)]
 
 

@@ -81,7 +81,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from secateur.bundle.atomic import write_text
     from secateur.errors import InputError
     from secateur.evaluation import batching, tasks
-    from secateur.evaluation.gates import no_pictures
+    from secateur.evaluation.gate_pictures import no_pictures
     from secateur.evaluation.run import EvaluationSettings, chosen, evaluate
     from secateur.evaluation.tasks.base import Source, Task
     from secateur.runtime import Bundle, Pipeline

@@ -9,6 +9,7 @@ One image a question, as the bundles take it. lmms-eval is no dependency of Seca
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +19,6 @@ from PIL import Image
 
 from secateur.errors import InputError
 from secateur.runtime import Pipeline
-from secateur.terminal.progress_bars import bars
 
 MAX_NEW_TOKENS = 64
 PLACEHOLDER = "<image>"
@@ -61,13 +61,13 @@ class Secateur(lmms):  # type: ignore[misc]
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         """Answers in the order of the requests; neighbours with equal options share batches."""
         answers: list[str] = []
-        with bars() as show:
-            for _, group in itertools.groupby((request.args for request in requests), key=lambda a: repr(a[1])):
-                same = list(group)
-                for start in range(0, len(same), self.batch_size):
-                    part = same[start : start + self.batch_size]
-                    answers += self._batch(part)
-                    show("questions", "", len(answers), len(requests))
+        for _, group in itertools.groupby((request.args for request in requests), key=lambda a: repr(a[1])):
+            same = list(group)
+            for start in range(0, len(same), self.batch_size):
+                answers += self._batch(same[start : start + self.batch_size])
+                if sys.stderr.isatty():
+                    end = "\n" if len(answers) == len(requests) else "\r"
+                    print(f"questions {len(answers)}/{len(requests)}", end=end, file=sys.stderr, flush=True)
         return answers
 
     def _batch(self, part: Sequence[tuple[Any, ...]]) -> list[str]:

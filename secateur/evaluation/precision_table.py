@@ -1,15 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Accuracy of one model in several precisions, pruned and not: the same questions to every schedule of each bundle.
+"""Accuracy of one model in several precisions: the same questions to every schedule of each bundle.
 
-python -m secateur.evaluation.precision_table build/demo-fp32 build/demo-fp16 build/demo-int4 --questions 600
-
-The first bundle is what the others are compared with. Prints Markdown.
+The other bundles are compared with the first one.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,18 +15,15 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from secateur import plugins
 from secateur.bundle.reader import Bundle
-from secateur.cli import one_line
 from secateur.errors import BadBundle, InputError
-from secateur.evaluation import batching, tasks
+from secateur.evaluation import batching
 from secateur.evaluation.compare import mcnemar
 from secateur.evaluation.results import McNemar
 from secateur.evaluation.retention import Interval, retention
-from secateur.evaluation.tasks.base import Source, Task
+from secateur.evaluation.tasks.base import Task
 from secateur.progress import Progress, silent
 from secateur.runtime import Pipeline
-from secateur.terminal.progress_bars import bars
 
 
 @dataclass(frozen=True)
@@ -142,24 +135,3 @@ def _shown(cell: Cell) -> str:
     low, high = cell.interval
     text = f"{100 * cell.score:.1f} ({100 * low:.1f} to {100 * high:.1f})"
     return text if cell.compared is None else f"{text} -{cell.compared.only_full} +{cell.compared.only_this}"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("bundles", type=Path, nargs="+")
-    parser.add_argument("--task", default="demo", help="demo, or a task with --data (default: demo)")
-    parser.add_argument("--data", type=Path, help="questions of the task, as for `secateur eval`")
-    parser.add_argument("--images", type=Path, help="folder of the images")
-    parser.add_argument("--questions", type=int, help="how many (default: all; demo: 600)")
-    parser.add_argument("--batch", type=int, default=batching.BATCH, help="questions answered together (default: 25)")
-    arguments = parser.parse_args()
-    source = Source(arguments.data, None, arguments.images, arguments.questions, 0)
-    task: Task = plugins.load(tasks, arguments.task, "task").Task(source)
-    bundles = [Bundle.load(path) for path in arguments.bundles]
-    with bars() as show:
-        lines = table(bundles, task, arguments.batch, show)
-    print(markdown(lines))
-
-
-if __name__ == "__main__":
-    sys.exit(one_line(main))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from secateur.evaluation import notes as words
 from secateur.evaluation.controls import CONTROLS
-from secateur.evaluation.gates import shown_gates
+from secateur.evaluation.gate_pictures import shown_gates
 from secateur.evaluation.report import formats
 from secateur.evaluation.report.bars import bars
 from secateur.evaluation.report.budgets import best, budgets

@@ -12,7 +12,7 @@ from itertools import groupby
 from markupsafe import Markup
 from PIL import Image
 
-from secateur.evaluation.gates import SHOWN, place, shown_gates
+from secateur.evaluation.gate_pictures import SHOWN, place, shown_gates
 from secateur.evaluation.report.series import Series
 from secateur.evaluation.results import Answered, Evaluation, Overlay, ScheduleResult
 

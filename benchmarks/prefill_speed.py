@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prefill time against FLOPs: one graph, the chain without gates, and the pruned chain, in turn in one process.
+"""Compare prefill time with FLOPs: one graph, the chain without gates and the pruned chain, alternating in one process.
 
-    python -m secateur.evaluation.speed --rounds 30
+    python benchmarks/prefill_speed.py --rounds 30
 
-The model is LLaVA-shaped with random weights: time does not depend on their values.
+The model has the shape of LLaVA and random weights: time does not depend on their values.
 """
 
 from __future__ import annotations

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.prefill_speed import decoder_flops, main, rows_per_layer
 from secateur.bundle.layout import Dimensions
 from secateur.cli import one_line
-from secateur.evaluation.speed import decoder_flops, main, rows_per_layer
 from secateur.runtime import Pipeline
 
 

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Draw what each gate keeps: the image, then one panel per gate with dropped patches dimmed (at most three gates).
+
+secateur overlay build/demo-btp --image scene.png --prompt "..." --out kept.png
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from secateur.errors import InputError
+
+HELP = "draw which patches each gate keeps"
+
+
+def add_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> None:
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--image", required=True, help="image file")
+    parser.add_argument("--prompt", required=True, help="question about the image")
+    parser.add_argument("--schedule", help="schedule of the bundle (default: its only one besides 'full')")
+    parser.add_argument("--out", type=Path, required=True, help="image file to write, such as kept.png")
+
+
+def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    from PIL import Image
+
+    from secateur.evaluation.gate_pictures import no_grid, overlay, place
+    from secateur.runtime import Pipeline
+    from secateur.runtime.image import load_image
+    from secateur.runtime.preprocess import whole_image
+
+    if arguments.out.suffix.lower() not in Image.registered_extensions():
+        raise InputError(f"--out {arguments.out} is no picture; give a file such as kept.png")
+    with Pipeline.load(arguments.bundle) as vlm:
+        bundle = vlm.bundle
+        if reason := next((why for each in bundle.manifest.buckets if (why := no_grid(each.layout))), None):
+            raise InputError(f"there is no picture to draw: {reason}")
+        answer = vlm.ask(arguments.image, arguments.prompt, schedule=arguments.schedule)
+    number = vlm.image_sizes.index(answer.receipt.image_size)
+    seen = whole_image(load_image(arguments.image), bundle.steps[number])
+    places = [place(gate.kind, gate.layer) for gate in answer.receipt.gates]
+    overlay(seen, bundle.manifest.buckets[number].layout.grid, answer.kept, places).save(arguments.out)
+    return {"prompt": arguments.prompt, "text": answer.text, "out": str(arguments.out)}
+
+
+def show(result: dict[str, Any], console: Console) -> None:
+    console.print(f"{result['prompt']} {result['text']}; wrote {result['out']}", markup=False, soft_wrap=True)

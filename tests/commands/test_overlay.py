@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from secateur.demo.scenes import samples
+from tests.commands.calling import call, refused
+
+
+@pytest.mark.parametrize("name", ["kept", "kept.xyz"])
+def test_an_output_that_is_no_image_file_is_refused_first(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = refused(capsys, "overlay", tmp_path / "no-bundle", "--image", "a.png", "--prompt", "?", "--out", name)
+    assert said == f"secateur: error: --out {name} is no picture; give a file such as kept.png"
+
+
+def test_the_picture_is_written(
+    demo_bundle: tuple[Path, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (sample,) = samples("test", 1, 1)
+    image, out = tmp_path / "scene.png", tmp_path / "kept.png"
+    sample.image.save(image)
+    words = ("overlay", demo_bundle[0], "--image", image, "--prompt", sample.question, "--out", out)
+    code, text, _ = call(capsys, *words, "--json")
+    result = json.loads(text)
+    assert code == 0 and result["prompt"] == sample.question and result["out"] == str(out)
+    with Image.open(out) as drawn:
+        assert drawn.width > drawn.height
+    assert call(capsys, *words)[1] == f"{sample.question} {result['text']}; wrote {out}\n"
