@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a transformers processor makes of a chat, taken apart for a device that has no transformers.
+"""The prompt of a transformers processor in parts, for a device without transformers.
 
 The chat template is rendered with the images in the first turn, and the processor itself expands them, so markers
-around images, between tiles and behind lines come from transformers' own code.
+around images, between tiles and after lines come from transformers' own code.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from secateur.checkpoints.weights import first_line
 from secateur.errors import BadModel
 from secateur.runtime.tokenizer import Tokenizer
 
-# Words that no template and no system prompt has.
+# Placeholders that occur in no template and no system prompt.
 QUESTION, ANSWER, FURTHER = "FIRSTQUESTION", "FIRSTANSWER", "NEXTQUESTION"
 Message = dict[str, Any]
 
@@ -29,7 +29,7 @@ class ChatTemplate:
     """The prompt of a model for one image size and number of images.
 
     head_ids  all ids up to the last image token; each vision row is one image token
-    prompt    what a device needs to go on from there
+    prompt    what a device needs to encode the rest
     """
 
     prompt: Prompt
@@ -45,7 +45,7 @@ def conversation(
     system: str = "",
     has_template: bool = True,
 ) -> ChatTemplate:
-    """Take a processor's prompt apart.
+    """Split a processor's prompt into parts.
 
     Args:
         image_id: the model's image token.
@@ -67,12 +67,14 @@ def conversation(
         raise BadModel("this model family has no chat template, so it takes no system prompt; leave it out")
     else:
         opening, further = marker * images + QUESTION, None
-    ids, behind = _expanded(processor, opening, size, images)
+    ids, rest = _expanded(processor, opening, size, images)
     head = ids[: len(ids) - ids[::-1].index(image_id)]
     pad = tokenizer.pad_token_id
-    prompt = Prompt(_around(behind, QUESTION), further, stop, stop[0] if pad is None else pad)
+    prompt = Prompt(_around(rest, QUESTION), further, stop, stop[0] if pad is None else pad)
     if [*head, *Tokenizer(prompt, tokenizer.backend_tokenizer).first(QUESTION)] != ids:
-        raise BadModel(f"the tokenizer does not part a prompt at '{marker}'; a device could not encode questions alone")
+        raise BadModel(
+            f"the tokenizer does not split a prompt at '{marker}'; a device could not encode questions alone"
+        )
     return ChatTemplate(prompt, tuple(head))
 
 
@@ -120,7 +122,7 @@ def _check_marker(tokenizer: PreTrainedTokenizerBase, marker: str, image_id: int
     added = tokenizer.added_tokens_decoder.get(image_id)
     if added is None or not added.special or added.rstrip:
         raise BadModel(
-            f"the image token '{marker}' must be a special token that keeps the space behind it; "
+            f"the image token '{marker}' must be a special token that keeps the space after it; "
             'set "special": true and "rstrip": false for it in tokenizer.json'
         )
 
@@ -144,11 +146,11 @@ def _check_system(tokenizer: PreTrainedTokenizerBase, system: str) -> None:
         raise BadModel("the system prompt is not valid UTF-8; send it as UTF-8 text") from None
     special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
     if spelled := [word for word in (*special, QUESTION, ANSWER, FURTHER) if word in system]:
-        raise BadModel(f"the system prompt holds '{spelled[0]}', which would not stay text; leave it out")
+        raise BadModel(f"the system prompt holds '{spelled[0]}', which would become a special token; leave it out")
 
 
 def _rendered(processor: Any, marker: str, images: int, system: str) -> tuple[str, tuple[str, str]]:
-    """The chat up to the first answer, and the text around a further question behind an answer."""
+    """The chat up to the first answer, and the text around a follow-up question after an answer."""
     first = [_message("system", system)] if system.strip() else []
     first.append(_message("user", QUESTION, images))
     opening = _render(processor, first)
@@ -160,10 +162,10 @@ def _rendered(processor: Any, marker: str, images: int, system: str) -> tuple[st
         )
     if opening.count(QUESTION) != 1 or opening.index(QUESTION) < opening.rindex(marker):
         raise BadModel(
-            f"the chat template must show the question once, behind the last '{marker}'; correct chat_template.jinja"
+            f"the chat template must show the question once, after the last '{marker}'; correct chat_template.jinja"
         )
     if system.strip() not in opening.partition(marker)[0]:
-        raise BadModel("the chat template does not show a system prompt in front of the image; leave it out")
+        raise BadModel("the chat template does not show a system prompt before the image; leave it out")
     turns = [chat.find(text) for text in (QUESTION, ANSWER, FURTHER)]
     if -1 in turns or turns != sorted(turns) or any(chat.count(t) != 1 for t in (QUESTION, ANSWER, FURTHER)):
         raise BadModel("the chat template must show each turn once and in order; correct chat_template.jinja")
@@ -192,7 +194,7 @@ def _message(role: str, text: str, images: int = 0) -> Message:
 
 
 def _expanded(processor: Any, text: str, size: tuple[int, int], images: int) -> tuple[list[int], str]:
-    """Ids of a prompt, with the image tokens that the processor makes of blank images, and the text behind these."""
+    """Ids of a prompt, with the image tokens that the processor makes of blank images, and the text after these."""
     pictures = [[Image.new("RGB", (size[1], size[0]))] * images]
     bos, marker = processor.tokenizer.bos_token, processor.image_token
     try:

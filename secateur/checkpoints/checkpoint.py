@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A checkpoint directory as it lies on the disk: which file holds which weight of a model. Headers only are read."""
+"""The files of a checkpoint directory: which file holds which weight of a model. Only headers are read."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the files of a model lie: the demo, a folder, or a repository of the Hugging Face hub in the local cache."""
+"""Find the files of a model: the demo, a folder, or a repository of the Hugging Face hub in the local cache."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ LOGIN = "log in with `hf auth login` or set HF_TOKEN"
 
 @dataclass(frozen=True)
 class Found:
-    """The folder of a model, and the name under which it is found again: "demo", a folder, or org/name@commit."""
+    """The folder of a model, and the name that finds it again: "demo", a folder, or org/name@commit."""
 
     folder: Path
     name: str
@@ -116,7 +116,7 @@ def _here(source: str) -> Found:
 
 
 def _explain(problem: Exception, repository: str, revision: str | None) -> str:
-    """One line for what keeps a repository from being had."""
+    """Return one line on why a repository cannot be downloaded."""
     model = f"model '{repository}'" + (f", revision '{revision}'," if revision else "")
     cause = problem.__cause__ if isinstance(problem, LocalEntryNotFoundError) else None
     answer = cause if isinstance(cause, HfHubHTTPError) else problem

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A checkpoint's transformers processor, for still images only.
+"""Load the transformers processor of a checkpoint, for still images only.
 
 transformers builds the processors of families that also take videos (LLaVA-OneVision, Qwen-VL, InternVL, SmolVLM) only
 where torchvision is installed, and SmolVLM's only with num2words, which spells the number of frames. Neither is needed
@@ -23,7 +23,7 @@ from secateur.errors import BadModel
 
 
 class NoVideo(VideoProcessorMixin):
-    """Stands where a processor wants its video part; it takes no video."""
+    """Stand-in for the video part of a processor; it refuses videos."""
 
     num_frames = fps = None
 

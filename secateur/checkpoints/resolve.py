@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks of a checkpoint folder: what cannot be loaded is refused before a weight is read."""
+"""Checks of a checkpoint folder before any weight is read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PROCESSOR = (
     ("tokenizer.json", "tokenizer.model", "vocab.json"),
     ("preprocessor_config.json", "processor_config.json"),
 )
-"""Of each of these rows, one file at least belongs to every checkpoint."""
+"""A checkpoint has at least one file of each row."""
 
 
 def read_config(found: Found) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def check_config(found: Found, config: dict[str, Any], known: str) -> None:
 
 
 def check_files(found: Found) -> None:
-    """The weights are safetensors, and there is a tokenizer and an image processor."""
+    """Check that the weights are safetensors and that there are files of a tokenizer and an image processor."""
     folder, name = found.folder, found.name
     if not (folder / SINGLE).exists() and not (folder / INDEX).exists():
         repository = base_model(name)
@@ -74,7 +74,7 @@ def check_files(found: Found) -> None:
 
 
 def _conversion(folder: str) -> str:
-    """A command that writes safetensors beside the pickles in `folder`."""
+    """Return a command that writes safetensors next to the pickles in `folder`."""
     code = (
         "from transformers import AutoModelForImageTextToText as M; "
         f"M.from_pretrained({folder!r}, dtype='auto').save_pretrained({folder!r})"

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where each tensor of a safetensors file lies, and one of them at a time.
+"""Offsets of the tensors in a safetensors file, and reading one tensor at a time.
 
-A file is eight bytes with the length of the header, the header (JSON), and the tensors. Tensors are read with plain
-reads into memory of their own: pages of a mapped file would count as memory of the process.
+A file is eight bytes with the length of the header, the header (JSON), and the tensors. The safetensors library
+gives no byte offsets, and it maps the file, whose pages would count as memory of the process; so tensors are read with
+plain reads into memory of their own.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model from a checkpoint, its weights in memory, or in their files: read when a module runs, let go when it has run.
+"""Models whose weights stay in the files of a checkpoint: read before a module runs, freed after it has run.
 
 Parameters in files are on the meta device and know where they are stored, so shapes, dtypes, ties and casts work as
-ever; buffers are real. Every function here takes ordinary models as well.
+usual; buffers are in memory. Every function here takes ordinary models as well.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ HELD_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class Stored:
-    """Where a parameter lies, and the dtype in which transformers would hold it."""
+    """The place of a parameter in a file, and the dtype in which transformers would load it."""
 
     entry: Entry
     dtype: torch.dtype
@@ -152,7 +152,7 @@ def _hook(module: nn.Module) -> None:
 
 
 def _say_cpu(module: nn.Module) -> None:
-    """Let a module of transformers name the device it runs on: some send their inputs to that of their weights."""
+    """Report the CPU as the device of a transformers module: some move their inputs to the device of their weights."""
     if isinstance(module, PreTrainedModel):
         own = type(module)
         module.__class__ = type(own.__name__, (own,), {"__module__": own.__module__, "device": torch.device("cpu")})
@@ -180,7 +180,7 @@ def _place(model: PreTrainedModel, places: dict[str, Entry]) -> None:
 
 @contextmanager
 def meta_parameters() -> Iterator[None]:
-    """Within the block new parameters go to the meta device as modules register them; buffers are made as ever.
+    """Within the block new parameters go to the meta device as modules register them; buffers are made as usual.
 
     torch.device("meta") would leave out the buffers that no checkpoint holds, such as rotary frequencies.
     """

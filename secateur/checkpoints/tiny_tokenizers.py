@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small tokenizers of the kinds that the families' decoders have, trained in memory on a few lines.
+"""Small tokenizers of the usual kinds, trained in memory on a few lines.
 
 words     one id a word: tests can name ids
 bytes     byte-level BPE: GPT-2, Llama 3, Qwen, SmolLM
-pieces    SentencePiece BPE with a space in front of the text, unknown characters as bytes: Llama 2, Mistral
+pieces    SentencePiece BPE with a space before the text, unknown characters as bytes: Llama 2, Mistral
 bare      the same without that space: Gemma
-unigram   SentencePiece unigrams with a space in front of every part
+unigram   SentencePiece unigrams with a space before each word
 """
 
 from __future__ import annotations

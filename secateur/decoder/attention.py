@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run decoder layers of transformers with our mask, our cache and a look at the queries, without patching a model.
+"""Run decoder layers of transformers with our mask and cache, and record the queries, without patching a model.
 
 transformers lets a caller register an attention function (`AttentionInterface`) and passes unknown keyword arguments
-of a layer through to it. So a `Tap` travels as an argument, and nothing global remembers a run.
+of a layer on to it. So a `Tap` is passed as an argument, and a run has no global state.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ NAME = "secateur"
 
 @dataclass
 class Tap:
-    """What one run of some layers leaves behind, and how their attention is computed.
+    """Settings and results of one run of some layers: cached rows, new rows and queries.
 
     past        per layer index: keys and values [P, B, Hkv, dh] cached earlier, sequence first
     rows        per layer index: this run's keys and values [S, B, Hkv, dh]
@@ -136,7 +136,7 @@ def additive_mask(
 ) -> Tensor:
     """Additive mask [B, 1, rows, past + rows]: row r sees columns up to r + past that `attention_mask` calls valid.
 
-    With `bidirectional` it sees those behind it too: every call is a whole prompt, or one generated row.
+    With `bidirectional` it sees later columns too: each call is a whole prompt, or one generated row.
 
     The masked value is finite, so that a row without any valid column gives no NaN and fp16 does not overflow.
     """

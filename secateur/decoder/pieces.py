@@ -51,7 +51,7 @@ def dimensions(text: Any, vision_width: int, **further: Any) -> Dimensions:
 class Decoder:
     """The language model in pieces, as transformers' decoder-only classes name them.
 
-    bidirectional  the rows of a prompt see those behind them too
+    bidirectional  the rows of a prompt see later rows too
     """
 
     config: PreTrainedConfig

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a model family is: the pieces of a transformers model that become graphs, its prompt and its preprocessing.
+"""Base class of the model families: pieces of a transformers model, prompt and preprocessing.
 
 A family knows transformers modules, not methods. Its file is named after the checkpoint's `model_type`.
 """
@@ -33,18 +33,18 @@ from secateur.vision.preprocessing import StepsFunction, preprocess
 
 Size = tuple[int, int]
 STREAMED = 1 << 30
-"""Checkpoints of more bytes are read tensor by tensor when a module runs, and never held as a whole."""
+"""Checkpoints of more bytes are read tensor by tensor when a module runs; they are never in memory as a whole."""
 
 
 class Family(ABC):
-    """One loaded model, seen through one size and number of images: all that is exported is fixed by these.
+    """A loaded model for one size and number of images, which fix everything that is exported.
 
     model, processor  transformers' own
-    source            what the user called the model: "demo", a directory or a hub id
+    source            the model as the user named it: "demo", a directory or a hub id
     image_size        (height, width) of the canvas that an image is fitted to; None: the family's default
-    images            in the first turn of a conversation
-    system            what the system says first, if the chat template lets it
-    fit               how an image is brought onto the canvas, see runtime.preprocess; None: the family's default
+    images            number of images in the first turn of a conversation
+    system            system prompt, if the chat template has a place for it
+    fit               how an image is fitted to the canvas, see runtime.preprocess; None: the family's default
     """
 
     architecture: ClassVar[type[PreTrainedModel]]
@@ -90,7 +90,7 @@ class Family(ABC):
         return cls(model or load_weights(cls.architecture, path), load_processor.read(config.model_type, path), source)
 
     def at(self, image_size: Size | None = None, images: int = 1, system: str = "", fit: str | None = None) -> Family:
-        """The same model, weights shared, seen through another size and number of images."""
+        """Return the same model, weights shared, for another size and number of images."""
         other = copy.copy(self)
         for name in ("conversation", "preprocess", "layout", "identity"):
             other.__dict__.pop(name, None)
@@ -100,7 +100,7 @@ class Family(ABC):
     @classmethod
     @abstractmethod
     def tiny(cls, seed: int = 0) -> Family:
-        """A random model of four layers with a working processor, for tests; no file is read."""
+        """Make a random model of four layers with a working processor, for tests; no file is read."""
 
     @property
     @abstractmethod
@@ -118,7 +118,7 @@ class Family(ABC):
 
     @property
     def views(self) -> tuple[View, ...]:
-        """The views of one image, counted in its vision tokens; where they do not just follow one another: override."""
+        """The views of one image, counted in its vision tokens; override if they do not simply follow each other."""
         views, start = [], 0
         for rows, columns in self.grids:
             views.append(View(start, rows * columns, (rows, columns)))
@@ -163,7 +163,7 @@ class Family(ABC):
 
     @abstractmethod
     def inputs(self, input_ids: Tensor, pixel_values: NDArray[np.float32]) -> dict[str, Tensor]:
-        """What transformers' own `forward` and `generate` want for one prompt.
+        """Arguments of transformers' own `forward` and `generate` for one prompt.
 
         input_ids [1, S] with all image tokens, pixel_values [images, *pixels] as `preprocess` makes them.
         """
@@ -184,7 +184,7 @@ class Family(ABC):
 
     @cached_property
     def conversation(self) -> chat_template.ChatTemplate:
-        """The chat template, taken apart."""
+        """The parts of the chat template."""
         stop = self.model.generation_config.eos_token_id
         stop = self.tokenizer.eos_token_id if stop is None else stop
         return chat_template.conversation(
@@ -220,12 +220,12 @@ class Family(ABC):
         text = [token for token in ids if token != self.image_token_id]
         found = self.position_ids(torch.tensor([[*ids, self.prompt.pad]]))
         positions = () if found is None else tuple(tuple(axis[:-1]) for axis in found.tolist())
-        behind = len(ids) if found is None else int(found[0, -1])
-        return Layout(tuple(text), tuple(views), self.images, positions, behind, self.bucket)
+        question = len(ids) if found is None else int(found[0, -1])
+        return Layout(tuple(text), tuple(views), self.images, positions, question, self.bucket)
 
     @torch.inference_mode()
     def logits(self, input_ids: Sequence[int], pixel_values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits [V] fp32 of the last row, by the model's own forward pass: what segments must equal.
+        """Return the logits [V] fp32 of the last row by the model's own forward pass, the reference of the segments.
 
         input_ids holds all rows up to the question, and the question; pixel_values [images, *pixels].
         """

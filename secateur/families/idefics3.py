@@ -49,10 +49,10 @@ def form(*special: str, bos: str, pad: str) -> Form:
 
 
 class Family(base.Family):
-    """Idefics3, and the base of SmolVLM, which differs in the names of its classes only.
+    """Idefics3, and the base of SmolVLM, which differs only in class names and special tokens.
 
-    An image is cut into tiles, row by row, with the whole image, made smaller, as the last one. Every tile is a view:
-    text tokens that say where it comes from stand before it in the prompt.
+    An image is cut into tiles, row by row; the whole image, made smaller, is the last one. Each tile is a view, and
+    text tokens with its row and column come before it in the prompt.
     """
 
     architecture: ClassVar[type[PreTrainedModel]] = Idefics3ForConditionalGeneration
@@ -170,7 +170,7 @@ class Tower(VisionEncoder):
 def position_ids(tower: PreTrainedModel, edge: int) -> Tensor:
     """[1, N] int64: the position embedding of each patch of a whole tile, as transformers' own code finds them.
 
-    That code runs on embeddings of width one, so the model's weights may be anywhere, or nowhere.
+    That code runs on embeddings of width one, so the model's weights need not be in memory.
     """
     config: Any = copy.deepcopy(tower.config)
     config.hidden_size = 1

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """InternVL 2.5 to 3.5 as converted for transformers: InternViT, pixel shuffle, and a decoder of the Llama kind.
 
-An image is cut into tiles, row by row, and if there are several the whole image follows them. Every tile is a view of
-its own. Chen et al., "Expanding Performance Boundaries of Open-Source Multimodal Models", arXiv 2412.05271.
+An image is cut into tiles, row by row; if there are several, the whole image is added as the last one. Each tile is a
+view. Chen et al., "Expanding Performance Boundaries of Open-Source Multimodal Models", arXiv 2412.05271.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ class Family(base.Family):
         layer = self.model.config.vision_feature_layer
         if not isinstance(layer, int):
             raise BadModel(f"vision_feature_layer {layer} must be one layer; correct it in config.json")
-        feature_layers = () if layer == -1 else (layer,)  # transformers takes -1 behind the last norm
+        feature_layers = () if layer == -1 else (layer,)  # transformers takes layer -1 after the last norm
         encoder = VisionEncoder(self.model.model.vision_tower, feature_layers, 1, reads)
         return Tiles(PixelShuffle(encoder, self._patches, self._factor, reads))
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LLaVA-NeXT (1.6): LLaVA that sees an image whole and in tiles, on a canvas whose shape suits the image.
+"""LLaVA-NeXT (1.6): LLaVA with a view of the whole image and tiles of a canvas that suits the image's shape.
 
 Liu et al., "LLaVA-NeXT: Improved reasoning, OCR, and world knowledge", 2024.
 """
@@ -46,7 +46,7 @@ TEMPLATE = (
 
 
 class Family(base.Family):
-    """LLaVA-NeXT, and the base of LLaVA-OneVision: images of any size; the bucket fixes what is shown of them."""
+    """LLaVA-NeXT, and the base of LLaVA-OneVision: images of any size; the bucket fixes their tiles."""
 
     architecture: ClassVar[type[PreTrainedModel]] = LlavaNextForConditionalGeneration
     image_processors: ClassVar[Mapping[str, StepsFunction]] = {"LlavaNextImageProcessor": canvas_tiles}

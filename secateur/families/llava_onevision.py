@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """LLaVA-OneVision: SigLIP and Qwen2, tiles and newlines as in LLaVA-NeXT, on canvases of up to 6 x 6 tiles.
 
-Of a canvas with too many tiles transformers shrinks the joined grid behind the projector (anyres_max_9). A projector
-behind which rows are mixed leaves no place for a gate in front of it, so such a size is refused. Li et al.,
+If a canvas has too many tiles, transformers shrinks the joined grid after the projector (anyres_max_9). That mixes
+rows, so no gate could be placed before the projector, and such a size is refused. Li et al.,
 "LLaVA-OneVision: Easy Visual Task Transfer", arXiv 2408.03326.
 
 Several images in a prompt are shown whole, one tile each, whatever their size.
@@ -79,7 +79,7 @@ class Family(llava_next.Family):
             fit = [size for size in self.model.config.image_grid_pinpoints if not self._shrinks(self._arranged(size))]
             raise BadModel(
                 f"an image of {shown(self.bucket)} has more than the {self._most} tiles that this model shows in full, "
-                "and shrinking them behind the projector is not supported; "
+                "and shrinking them after the projector is not supported; "
                 f"use {shown(select_best_resolution(self.bucket, fit))}"
             )
         return arranged
@@ -100,5 +100,5 @@ class Family(llava_next.Family):
 
     @property
     def _most(self) -> int:
-        """Tiles that are shown in full: the number in anyres_max_9."""
+        """Highest number of tiles shown in full: the number in anyres_max_9."""
         return int(self.model.config.vision_aspect_ratio.removeprefix("anyres_max_"))

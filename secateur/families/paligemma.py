@@ -55,7 +55,7 @@ class Family(base.Family):
 
     @classmethod
     def random(cls, kind: type[GemmaConfig | Gemma2Config], seed: int = 0, **text: Any) -> base.Family:
-        """A small model of random weights; `text` are further settings of its decoder."""
+        """Make a small model of random weights; `text` are further settings of its decoder."""
         images = SiglipImageProcessorPil(size={"height": 24, "width": 24}, image_seq_length=36)
         processor: Any = tiny_processor.processor("paligemma", cls.form, images)
         sizes = tiny_model.sizes(processor) | {"num_key_value_heads": 1, "head_dim": 16}
@@ -120,11 +120,11 @@ class Family(base.Family):
         return int(self._tower.config.hidden_size // self._tower.config.num_attention_heads)
 
     def position_ids(self, input_ids: Tensor) -> Tensor:
-        """They count from 1."""
+        """Positions that count from 1."""
         return torch.arange(1, input_ids.shape[1] + 1)[None]
 
     def inputs(self, input_ids: Tensor, pixel_values: NDArray[np.float32]) -> dict[str, Tensor]:
-        """All rows are of the prompt: a type of 0 sees every other 0, what is generated gets 1."""
+        """Give each row of the prompt the type 0, which attends to all others of type 0; generated rows have type 1."""
         return {
             "input_ids": input_ids,
             "pixel_values": torch.from_numpy(pixel_values),

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Qwen3-VL: learned and rotary positions in the vision encoder, whose middle layers go to the first decoder layers.
+"""Qwen3-VL: learned and rotary positions in the vision encoder, and DeepStack planes.
 
-What a middle layer gives (a DeepStack plane) is merged like the features and added to the vision rows behind a decoder
-layer, so it is part of `vision` here and a gate drops its rows with the others. Bai et al., "Qwen3-VL Technical
-Report", arXiv 2511.21631; DeepStack is Meng et al., arXiv 2406.04334.
+A DeepStack plane is the output of a middle encoder layer. It is merged like the features and added to the vision rows
+after one of the first decoder layers, so it is an output of `vision`, and a gate drops its rows with the others.
+
+Bai et al., "Qwen3-VL Technical Report", arXiv 2511.21631; DeepStack is Meng et al., arXiv 2406.04334.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One image of a fixed size as LLaVA-NeXT shows it to its decoder: the whole, then its tiles joined, line by line.
+"""Vision tokens of an image of a fixed size in LLaVA-NeXT: the whole image, then its tiles joined line by line.
 
-The tiles are joined to one grid, the rows or columns that are mere padding are cut off, and behind each line stands a
-learned "newline". So a line runs through all tiles that stand side by side: each tile is a view, whose own lines are
-as far apart as the grid is wide. A newline belongs to the tile at the right end of its line.
+The tiles are joined to one grid, padding rows and columns are cut off, and a learned "newline" is added to the end of
+each line. The lines interleave the tiles row by row: each tile is a view, and the distance between two of its lines is
+the width of the grid. A newline belongs to the tile at the right end of its line.
 
-transformers puts newlines there behind the projector; here the row is there before, as zeros with a flag in a channel
-of its own, so that the projector works row by row and a gate may stand in front of it.
+transformers adds newlines after the projector. Here they are added before it, as zeros with a flag in an extra channel,
+so that the projector works row by row and a gate may be placed before it.
 
     features       [B, N, Dv + 1]  rows of the whole image, then the joined grid with its newlines; flag: last channel
     vision_tokens  [B, N, D]
@@ -48,7 +48,7 @@ class Arrangement:
 
 
 def arrangement(bucket: Size, pinpoints: Sequence[Sequence[int]], edge: int, side: int) -> Arrangement:
-    """How an image of height and width `bucket` is shown.
+    """Return the arrangement of an image of height and width `bucket`.
 
     Args:
         pinpoints: (height, width) of the canvases that the model may choose from.
@@ -92,7 +92,7 @@ def _tiles(joined: Tensor, start: int) -> Iterator[View]:
 
 
 def single(side: int) -> Arrangement:
-    """One tile and a newline behind it, a view of its own: an image among others in LLaVA-OneVision."""
+    """Return one tile and then a newline, each a view: one of several images in LLaVA-OneVision."""
     whole = View(0, side * side, (side, side))
     return Arrangement(1, (whole, View(whole.end, 1, (1, 1))), (*range(whole.end), -1))
 
@@ -111,13 +111,13 @@ class AnyRes(nn.Module):
         super().__init__()
         if any(name.startswith("patch_key") for name in reads):
             raise BadModel(
-                "this model puts a newline behind each line of patches, and a method that merges vision tokens by "
+                "this model puts a newline after each line of patches, and a method that merges vision tokens by "
                 "their keys would merge newlines with patches; use a method that selects, such as btp or fopru"
             )
         self.vision = Tiles(vision)
         width = vision.tower.config.hidden_size * max(1, len(vision.feature_layers))
-        behind = arranged.tiles * arranged.views[0].tokens
-        places = torch.tensor([behind if row < 0 else row for row in arranged.rows])
+        newline = arranged.tiles * arranged.views[0].tokens
+        places = torch.tensor([newline if row < 0 else row for row in arranged.rows])
         self.register_buffer("places", places, persistent=False)
         self.register_buffer("newline", F.one_hot(torch.tensor([[width]]), width + 1).float(), persistent=False)
 
@@ -147,5 +147,7 @@ class AnyResProjector(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """features [B, n, Dv + 1] -> vision_tokens [B, n, D]."""
-        newline = value(self.newline)  # transformers' module that owns it does not run here, so nobody else reads it in
+        newline = value(
+            self.newline
+        )  # transformers' module that owns it does not run here, so its hook does not read it
         return torch.where(features[..., -1:] > 0.5, newline, self.projector(features[..., :-1]))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A vision encoder that looks at a smaller image: fewer patches, and less work in the encoder too.
+"""A vision encoder on a smaller image: fewer patches, and less work in the encoder too.
 
 Everything that depends on the size is a constant: one matrix an axis resizes the pixels, and the position embeddings
 are those that transformers interpolates for that size.
@@ -74,7 +74,9 @@ class Downsampled(nn.Module):
         patches: Tensor = tower.embeddings.patch_embedding(pixels.to(next(tower.parameters()).dtype))
         rows = patches.flatten(2).transpose(1, 2)
         if self.class_tokens:
-            first = value(tower.embeddings.class_embedding)  # its module does not run here, so nobody else reads it in
+            first = value(
+                tower.embeddings.class_embedding
+            )  # its module does not run here, so its hook does not read it
             rows = torch.cat([first.expand(rows.shape[0], 1, -1), rows], dim=1)
         rows = rows + self.positions
         if hasattr(tower, "pre_layrnorm"):
@@ -89,7 +91,7 @@ class Downsampled(nn.Module):
 def resize_matrix(covered: int, size: int, edge: int) -> Tensor:
     """[size, edge] fp32: antialiased bicubic resizing of the first `covered` of `edge` pixels, as Pillow's.
 
-    Pixels behind the last whole patch are not seen by the full encoder either.
+    The full encoder does not see pixels after the last whole patch either.
     """
     eye = torch.eye(covered)[None, None]
     matrix = F.interpolate(eye, size=(size, covered), mode="bicubic", antialias=True)[0, 0]

@@ -101,7 +101,7 @@ class VisionEncoder(nn.Module):
         feature_layers: indices into transformers' hidden_states; several are joined along the width; none means the
             encoder's own output, which may be normalized once more.
         class_tokens: tokens before the patches: 1 for CLIP, 0 for SigLIP.
-        reads: scores to return behind the features, named as in `methods.base.Selector`.
+        reads: scores to return after the features, named as in `methods.base.Selector`.
 
     Raises:
         BadModel: a layer or a score that this encoder does not have.
@@ -143,7 +143,7 @@ class VisionEncoder(nn.Module):
 def score(kind: str, heads: Heads, first: int) -> Tensor:
     """One score of the patches, which start at token `first`; see `methods.base.Selector` for names and shapes.
 
-    The softmax runs over all tokens; the class token is sliced off behind it, without renormalization (FoPru,
+    The softmax runs over all tokens; the class token is sliced off after it, without renormalization (FoPru,
     arXiv 2411.14164). "received" is a sum over patches, not a mean: the ranking is the same and the numbers are of
     order one.
     """

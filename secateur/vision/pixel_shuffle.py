@@ -2,7 +2,7 @@
 """Pixel shuffle: a square of neighbouring patches becomes one vision token, its patches side by side.
 
 The token's row holds the patches in raster order of the square, so a projector that mixes them works row by row, and
-a gate may stand in front of it.
+a gate may be placed before it.
 """
 
 from __future__ import annotations

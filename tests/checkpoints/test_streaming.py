@@ -92,7 +92,7 @@ def test_the_encoder_of_a_smaller_image(pair: tuple[Family, Family]) -> None:
 
 @pytest.mark.parametrize("dtype", ["fp32", "fp16"])
 def test_every_graph_that_the_torch_backend_runs(pair: tuple[Family, Family], dtype: str) -> None:
-    """With gates in front of the decoder and within it."""
+    """With gates before the decoder and within it."""
     kind = target("cpu", dtype)
     made = chosen(pair[0])
     memory, files = copy.deepcopy(pair[0]), pair[1]

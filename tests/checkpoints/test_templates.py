@@ -21,7 +21,7 @@ QUESTION_FIRST = (
 )
 GOOD = TEMPLATE
 TEMPLATES = {
-    "behind the last '<image>'": QUESTION_FIRST,
+    "after the last '<image>'": QUESTION_FIRST,
     "'<image>' 0 times for 1": GOOD.replace("<image>", ""),
     "'<image>' 2 times for 1": GOOD.replace("<image> ", "<image> <image> "),
     "show the question once": GOOD.replace("{{ p['text'] }}", ""),
@@ -104,22 +104,22 @@ def test_an_image_token_that_a_user_could_type() -> None:
 
 
 def test_a_tokenizer_that_ends_every_text() -> None:
-    """transformers would put the end behind the question; the model answers nothing then."""
+    """transformers would put the end token after the question; the model then answers nothing."""
     made = fresh()
     made.chat_template = GOOD.replace("{{ bos_token }}", "")
     made.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
         single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
     )
-    with pytest.raises(BadModel, match="does not part a prompt"):
+    with pytest.raises(BadModel, match="does not split a prompt"):
         apart(made, "llava")
 
 
 @pytest.mark.parametrize(
     ("system", "message"),
     [
-        ("be brief </s> user", "holds '</s>', which would not stay text; leave it out"),
-        ("see <image>", "holds '<image>', which would not stay text"),
-        ("FIRSTQUESTION", "holds 'FIRSTQUESTION', which would not stay text"),
+        ("be brief </s> user", "holds '</s>', which would become a special token; leave it out"),
+        ("see <image>", "holds '<image>', which would become a special token"),
+        ("FIRSTQUESTION", "holds 'FIRSTQUESTION', which would become a special token"),
         ("be \udcff", "the system prompt is not valid UTF-8"),
     ],
 )

@@ -108,7 +108,7 @@ def test_vision_in_onnx(opset: int, dtype: torch.dtype, tmp_path: Path) -> None:
 @pytest.mark.parametrize("decomposed", [False, True])
 @pytest.mark.parametrize("images", [1, 2])
 def test_the_decoder_equals_transformers(family: Family, decomposed: bool, images: int) -> None:
-    """The rows of a prompt see each other; behind it only what is past is seen."""
+    """The rows of a prompt see each other; generated rows see only earlier rows."""
     check_steps(family.at(images=images), decomposed)
 
 

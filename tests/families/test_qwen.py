@@ -187,7 +187,7 @@ def chain(family: Any, prompt: Tensor, pixels: Tensor, steps: int) -> tuple[list
 
 @pytest.mark.parametrize("images", [1, 2])
 def test_the_pieces_equal_generate(qwen: Any, images: int) -> None:
-    """Text behind the images goes on at the largest position so far plus one, and so does every token made."""
+    """Text after the images starts at the largest position so far plus one, and so does each generated token."""
     family = qwen.at((40, 56), images)
     pixels = pixels_of(family, images, seed=images)
     span = [family.image_token_id] * 35

@@ -44,7 +44,7 @@ ONEVISION = {"num_image_tokens": 36, "vision_feature_select_strategy": "full"}
 SQUARE = {"size": {"shortest_edge": 24}, "crop_size": {"height": 24, "width": 24}}
 CASES = {
     "llava": Case(CLIPImageProcessorPil, SQUARE, CLIP, (24, 24), 36),
-    # Four tiles and the whole, each of 6 x 6, and a newline behind each of 12 lines.
+    # Four tiles and the whole, each of 6 x 6, and a newline after each of 12 lines.
     "llava_next": Case(
         LlavaNextImageProcessorPil, {**SQUARE, "image_grid_pinpoints": PINPOINTS}, CLIP, (48, 48), 5 * 36 + 12
     ),

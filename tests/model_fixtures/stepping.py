@@ -22,7 +22,7 @@ def question_ids(family: Family, question: str = "w1 w5 w9") -> list[int]:
 
 @torch.inference_mode()
 def check_steps(family: Family, decomposed: bool = False, steps: int = 4) -> None:
-    """Two segments over the prompt and over each generated row behind it give the logits of `generate`."""
+    """Two segments over the prompt and over each generated row after it give the logits of `generate`."""
     decoder, ids = family.decoder, torch.tensor([question_ids(family)])
     pixels = np.random.default_rng(0).normal(size=(family.images, *family.pixels)).astype(np.float32)
     expected: Any = family.model.generate(

@@ -81,7 +81,7 @@ def test_padding_is_cut_off_the_outer_tiles(family: Family, size: Size, tiles: l
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_every_tile_is_a_view(family: Family, size: Size) -> None:
-    """The rows of a view are patches of one tile, line by line, and the newlines behind them at the right end."""
+    """The rows of a view are patches of one tile, line by line, and the newlines after them at the right end."""
     seen = family.at(size)
     assert isinstance(seen, llava_next.Family)
     arranged = seen.arrangement

@@ -48,7 +48,7 @@ def test_the_full_grid_is_the_plain_encoder(family: Family) -> None:
 
 
 @pytest.mark.parametrize("head", [True, False])
-def test_pixels_behind_the_last_patch_stay_unseen(head: bool) -> None:
+def test_pixels_after_the_last_patch_are_not_seen(head: bool) -> None:
     family = siglip_family(image_size=27, head=head)
     pixels = pixels_of(family)
     other = pixels.clone()
@@ -88,7 +88,7 @@ def test_centres(rows: int, columns: int, data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("opset", [20, 23])
 def test_downsampled_in_onnx(clip: llava.Family, opset: int, tmp_path: Path) -> None:
-    """All that depends on the size is constant: no Resize, no layers behind the features."""
+    """All that depends on the size is constant: no Resize, no layers after the features."""
     module = clip.vision(grid=(3, 4))
     outputs = dict(zip(("features", "vision_index"), module(pixels_of(clip)), strict=True))
     found, _ = written(module, clip, outputs, opset, tmp_path)

@@ -131,7 +131,7 @@ def test_half_precision(demo: Family) -> None:
 
 @pytest.mark.parametrize("opset", [20, 23])
 def test_scores_are_a_small_side_branch(clip: llava.Family, opset: int, tmp_path: Path) -> None:
-    """Every layer's attention stays fused, and layers behind the features are not in the graph."""
+    """Every layer's attention stays fused, and layers after the features are not in the graph."""
     layers = 2  # of 3: the features come from the last but one
     pixels = pixels_of(clip)
     before, small = written(clip.vision(), clip, {"features": clip.vision()(pixels)}, opset, tmp_path / "plain")
