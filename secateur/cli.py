@@ -17,8 +17,9 @@ from typing import NoReturn
 
 from rich.console import Console
 
-from secateur import __version__, commands, plugins
+from secateur import commands, plugins
 from secateur.errors import InputError, SecateurError
+from secateur.version import __version__
 
 BASE = ("numpy", "PIL", "tokenizers", "onnxruntime", "rich", "jinja2", "markupsafe")
 """What every installation has, by the names of import; what else is missing comes with the extra `export`."""

@@ -7,17 +7,17 @@
     ├── BackendMissing            (2) the library behind a backend, or the tool behind a command, is not installed
     └── InputError (ValueError)   (2) wrong use or bad input
         ├── UnknownName           no method, model, backend or schedule of that name
-        ├── BadSchedule           a schedule that cannot be, or of another model
+        ├── BadSchedule           an invalid schedule, or one of another model
         ├── BadModel              a checkpoint that cannot be loaded or exported
         ├── BadBundle             a bundle that is damaged, foreign or unsafe
-        ├── BadEngine             plans that are damaged, or of another device or TensorRT
-        ├── BadMeasurement        a file of timings that is not one
+        ├── BadEngine             damaged plans, or plans of another device or TensorRT
+        ├── BadMeasurement        a file that holds no valid timings
         ├── Unparsable            a graph that a TensorRT version cannot take
-        ├── BadImage              a file that is no image
+        ├── BadImage              a file that is not an image
         ├── BadPrompt             a prompt that does not fit
         └── BadOutput             an output that exists, or cannot be written
 
-A message is one line: what is wrong, the value, the bound, the mend.
+A message is one line: what is wrong, the value, the bound, the fix.
 """
 
 from __future__ import annotations

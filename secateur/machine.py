@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
-from secateur import __version__
+from secateur.version import __version__
 
 
 def free_memory() -> int | None:

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long work says how far it is."""
+"""Progress callbacks of long work."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 Progress = Callable[[str, str, int, int], None]
-"""Told (stage, what is at work, steps done, steps in all)."""
+"""Progress callback; arguments: stage, current item, steps done, all steps."""
 
 
 def silent(stage: str, note: str, done: int, total: int) -> None:
-    """Nobody wants to know."""
+    """No-op callback."""

@@ -23,7 +23,7 @@ from xdist.scheduler import LoadScopeScheduling
 from secateur import families, methods, plugins
 from secateur.bundle.schedule import Schedule
 from secateur.calibration.samples import Sample
-from secateur.calibration.schedules import calibrate, measure
+from secateur.calibration.schedules import make_schedules
 from secateur.demo.scenes import samples
 from secateur.export.bundle import Exported, ExportPlan, export
 from secateur.export.targets import target
@@ -91,9 +91,8 @@ def method(name: str, **options: Any) -> Method:
 def schedules(family: Family, chosen: dict[str, Method], request: BudgetRequest) -> list[Schedule]:
     """A schedule of each of the methods, by name."""
     few = [Sample(s.image, "w1 w2 w3") for s in samples("calibration", 2, 0)]
-    wanted = frozenset[str]().union(*(method.statistics for method in chosen.values()))
-    statistics = measure(family, few, wanted)
-    return [replace(calibrate(method, family, statistics, request), name=name) for name, method in chosen.items()]
+    made = make_schedules(family, list(chosen.values()), [request], few)
+    return [replace(schedule, name=name) for name, schedule in zip(chosen, made, strict=True)]
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ from pathlib import Path
 from secateur.bundle.schedule import ENCODER_GATES, Array, Gate, Schedule, ViewGate
 from secateur.calibration.capture import alike, capture
 from secateur.calibration.samples import Sample
+from secateur.calibration.samples import samples as read_samples
 from secateur.errors import BadSchedule
 from secateur.families.base import Family
 from secateur.methods.base import Method
@@ -35,6 +36,42 @@ def measure(
     """Statistics of each size of view; see `capture`."""
     measured = capture(family, samples, wanted, seed, lambda done, total: progress("measure", "", done, total), work)
     return [replace(each, progress=lambda step, done, total: progress(step, "", done, total)) for each in measured]
+
+
+def make_schedules(
+    family: Family,
+    methods: Sequence[Method],
+    requests: Sequence[BudgetRequest],
+    samples: Path | Sequence[Sample] | None = None,
+    sample_count: int | None = None,
+    seed: int = 0,
+    progress: Progress = silent,
+    work: Path | None = None,
+) -> list[Schedule]:
+    """Return the schedule of each method for each request; methods with the same number of samples share one run.
+
+    samples       all samples to use, or where `samples.samples` reads them
+    sample_count  samples to read (None: as many as each method wants)
+    work          folder for the state that a killed run resumes from
+
+    Raises:
+        InputError: see `samples.samples`.
+        BadSchedule: see `calibrate`.
+    """
+    given = None if samples is None or isinstance(samples, Path) else samples
+    path = samples if isinstance(samples, Path) else None
+    fixed = sample_count if given is None else len(given)
+    counts = [method.samples if fixed is None else fixed for method in methods]
+    measured: dict[int, list[Statistics]] = {}
+    for count in sorted(set(counts)):
+        wanted = frozenset[str]().union(*(m.statistics for m, n in zip(methods, counts, strict=True) if n == count))
+        data = given or (read_samples(family.source, path, count, seed) if wanted else [])
+        measured[count] = measure(family, data, wanted, seed, progress, work)
+    return [
+        calibrate(method, family, measured[count], request)
+        for method, count in zip(methods, counts, strict=True)
+        for request in requests
+    ]
 
 
 def calibrate(method: Method, family: Family, statistics: Sequence[Statistics], request: BudgetRequest) -> Schedule:

@@ -31,17 +31,15 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from secateur.load_model import load
 
     sizes = len(arguments.image_size or (None,))
-    several = calibration_options.number(arguments) * sizes > 1
+    calibration = calibration_options.calibration(arguments)
+    several = calibration.count * sizes > 1
     if several and arguments.out and arguments.out.is_file():
         raise BadOutput(f"output {arguments.out} is a file, but several schedules need a folder; change --out")
     if not several and (known := arguments.out or (arguments.name and Path(f"{arguments.name}.json"))):
         check_schedule_free(known, arguments.force)
     family = load(arguments.model, revision=arguments.revision)
     with bars() as show:
-        made = [
-            calibration_options.make_schedules(arguments, seen, show)
-            for seen in calibration_options.families(arguments, family)
-        ]
+        made = [calibration.run(seen, show) for seen in calibration_options.families(arguments, family)]
     files: dict[Path, Schedule] = {}
     schedules = [schedule for each in made for schedule in each]
     for schedule in schedules:

@@ -13,16 +13,12 @@ import argparse
 import dataclasses
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 
 from secateur.terminal import calibration_options, tables
 from secateur.terminal.progress_bars import bars
-
-if TYPE_CHECKING:
-    from secateur.bundle.quantization import Quantization
-    from secateur.export.targets import Target
 
 HELP = "write a bundle of ONNX segments and gates"
 
@@ -54,37 +50,27 @@ def _add_quantization(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--accuracy-level", type=int, help="0 exact, 4 rounds activations to 8 bits (default: 0)")
 
 
-def _quantization(arguments: argparse.Namespace, kind: Target) -> Quantization | None:
-    from secateur.errors import InputError
-    from secateur.export.quantize import quantization
-
-    details = ("block_size", "symmetric", "accuracy_level")
-    if arguments.quantize is not None:
-        return quantization(arguments.quantize, kind, *(getattr(arguments, name) for name in details))
-    if given := [name for name in details if getattr(arguments, name) is not None]:
-        raise InputError(f"--{given[0].replace('_', '-')} changes nothing without --quantize; leave it out")
-    return None
-
-
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
+    from secateur.api import plan_bundle, quantize_weights
     from secateur.bundle.atomic import check_folder_free
     from secateur.bundle.reader import MANIFEST
     from secateur.bundle.schedule_file import read_schedule
     from secateur.errors import InputError
-    from secateur.export.bundle import ExportPlan, check_schedules, export, shareable
+    from secateur.export.bundle import export, shareable
     from secateur.export.targets import target
     from secateur.load_model import load
 
     start = time.perf_counter()
     kind = target(arguments.target, arguments.dtype)
-    integers = _quantization(arguments, kind)
+    details = (arguments.block_size, arguments.symmetric, arguments.accuracy_level)
+    integers = quantize_weights(arguments.quantize, kind, *details)
     schedules = [read_schedule(path) for path in arguments.schedule]
     calibrate = bool(arguments.method or not schedules)
     if not calibrate and (ignored := calibration_options.given(arguments)):
         raise InputError(
             f"{', '.join(ignored)} would be ignored: --schedule bundles as they are; add --method to calibrate"
         )
-    calibration_options.requests(arguments)
+    calibration = calibration_options.calibration(arguments)
     method = arguments.method or (schedules[0].method if schedules else calibration_options.METHOD)
     out = arguments.out or Path("build") / f"{Path(arguments.model.partition('@')[0]).name}-{method.replace(',', '-')}"
     check_folder_free(out, arguments.force, MANIFEST)
@@ -92,15 +78,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.share:
         shareable(arguments.share, family, kind)
     with bars() as show:
-        plans: list[ExportPlan] = []
+        # in fp32 for every target, so that a schedule does not depend on the target
         families = calibration_options.families(arguments, family)
-        known = [seen.identity for seen in families]
-        for seen in families:  # a schedule of no known model goes to the first, where it is refused
-            own = [s for s in schedules if s.model == seen.identity or (not plans and s.model not in known)]
-            check_schedules(seen, own)
-            if calibrate:  # in fp32 whatever the target, so that a schedule does not depend on it
-                own += calibration_options.make_schedules(arguments, seen, show)
-            plans.append(ExportPlan(seen, tuple(own)))
+        plans = plan_bundle(families, schedules, calibration if calibrate else None, show)
         family.to(kind.torch_dtype)
         exported = export(
             plans,

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from secateur import __version__
 from secateur.bundle.atomic import atomic_folder
 from secateur.bundle.layout import VISION, ModelIdentity
 from secateur.bundle.manifest import Bucket, Manifest, ScheduleRef
@@ -33,6 +32,7 @@ from secateur.families.base import Family
 from secateur.machine import package_version
 from secateur.progress import Progress, silent
 from secateur.selection.budget import budget
+from secateur.version import __version__
 
 PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime")
 PLACING = ("secateur", "transformers")

@@ -6,7 +6,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from secateur import __version__
 from secateur.engines.trtexec import TRTEXEC
 from secateur.machine import machine
 from secateur.profiling.advice import advice
@@ -16,6 +15,7 @@ from secateur.profiling.results import ChainTimes, Failure, GraphTimes, Profilin
 from secateur.progress import Progress
 from secateur.runtime import Bundle, Pipeline
 from secateur.runtime.image import ImageLike
+from secateur.version import __version__
 
 
 def here(

@@ -12,15 +12,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from secateur.errors import BadSchedule, InputError
-from secateur.progress import Progress
+from secateur.errors import InputError
 
 if TYPE_CHECKING:
+    from secateur.api import Calibration
     from secateur.bundle.schedule import Schedule
     from secateur.families.base import Family
     from secateur.methods.base import Method
-    from secateur.selection.budget import BudgetRequest
-    from secateur.selection.statistics import Statistics
 
 METHOD = "btp"
 ALL = "all"
@@ -134,103 +132,36 @@ def sizes(text: str) -> tuple[tuple[int, int], ...]:
 
 
 def families(arguments: argparse.Namespace, family: Family) -> list[Family]:
-    """The model seen through each image size that the user asked for.
+    """Return the model for each image size of --image-size; see `api.at_sizes`."""
+    from secateur.api import at_sizes
 
-    Raises:
-        InputError: a size or the number of images is below 1, or a size is named twice.
-        BadModel: the model does not take a size, or its processor cannot be used.
-    """
-    from secateur.load_model import check_usable
-
-    if arguments.images < 1:
-        raise InputError(f"--images is {arguments.images}; it must be at least 1")
-    asked = arguments.image_size or (None,)
-    if len(set(asked)) < len(asked):
-        raise InputError("--image-size names a size twice")
-    for size in asked:
-        if size is not None and min(size) < 1:
-            raise InputError(f"--image-size {size[1]}x{size[0]} must be at least 1x1")
-    seen = [family.at(size, arguments.images, arguments.system, arguments.fit) for size in asked]
-    for each in seen:
-        check_usable(each)
-    return seen
+    return at_sizes(family, arguments.image_size or (None,), arguments.images, arguments.system, arguments.fit)
 
 
-def requests(arguments: argparse.Namespace) -> list[BudgetRequest]:
-    """One request per schedule that the budget options ask for."""
-    from secateur.selection.budget import BudgetRequest
-
-    if arguments.control < 0:
-        raise InputError(f"--control is {arguments.control}; it must be at least 0")
-    if not 0 <= arguments.seed < 2**32:
-        raise InputError(f"--seed is {arguments.seed}; it must be within 0 and {2**32 - 1}")
-    if arguments.keep is not None and arguments.compression is not None:
-        raise InputError("--keep and --compression both set the budget; give one of them")
-    several = len(method_classes(arguments.method)) > 1
-    if several and arguments.compression is None and arguments.keep is None:
-        raise InputError(f"--method {arguments.method} compares methods at one budget; add --compression or --keep")
-    compressions = arguments.compression or (None,)
-    if arguments.name in ("", "full"):
-        raise InputError(f"--name '{arguments.name}' cannot be used; 'full' is the schedule without gates")
-    if arguments.name and (several or len(compressions) > 1):
-        raise InputError(f"--name '{arguments.name}' names one schedule; give one method and one compression")
-    return [BudgetRequest(arguments.keep, compression, arguments.layers) for compression in compressions]
-
-
-def number(arguments: argparse.Namespace) -> int:
-    """How many schedules `make_schedules` makes."""
-    controls: int = arguments.control
-    return len(method_classes(arguments.method)) * len(requests(arguments)) * (1 + controls)
-
-
-def make_schedules(arguments: argparse.Namespace, family: Family, progress: Progress) -> list[Schedule]:
-    """Measure the model once and let each method make one schedule per request, with its control if asked."""
-    from secateur.calibration.schedules import calibrate
-    from secateur.methods.random import Method as Random
+def calibration(arguments: argparse.Namespace) -> Calibration:
+    """Return the calibration that the options describe; see `api.Calibration`."""
+    from secateur.api import Calibration, make_method
 
     classes = method_classes(arguments.method)
-    chosen = [
-        cls(**{n: getattr(arguments, n) for n in _fields(cls) if hasattr(arguments, n)}) for cls in classes.values()
-    ]
-    asked = requests(arguments)
-    statistics = _measure(arguments, family, chosen, progress)
-    made = [
-        calibrate(method, family, measured, request)
-        for method, measured in zip(chosen, statistics, strict=True)
-        for request in asked
-    ]
-    if arguments.name:
-        made = [dataclasses.replace(made[0], name=arguments.name)]
-    seeds = range(arguments.seed, arguments.seed + arguments.control)
-    made += [Random(seed=seed).like(schedule) for schedule in made for seed in seeds]
-    names = [schedule.name for schedule in made]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise BadSchedule(f"two schedules would be called '{twice}'; ask for compressions further apart")
-    return made
-
-
-def _measure(
-    arguments: argparse.Namespace,
-    family: Family,
-    chosen: list[Method],
-    progress: Progress,
-) -> list[list[Statistics]]:
-    """Statistics for each method. Those that ask for as many samples share a run; what they get is the same alone."""
-    from secateur.calibration.samples import samples
-    from secateur.calibration.schedules import measure
-
-    asked = arguments.sample_count
-    if asked is not None and asked < 1:
-        raise InputError(f"--sample-count is {asked}; it must be at least 1")
-    if arguments.samples is not None and not any(method.statistics for method in chosen):
-        raise InputError(f"--samples changes nothing: --method {arguments.method} measures no pictures; leave it out")
-    counts = [method.samples if asked is None else asked for method in chosen]
-    measured = {}
-    for count in sorted(set(counts)):
-        wanted = frozenset[str]().union(*(m.statistics for m, n in zip(chosen, counts, strict=True) if n == count))
-        data = samples(arguments.model, arguments.samples, count, arguments.seed) if wanted else []
-        measured[count] = measure(family, data, wanted, arguments.seed, progress, arguments.work)
-    return [measured[count] for count in counts]
+    return Calibration(
+        methods=[
+            make_method(
+                name,
+                arguments.seed,
+                **{n: getattr(arguments, n) for n in _fields(cls) if n != "seed" and hasattr(arguments, n)},
+            )
+            for name, cls in classes.items()
+        ],
+        keep=arguments.keep,
+        compressions=arguments.compression,
+        layers=arguments.layers,
+        name=arguments.name,
+        controls=arguments.control,
+        samples=arguments.samples,
+        sample_count=arguments.sample_count,
+        seed=arguments.seed,
+        work=arguments.work,
+    )
 
 
 def _fields(cls: type[Method]) -> list[str]:

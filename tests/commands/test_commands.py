@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 from secateur import commands, plugins
+from secateur.api import Calibration
 from secateur.bundle.schedule import Schedule
 from secateur.bundle.strict_json import read_json
 from secateur.cli import one_line
 from secateur.demo import sample_directory
 from secateur.errors import BadSchedule
-from secateur.terminal import calibration_options
 from tests.commands.calling import call, refused
 
 Bundle = tuple[Path, dict[str, Any]]
@@ -84,7 +84,7 @@ def test_calibrate_writes_a_schedule_that_export_reads(tmp_path: Path, capsys: p
 def test_a_name_that_is_taken_is_found_before_the_calibration(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(calibration_options, "make_schedules", lambda *_: pytest.fail("calibrated"))
+    monkeypatch.setattr(Calibration, "run", lambda *_: pytest.fail("calibrated"))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.json").write_text("precious")
     assert "output mine.json exists; add --force" in refused(capsys, "calibrate", *FAST, "--name", "mine")
@@ -94,7 +94,7 @@ def test_what_an_export_cannot_use_is_found_before_the_calibration(
     demo_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It may take hours, and nothing of it would be left."""
-    monkeypatch.setattr(calibration_options, "make_schedules", lambda *_: pytest.fail("calibrated"))
+    monkeypatch.setattr(Calibration, "run", lambda *_: pytest.fail("calibrated"))
     bundle, _ = demo_bundle
     (schedule,) = json.loads((bundle / "manifest.json").read_text())["schedules"].keys() - {"full"}
     other = json.loads((bundle / "schedules" / f"{schedule}.json").read_text())
