@@ -4,12 +4,17 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 BUNDLE := build/demo-btp
 SAMPLE := secateur/demo/samples
+QUICK := $(addprefix tests/,bundle checkpoints/test_templates.py decoder profiling selection engines/test_trtexec.py \
+	engines/test_limits.py engines/test_version.py test_plugins.py test_structure.py)
 
-.PHONY: demo test check test-all fuzz matrix table clean
+.PHONY: demo quick test check test-all fuzz matrix table docs clean
 
 demo: $(INSTALLED)  ## calibrate, export, then ask the bundle a question
 	$(BIN)/python export.py --method btp --out $(BUNDLE) --force
 	$(BIN)/secateur run $(BUNDLE) --repeat 5 --image $(SAMPLE)/scene_1.png --prompt "what color is the five ?"
+
+quick: $(INSTALLED)  ## the fast tests, for the inner loop
+	$(BIN)/pytest -q $(QUICK)
 
 test: check  ## lint, types and the default tests
 	$(BIN)/pytest
@@ -30,8 +35,12 @@ matrix: $(INSTALLED)  ## every family with every method (half an hour), and docs
 	$(BIN)/pytest -m slow tests/test_matrix.py
 	$(BIN)/python -m tests.matrix
 
-table: $(INSTALLED)  ## write the README's table of methods, families and backends anew
+table: $(INSTALLED)  ## update the README's table of plug-ins and the picture of the packages
 	$(BIN)/python -m tests.table
+	$(BIN)/python -m tests.architecture
+
+docs: table  ## build the site into build/site; a broken link is an error
+	$(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf .venv build dist *.egg-info
