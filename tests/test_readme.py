@@ -25,7 +25,7 @@ COSTLY = ("demo-all", "prefill_speed", "tensorrt", "btp-78")
 
 def steps() -> list[str]:
     """Each line of the console blocks and each Python block, in the README's order."""
-    found = []
+    found: list[str] = []
     for kind, body in re.findall(r"^```(console|python)\n(.*?)^```", TEXT, re.S | re.M):
         found += body.splitlines() if kind == "console" else [f"python - <<'SNIPPET'\n{body}SNIPPET"]
     return [step for step in found if not step.startswith(NOT_RUN)]
