@@ -18,7 +18,7 @@ from secateur.bundle.schedule_file import read_schedule
 from secateur.calibration.samples import Sample
 from secateur.calibration.schedules import make_schedules
 from secateur.errors import BadSchedule, InputError
-from secateur.export.bundle import Exported, ExportPlan, check_schedules, export, shareable
+from secateur.export.bundle import Exported, ExportPlan, check_schedules, export, shared_weight_files
 from secateur.export.quantize import quantization
 from secateur.export.targets import Target
 from secateur.export.targets import target as target_of
@@ -290,7 +290,7 @@ def export_bundle(
     check_folder_free(Path(out), force, MANIFEST)
     families = [load(model) if isinstance(model, str) else model] if isinstance(model, str | Family) else model
     if share:
-        shareable(share, families[0], kind)
+        shared_weight_files(share, families[0], kind)
     plans = plan_bundle(families, read)
     families[0].to(kind.torch_dtype)
     return export(

@@ -10,7 +10,7 @@ import pytest
 
 from secateur.errors import BadSchedule
 from secateur.export.bundle import ExportPlan, export
-from secateur.export.gate_sites import place
+from secateur.export.gate_sites import place_gates
 from secateur.export.targets import target
 from secateur.runtime import Pipeline
 from secateur.selection.budget import BudgetRequest
@@ -38,6 +38,6 @@ def test_positions_from_one_equal_masked(tmp_path: Path) -> None:
 def test_positions_of_several_axes_stay_original() -> None:
     family = tiny_family("qwen2_vl")
     (schedule,) = schedules(family, COMPACT, TWICE)
-    place(family, family.layout, replace(schedule, positions="original"))
-    with pytest.raises(BadSchedule, match="those of 'qwen2_vl' are not a count; use --positions original"):
-        place(family, family.layout, schedule)
+    place_gates(family, family.layout, replace(schedule, positions="original"))
+    with pytest.raises(BadSchedule, match="those of 'qwen2_vl' are not a plain count; use --positions original"):
+        place_gates(family, family.layout, schedule)

@@ -14,7 +14,7 @@ import pytest
 from secateur.bundle.schedule import Gate, Schedule, ViewGate
 from secateur.errors import BadBundle, BadSchedule
 from secateur.export.bundle import ExportPlan, export
-from secateur.export.gate_sites import place
+from secateur.export.gate_sites import place_gates
 from secateur.export.targets import target
 from secateur.families.base import Family
 from secateur.runtime import Pipeline
@@ -90,10 +90,10 @@ def test_questions_that_share_their_images(two: Bundle, name: str) -> None:
 
 
 def test_a_gate_in_the_encoder_cannot_tell_images_apart(family: Family, pruned: list[Schedule]) -> None:
-    place(family, family.layout, pruned[1])
+    place_gates(family, family.layout, pruned[1])
     for schedule in (unequal(pruned[1], 1), _other_selector(pruned[1])):
         with pytest.raises(BadSchedule, match="the 'vision' gate differs between the 2 images, but one graph serves"):
-            place(family, family.layout, schedule)
+            place_gates(family, family.layout, schedule)
 
 
 def _other_selector(schedule: Schedule) -> Schedule:

@@ -22,9 +22,9 @@ from secateur.engines.inputs import values
 from secateur.engines.version import FLOORS
 from secateur.errors import BadBundle
 from secateur.export.bundle import ExportPlan, export
-from secateur.export.gates import Encoder
+from secateur.export.gates import EncoderGate
 from secateur.export.graphs import Graph, build, sized
-from secateur.export.interleaved_views import Woven
+from secateur.export.interleaved_views import InterleavedGate
 from secateur.export.lint import lint
 from secateur.export.targets import target
 from secateur.export.to_onnx import to_onnx
@@ -187,7 +187,7 @@ def test_gates_pass_the_lint(family: Family, pruned: list[Schedule], wanted: str
     where, opset = tmp_path / "gate.onnx", target(wanted).opset
     chosen = [schedule for schedule in pruned if schedule.name == name]
     gate = [graph for graph in build([sized(family, family.layout, chosen)], target(wanted)) if _is_gate(graph)][-1]
-    assert isinstance(gate.module, Woven)
+    assert isinstance(gate.module, InterleavedGate)
     to_onnx(gate, where, opset)
     assert lint(where, FLOORS[wanted]) == ()
 
@@ -196,7 +196,7 @@ def test_tiles_one_above_the_other_stay_in_their_places() -> None:
     family = tiny_family("llava_next").at((54, 18))
     (schedule,) = schedules(family, {"fopru": METHODS["fopru"]}, BudgetRequest(compression=0.5))
     gates = [graph for graph in build([sized(family, family.layout, [schedule])], target("cpu")) if _is_gate(graph)]
-    assert gates and all(type(gate.module) is Encoder for gate in gates)
+    assert gates and all(type(gate.module) is EncoderGate for gate in gates)
 
 
 def _is_gate(graph: Graph) -> bool:

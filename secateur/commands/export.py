@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from secateur.bundle.reader import MANIFEST
     from secateur.bundle.schedule_file import read_schedule
     from secateur.errors import InputError
-    from secateur.export.bundle import export, shareable
+    from secateur.export.bundle import export, shared_weight_files
     from secateur.export.targets import target
     from secateur.load_model import load
 
@@ -76,7 +76,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     check_folder_free(out, arguments.force, MANIFEST)
     family = load(arguments.model, revision=arguments.revision)
     if arguments.share:
-        shareable(arguments.share, family, kind)
+        shared_weight_files(arguments.share, family, kind)
     with bars() as show:
         # in fp32 for every target, so that a schedule does not depend on the target
         families = calibration_options.families(arguments, family)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Schedules and a model become a bundle: graphs, prompt, tokenizer, manifest, checked, in one folder."""
+"""Export a model and its schedules as a bundle: graphs, prompt, tokenizer and manifest in one folder, checked."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from secateur.bundle.strict_json import to_json
 from secateur.engines.manifest import ENGINES
 from secateur.engines.version import FLOORS
 from secateur.errors import BadBundle, BadSchedule, ExportMismatch, Unparsable
-from secateur.export.graphs import Sized, build, sized
+from secateur.export.graphs import Graph, Sized, build, sized
 from secateur.export.lint import lint
 from secateur.export.model_card import CARD, Figures, card
 from secateur.export.parity import Parity, check
-from secateur.export.quantized_graph import quantize_graph, replaced_weights
+from secateur.export.quantized_graph import quantize_graph, quantized_parameters
 from secateur.export.targets import Target
 from secateur.export.to_onnx import to_onnx
-from secateur.export.weights import Store
+from secateur.export.weights import WeightStore, model_parts
 from secateur.families.base import Family
 from secateur.machine import package_version
 from secateur.progress import Progress, silent
@@ -35,8 +35,8 @@ from secateur.selection.budget import budget
 from secateur.version import __version__
 
 PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime")
-PLACING = ("secateur", "transformers")
-"""Packages whose version decides in which order weights lie in their files."""
+WEIGHT_ORDER = ("secateur", "transformers")
+"""Packages whose version may change the order of the weights in their files."""
 IDENTITY = {
     "family": "family",
     "fingerprint": "weights",
@@ -45,28 +45,28 @@ IDENTITY = {
     "images": "images",
     "vision_tokens": "vision tokens",
 }
-"""What a schedule must have in common with the model, as users call it."""
+"""Fields that a schedule and the model must share, and their names in messages."""
+
+
+@dataclass(frozen=True)
+class ExportPlan:
+    """One image size of a bundle: the model at that size, and the schedules for it."""
+
+    family: Family
+    schedules: tuple[Schedule, ...]
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What an export leaves.
+    """Result of an export.
 
-    parity   worst error of each graph and schedule; empty: no check
-    seconds  for each graph, its weights included if it is the first to need them
+    parity   worst error of each graph and schedule; empty without the check
+    seconds  export time of each graph, including the weights that it is the first to use
     """
 
     manifest: Manifest
     parity: tuple[Parity, ...]
     seconds: dict[str, float]
-
-
-@dataclass(frozen=True)
-class ExportPlan:
-    """One image size of a bundle: the model seen through it, and the schedules for it."""
-
-    family: Family
-    schedules: tuple[Schedule, ...]
 
 
 def export(
@@ -80,18 +80,18 @@ def export(
     quantization: Quantization | None = None,
     progress: Progress = silent,
 ) -> Exported:
-    """Write a bundle to the folder `out`: for each image size the schedule "full" and those of its plan.
+    """Write a bundle to the folder `out`, with the schedule "full" and those of the plan for each image size.
 
-    share         another bundle of the same model and dtype, whose weight files are linked and not written again
-    quantization  how the decoder stores its weights, if not in the target's dtype
-    progress      is told (stage, graph, steps done, steps in all)
+    share         another bundle of the same model and dtype, whose weight files are linked instead of written
+    quantization  how decoder weights are stored, if not in the target's dtype
+    progress      called with (stage, graph, steps done, steps in all)
 
     Raises:
         BadSchedule: a schedule of another model, or a name used twice.
-        BadBundle: `share` is none, of another model or dtype, or of another version.
+        BadBundle: `share` is no bundle, or one of another model, dtype or version.
         BadOutput: `out` exists (without force) or cannot be written.
-        Unparsable: the target is for TensorRT, and a graph needs what its oldest version does not take.
-        ExportMismatch: with verify, a graph or the chain differs from torch; nothing is left behind.
+        Unparsable: the target is for TensorRT, and its oldest version does not support an operator of a graph.
+        ExportMismatch: with verify, a graph or the chain differs from torch; no bundle is written.
     """
     buckets = list[Sized]()
     _check_names(plans)
@@ -101,22 +101,14 @@ def export(
         layout = replace(layout, vision=f"{VISION}-{layout.size}") if buckets else layout
         buckets.append(sized(plan.family, layout, plan.schedules))
     family, graphs = plans[0].family, build(buckets, target)
-    shared = shareable(share, family, target) if share else {}
-    with atomic_folder(out, force, MANIFEST, keep=ENGINES) as folder:  # plans whose graph is the same stay good
+    shared = shared_weight_files(share, family, target) if share else {}
+    with atomic_folder(out, force, MANIFEST, keep=ENGINES) as folder:  # plans of unchanged graphs stay valid
         layers = family.decoder.layers if quantization else ()
-        store = Store.of(family, folder / "onnx", shared, progress, replaced_weights(layers))
-        seconds = dict[str, float]()
-        integers = partial(quantize_graph, how=quantization) if quantization else None
-        for done, graph in enumerate(graphs):
-            progress("export", graph.spec.name, done, len(graphs))
-            change, start = integers if graph.spec.kind == "segment" else None, time.perf_counter()
-            to_onnx(graph, folder / graph.spec.file, target.opset, store, change)
-            _check_operators(folder / graph.spec.file, target)
-            seconds[graph.spec.name] = round(time.perf_counter() - start, 1)
-        progress("export", "", len(graphs), len(graphs))
+        store = WeightStore(folder / "onnx", model_parts(family), shared, progress, quantized_parameters(layers))
+        seconds = _write_graphs(folder, graphs, target, store, quantization, progress)
         family.tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
         (folder / "prompt.json").write_text(to_json(family.prompt))
-        written = [_write(folder, bucket, plan.schedules) for bucket, plan in zip(buckets, plans, strict=True)]
+        written = [_write_schedules(folder, bucket, plan) for bucket, plan in zip(buckets, plans, strict=True)]
         manifest = Manifest(
             model=family.identity,
             source=family.source,
@@ -134,25 +126,52 @@ def export(
         )
         (folder / MANIFEST).write_text(to_json(manifest))
         parity = check(Bundle.load(folder), family, progress) if verify else ()
-        failed = [p for p in parity if not p.passed]
-        if failed:
-            raise ExportMismatch(
-                f"{len(failed)} of {len(parity)} checks fail; worst: {failed[0].name}, error {failed[0].error:.2e} "
-                f"over {failed[0].tolerance:.0e}; nothing was written (--no-check exports anyway)"
-            )
-        made = [[full(plan.family), *plan.schedules] for plan in plans]
-        text = card(manifest, made, Figures.of(folder, manifest, parity))
-        (folder / CARD).write_text(text, encoding="utf-8")  # no hash: whoever publishes a bundle may edit it
+        _require_parity(parity)
+        schedules = [[full(plan.family), *plan.schedules] for plan in plans]
+        text = card(manifest, schedules, Figures.of(folder, manifest, parity))
+        (folder / CARD).write_text(text, encoding="utf-8")  # not in the manifest: the owner may edit it
     return Exported(manifest, parity, seconds)
 
 
-def _write(folder: Path, bucket: Sized, schedules: Sequence[Schedule]) -> Bucket:
-    """What an image size has beside graphs: its schedules, and the steps from an image to pixels."""
+def _write_graphs(
+    folder: Path,
+    graphs: Sequence[Graph],
+    target: Target,
+    store: WeightStore,
+    quantization: Quantization | None,
+    progress: Progress,
+) -> dict[str, float]:
+    """Write all graphs and their weights; returns the seconds of each graph."""
+    seconds = dict[str, float]()
+    quantize = partial(quantize_graph, how=quantization) if quantization else None
+    for done, graph in enumerate(graphs):
+        progress("export", graph.spec.name, done, len(graphs))
+        start = time.perf_counter()
+        to_onnx(
+            graph, folder / graph.spec.file, target.opset, store, quantize if graph.spec.kind == "segment" else None
+        )
+        _check_operators(folder / graph.spec.file, target)
+        seconds[graph.spec.name] = round(time.perf_counter() - start, 1)
+    progress("export", "", len(graphs), len(graphs))
+    return seconds
+
+
+def _check_operators(path: Path, target: Target) -> None:
+    """Refuse a graph that TensorRT would refuse, at export and without TensorRT."""
+    floor = FLOORS.get(target.name)
+    findings = lint(path, floor) if floor is not None else ()
+    if findings:
+        others = f" ({len(findings) - 1} more in this graph)" if len(findings) > 1 else ""
+        raise Unparsable(f"TensorRT {floor} would not take it: {findings[0]}{others}")
+
+
+def _write_schedules(folder: Path, bucket: Sized, plan: ExportPlan) -> Bucket:
+    """Write the schedules and the preprocessing of one image size."""
     layout, refs = bucket.layout, {}
     (folder / layout.preprocess).write_text(to_json(bucket.family.preprocess))
     (folder / "schedules").mkdir(exist_ok=True)
     suffix = "" if layout.vision == VISION else f"@{layout.size}"
-    for schedule in (full(bucket.family), *schedules):
+    for schedule in (full(bucket.family), *plan.schedules):
         file = f"schedules/{schedule.name}{suffix}.json"
         for ending, data in encode(schedule).items():
             (folder / file).with_suffix(ending).write_bytes(data)
@@ -161,44 +180,56 @@ def _write(folder: Path, bucket: Sized, schedules: Sequence[Schedule]) -> Bucket
     return Bucket(layout, refs)
 
 
-def shareable(bundle: Path, family: Family, target: Target) -> dict[Path, str]:
-    """The weight files of a bundle of this model and dtype, with their hashes; to be called before long work too.
+def full(family: Family) -> Schedule:
+    """Return the schedule without gates, which every bundle contains."""
+    return Schedule(FULL, FULL, family.identity, (), budget(family.dimensions, family.layout.vision_tokens, ()))
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of this package and of the packages that the bytes of a bundle depend on."""
+    return {"secateur": __version__} | {name: package_version(name) for name in PACKAGES}
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    return {p.relative_to(folder).as_posix(): sha256(p) for p in files}
+
+
+def _require_parity(parity: Sequence[Parity]) -> None:
+    failed = [p for p in parity if not p.passed]
+    if failed:
+        raise ExportMismatch(
+            f"{len(failed)} of {len(parity)} checks fail; worst: {failed[0].name}, error {failed[0].error:.2e} "
+            f"over {failed[0].tolerance:.0e}; nothing was written (--no-check exports anyway)"
+        )
+
+
+def shared_weight_files(bundle: Path, family: Family, target: Target) -> dict[Path, str]:
+    """Return the weight files of a bundle of this model and dtype, with their hashes.
+
+    Public, so that a command can check `bundle` before a long calibration.
 
     Raises:
-        BadBundle: it is none, of another model or dtype, or of a version that may have ordered weights in another way.
+        BadBundle: no bundle, or one of another model, dtype or of a version that may have ordered weights differently.
     """
     other = Bundle.load(bundle, verify=False)
     manifest = other.manifest
     if (manifest.model.fingerprint, manifest.dtype) != (family.fingerprint, target.dtype):
         raise BadBundle(
-            f"{bundle} holds the weights of another model or dtype ({manifest.source}, {manifest.dtype}), not of "
+            f"{bundle} has the weights of another model or dtype ({manifest.source}, {manifest.dtype}), not of "
             f"'{family.source}' in {target.dtype}; leave --share out"
         )
-    theirs, ours = ([f"{name} {found.get(name)}" for name in PLACING] for found in (manifest.versions, versions()))
+    theirs, ours = ([f"{name} {found.get(name)}" for name in WEIGHT_ORDER] for found in (manifest.versions, versions()))
     if theirs != ours:
         raise BadBundle(
-            f"{bundle} was written by {' and '.join(theirs)}, this is {' and '.join(ours)}, which may order weights in "
-            "another way; export it again, or leave --share out"
+            f"{bundle} was written by {' and '.join(theirs)}, this is {' and '.join(ours)}, which may order weights "
+            "differently; export it again, or leave --share out"
         )
     return {other.path(name): digest for name, digest in manifest.files.items() if name.endswith(".data")}
 
 
-def full(family: Family) -> Schedule:
-    """The schedule without gates, which every bundle holds."""
-    return Schedule(FULL, FULL, family.identity, (), budget(family.dimensions, family.layout.vision_tokens, ()))
-
-
-def _check_operators(path: Path, target: Target) -> None:
-    """Refuse a graph that TensorRT would refuse, on this machine and at once."""
-    floor = FLOORS.get(target.name)
-    findings = lint(path, floor) if floor is not None else ()
-    if findings:
-        others = f" ({len(findings) - 1} more in this graph)" if len(findings) > 1 else ""
-        raise Unparsable(f"TensorRT {floor} would not take it: {findings[0]}{others}")
-
-
 def _check_names(plans: Sequence[ExportPlan]) -> None:
-    """Every schedule is there for every image size: the runtime chooses the size."""
+    """Check that every schedule exists for every image size, because the runtime chooses the size."""
     for plan in plans[1:]:
         names, others = ({s.name for s in each.schedules} for each in (plans[0], plan))
         for name in sorted(names ^ others):
@@ -207,10 +238,12 @@ def _check_names(plans: Sequence[ExportPlan]) -> None:
 
 
 def check_schedules(family: Family, schedules: Sequence[Schedule]) -> None:
-    """To be called before long work too: schedules are of this model, and each has a name of its own.
+    """Check that schedules were made for this model, and that each has its own name.
+
+    Public, so that a command can check schedules before a long calibration.
 
     Raises:
-        BadSchedule: they are not.
+        BadSchedule: a schedule of another model, with a wrong budget, or with a name used twice.
     """
     names = [FULL]
     for schedule in schedules:
@@ -227,16 +260,6 @@ def check_schedules(family: Family, schedules: Sequence[Schedule]) -> None:
 
 
 def _differences(made: ModelIdentity, wanted: ModelIdentity) -> str:
-    """What sets two models, or the prompts that they are seen through, apart."""
+    """Describe the differences between two models or prompts."""
     pairs = ((what, str(getattr(made, name)), str(getattr(wanted, name))) for name, what in IDENTITY.items())
     return ", ".join(f"{what} {mine[:19]} instead of {theirs[:19]}" for what, mine, theirs in pairs if mine != theirs)
-
-
-def versions() -> dict[str, str]:
-    """Those of this package, and of what decides the bytes of a bundle."""
-    return {"secateur": __version__} | {name: package_version(name) for name in PACKAGES}
-
-
-def _hashes(folder: Path) -> dict[str, str]:
-    files = sorted(p for p in folder.rglob("*") if p.is_file())
-    return {p.relative_to(folder).as_posix(): sha256(p) for p in files}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The gates of a schedule, each with its selectors and told where it stands."""
+"""The gates of a schedule with their selectors and the views that reach them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from secateur.bundle.layout import Layout
 from secateur.bundle.manifest import GateRef
 from secateur.bundle.schedule import ENCODER_GATES, Gate, Schedule
 from secateur.errors import BadSchedule
-from secateur.export.gates import names
+from secateur.export.gates import tensors_read
 from secateur.export.interface import is_encoder
 from secateur.export.spans import Spans, ViewSpan
 from secateur.families.base import Family
@@ -21,14 +21,14 @@ from secateur.selection.selector import GateSite, Selector
 
 
 @dataclass(frozen=True)
-class Placed:
-    """A gate of a schedule.
+class PlacedGate:
+    """A gate of a schedule, with its selectors and views.
 
-    name       of its graph
-    selectors  one for each view, of one image if the gate stands in the encoder, and the same one for views that
-               are alike; none for a smaller image
-    before     the views as the gate finds them, one behind the other; a routing gate finds them whole
-    routed     what a routing gate before left of them
+    name       name of its graph
+    selectors  one per view, of one image if the gate is in the encoder; views of equal size and settings share one;
+               empty for a downsample gate
+    before     the views before the gate, one after the other; complete for a routing gate
+    routed     the views as left by a preceding routing gate, if any
     """
 
     name: str
@@ -40,11 +40,11 @@ class Placed:
 
     @property
     def reads(self) -> tuple[str, ...]:
-        return names(self.selectors)
+        return tensors_read(self.selectors)
 
     @property
     def keep(self) -> int:
-        """Vision tokens that stay: of the prompt, or of one image if the gate stands in the encoder."""
+        """Number of vision tokens kept: of the prompt, or of one image if the gate is in the encoder."""
         return sum(part.keep for part in self.gate.of_views[: len(self.before.views)])
 
     @property
@@ -54,7 +54,10 @@ class Placed:
 
 
 def spans(layout: Layout, kept: Sequence[int]) -> Spans:
-    """The views of a prompt of which `kept` tokens each are alive, one view behind the other, see woven.py."""
+    """Return the views of a prompt with `kept` tokens left of each, one view after the other.
+
+    Views that interleave are reordered before the gate, see interleaved_views.py.
+    """
     found, first, counts = [], 0, iter(kept)
     for (start, _), run in zip(layout.pruned(tuple(kept)), layout.runs, strict=True):
         for view in run:
@@ -63,18 +66,18 @@ def spans(layout: Layout, kept: Sequence[int]) -> Spans:
     return Spans(tuple(found))
 
 
-def place(family: Family, layout: Layout, schedule: Schedule, suffix: str = "") -> list[Placed]:
-    """The gates of a schedule; `suffix` goes into the names of their graphs.
+def place_gates(family: Family, layout: Layout, schedule: Schedule, suffix: str = "") -> list[PlacedGate]:
+    """Return the gates of a schedule; `suffix` is appended to the schedule's name in the names of their graphs.
 
     Raises:
-        UnknownName: the schedule names a method that does not exist.
-        BadSchedule: a gate's constants do not fit its method or place.
+        UnknownName: the method of the schedule does not exist.
+        BadSchedule: a gate's constants do not fit its method or its position.
     """
     method = plugins.load(methods, schedule.method, "method").Method
     placed = []
     if schedule.positions == "compact" and not layout.counted:
         raise BadSchedule(
-            f"schedule '{schedule.name}' counts positions anew, but those of '{family.name}' are not a count; "
+            f"schedule '{schedule.name}' needs compact positions, but those of '{family.name}' are not a plain count; "
             "use --positions original"
         )
     whole = spans(layout, [view.tokens for view in layout.views])
@@ -92,19 +95,19 @@ def place(family: Family, layout: Layout, schedule: Schedule, suffix: str = "") 
                     f"schedule '{schedule.name}': the '{gate.kind}' gate differs between the {layout.images} images, "
                     "but one graph serves them all; give every image the same parts"
                 )
-            before = _of_an_image(before, layout)
+            before = _views_of_image(before, layout)
         selectors: tuple[Selector, ...] = ()
         if gate.kind != "downsample":
             selectors = _selectors(method, family, layout, schedule, gate, before)
         _check_reads(schedule, gate, selectors)
-        placed.append(Placed(f"{schedule.name}{suffix}.{number}", schedule, gate, selectors, before, routed))
+        placed.append(PlacedGate(f"{schedule.name}{suffix}.{number}", schedule, gate, selectors, before, routed))
         left = spans(layout, [part.keep for part in gate.of_views])
         alive, routed = (whole, left) if gate.kind == "route" else (left, None)
     return placed
 
 
-def _of_an_image(found: Spans, layout: Layout) -> Spans:
-    """Views among the features of one image, which are nothing but vision tokens."""
+def _views_of_image(found: Spans, layout: Layout) -> Spans:
+    """Return the views among the features of one image, which contain vision tokens only."""
     views = found.views[: len(layout.image_views)]
     return Spans(tuple(ViewSpan(view.first, view.tokens, view.first) for view in views))
 
@@ -112,7 +115,10 @@ def _of_an_image(found: Spans, layout: Layout) -> Spans:
 def _selectors(
     method: type[Method], family: Family, layout: Layout, schedule: Schedule, gate: Gate, before: Spans
 ) -> tuple[Selector, ...]:
-    """One for each view, alone behind the text in front of the first one; views that are alike share theirs."""
+    """Return one selector per view; views of equal size and settings share one.
+
+    A selector sees its view directly after the text that comes before the first view.
+    """
     made, found = dict[str, Selector](), []
     projections = family.decoder.projections(gate.layer) if gate.kind == "route" else None
     for part, span, view in zip(gate.of_views, before.views, layout.views, strict=False):
@@ -134,6 +140,6 @@ def _check_reads(schedule: Schedule, gate: Gate, selectors: Sequence[Selector]) 
         if is_encoder(name) != (gate.kind == "vision") or gate.kind == "route":
             raise BadSchedule(f"{who} reads '{name}', which a gate of kind '{gate.kind}' does not have")
         if gate.kind == "prune" and gate.layer == 0:
-            raise BadSchedule(f"{who} scores by the layer before, so its first gate must be at layer 1 or later, not 0")
+            raise BadSchedule(f"{who} scores by the previous layer, so its first gate must be at layer 1 or later")
         if name == "text_query" and schedule.positions == "compact":
             raise BadSchedule(f"{who} finds the question by its original positions; use --positions original")

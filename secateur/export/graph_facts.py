@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can be known of an ONNX graph without its weights and without running it."""
+"""Facts about an ONNX graph: dtypes, shapes, constants; without its weights and without running it."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from onnx import AttributeProto, NodeProto, TensorProto, ValueInfoProto, helper,
 from onnx.inliner import inline_local_functions
 from onnx.shape_inference import infer_shapes
 
-SMALL = 1 << 20  # bytes of a constant whose values are looked at
-SAME = ("Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten")  # the values stay, the shape may change
+SMALL = 1 << 20  # largest constant whose values are read, in bytes
+SAME = ("Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten")  # operators that keep the values
 CONSTANT = {"value": None, "value_float": "f4", "value_floats": "f4", "value_int": "i8", "value_ints": "i8"}
 
 
 @dataclass(frozen=True)
 class Facts:
-    """A graph with its local functions written out, and its tensors by name.
+    """A graph with its local functions inlined, and its tensors by name.
 
     dtypes     such as "float16"; a tensor whose type cannot be inferred is missing
     shapes     a number or None for each dimension; a tensor of unknown rank is missing
-    makers     the node that makes a tensor
-    constants  initializers and outputs of Constant, also behind nodes that only reshape them
-    folded     tensors that follow from constants alone
-    sizes      tensors that follow from constants and from shapes alone, not from the values of an input
+    makers     the node that computes a tensor
+    constants  initializers and outputs of Constant, also after nodes that only reshape them
+    folded     tensors computed from constants alone
+    sizes      tensors computed from constants and shapes alone, not from the values of an input
     """
 
     model: onnx.ModelProto
@@ -42,7 +42,7 @@ class Facts:
 
     @classmethod
     def of(cls, model: onnx.ModelProto | Path) -> Facts:
-        """Weights in other files are not read."""
+        """Return the facts of a model or file; weights in other files are not read."""
         if isinstance(model, Path):
             model = onnx.load(model, load_external_data=False)
         if model.functions:
@@ -54,12 +54,12 @@ class Facts:
         for initializer in graph.initializer:
             dtypes[initializer.name] = _dtype(initializer.data_type)
             shapes[initializer.name] = tuple(initializer.dims)
-        folded, sizes = _following(model.graph), _following(model.graph, ("Shape", "Size"))
+        folded, sizes = _input_free(model.graph), _input_free(model.graph, ("Shape", "Size"))
         makers = {name: node for node in model.graph.node for name in node.output}
         return cls(model, dtypes, shapes, makers, _constants(model.graph), folded, sizes)
 
     def values(self, name: str) -> NDArray[Any] | None:
-        """Values of a constant, flat; None if it is none, is large, or lies in another file. bf16 comes as fp32."""
+        """Return the values of a small constant, flat, bf16 as fp32; None for any other tensor."""
         tensor = self.constants.get(name)
         if tensor is None or tensor.data_location == TensorProto.EXTERNAL or tensor.ByteSize() > SMALL:
             return None
@@ -73,7 +73,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Node:
-    """A node, and what is known of its tensors; `number` counts the nodes of the graph."""
+    """A node and the facts of its tensors; `number` is its index in the graph."""
 
     proto: NodeProto
     number: int
@@ -81,7 +81,7 @@ class Node:
 
     @property
     def operator(self) -> str:
-        """The operator, with its domain in front if that is not ONNX's own."""
+        """The operator, prefixed with its domain if that is not ONNX's own."""
         domain = self.proto.domain
         return self.proto.op_type if domain in ("", "ai.onnx") else f"{domain}.{self.proto.op_type}"
 
@@ -98,7 +98,7 @@ class Node:
         return default
 
     def input(self, i: int) -> str:
-        """Name of an input; "" if the node does not have it."""
+        """Return the name of input `i`; "" if the node does not have it."""
         return self.proto.input[i] if i < len(self.proto.input) else ""
 
     def output(self, i: int) -> str:
@@ -114,7 +114,7 @@ class Node:
         return self.input(i) in self.facts.constants
 
     def values(self, i: int) -> NDArray[Any] | None:
-        """Values of a constant input, as `Facts.values`."""
+        """Return the values of a constant input, see `Facts.values`."""
         return self.facts.values(self.input(i))
 
 
@@ -144,8 +144,8 @@ def _constant(node: NodeProto) -> TensorProto:
     return value if dtype is None else numpy_helper.from_array(np.asarray(value, dtype))
 
 
-def _following(graph: onnx.GraphProto, also: tuple[str, ...] = ()) -> frozenset[str]:
-    """Tensors that depend on no input of the graph, unless through one of the operators `also`."""
+def _input_free(graph: onnx.GraphProto, also: tuple[str, ...] = ()) -> frozenset[str]:
+    """Return the tensors that depend on no input of the graph, except through one of the operators `also`."""
     inputs = {value.name for value in graph.input}
     found = {tensor.name for tensor in graph.initializer} - inputs
     for node in graph.node:

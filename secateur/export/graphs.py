@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All graphs of a bundle, as modules with their interface: what export writes and the torch backend runs."""
+"""All graphs of a bundle, as modules with their interface. Export writes them, the torch backend runs them."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from secateur.bundle.manifest import GraphSpec, TensorSpec
 from secateur.bundle.schedule import ENCODER_GATES, Gate, Schedule
 from secateur.bundle.symbolic_shape import resolve
 from secateur.errors import BadSchedule
-from secateur.export.gate_sites import Placed, place
-from secateur.export.gates import Encoder, Prune
+from secateur.export.gate_sites import PlacedGate, place_gates
+from secateur.export.gates import EncoderGate, PruneGate
 from secateur.export.interface import Interface, index, is_encoder
-from secateur.export.interleaved_views import Woven
-from secateur.export.route_gate import Route
+from secateur.export.interleaved_views import InterleavedGate
+from secateur.export.route_gate import RouteGate
 from secateur.export.segments import Segment
 from secateur.export.targets import Target
 from secateur.families.base import Family
@@ -31,7 +31,7 @@ class Graph:
     """A module whose positional inputs and outputs are those of `spec`, in order.
 
     rows   S of an example
-    notes  what the file's metadata says
+    notes  metadata of the file
     """
 
     spec: GraphSpec
@@ -40,7 +40,7 @@ class Graph:
     notes: dict[str, str] = field(default_factory=dict)
 
     def example(self) -> tuple[Tensor, ...]:
-        """Inputs of the right shapes and dtypes; the values mean nothing."""
+        """Return inputs of the right shapes and dtypes; the values are arbitrary."""
         symbols = {"B": 2, "T": 5, "P": 3, "S": self.rows, "n": 5}
         return tuple(
             torch.ones([resolve(d, symbols) for d in x.shape], dtype=getattr(torch, x.dtype)) for x in self.spec.inputs
@@ -49,35 +49,37 @@ class Graph:
 
 @dataclass(frozen=True)
 class Sized:
-    """A model seen through one image size, and the schedules for it. `layout` names its vision graph."""
+    """A model at one image size, and the gates of its schedules by name. `layout.vision` is its vision graph."""
 
     family: Family
     layout: Layout
-    gates: dict[str, tuple[Placed, ...]]
+    gates: dict[str, tuple[PlacedGate, ...]]
 
     @property
-    def placed(self) -> list[Placed]:
+    def placed(self) -> list[PlacedGate]:
         return [gate for gates in self.gates.values() for gate in gates]
 
 
 def sized(family: Family, layout: Layout, schedules: Iterable[Schedule]) -> Sized:
-    """One image size with its gates placed; `layout.vision` says whether it is the first, whose names are plain.
+    """Return the model at one image size with the gates of its schedules.
+
+    Graph names of sizes after the first have the size as a suffix; `layout.vision` tells which it is.
 
     Raises:
-        UnknownName, BadSchedule: see `place`.
+        UnknownName, BadSchedule: see `place_gates`.
     """
     suffix = "" if layout.vision == VISION else f"@{layout.size}"
-    return Sized(family, layout, {s.name: tuple(place(family, layout, s, suffix)) for s in schedules if s.gates})
+    return Sized(family, layout, {s.name: tuple(place_gates(family, layout, s, suffix)) for s in schedules if s.gates})
 
 
 def build(buckets: Sequence[Sized], target: Target) -> list[Graph]:
-    """The graphs of a bundle in the order of the chain.
+    """Return the graphs of a bundle in the order of execution.
 
     Segments are cut at the union of the schedules' gate layers, over all image sizes; a segment, and the vision
-    encoder, return what any gate behind them reads. No weight is copied: the modules share those of the family.
+    encoder, output what any of the next gates reads. No weight is copied: the modules share those of the family.
 
     Raises:
-        BadModel: the vision encoder cannot give what a gate reads.
+        BadModel: the vision encoder cannot compute what a gate reads.
     """
     family = buckets[0].family
     read_by_layer: dict[int, set[str]] = {}
@@ -143,7 +145,7 @@ def _segment(
     return Graph(spec, Segment(family.decoder, first, end, reads, target.decomposed, family.dimensions.planes))
 
 
-def _gate(bucket: Sized, interface: Interface, placed: Placed) -> Graph:
+def _gate(bucket: Sized, interface: Interface, placed: PlacedGate) -> Graph:
     gate, schedule = placed.gate, placed.schedule
     layer, before, keep = gate.layer, placed.before.tokens, placed.keep
     left = max(0, interface.dimensions.planes - layer)
@@ -156,30 +158,30 @@ def _gate(bucket: Sized, interface: Interface, placed: Placed) -> Graph:
         module = bucket.family.vision(grid=_grid(gate, bucket.layout))
     elif gate.kind == "vision":
         inputs, outputs = interface.encoder(before, keep)
-        module = Encoder(placed.selectors, placed.before, interface.dimensions.planes)
+        module = EncoderGate(placed.selectors, placed.before, interface.dimensions.planes)
     elif gate.kind == "route":
         inputs, outputs = interface.route(layer, placed.routed.tokens if placed.routed else None, keep)
-        module = Route(placed.selectors, placed.before, placed.routed)
+        module = RouteGate(placed.selectors, placed.before, placed.routed)
     else:
         inputs, outputs = interface.prune(layer, before, keep)
-        module = Prune(placed.selectors, placed.before, left, schedule.positions == "compact")
+        module = PruneGate(placed.selectors, placed.before, left, schedule.positions == "compact")
     inputs = (*inputs, *read)
     if placed.selectors and any(len(run) > 1 for run in bucket.layout.runs):
-        module = _woven(module, inputs, outputs, placed, bucket.layout)
-    # A file names its weights by a path below its own folder, and those of the encoder lie in onnx/.
+        module = _interleaved(module, inputs, outputs, placed, bucket.layout)
+    # External data must be below the folder of the graph, and the weights of the encoder are in onnx/.
     file = f"onnx/{placed.name}.onnx" if gate.kind == "downsample" else f"onnx/gates/{placed.name}.onnx"
     spec = GraphSpec(placed.name, "gate", file, inputs, outputs, (layer, layer))
     rows = placed.before.stop + 5
     return Graph(spec, module, rows, _notes(placed))
 
 
-def _woven(
-    module: nn.Module, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], placed: Placed, layout: Layout
-) -> Woven:
-    """A gate for views that interleave."""
+def _interleaved(
+    module: nn.Module, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], placed: PlacedGate, layout: Layout
+) -> InterleavedGate:
+    """Wrap a gate for views that interleave."""
     found = (placed.routed or placed.before).views
     seen = layout.features if placed.gate.kind in ENCODER_GATES else layout
-    return Woven(
+    return InterleavedGate(
         module,
         [x.name for x in inputs],
         [x.flows_to for x in outputs],
@@ -191,7 +193,7 @@ def _woven(
 
 
 def _grid(gate: Gate, layout: Layout) -> tuple[int, int]:
-    """The one grid of a smaller image.
+    """Return the patch grid of a downsample gate.
 
     Raises:
         BadSchedule: an image has several views.
@@ -203,7 +205,7 @@ def _grid(gate: Gate, layout: Layout) -> tuple[int, int]:
     return rows, columns
 
 
-def _notes(placed: Placed) -> dict[str, str]:
+def _notes(placed: PlacedGate) -> dict[str, str]:
     gate, schedule = placed.gate, placed.schedule
     constants = {"method": schedule.method, "kind": gate.kind, "positions": schedule.positions, "layer": gate.layer}
     constants |= {"before": placed.before.tokens, "keep": gate.keep, **gate.selector}

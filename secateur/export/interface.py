@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names, shapes and dtypes of what each kind of graph takes and gives.
+"""Names, shapes and dtypes of the inputs and outputs of each kind of graph.
 
-B batch, T text rows, S rows now, P rows cached, n vision rows; what a graph passes on comes out as `x.out`.
+B batch, T text rows, S new rows, P cached rows, n vision rows; the changed version of an input `x` is `x.out`.
 """
 
 from __future__ import annotations
@@ -14,17 +14,19 @@ from secateur.vision.encoder import SCORES
 
 
 def is_encoder(read: str) -> bool:
-    """Is this what a selector reads of the vision encoder?"""
+    """Return whether a tensor read by a selector comes from the vision encoder."""
     return read.partition(".")[0] in SCORES
 
 
 @dataclass(frozen=True)
 class Interface:
-    """Tensors of a model's graphs.
+    """Inputs and outputs of a model's graphs.
 
-    tokens      vision tokens of a prompt, image_tokens of one image
-    float_type  dtype of activations
-    axes        rotary axes, 3 with M-RoPE
+    tokens        vision tokens of a prompt
+    image_tokens  vision tokens of one image
+    float_type    dtype of activations
+    axes          rotary axes, 3 with M-RoPE
+    patch_key     width of the patch keys of the vision encoder, 0 if no gate reads them
     """
 
     dimensions: Dimensions
@@ -38,9 +40,9 @@ class Interface:
         return TensorSpec(name, self.float_type, shape)
 
     def rows(self, count: str, vision: int, layer: int, suffix: str = "") -> tuple[TensorSpec, ...]:
-        """hidden_states, position_ids, attention_mask of `count` rows, and the index of `vision` tokens among them.
+        """Return the tensors of `count` rows, `vision` of them vision tokens.
 
-        And the DeepStack planes that decoder layers from `layer` on add.
+        hidden_states, position_ids, attention_mask, vision_index, and the DeepStack planes of layers from `layer` on.
         """
         return (
             self.floats(f"hidden_states{suffix}", "B", count, self.dimensions.width),
@@ -55,7 +57,7 @@ class Interface:
         return TensorSpec(name, "int64", ("B", count) if self.axes == 1 else (self.axes, "B", count))
 
     def planes(self, name: str, count: int | str, layers: range, suffix: str = "") -> tuple[TensorSpec, ...]:
-        """The DeepStack planes that these decoder layers add, over `count` rows; nothing on rows of text."""
+        """Return the DeepStack planes that these decoder layers add to `count` rows; they are 0 in text rows."""
         added = [layer for layer in layers if layer < self.dimensions.planes]
         return tuple(self.floats(f"{name}.{i}{suffix}", "B", count, self.dimensions.width) for i in added)
 
@@ -63,14 +65,14 @@ class Interface:
         return self.floats(f"features{suffix}", "B", count, self.dimensions.vision_width)
 
     def cache(self, layer: int) -> tuple[list[TensorSpec], list[TensorSpec]]:
-        """past and new keys and values of a layer, sequence first."""
+        """Return past and new keys and values of a layer, sequence first."""
         d = self.dimensions
         pasts = [self.floats(f"past_{part}.{layer}", "P", "B", d.kv_heads, d.head_dim) for part in ("key", "value")]
         news = [self.floats(f"new_{part}.{layer}", "S", "B", d.kv_heads, d.head_dim) for part in ("key", "value")]
         return pasts, news
 
     def segment(self, first: int, end: int, reads: tuple[str, ...]) -> tuple[list[TensorSpec], list[TensorSpec]]:
-        """Inputs and outputs of the decoder layers [first, end)."""
+        """Return the inputs and outputs of a segment of decoder layers [first, end)."""
         d = self.dimensions
         inputs = [
             self.floats("hidden_states", "B", "S", d.width),
@@ -89,7 +91,7 @@ class Interface:
         return inputs, outputs + [self.read(name, end) for name in reads]
 
     def read(self, name: str, layer: int) -> TensorSpec:
-        """What a selector of a gate before `layer` reads, see methods.base.Selector."""
+        """Return the tensor `name` that a selector reads at a gate before `layer`, see selection.selector.Selector."""
         d = self.dimensions
         if is_encoder(name):
             if name.partition(".")[0] != "patch_key":
@@ -105,7 +107,7 @@ class Interface:
         return known[name]
 
     def encoder(self, before: int, keep: int) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-        """A gate between vision encoder and projector."""
+        """Return the inputs and outputs of a gate between vision encoder and projector."""
         every = range(self.dimensions.planes)
         return (
             (self.features(before), index(before), *self.planes("deepstack", before, every)),
@@ -113,10 +115,14 @@ class Interface:
         )
 
     def prune(self, layer: int, before: int, keep: int) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+        """Return the inputs and outputs of a gate before `layer` that keeps `keep` of `before` tokens."""
         return self.rows("S", before, layer), self.rows(less("S", before - keep), keep, layer, ".out")
 
     def route(self, layer: int, before: int | None, keep: int) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-        """A routing gate before `layer`, behind one that chose `before` tokens, or the first."""
+        """Return the inputs and outputs of a routing gate before `layer`.
+
+        before  tokens selected by the previous routing gate, None for the first
+        """
         d = self.dimensions
         full = (
             self.positions("full_position_ids", "S"),
@@ -133,10 +139,10 @@ class Interface:
 
 
 def index(vision: int, suffix: str = "") -> TensorSpec:
-    """Original raster indices of the vision tokens."""
+    """Return the tensor of the vision tokens' original raster indices."""
     return TensorSpec(f"vision_index{suffix}", "int64", ("B", vision))
 
 
 def less(symbol: str, dropped: int) -> str:
-    """ "S", 72 -> "S-72" """
+    """Return the dimension `symbol` minus `dropped` rows: "S", 72 -> "S-72"."""
     return f"{symbol}-{dropped}" if dropped else symbol

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One weight as integers and back, by ONNX Runtime's own quantizers; a graph's weights: see quantized_graph.py.
+"""Quantize and dequantize one weight with ONNX Runtime's quantizers; for all weights of a graph see quantized_graph.py.
 
-A weight is stored [in, out], as MatMul takes it. Blocks are `block_size` consecutive inputs of one output.
+A weight is stored as [in, out], as MatMul reads it. Blocks are `block_size` consecutive inputs of one output.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ TENSORRT_BLOCKS = (64, 128)
 
 @dataclass(frozen=True)
 class QuantizedWeight:
-    """A weight as its operator takes it; N outputs, b = ceil(in / block size) blocks.
+    """A quantized weight in the format of its operator; N outputs, b = ceil(in / block size) blocks.
 
     MatMulNBits       integers [N, b, block size * bits / 8] uint8, the lower half of a byte first; scales [N, b];
-                      zero_points [N, ceil(b * bits / 8)] uint8, packed alike, or None: the middle of the range
-    DequantizeLinear  integers [in, N] int4; scales [b, N]; zero_points None: 0
+                      zero_points [N, ceil(b * bits / 8)] uint8, packed likewise, or None for the middle of the range
+    DequantizeLinear  integers [in, N] int4; scales [b, N]; zero_points None for 0
     """
 
     integers: Array
@@ -47,10 +47,10 @@ def quantization(
     symmetric: bool | None = None,
     accuracy_level: int | None = None,
 ) -> Quantization:
-    """What --quantize `name` means for a target; None takes the target's own.
+    """Return the quantization `name` for a target; None selects the target's default.
 
     Raises:
-        InputError: no such quantization, or one that the target cannot run; with what to use instead.
+        InputError: no such quantization, or one that the target cannot run; the message names an alternative.
     """
     if name not in BITS:
         raise InputError(f"quantization '{name}' is not known; use one of {', '.join(BITS)}")
@@ -60,32 +60,31 @@ def quantization(
     wanted = BLOCK_SIZE[DEQUANTIZED] if block_size is None else block_size
     if target.opset < 21:
         raise InputError(
-            f"target '{target.name}' is of opset {target.opset}, integers in blocks need 21; "
-            "use --target tensorrt-10.15"
+            f"target '{target.name}' has opset {target.opset}, integers in blocks need 21; use --target tensorrt-10.15"
         )
     if name != "int4":
-        raise InputError(f"TensorRT keeps weights alone as int4 only, not as {name}; use --quantize int4")
+        raise InputError(f"TensorRT supports weight-only quantization as int4, not as {name}; use --quantize int4")
     if symmetric is False:
-        raise InputError("TensorRT takes no zero points; leave out --no-symmetric")
+        raise InputError("TensorRT supports no zero points; leave out --no-symmetric")
     if wanted not in TENSORRT_BLOCKS:
-        raise InputError(f"TensorRT takes blocks of {' or '.join(map(str, TENSORRT_BLOCKS))}, not of {wanted}")
+        raise InputError(f"TensorRT supports blocks of {' or '.join(map(str, TENSORRT_BLOCKS))}, not of {wanted}")
     return Quantization(name, wanted, True, DEQUANTIZED, accuracy_level or 0)
 
 
 def quantize(weight: Array, how: Quantization) -> QuantizedWeight:
-    """The integers and scales of one weight [in, out] of fp32, fp16 or bf16; the scales have its dtype.
+    """Quantize one weight [in, out] of fp32, fp16 or bf16; the scales have its dtype.
 
     Raises:
-        InputError: DequantizeLinear needs whole blocks, and `in` is no multiple of the block size; or a value is
-            inf or NaN.
+        InputError: a value is inf or NaN; or the operator is DequantizeLinear, which needs whole blocks, and `in` is
+            not a multiple of the block size.
     """
     if not np.isfinite(np.asarray(weight, np.float32)).all():
-        raise InputError("a weight holds inf or NaN, which no integer stands for; train or download the model again")
+        raise InputError("a weight contains inf or NaN and cannot be quantized; train or download the model again")
     return _for_operator(weight, how) if how.operator == OPERATOR else _for_dequantize(weight, how)
 
 
 def dequantize(stored: QuantizedWeight, how: Quantization, inputs: int) -> NDArray[np.float32]:
-    """The weight [in, out] that stored integers stand for; in fp32 without rounding."""
+    """Return the weight [in, out] that integers represent, in fp32 without rounding."""
     if how.operator == DEQUANTIZED:
         scales = np.repeat(stored.scales.astype(np.float32), how.block_size, axis=0)
         return stored.integers.astype(np.float32) * scales
@@ -99,7 +98,7 @@ def dequantize(stored: QuantizedWeight, how: Quantization, inputs: int) -> NDArr
 
 
 def rounded(weight: Array, how: Quantization) -> Array:
-    """What a weight [in, out] becomes by being stored as integers, in its own dtype."""
+    """Quantize and dequantize a weight [in, out], in its own dtype."""
     return dequantize(quantize(weight, how), how, len(weight)).astype(weight.dtype)
 
 
@@ -111,13 +110,13 @@ def _for_operator(weight: Array, how: Quantization) -> QuantizedWeight:
         )
 
     config = DefaultWeightOnlyQuantConfig(how.block_size, is_symmetric=how.symmetric, bits=how.bits)
-    plain = weight.astype(np.float32) if weight.dtype == ml_dtypes.bfloat16 else weight  # its kernels lack bf16
+    plain = weight.astype(np.float32) if weight.dtype == ml_dtypes.bfloat16 else weight  # the quantizer has no bf16
     integers, scales, zeros = DefaultWeightOnlyQuantizer(config).qbits_block_quant(np.ascontiguousarray(plain))
     return QuantizedWeight(integers, scales.astype(weight.dtype), None if how.symmetric else zeros)
 
 
 def _for_dequantize(weight: Array, how: Quantization) -> QuantizedWeight:
-    """With positive scales, as TensorRT demands; those that its quantizer finds for MatMulNBits may be negative."""
+    """Quantize with positive scales, as TensorRT requires; the quantizer for MatMulNBits may return negative ones."""
     from onnxruntime.quantization.quant_utils import compute_scale_zp_blocked, quantize_nparray
 
     if len(weight) % how.block_size:
@@ -128,7 +127,7 @@ def _for_dequantize(weight: Array, how: Quantization) -> QuantizedWeight:
     plain = weight.astype(np.float32)
     _, found = compute_scale_zp_blocked(plain, TensorProto.INT4, 0, how.block_size, symmetric=True)
     scales = found.astype(weight.dtype)
-    scales[scales == 0] = 1  # a block of zeros, or of values that vanish in this dtype
+    scales[scales == 0] = 1  # a block of zeros, or of a scale that is 0 in this dtype
     steps = np.repeat(scales.astype(np.float32), how.block_size, axis=0)
     integers = quantize_nparray(TensorProto.INT4, plain, steps, np.float32(0))
     return QuantizedWeight(integers.astype(ml_dtypes.int4), scales, None)
@@ -136,7 +135,7 @@ def _for_dequantize(weight: Array, how: Quantization) -> QuantizedWeight:
 
 @contextmanager
 def _root_logger_kept() -> Iterator[None]:
-    """ONNX Runtime 1.31 sets the root logger up when its quantizers are imported: chatter of others would be shown."""
+    """Undo the setup of the root logger that ONNX Runtime 1.31 does when its quantizers are imported."""
     root = logging.getLogger()
     level, handlers = root.level, root.handlers[:]
     try:
@@ -147,7 +146,7 @@ def _root_logger_kept() -> Iterator[None]:
 
 
 def _unpacked(packed: Array, bits: int) -> Array:
-    """Integers of 8 or 4 bits, one a byte; along the last axis."""
+    """Unpack integers of 8 or 4 bits along the last axis, one per byte."""
     if bits == 8:
         return packed
     return np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:-1], -1)

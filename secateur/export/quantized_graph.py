@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decoder segments whose weights are integers: in the graph, and in torch for the check of the graph.
+"""Decoder segments with quantized weights: in the graph, and in torch to check the graph.
 
-Only linear layers of decoder layers: they are nearly all of the weights. The head stays as it is, because its errors
-go straight into the choice of the word, and because small models share it with the embedding; so do vision encoder
-and projector, which run once a picture, and the gates, which compute in fp32.
+Only linear layers of decoder layers are quantized: they have nearly all of the weights. The head is not, because its
+errors change the logits directly, and because small models tie it to the embedding. Nor are vision encoder and
+projector, which run once per image, and the gates, which compute in fp32.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ LOGITS = "logits"
 
 
 def quantize_graph(model: onnx_ir.Model, how: Quantization) -> tuple[str, ...]:
-    """Replace the weights of a segment's MatMul nodes, in place; returns the names of those that were replaced.
+    """Quantize the weights of a segment's MatMul nodes, in place; returns the names of the weights.
 
-    A weight is read when its turn comes and let go again, so what is held of the model is its integers.
+    Weights are read one at a time, so only the integers stay in memory.
 
     Raises:
-        InputError: a weight cannot be stored that way.
+        InputError: a weight cannot be quantized.
     """
     done: dict[onnx_ir.Value, list[onnx_ir.Value]] = {}
     for node in list(model.graph):
@@ -50,17 +50,17 @@ def quantize_graph(model: onnx_ir.Model, how: Quantization) -> tuple[str, ...]:
     return tuple(weight.name or "" for weight in done)
 
 
-def replaced_weights(layers: Iterable[nn.Module]) -> frozenset[nn.Parameter]:
-    """The parameters of decoder layers that `quantize_graph` replaces, so that no file needs them."""
+def quantized_parameters(layers: Iterable[nn.Module]) -> frozenset[nn.Parameter]:
+    """Return the parameters of decoder layers that `quantize_graph` replaces, so that no file needs them."""
     return frozenset(module.get_parameter("weight") for module in _linear(layers))
 
 
 @contextmanager
 def weights_as_stored(layers: Iterable[nn.Module], how: Quantization) -> Iterator[None]:
-    """Within the block the linear layers in `layers` run with the weights that their integers stand for.
+    """Run the linear layers in `layers` with their quantized weights within the block.
 
-    Weights that stay in their files are rounded whenever they are read. Graphs that are to keep the exact weights
-    (gates) must be built before: a parameter gets other data, it is not written to.
+    Streamed weights are rounded whenever they are read. Graphs that need the exact weights (gates) must be built
+    before: a parameter gets new data, its old data is not changed.
     """
     with ExitStack() as undo:
         for module in _linear(layers):
@@ -74,7 +74,7 @@ def weights_as_stored(layers: Iterable[nn.Module], how: Quantization) -> Iterato
 
 @contextmanager
 def _rounded_when_run(module: nn.Linear, how: Quantization) -> Iterator[None]:
-    """Round the weight between the hooks that read it, see secateur.checkpoints.streaming, and the run."""
+    """Round a streamed weight after the hook that reads it, see secateur.checkpoints.streaming."""
     swapped: list[tuple[Any, nn.Parameter]] = []
 
     def before(_: nn.Module, __: Any) -> None:
@@ -84,7 +84,7 @@ def _rounded_when_run(module: nn.Linear, how: Quantization) -> Iterator[None]:
 
     def after(_: nn.Module, __: Any, ___: Any) -> None:
         read, ours = swapped.pop()
-        if module.weight is ours:  # else the weight has gone back to its file already
+        if module.weight is ours:  # else another hook has released the weight already
             module.weight = read
 
     handles = module.register_forward_pre_hook(before), module.register_forward_hook(after, always_call=True)
@@ -96,8 +96,8 @@ def _rounded_when_run(module: nn.Linear, how: Quantization) -> Iterator[None]:
 
 
 def _rounded(weight: Tensor, how: Quantization) -> Tensor:
-    """A weight [out, in] of torch."""
-    plain = weight.float().T.contiguous().numpy()  # through fp32, for numpy's bf16 is none that torch knows
+    """Quantize and dequantize a weight [out, in] of torch."""
+    plain = weight.float().T.contiguous().numpy()  # through fp32: torch cannot convert bf16 to numpy
     stored = rounded(plain.astype(str(weight.dtype).removeprefix("torch.")), how)
     return torch.from_numpy(stored.astype("float32")).T.contiguous().to(weight.dtype)
 
@@ -107,7 +107,7 @@ def _linear(layers: Iterable[nn.Module]) -> list[nn.Linear]:
 
 
 def _weight(node: onnx_ir.Node) -> onnx_ir.Value | None:
-    """The constant matrix that a MatMul multiplies with, if there is one."""
+    """Return the constant matrix of a MatMul; None for another node."""
     if node.op_type != "MatMul" or node.domain not in ("", "ai.onnx"):
         return None
     value = node.inputs[1]
@@ -116,7 +116,7 @@ def _weight(node: onnx_ir.Node) -> onnx_ir.Value | None:
 
 
 def _makes_logits(node: onnx_ir.Node) -> bool:
-    """Whether what the node gives comes out as logits, at most cast or reshaped."""
+    """Return whether the output of the node is the logits, possibly after a cast or reshape."""
     value = node.outputs[0]
     if value.name == LOGITS:
         return True
@@ -139,7 +139,7 @@ def _register(model: onnx_ir.Model, name: str, stored: QuantizedWeight, how: Qua
 
 
 def _swap(node: onnx_ir.Node, weight: onnx_ir.Value, stored: list[onnx_ir.Value], how: Quantization) -> None:
-    """Let a MatMul read the integers: as one operator, or behind a DequantizeLinear."""
+    """Replace a MatMul by MatMulNBits, or read its weight through a DequantizeLinear."""
     graph, rows = node.graph, node.inputs[0]
     assert graph is not None
     if how.operator != OPERATOR:

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Gates that route: some vision tokens go through the next layers, the others skip them unchanged (ALVTS).
 
-Every such gate puts the rows that the layers behind the gate before it have changed back into the full stream,
-chooses anew among all tokens, and hands on the compact rows (arXiv 2606.14277, section 3.2).
+Each routing gate writes the rows computed since the previous gate back into the full stream, selects again among all
+tokens, and outputs the compact rows (arXiv 2606.14277, section 3.2).
 
-    full_states [B, S, D]         the stream as it was when the gate before chose
-    hidden_states [B, S-N+k', D]  what the layers since then made of the rows that it chose
-    vision_index [B, k']          and which these were
+    full_states [B, S, D]         the full stream at the previous gate
+    hidden_states [B, S-N+k', D]  the rows selected by the previous gate, after the layers since then
+    vision_index [B, k']          vision indices of these rows
     full_position_ids, full_attention_mask [B, S], full planes [B, S, D]
     -> full_states [B, S, D], hidden_states [B, S-N+k, D], position_ids, attention_mask [B, S-N+k], vision_index [B, k],
        planes [B, S-N+k, D]
 
-The first gate of a schedule has nothing to put back: it takes hidden_states [B, S, D] and returns no full_states.
-Every view of a prompt is routed by itself, with a quota of its own. With M-RoPE position_ids are [3, B, S].
+The first gate of a schedule has no previous gate: it takes hidden_states [B, S, D] and returns no full_states.
+Each view of a prompt is routed separately, with its own quota. With M-RoPE position_ids are [3, B, S].
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from secateur.export.gates import by_axis, by_row, choose
+from secateur.export.gates import by_axis, by_row, choose_tokens
 from secateur.export.spans import Spans
 from secateur.selection.selector import GateInputs, Selector
 
 
-class Route(nn.Module):
-    """One gate; all counts are constants of the graph.
+class RouteGate(nn.Module):
+    """A routing gate; all counts are constants of the graph.
 
-    selectors  one for each view, the same one for those that are alike
-    spans      the views, whole
-    before     what the gate before left of them; None for the first gate
+    selectors  one per view; views of equal size and settings share one
+    spans      the complete views
+    before     the views as left by the previous gate; None for the first gate
     """
 
     def __init__(self, selectors: Sequence[Selector], spans: Spans, before: Spans | None) -> None:
@@ -53,14 +53,16 @@ class Route(nn.Module):
         spans, tokens = self.spans, [view.tokens for view in self.spans.views]
 
         def given(views: Sequence[int]) -> GateInputs:
-            rows, own_mask = (spans.alone(x, views) for x in (full, mask))
+            rows, own_mask = (spans.text_and_views(x, views) for x in (full, mask))
             every = torch.arange(tokens[views[0]], device=full.device).expand(rows.shape[0], -1)
-            return GateInputs(rows, by_axis(spans.alone(by_row(positions), views)), own_mask, every, spans.start, {})
+            return GateInputs(
+                rows, by_axis(spans.text_and_views(by_row(positions), views)), own_mask, every, spans.start, {}
+            )
 
-        chosen = choose(self.each, spans, given)
+        chosen = choose_tokens(self.each, spans, given)
 
         def compact(rows: Tensor) -> Tensor:
-            return spans.replaced(rows, spans.pick(rows, chosen.rows), chosen.quotas)
+            return spans.replace_views(rows, spans.pick(rows, chosen.rows), chosen.quotas)
 
         return (
             compact(full),
@@ -71,11 +73,11 @@ class Route(nn.Module):
         )
 
     def _put_back(self, full: Tensor, compact: Tensor, index: Tensor, before: Spans) -> Tensor:
-        """The full stream with the compact rows in their places; one ScatterND of whole rows."""
+        """Write the compact rows back into the full stream, with one ScatterND of whole rows."""
         batch, _, width = full.shape
         spans, quotas = self.spans, [view.tokens for view in before.views]
         numbers = torch.arange(spans.stop, device=full.device).expand(batch, -1)
-        rows = spans.among_text(numbers - spans.start, spans.moved(index, quotas), quotas)
+        rows = spans.merge_with_text(numbers - spans.start, spans.places_to_rows(index, quotas), quotas)
         size = spans.stop - spans.start
         offset = torch.arange(batch, device=full.device)[:, None] * size
         changed = before.region(compact).reshape(-1, width)

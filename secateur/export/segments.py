@@ -1,19 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decoder segments: a run of layers whose `forward` signature is the ONNX interface.
+"""Decoder segments: consecutive layers as a module whose `forward` signature is the ONNX interface.
 
     hidden_states   [B, S, D]            past_key.l, past_value.l  [P, B, Hkv, dh], each layer l of the segment
     position_ids    [B, S]     int64     last_index                [B] int64
-    attention_mask  [B, P + S] int64     question_position         [1] int64, where a gate reads text_query
-    deepstack.l     [B, S, D], what is added behind layer l, where the model has such planes (Qwen3-VL)
+    attention_mask  [B, P + S] int64     question_position         [1] int64, if a gate reads text_query
+    deepstack.l     [B, S, D], added after layer l, if the model has such planes (Qwen3-VL)
 
     With M-RoPE position_ids are [3, B, S].
 
     -> hidden_states [B, S, D] or, from the last segment, logits [B, V] fp32 of row last_index
        new_key.l, new_value.l [S, B, Hkv, dh]
-       and, where the selector of a gate behind it asks for them (methods.base.Selector), of its last layer
+       and, if a selector of the next gates reads them (selection.selector.Selector), of its last layer
        query, text_query [B, H, dh], queries [S, B, H, dh], layer_input [B, S, D]
 
-The same graph serves prefill (P = 0), decode (S = 1) and a follow-up question (both above 0).
+The same graph runs prefill (P = 0), decode steps (S = 1) and follow-up questions (both above 0).
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from secateur.decoder.pieces import Decoder
 class Segment(nn.Module):
     """Layers [first, end) of a decoder.
 
-    reads   what to return of the last layer, for the gates behind it
-    planes  how many layers of the model add a DeepStack plane
+    reads   tensors of the last layer to return, for the next gates
+    planes  number of layers of the model that add a DeepStack plane
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Segment(nn.Module):
             "query": lambda: _row(queries, last_index),
             "text_query": lambda: _text_query(queries, position_ids, attention_mask, question_position),
             "queries": lambda: queries.transpose(0, 1),
-            "layer_input": lambda: layer_input.clone(),  # an output must not be an input itself
+            "layer_input": lambda: layer_input.clone(),  # an output must not be an input of the graph
         }
         return (first, *new, *(found[name]() for name in self.reads))
 
@@ -93,7 +93,7 @@ class Segment(nn.Module):
 
 
 def _text_query(queries: Tensor, position_ids: Tensor, attention_mask: Tensor, start: Tensor) -> Tensor:
-    """Mean query [B, H, dh] of the question's rows, those from the original position `start` [1] on."""
+    """Return the mean query [B, H, dh] of the question's rows: those with original position `start` [1] or later."""
     current = attention_mask[:, attention_mask.shape[1] - queries.shape[1] :]
     position = position_ids if position_ids.dim() == 2 else position_ids[0]
     question = ((position >= start) & (current != 0)).to(torch.float32)
@@ -102,6 +102,6 @@ def _text_query(queries: Tensor, position_ids: Tensor, attention_mask: Tensor, s
 
 
 def _row(rows: Tensor, index: Tensor) -> Tensor:
-    """rows [B, S, ...], index [B] -> [B, ...]: one row of each sample."""
+    """Return one row of each sample: rows [B, S, ...], index [B] -> [B, ...]."""
     flat = rows.reshape(-1, *rows.shape[2:])
     return flat.index_select(0, index + torch.arange(rows.shape[0], device=rows.device) * rows.shape[1])

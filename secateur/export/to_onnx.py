@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one place that calls torch.onnx.export.
+"""Write a graph to an ONNX file; the only call of torch.onnx.export.
 
-A graph is traced with parameters that have a shape and no values, so nothing is folded that depends on them; the file
-then names where the weights lie (weights.py). Weights of models in memory and in checkpoints go the same way.
+A graph is traced with parameters that have a shape and no values, so nothing that depends on them is folded; then the
+graph refers to the weights in their files (weights.py). Models in memory and in checkpoints are handled the same way.
 """
 
 from __future__ import annotations
@@ -23,21 +23,23 @@ from secateur.bundle.manifest import TensorSpec
 from secateur.checkpoints.streaming import held
 from secateur.errors import BadModel
 from secateur.export.graphs import Graph
-from secateur.export.weights import Store
-from secateur.export.weights_in_graph import Weights, externalise, name_weights, read_transposed
+from secateur.export.weights import WeightStore
+from secateur.export.weights_in_graph import Weights, externalize, name_weights, read_transposed
 
 FORBIDDEN = frozenset({"NonZero", "Compress", "Unique", "Loop", "If"})
 EXTERNAL_BYTES = 1 << 16
 Change = Callable[[onnx_ir.Model], object]
 
 
-def to_onnx(graph: Graph, path: Path, opset: int, store: Store | None = None, change: Change | None = None) -> None:
-    """Write one graph; its weights go to `store`, or without one to a file of their own, if there are enough to matter.
+def to_onnx(
+    graph: Graph, path: Path, opset: int, store: WeightStore | None = None, change: Change | None = None
+) -> None:
+    """Write one graph, and its weights to `store` if they are large; without a store to a file of the graph.
 
-    What is no weight of the store goes to `<path>.data` beside the graph, or stays in it if it is small. The bytes
-    depend on the graph alone.
+    Constants that are not in the store are written to `<path>.data`, or stay in the graph if they are small. The bytes
+    depend on the graph only.
 
-    change  is called with the graph before weights are written, which it may replace; it reads those it asks for
+    change  called with the graph before the weights are written; it may replace them
 
     Raises:
         BadModel: the graph cannot be traced, or needs an operator with a data-dependent shape.
@@ -49,7 +51,7 @@ def to_onnx(graph: Graph, path: Path, opset: int, store: Store | None = None, ch
             program = _trace(graph, opset)
         weights: Weights = {}
     else:
-        store = store or Store(path.parent, {path.stem: module})
+        store = store or WeightStore(path.parent, {path.stem: module})
         with _without_values(module):
             program = _trace(graph, opset, optimize=False)
         weights = name_weights(program.model, dict(module.named_parameters(remove_duplicate=False)))
@@ -66,7 +68,7 @@ def to_onnx(graph: Graph, path: Path, opset: int, store: Store | None = None, ch
     if change is not None:
         change(model)
     path.parent.mkdir(parents=True, exist_ok=True)
-    externalise(model, weights, store, path, EXTERNAL_BYTES)
+    externalize(model, weights, store, path, EXTERNAL_BYTES)
     onnx_ir.save(model, path)
 
 
@@ -94,7 +96,7 @@ def _trace(graph: Graph, opset: int, optimize: bool = True) -> torch.onnx.ONNXPr
 
 @contextmanager
 def _without_values(module: nn.Module) -> Iterator[None]:
-    """Within the block the parameters of `module` are fakes: shape, dtype and ties are there, values are not."""
+    """Replace the parameters of `module` within the block by fake ones with shape, dtype and ties, but no values."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     owners = [owner._parameters for owner in module.modules()]
     before = [dict(parameters) for parameters in owners]
@@ -115,7 +117,7 @@ def _without_values(module: nn.Module) -> Iterator[None]:
 
 
 def _dynamic_shapes(graph: Graph) -> tuple[object, ...]:
-    """torch.export's nesting: one entry an input, the inputs behind *args as one tuple."""
+    """Return the dynamic shapes as torch.export nests them: one entry per input, the inputs in *args as one tuple."""
     dims = [{i: Dim.DYNAMIC for i, d in enumerate(x.shape) if isinstance(d, str)} for x in graph.spec.inputs]
     code = graph.module.forward.__func__.__code__  # type: ignore[attr-defined]
     named = code.co_argcount - 1
@@ -123,7 +125,7 @@ def _dynamic_shapes(graph: Graph) -> tuple[object, ...]:
 
 
 def _tidy(model: onnx_ir.Model, inputs: tuple[TensorSpec, ...], outputs: tuple[TensorSpec, ...]) -> None:
-    """Name the dimensions as the manifest does and drop the tracer's notes, which hold paths of this machine."""
+    """Name the dimensions as the manifest does, and drop the tracer's metadata, which contains local paths."""
     for values, specs in ((model.graph.inputs, inputs), (model.graph.outputs, outputs)):
         for value, spec in zip(values, specs, strict=True):
             assert value.name == spec.name, f"{value.name} is not {spec.name}"
@@ -139,10 +141,10 @@ def _tidy(model: onnx_ir.Model, inputs: tuple[TensorSpec, ...], outputs: tuple[T
 
 
 def _norms_of_one_dtype(model: onnx_ir.Model) -> None:
-    """Cast the input of each RMSNormalization to the dtype of its scale, which ONNX gives the output anyway.
+    """Cast the input of each RMSNormalization to the dtype of its scale, which is the dtype of the output in ONNX.
 
-    TensorRT's parser gives the output the dtype of the input, and what follows would no longer fit. Computed is in
-    fp32 (stash_type) both ways.
+    TensorRT's parser gives the output the dtype of the input, which the next nodes do not accept. The norm is computed
+    in fp32 (stash_type) in both cases.
     """
     for node in list(model.graph.all_nodes()):
         rows, scale = (*node.inputs, None, None)[:2]
@@ -157,7 +159,7 @@ def _norms_of_one_dtype(model: onnx_ir.Model) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep the exporter's progress and deprecation chatter off the user's screen."""
+    """Silence the exporter's progress and deprecation messages."""
     loggers = [
         logging.getLogger(name) for name in ("torch.onnx", "torch.export", "torch._export", "onnxscript", "onnx_ir")
     ]

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one place of a bundle's weights: data files beside the graphs, each written once, tensor by tensor.
+"""Weights of a bundle: data files next to the graphs, each written once, tensor by tensor.
 
-One file for each part of the model (embed, layer_00, layer_01, ..., head, projector, vision). What a file holds, in
-which order and where, follows from the model and the dtype alone: not from where segments are cut, nor from target or
-opset. So graphs share bytes, and so do bundles. Offsets are multiples of a page, for memory maps.
+One file for each part of the model (embed, layer_00, layer_01, ..., head, projector, vision). The contents of a file,
+their order and their offsets depend on the model and the dtype only, not on the cuts between segments, the target or
+the opset. So graphs share files, and so do bundles. Offsets are multiples of a page, for memory maps.
 
-A weight of nn.Linear lies as MatMul and Gemm read it, [in, out]; turned in a graph it would become a copy in memory.
+A weight of nn.Linear is stored as MatMul and Gemm read it, [in, out]; a Transpose in the graph would copy it in memory.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +33,7 @@ SUFFIX = ".data"
 
 @dataclass(frozen=True)
 class WeightPlace:
-    """Where a weight lies: `size` bytes from `offset` on in a file beside the graphs; transposed: [in, out]."""
+    """Position of a weight: `size` bytes from `offset` in a file next to the graphs; transposed: [in, out]."""
 
     file: str
     offset: int
@@ -41,13 +41,13 @@ class WeightPlace:
     transposed: bool
 
 
-class Store:
-    """Data files of `parts` in `folder`; a weight of several parts lies with the first of them.
+class WeightStore:
+    """Data files of `parts` in `folder`; a weight of several parts is stored with the first of them.
 
-    parts   modules by the name of their file
-    shared  files of another bundle's folder of graphs, with their sha256: those that are equal are linked (on another
-            file system: copied) and not written. The caller knows that model and dtype are the same.
-    replaced  weights that no graph reads, since it has integers in their place
+    parts      modules by the name of their file
+    shared     weight files of another bundle of the same model and dtype, with their sha256; they are linked (or
+               copied to another file system) instead of written
+    quantized  weights that are left out, because graphs store integers in their place
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Store:
         parts: Mapping[str, nn.Module],
         shared: Mapping[Path, str] | None = None,
         progress: Progress = silent,
-        replaced: frozenset[nn.Parameter] = frozenset(),
+        quantized: frozenset[nn.Parameter] = frozenset(),
     ) -> None:
         self._folder = folder
         self._shared = {path.name: (path, digest) for path, digest in (shared or {}).items()}
@@ -67,36 +67,24 @@ class Store:
         for name, module in parts.items():
             file, end = f"{name}{SUFFIX}", 0
             own = (weight for weight in module.parameters() if weight not in self._places)
-            self._parts[file] = [weight for weight in own if weight not in replaced]
+            self._parts[file] = [weight for weight in own if weight not in quantized]
             for weight in self._parts[file]:
                 start = -(-end // PAGE) * PAGE
                 end = start + weight.nbytes
                 self._places[weight] = WeightPlace(file, start, weight.nbytes, weight in self._linear)
-        self._there: set[str] = set()
-
-    @classmethod
-    def of(
-        cls,
-        family: Family,
-        folder: Path,
-        shared: Mapping[Path, str] | None = None,
-        progress: Progress = silent,
-        replaced: frozenset[nn.Parameter] = frozenset(),
-    ) -> Store:
-        """The store of a whole model."""
-        return cls(folder, parts(family), shared, progress, replaced)
+        self._written: set[str] = set()
 
     def is_transposed(self, weight: nn.Parameter) -> bool:
-        """Whether the graphs get this weight as [in, out]."""
+        """Return whether this weight is stored as [in, out]."""
         return weight in self._linear
 
     def place(self, weight: nn.Parameter) -> WeightPlace | None:
-        """Where `weight` lies, and now does: the first weight of a file writes it. None: the store does not have it."""
+        """Return the position of a weight, None if it is not in the store; writes its file at the first call."""
         place = self._places.get(weight)
-        if place is not None and place.file not in self._there:
+        if place is not None and place.file not in self._written:
             if not self._link(place.file):
                 self._write(place.file)
-            self._there.add(place.file)
+            self._written.add(place.file)
         return place
 
     def _write(self, file: str) -> None:
@@ -108,17 +96,17 @@ class Store:
                 write(out, self._places[weight].offset, value(weight).T if weight in self._linear else value(weight))
 
     def _link(self, file: str) -> bool:
-        """Take the file from the other bundle, if it has one of this size.
+        """Link a file of the other bundle, if it has one of this size; returns whether it has.
 
         Raises:
-            BadBundle: it is not the file that the other bundle was exported with.
+            BadBundle: the file does not have the hash in the other bundle's manifest.
         """
         source, digest = self._shared.get(file, (None, ""))
         last = self._places[self._parts[file][-1]]
         if source is None or not source.is_file() or source.stat().st_size != last.offset + last.size:
             return False
         if sha256(source) != digest.removeprefix("sha256:"):
-            raise BadBundle(f"{source} is damaged, so it cannot be shared; export that bundle again")
+            raise BadBundle(f"{source} is damaged and cannot be shared; export that bundle again")
         self._folder.mkdir(parents=True, exist_ok=True)
         with suppress(OSError):
             os.link(source, self._folder / file)
@@ -127,8 +115,8 @@ class Store:
         return True
 
 
-def parts(family: Family) -> dict[str, nn.Module]:
-    """The parts of a model by the names of their files."""
+def model_parts(family: Family) -> dict[str, nn.Module]:
+    """Return the parts of a model by the names of their files."""
     decoder = family.decoder
     digits = max(2, len(str(len(decoder.layers) - 1)))
     layers = {f"layer_{number:0{digits}}": layer for number, layer in enumerate(decoder.layers)}
@@ -143,21 +131,16 @@ def parts(family: Family) -> dict[str, nn.Module]:
 
 
 def write(out: BinaryIO, offset: int, tensor: Tensor) -> None:
-    """Put the values of a tensor into a file at `offset`; a gap in front of them is filled with zeros."""
+    """Write the values of a tensor to a file at `offset`; a gap before them is filled with zeros."""
     flat = tensor.contiguous().reshape(-1)
     out.seek(offset)
     out.write(memoryview(flat.view(torch.uint8).numpy()))  # type: ignore[arg-type]
 
 
-def _linear(modules: Iterable[nn.Module]) -> frozenset[nn.Parameter]:
-    """Weights that nothing but linear layers has; an embedding that is the head as well stays as it is."""
+def _linear(parts: Iterable[nn.Module]) -> frozenset[nn.Parameter]:
+    """Return the weights used by linear layers only, so not an embedding that is tied to the head."""
     linear, other = set[nn.Parameter](), set[nn.Parameter]()
-    for module in _every(modules):
+    for module in (module for part in parts for module in part.modules()):
         for name, weight in module.named_parameters(recurse=False):
             (linear if isinstance(module, nn.Linear) and name == "weight" else other).add(weight)
     return frozenset(linear - other)
-
-
-def _every(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
-    for module in modules:
-        yield from module.modules()

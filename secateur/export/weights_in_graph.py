@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a traced graph names its weights: as tensors that are read when asked for, then as places in data files."""
+"""Weights in a traced graph: first as tensors that are read on demand, then as positions in data files."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from secateur.checkpoints.streaming import value
-from secateur.export.weights import PAGE, SUFFIX, Store
+from secateur.export.weights import PAGE, SUFFIX, WeightStore
 
 Weights = Mapping[str, nn.Parameter]
 SMALLEST = 256
-"""Bytes: what is smaller stays in the graph, where shapes are inferred from it."""
+"""Bytes; smaller constants stay in the graph, because shape inference may need them."""
 
 
 def name_weights(model: onnx_ir.Model, named: Weights) -> Weights:
-    """The parameters among the initializers, which lose their (fake) values: no pass can fold what it cannot read."""
+    """Return the parameters among the initializers, and remove their (fake) values so that no pass folds them."""
     found = dict[str, nn.Parameter]()
     for name, initializer in model.graph.initializers.items():
         if isinstance(getattr(initializer.const_value, "raw", None), FakeTensor):
@@ -29,8 +29,8 @@ def name_weights(model: onnx_ir.Model, named: Weights) -> Weights:
     return found
 
 
-def read_transposed(model: onnx_ir.Model, weights: Weights, store: Store) -> None:
-    """Give the weights values that are read when asked for; those of nn.Linear as [in, out], without a Transpose."""
+def read_transposed(model: onnx_ir.Model, weights: Weights, store: WeightStore) -> None:
+    """Give the weights values that are read on demand; those of nn.Linear as [in, out], without a Transpose."""
     for name, weight in weights.items():
         initializer = model.graph.initializers.get(name)
         if initializer is None:
@@ -43,8 +43,8 @@ def read_transposed(model: onnx_ir.Model, weights: Weights, store: Store) -> Non
     RemoveUnusedNodesPass()(model)
 
 
-def externalise(model: onnx_ir.Model, weights: Weights, store: Store | None, path: Path, limit: int) -> None:
-    """Let weights be read from the store, and the rest, if it is more than `limit` bytes, from a file of this graph."""
+def externalize(model: onnx_ir.Model, weights: Weights, store: WeightStore | None, path: Path, limit: int) -> None:
+    """Move weights to the store, and other constants of more than `limit` bytes in all to a file of this graph."""
     rest = list[onnx_ir.Value]()
     for name, initializer in model.graph.initializers.items():
         tensor = initializer.const_value
@@ -94,8 +94,8 @@ def _external(initializer: onnx_ir.Value, file: str, offset: int, size: int, fol
 
 
 def _use_transposed(weight: onnx_ir.Value) -> None:
-    """Change what reads a weight [out, in] to read [in, out]."""
-    behind: onnx_ir.Value | None = None
+    """Change the readers of a weight [out, in] to read [in, out]."""
+    transposed: onnx_ir.Value | None = None
     for node, index in list(weight.uses()):
         if node.op_type == "Transpose" and list(node.attributes["perm"].as_ints()) == [1, 0]:
             node.outputs[0].replace_all_uses_with(weight)
@@ -104,9 +104,9 @@ def _use_transposed(weight: onnx_ir.Value) -> None:
             flag = node.attributes.get(name)
             node.attributes[name] = onnx_ir.AttrInt64(name, 0 if flag is not None and flag.as_int() else 1)
         else:
-            if behind is None:
-                behind = _transpose(weight, node)
-            node.replace_input_with(index, behind)
+            if transposed is None:
+                transposed = _transpose(weight, node)
+            node.replace_input_with(index, transposed)
 
 
 def _transpose(weight: onnx_ir.Value, node: onnx_ir.Node) -> onnx_ir.Value:

@@ -113,7 +113,7 @@ def test_a_scoring_gate_at_layer_0_is_refused(tiny: Family, tiny_bundle: tuple[P
     made = read_json(Schedule, folder / exported.manifest.schedules["btp"].file, BadSchedule)
     gates = (dataclasses.replace(made.gates[0], layer=0),)
     early = dataclasses.replace(made, gates=gates, budget=budget(tiny.dimensions, tiny.layout.vision_tokens, gates))
-    with pytest.raises(BadSchedule, match="scores by the layer before"):
+    with pytest.raises(BadSchedule, match="scores by the previous layer"):
         export([ExportPlan(tiny, (early,))], target("cpu"), tmp_path / "out")
 
 

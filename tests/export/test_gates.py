@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from secateur.export.gates import Encoder, Prune
-from secateur.export.route_gate import Route
+from secateur.export.gates import EncoderGate, PruneGate
+from secateur.export.route_gate import RouteGate
 from secateur.export.spans import Spans, ViewSpan
 from secateur.selection.selector import Fixed, GateInputs, Selector
 from secateur.selection.topk import best
@@ -92,7 +92,7 @@ def test_prune(axes: int, planes: int, reads: tuple[str, ...]) -> None:
         "layer_input": random(2, ROWS, WIDTH, seed=3),
     }
     selectors = [Loudest(keep, reads) for keep in QUOTAS]
-    gate = Prune(selectors, SPANS, planes)
+    gate = PruneGate(selectors, SPANS, planes)
     assert gate.reads == reads
     given = (hidden, where, mask, torch.tensor(INDEX), *added, *(read[name] for name in reads))
     left, left_where, left_mask, left_index, *left_planes = gate(*given)
@@ -122,7 +122,7 @@ def test_prune(axes: int, planes: int, reads: tuple[str, ...]) -> None:
 def test_a_constant_choice(keep: tuple[tuple[int, ...], ...], compact: bool) -> None:
     """Nothing, a view without any token, and everything. Compact positions are those that come first."""
     hidden, where = random(2, ROWS, WIDTH), torch.arange(ROWS).repeat(2, 1) + 1
-    gate = Prune([Fixed(slots) for slots in keep], SPANS, compact=compact)
+    gate = PruneGate([Fixed(slots) for slots in keep], SPANS, compact=compact)
     left, left_where, left_mask, index = gate(hidden, where, mask_of_two(), torch.tensor(INDEX))
     rows = stay([list(slots) for slots in keep])
     assert torch.equal(left, hidden[:, rows]) and torch.equal(left_mask, mask_of_two()[:, rows])
@@ -137,7 +137,7 @@ def test_encoder(planes: int) -> None:
     features, scores = random(2, 9, 3), random(2, 9, seed=1)
     added = [random(2, 9, WIDTH, seed=2)] * planes
     selectors = [Loudest(3, ("received.-2",)), Loudest(1, ("received.-2",))]
-    gate = Encoder(selectors, Spans((ViewSpan(0, 5, 0), ViewSpan(5, 4, 5))), planes)
+    gate = EncoderGate(selectors, Spans((ViewSpan(0, 5, 0), ViewSpan(5, 4, 5))), planes)
     left, index, *left_planes = gate(features, torch.arange(9).repeat(2, 1), *added, scores)
     for b in range(2):
         score = (features[b, :, 0] + scores[b]).numpy()
@@ -156,12 +156,12 @@ def test_route(axes: int) -> None:
     between = Spans((ViewSpan(2, 2, 0), ViewSpan(5, 1, 3)))
     full, where, mask = random(2, ROWS, WIDTH), positions(axes), mask_of_two()
     plane = random(2, ROWS, WIDTH, seed=4)
-    first = Route([Loudest(2), Loudest(1)], whole, None)
+    first = RouteGate([Loudest(2), Loudest(1)], whole, None)
     compact, some, valid, index, some_plane = first(full, where, mask, plane)
     slots = [_check_routed(b, full, where, mask, plane, (compact, some, valid, index, some_plane)) for b in range(2)]
 
     changed = compact * 3 + 1
-    second = Route([Loudest(2), Loudest(1)], whole, between)
+    second = RouteGate([Loudest(2), Loudest(1)], whole, between)
     again, *routed = second(full, changed, index, where, mask, plane)
     for b in range(2):
         expected, rows = full[b].clone(), stay(slots[b])
@@ -217,7 +217,7 @@ def test_views_that_are_alike_are_one_batch(axes: int, keep: int) -> None:
     shared.register_forward_pre_hook(lambda _, given: asked.append(given[0].vision_index.shape))
     read = [random(2, 4, 3), random(ROWS, 2, 4, 3, seed=1), random(ROWS, 2, 2, 3, seed=2), random(2, ROWS, 2, seed=3)]
     given = random(2, ROWS, WIDTH, seed=5), positions(axes), mask_of_two(), torch.arange(9).repeat(2, 1), *read
-    expected, found = (Prune(selectors, spans)(*given) for selectors in (own, [shared] * 3))
+    expected, found = (PruneGate(selectors, spans)(*given) for selectors in (own, [shared] * 3))
     assert asked == [(6, 3)]
     assert all(torch.allclose(one, other) for one, other in zip(found, expected, strict=True))
 
@@ -230,7 +230,7 @@ def test_a_gate_does_not_grow_with_its_views() -> None:
         rows, tokens = 4 * count + 4, 3 * count
         given = torch.ones(2, rows, WIDTH), torch.arange(rows).repeat(2, 1), torch.ones(2, rows, dtype=torch.int64)
         selector = Loudest(2)
-        gate = Prune([selector] * count, spans)
+        gate = PruneGate([selector] * count, spans)
         program = torch.export.export(gate, (*given, torch.arange(tokens).repeat(2, 1)))
         sizes.append(sum(node.op == "call_function" for node in program.graph.nodes))
     assert sizes[0] == sizes[1]

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from secateur.bundle.layout import Layout, View
 from secateur.export.gate_sites import spans
-from secateur.export.gates import Encoder, Prune
-from secateur.export.interleaved_views import Woven
-from secateur.export.route_gate import Route
+from secateur.export.gates import EncoderGate, PruneGate
+from secateur.export.interleaved_views import InterleavedGate
+from secateur.export.route_gate import RouteGate
 from secateur.export.spans import Spans, ViewSpan
 from secateur.selection.selector import GateInputs, Selector
 from secateur.selection.topk import best
@@ -152,8 +152,8 @@ def test_prune(case: Case, reads: tuple[str, ...], compact: bool, axes: int) -> 
     selectors = [Loudest(keep, reads) for keep in case.keep]
     names = [*ROWS, "vision_index", "deepstack.0"]
     inputs = [*names, *("new_key.1" if name == "key" else name for name in reads)]
-    inner = Prune(selectors, spans(case.layout, case.before), 1, compact)
-    gate = Woven(inner, inputs, names, case.layout, case.before, case.keep, compact)
+    inner = PruneGate(selectors, spans(case.layout, case.before), 1, compact)
+    gate = InterleavedGate(inner, inputs, names, case.layout, case.before, case.keep, compact)
     found = gate(
         hidden, where, mask, torch.tensor(case.alive, dtype=torch.int64), plane, *(read[name] for name in reads)
     )
@@ -184,9 +184,9 @@ def test_encoder(case: Case, compact: bool) -> None:
     seen = case.layout.features
     features, scores = random(BATCH, tokens, WIDTH), random(BATCH, tokens, seed=1)
     views = [ViewSpan(first, view.tokens, first) for first, view in _behind_each_other(seen)]
-    inner = Encoder([Loudest(keep, ("received.-2",)) for keep in case.keep], Spans(tuple(views)))
+    inner = EncoderGate([Loudest(keep, ("received.-2",)) for keep in case.keep], Spans(tuple(views)))
     names = ["features", "vision_index"]
-    gate = Woven(inner, [*names, "received.-2"], names, seen, case.before, case.keep, compact)
+    gate = InterleavedGate(inner, [*names, "received.-2"], names, seen, case.before, case.keep, compact)
     left, index = gate(features, torch.arange(tokens).repeat(BATCH, 1), scores)
     for b in range(BATCH):
         stay = chosen(case, range(tokens), features[b, :, 0] + scores[b])
@@ -240,14 +240,14 @@ def test_route(drawn: tuple[Case, Counts]) -> None:
     whole, left = spans(case.layout, case.before), spans(case.layout, case.keep)
     given = ["full_position_ids", "full_attention_mask", "full_deepstack.0"]
     handed = [*ROWS, "vision_index", "deepstack.0"]
-    inner = Route([Plain(keep) for keep in case.keep], whole, None)
-    first = Woven(inner, ["hidden_states", *given], handed, case.layout, case.before, case.keep)
+    inner = RouteGate([Plain(keep) for keep in case.keep], whole, None)
+    first = InterleavedGate(inner, ["hidden_states", *given], handed, case.layout, case.before, case.keep)
     compact, *_, index, _ = found = first(full, where, mask, plane)
     _check_routed(case, rows, full, where, plane, found)
 
-    inner = Route([Plain(keep) for keep in again.keep], whole, left)
+    inner = RouteGate([Plain(keep) for keep in again.keep], whole, left)
     inputs = ["full_states", "hidden_states", "vision_index", *given]
-    second = Woven(inner, inputs, ["full_states", *handed], case.layout, case.keep, again.keep)
+    second = InterleavedGate(inner, inputs, ["full_states", *handed], case.layout, case.keep, again.keep)
     expected = full.clone()
     for b in range(BATCH):
         stay = chosen(case, rows[b], full[b, :, 0])

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from secateur.decoder import attention
-from secateur.export.gates import Prune
+from secateur.export.gates import PruneGate
 from secateur.export.graphs import build, sized
 from secateur.export.segments import Segment
 from secateur.export.spans import Spans, ViewSpan
@@ -102,7 +102,7 @@ def test_gates_gather_rows_positions_masks_and_indices() -> None:
     positions, mask = torch.arange(9).repeat(2, 1), torch.ones(2, 9, dtype=torch.int64)
     mask[1, 8] = 0
     index = torch.tensor([[10, 20, 30, 40], [11, 21, 31, 41]])
-    gate = Prune([Fixed([[0, 3], [1, 2]])], Spans((ViewSpan(3, 4, 0),)))
+    gate = PruneGate([Fixed([[0, 3], [1, 2]])], Spans((ViewSpan(3, 4, 0),)))
     hidden, where, valid, kept = gate(rows, positions, mask, index)
     chosen = [[0, 1, 2, 3, 6, 7, 8], [0, 1, 2, 4, 5, 7, 8]]
     for b in range(2):

@@ -22,7 +22,7 @@ from secateur.errors import BadBundle
 from secateur.export.graphs import Graph
 from secateur.export.segments import Segment
 from secateur.export.to_onnx import to_onnx
-from secateur.export.weights import PAGE, Store
+from secateur.export.weights import PAGE, WeightStore, model_parts
 from secateur.families.base import Family
 from secateur.families.llava import Family as Llava
 
@@ -88,8 +88,10 @@ def segment(family: Family, first: int, end: int, decomposed: bool = False) -> G
     return Graph(spec, Segment(family.decoder, first, end, decomposed=decomposed))
 
 
-def export(family: Family, folder: Path, cuts: tuple[int, ...], opset: int = 23, decomposed: bool = False) -> Store:
-    store = Store.of(family, folder)
+def export(
+    family: Family, folder: Path, cuts: tuple[int, ...], opset: int = 23, decomposed: bool = False
+) -> WeightStore:
+    store = WeightStore(folder, model_parts(family))
     for first, end in zip(cuts, cuts[1:], strict=False):
         graph = segment(family, first, end, decomposed)
         to_onnx(graph, folder / graph.spec.file, opset, store)
@@ -167,7 +169,7 @@ def test_equal_files_of_another_bundle_are_linked(tiny: Family, tmp_path: Path) 
     first, second = tmp_path / "first", tmp_path / "second"
     export(tiny, first, (0, 4))
     shared = {p: hashlib.sha256(p.read_bytes()).hexdigest() for p in first.glob("*.data")}
-    store = Store.of(tiny, second, shared)
+    store = WeightStore(second, model_parts(tiny), shared)
     graph = segment(tiny, 2, 4)
     to_onnx(graph, second / graph.spec.file, 23, store)
     data = sorted(p.name for p in second.glob("*.data"))
@@ -181,12 +183,12 @@ def test_a_damaged_file_is_not_linked(tiny: Family, tmp_path: Path) -> None:
     shared = {file: hashlib.sha256(file.read_bytes()).hexdigest()}
     file.write_bytes(file.read_bytes()[:-1] + b"x")
     with pytest.raises(BadBundle, match="layer_02.data is damaged"):
-        Store.of(tiny, tmp_path / "second", shared).place(next(tiny.decoder.layers[2].parameters()))
+        WeightStore(tmp_path / "second", model_parts(tiny), shared).place(next(tiny.decoder.layers[2].parameters()))
 
 
 def test_a_file_of_another_size_is_written_anew(tiny: Family, tmp_path: Path) -> None:
     (tmp_path / "layer_02.data").write_bytes(b"short")
-    store = Store.of(tiny, tmp_path / "second", {tmp_path / "layer_02.data": ""})
+    store = WeightStore(tmp_path / "second", model_parts(tiny), {tmp_path / "layer_02.data": ""})
     place = store.place(next(tiny.decoder.layers[2].parameters()))
     assert place is not None and (tmp_path / "second" / place.file).stat().st_size > 5
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from secateur.bundle.layout import Dimensions
 from secateur.bundle.manifest import GraphSpec, TensorSpec
 from secateur.engines.version import FLOORS
-from secateur.export.gates import Prune
+from secateur.export.gates import PruneGate
 from secateur.export.graphs import Graph
 from secateur.export.interface import Interface
 from secateur.export.lint import lint
@@ -97,7 +97,7 @@ def test_a_gate_keeps_more_than_one_topk_may_give(tmp_path: Path) -> None:
     inputs, outputs = Interface(dimensions, tokens, tokens, "float16").prune(2, tokens, keep)
     path = tmp_path / "gate.onnx"
     spec = GraphSpec("gate", "gate", "gate.onnx", inputs, outputs, (2, 2))
-    to_onnx(Graph(spec, Prune([First(keep)], Spans((ViewSpan(start, tokens, 0),))), rows=tokens + 7), path, OPSET)
+    to_onnx(Graph(spec, PruneGate([First(keep)], Spans((ViewSpan(start, tokens, 0),))), rows=tokens + 7), path, OPSET)
     assert lint(path, FLOORS["tensorrt"]) == ()
     assert _largest_k(path) == topk.LIMIT
 
