@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write a checkpoint of the shape of LLaVA-1.5-7B with random weights, for measurements of size and memory:
+"""Write a checkpoint with the shape of LLaVA-1.5-7B and random weights, for measurements of size and memory:
 
     python -m tests.full_size FOLDER [--layers 32] [--dtype fp16] [--shard 5000000000]
 
-It is what save_pretrained leaves: config, sharded safetensors under the names of the hub, index file, tokenizer,
+It has the files of save_pretrained: config, sharded safetensors with the names of the hub, index file, tokenizer,
 processor and chat template. One tensor is in memory at a time.
 """
 
@@ -37,7 +37,7 @@ PATCH = 14
 
 
 def config(layers: int = 32, edge: int = 336) -> LlavaConfig:
-    """LLaVA-1.5-7B: CLIP ViT-L/14 at 336 pixels, and Llama with 32 layers."""
+    """Return the config of LLaVA-1.5-7B: CLIP ViT-L/14 at 336 pixels, and Llama with 32 layers."""
     vision = CLIPVisionConfig(
         hidden_size=1024,
         intermediate_size=4096,
@@ -128,7 +128,7 @@ def _write_shard(path: Path, weights: dict[str, tuple[int, ...]], sizes: dict[st
 
 
 def _values(shape: tuple[int, ...]) -> Iterator[Tensor]:
-    """Values in pieces: matrices spread enough for attention and logits to mean something, vectors around one."""
+    """Yield random values in pieces: matrices scaled so that attention and logits are not uniform, vectors near one."""
     count = torch.Size(shape).numel()
     for start in range(0, count, 1 << 24):
         size = min(1 << 24, count - start)
@@ -143,7 +143,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--dtype", choices=DTYPES, default="fp16")
-    parser.add_argument("--shard", type=int, default=5_000_000_000, help="bytes of a file, at most")
+    parser.add_argument("--shard", type=int, default=5_000_000_000, help="largest file in bytes")
     arguments = parser.parse_args()
     size = write(arguments.folder, config(arguments.layers), DTYPES[arguments.dtype], arguments.shard)
     print(f"{arguments.folder}: {size / 2**30:.2f} GiB of weights")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What test_matrix.py found, as a page: python -m tests.matrix"""
+"""Write the results of test_matrix.py to docs/matrix.md: python -m tests.matrix"""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ A method that does not fit a family is refused with the reason, never run as som
 
 
 def page() -> str:
-    """Counts, a table of families and methods, and the refusals."""
+    """Return the page: counts, a table of families and methods, and the refusals."""
     families = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(FOUND.glob("*.json"))}
     counts = Counter(what for checks in families.values() for results in checks.values() for what in results.values())
     passed, refused = counts["passed"], sum(n for what, n in counts.items() if what.startswith("refused"))
@@ -52,7 +52,7 @@ def _cell(results: dict[str, str]) -> str:
 
 
 def _reasons(families: dict[str, dict[str, dict[str, str]]]) -> list[str]:
-    """A line for each reason, with the methods that it is given for; the check is named where others were made."""
+    """Return a line for each reason with its methods, and the check if only some checks were refused."""
     methods: dict[tuple[str, str], list[str]] = {}
     for family, checks in families.items():
         for method, results in checks.items():

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run a command and note its memory over time:
+"""Run a command and record its memory over time:
 
     python -m tests.rss OUT.csv COMMAND ...
 
-The file has a line each quarter of a second: seconds, and MiB that are resident, anonymous, and mapped from files.
+The file has a line each quarter of a second: seconds, and MiB of resident, anonymous and file-mapped memory.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ FIELDS = ("VmRSS", "RssAnon", "RssFile")
 
 
 def sample(process: int) -> list[int]:
-    """MiB of each of FIELDS; [] if the process has ended."""
+    """Return MiB of each of FIELDS; [] if the process has ended."""
     try:
         text = Path(f"/proc/{process}/status").read_text()
     except OSError:
@@ -29,7 +29,7 @@ def sample(process: int) -> list[int]:
 
 
 def main(out: Path, command: list[str]) -> int:
-    """The exit status of the command."""
+    """Run the command; returns its exit status."""
     start, peak = time.perf_counter(), [0] * len(FIELDS)
     child = subprocess.Popen(command)
     with out.open("w", encoding="utf-8") as file:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draw what tests.rss noted: python -m tests.rss_chart OUT.csv PICTURE.svg"""
+"""Draw the memory recorded by tests.rss: python -m tests.rss_chart OUT.csv PICTURE.svg"""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ STYLE = (
 
 
 def chart(rows: list[dict[str, float]]) -> Markup:
-    """Memory in GiB against seconds."""
+    """Return a chart of memory in GiB over seconds."""
     x = Scale(0, rows[-1]["seconds"], LEFT, WIDTH - RIGHT)
     y = Scale(0, max(row["VmRSS"] for row in rows) / 1024 * 1.05, HEIGHT - BOTTOM, TOP)
     parts = []

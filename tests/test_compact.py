@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compact positions where those of a prompt count from 1, and where they are not a count."""
+"""Compact positions in prompts whose positions start at 1, and in prompts whose positions are not a plain count."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from tests.conftest import method, schedules, tiny_family
 
 COMPACT = {"compact": method("pdrop", positions="compact")}
 TWICE = BudgetRequest(keep=(0.6, 0.3), layers=(1, 3))
-"""Two gates, so that rows move up twice."""
+"""Two gates, so that positions are renumbered twice."""
 
 
-def test_positions_from_one_equal_masked(tmp_path: Path) -> None:
+def test_compact_positions_from_one_equal_masked(tmp_path: Path) -> None:
     family = tiny_family("paligemma")
     assert family.layout.numbered(1) == [[1]]
     export(

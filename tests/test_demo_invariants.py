@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The invariants on the trained model, where attention is peaked and answers mean something."""
+"""The invariants on the trained demo model, where attention is peaked and answers are meaningful."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A method that keeps 90 % of the tokens answers nearly as the full model does: a collapse there is a wiring fault."""
+"""A method that keeps 90 % of the tokens scores nearly as well as the full model; a collapse would be a bug."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import pytest
 from tests.conftest import METHODS, ROOT
 
 POINTS = 0.03
-# Drops everything or nothing, so it cannot keep 90 %.
+# VTW drops all tokens or none, so it cannot keep 90 %.
 LEFT_OUT = {"vtw"}
-# The first seven layers of the demo change the patches of the digits least, and that is what V2Drop drops; behind
-# them it is the other way round.
+# V2Drop drops the tokens that a layer changes least. In the first seven layers of the demo these are the digits; in
+# later layers it is the reverse.
 LAYERS = {"v2drop": "9"}
 
 

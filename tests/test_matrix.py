@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every family with every method, see docs/matrix.md, which matrix.py writes from what this finds."""
+"""Every family with every method; matrix.py writes the results to docs/matrix.md."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.family_cases import Case, case
 from tests.matrix import FOUND
 
 Check = Callable[[Case, str], str | None]
-"""Fails, or returns why the model refuses what is checked."""
+"""Raises AssertionError, or returns the reason if the model refuses."""
 CHECKS: dict[str, Check] = {
     "parity": lambda found, name: checks.check_parity(found.exported, name),
     "pruned": lambda found, name: checks.check_pruned(found.vlm, found.family, name),
@@ -30,7 +30,7 @@ SEVERAL = ("pruned", "decode", "batch")
 @pytest.mark.slow
 @pytest.mark.parametrize("family", plugins.names(families))
 def test_every_method(family: str, tmp_path: Path) -> None:
-    """All that a method does not refuse is true of it."""
+    """Every check passes or is refused."""
     one = case(tiny_family(family), METHODS, tmp_path / "one")
     two = case(tiny_family(family).at(images=2), METHODS, tmp_path / "two")
     with one.vlm, two.vlm:

@@ -26,7 +26,7 @@ Bundle = tuple[Pipeline, Family]
 
 
 def unequal(schedule: Schedule, more: int) -> Schedule:
-    """Of every gate the first image keeps `more` tokens more, the second so many fewer."""
+    """Change every gate to keep `more` tokens more of the first image, and fewer of the second."""
     gates = []
     for gate in schedule.gates:
         first, second = gate.parts
@@ -67,8 +67,8 @@ def test_every_image_has_its_own_quota(two: Bundle, pruned: list[Schedule]) -> N
     assert [counts(kept, two[1]) for kept in answer.kept] == asked and asked[0][0] == asked[0][1] + 6
 
 
-def test_quotas_of_a_manifest_that_were_exchanged(two: Bundle, tmp_path: Path) -> None:
-    """The graphs keep what they were made for, so a manifest that says otherwise is noticed."""
+def test_swapped_quotas_in_a_manifest_are_refused(two: Bundle, tmp_path: Path) -> None:
+    """The quotas are constants of the graphs, so a manifest with other quotas is refused."""
     copy = Path(shutil.copytree(two[0].bundle.root, tmp_path / "copy"))
     manifest = json.loads((copy / "manifest.json").read_text())
     for gate in manifest["schedules"]["fastv"]["gates"]:
@@ -80,7 +80,7 @@ def test_quotas_of_a_manifest_that_were_exchanged(two: Bundle, tmp_path: Path) -
 
 @pytest.mark.parametrize("name", ["full", "fastv", "visionzip"])
 def test_questions_that_share_their_images(two: Bundle, name: str) -> None:
-    """The images are seen once, and every question answers as if it had brought its own."""
+    """The images are encoded once, and every answer equals that of a question with its own images."""
     images, questions = checks.given(checks.pictures(two[1], 5)), [checks.QUESTION, checks.LONGER, "w2"]
     together = two[0].ask(images, questions, schedule=name, max_new_tokens=4)
     each = two[0].ask([images] * len(questions), questions, schedule=name, max_new_tokens=4)
@@ -89,7 +89,7 @@ def test_questions_that_share_their_images(two: Bundle, name: str) -> None:
         assert checks.close(shared.first_logits, own.first_logits)
 
 
-def test_a_gate_in_the_encoder_cannot_tell_images_apart(family: Family, pruned: list[Schedule]) -> None:
+def test_a_gate_in_the_encoder_is_the_same_for_all_images(family: Family, pruned: list[Schedule]) -> None:
     place_gates(family, family.layout, pruned[1])
     for schedule in (unequal(pruned[1], 1), _other_selector(pruned[1])):
         with pytest.raises(BadSchedule, match="the 'vision' gate differs between the 2 images, but one graph serves"):

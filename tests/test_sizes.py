@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A bundle of two image sizes: each image takes the one that fits it, and is answered as by the model at that size."""
+"""A bundle of two image sizes: each image uses the best size, with the answers of the model at that size."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def shaped(family: Family, seed: int) -> Image.Image:
     return checks.picture(seed, family.bucket)
 
 
-def test_an_image_takes_the_size_that_fits_it(vlm: Pipeline, families: tuple[Family, Family]) -> None:
+def test_an_image_uses_the_best_size(vlm: Pipeline, families: tuple[Family, Family]) -> None:
     sizes = tuple(family.layout.size for family in families)
     assert vlm.image_sizes == sizes and sizes[0] != sizes[1]
     for family in families:
@@ -60,7 +60,7 @@ def test_an_image_takes_the_size_that_fits_it(vlm: Pipeline, families: tuple[Fam
         vlm.ask(shaped(families[0], 1), QUESTION, image_size="1x1")
 
 
-def test_full_is_the_model_at_each_size(vlm: Pipeline, families: tuple[Family, Family]) -> None:
+def test_full_equals_the_model_at_each_size(vlm: Pipeline, families: tuple[Family, Family]) -> None:
     for family in families:
         image = shaped(family, 2)
         rows = [*family.layout.ids(family.image_token_id), *checks.tokenizer(family).first(QUESTION)]
@@ -103,7 +103,7 @@ def test_a_profile_has_every_schedule_at_every_size(vlm: Pipeline) -> None:
     assert np.isfinite([graph.compute.p50 for graph in graphs]).all()
 
 
-def test_a_missing_schedule_of_a_size_is_named(vlm: Pipeline) -> None:
+def test_a_missing_schedule_or_size_is_refused(vlm: Pipeline) -> None:
     bundle = Bundle.load(vlm.bundle.root, verify=False)
     with pytest.raises(UnknownName, match="unknown schedule 'btb'"):
         bundle.schedule("btb", vlm.image_sizes[1])

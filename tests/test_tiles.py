@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tiles that stand side by side: every one has a quota of its own, though their lines interleave."""
+"""Tiles placed side by side: each has its own quota, although they interleave row by row."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ NAMES = [*METHODS, "both", "routed"]
 
 
 def unequal(schedule: Schedule) -> Schedule:
-    """Of every gate the last tile keeps a token more, the first one a token less."""
+    """Change every gate to keep one token more of the last tile, one less of the first."""
     gates = []
     for gate in schedule.gates:
         whole, first, *others, last = gate.parts
@@ -54,7 +54,7 @@ def unequal(schedule: Schedule) -> Schedule:
 
 
 def by_hand(schedule: Schedule, family: Family, name: str, positions: str, *kinds: tuple[int, str]) -> Schedule:
-    """Gates (layer, kind) that keep QUOTAS; constant choices, for the graphs of scores take long to make."""
+    """Return a schedule of gates (layer, kind) that keep QUOTAS; random, because graphs with scores export slowly."""
     gates = tuple(
         Gate(layer, sum(kept), kind, parts=tuple(ViewGate(keep, {"seed": keep}) for keep in kept))
         for (layer, kind), kept in zip(kinds, (quotas * family.images for quotas in QUOTAS), strict=True)
@@ -85,7 +85,7 @@ def tiled(family: Family, pruned: list[Schedule], tmp_path_factory: pytest.TempP
 
 
 def counts(kept: Iterable[int], family: Family) -> list[int]:
-    """How many tokens of each view stay, by the rows that they stand in."""
+    """Return the number of kept tokens of each view, from their rows."""
     rows = [sorted(row for view in family.layout.views for row in view.rows)[token] for token in kept]
     return [sum(row in view.rows for row in rows) for view in family.layout.views]
 
@@ -137,7 +137,7 @@ def test_questions_that_share_an_image(tiled: Bundle, name: str) -> None:
         assert checks.close(shared.first_logits, own.first_logits)
 
 
-def test_quotas_of_tiles_that_were_exchanged(tiled: Bundle, tmp_path: Path) -> None:
+def test_swapped_quotas_of_tiles_are_refused(tiled: Bundle, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(tiled[0].bundle.root, tmp_path / "copy"))
     manifest = json.loads((copy / "manifest.json").read_text())
     for gate in manifest["schedules"]["fopru"]["gates"]:
@@ -169,8 +169,8 @@ def test_a_gate_is_timed_on_tokens_of_every_tile(tiled: Bundle, gate: str, quota
     assert (np.diff(index) > 0).all() and counts(index, tiled[1]) == tokens
 
 
-def test_a_tile_is_measured_alone(family: Family) -> None:
-    """The text in front, the tile's rows in their order, and the question."""
+def test_calibration_sees_a_tile_alone(family: Family) -> None:
+    """The text before the tiles, the tile's rows in order, and the question."""
     sample = next(iter(prompts(family, [Sample(checks.picture(0), "w1 w2")])))
     view = family.layout.views[2]
     rows = [*range(family.layout.image_start), *view.rows, *range(family.layout.rows, sample.rows.shape[1])]
@@ -183,7 +183,7 @@ def test_a_tile_is_measured_alone(family: Family) -> None:
     ("wanted", "name"), [*(("tensorrt", name) for name in NAMES), ("tensorrt-10.15", "both")], ids=str
 )
 def test_gates_pass_the_lint(family: Family, pruned: list[Schedule], wanted: str, name: str, tmp_path: Path) -> None:
-    """The last gate of a schedule: which rows it finds is data, unless it stands alone."""
+    """The last gate of a schedule, whose row order depends on data unless it is the only gate."""
     where, opset = tmp_path / "gate.onnx", target(wanted).opset
     chosen = [schedule for schedule in pruned if schedule.name == name]
     gate = [graph for graph in build([sized(family, family.layout, chosen)], target(wanted)) if _is_gate(graph)][-1]
@@ -192,7 +192,7 @@ def test_gates_pass_the_lint(family: Family, pruned: list[Schedule], wanted: str
     assert lint(where, FLOORS[wanted]) == ()
 
 
-def test_tiles_one_above_the_other_stay_in_their_places() -> None:
+def test_tiles_in_one_column_are_not_reordered() -> None:
     family = tiny_family("llava_next").at((54, 18))
     (schedule,) = schedules(family, {"fopru": METHODS["fopru"]}, BudgetRequest(compression=0.5))
     gates = [graph for graph in build([sized(family, family.layout, [schedule])], target("cpu")) if _is_gate(graph)]
@@ -205,7 +205,7 @@ def _is_gate(graph: Graph) -> bool:
 
 @pytest.mark.parametrize("name", ["vtw", "fopru"])
 def test_a_gate_that_keeps_no_tile(family: Family, tmp_path: Path, name: str) -> None:
-    """ONNX cannot reshape what is empty to a batch of any size, in the decoder or in the encoder."""
+    """ONNX cannot reshape an empty tensor to a dynamic batch size, in the decoder or in the encoder."""
     made = schedules(family, {name: method(name)}, BudgetRequest(keep=(0.0,)))
     (gate,) = [g for g in build([sized(family, family.layout, made)], target("cpu")) if g.spec.kind == "gate"]
     to_onnx(gate, tmp_path / "gate.onnx", target("cpu").opset)

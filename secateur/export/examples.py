@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures and a prompt that are made, for checks of a model that brings none."""
+"""Synthetic images and a prompt, to check a model without data."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ QUESTION_ROWS = 6
 
 
 class Example(NamedTuple):
-    """Pixel values [images,...] of one prompt, and its rows."""
+    """Pixel values [images, ...] and rows of one prompt."""
 
     pixels: NDArray[np.float32]
     rows: TokenBatch
 
 
 def noise(shape: tuple[int, ...], rng: np.random.Generator) -> NDArray[np.float64]:
-    """[..., h, w] of order one; places beside each other are neither equal nor unrelated."""
+    """Return noise [..., h, w] of order one in which neighboring values are correlated."""
     *views, height, width = shape
     coarse = rng.normal(size=(*views, height // 4 + 1, width // 4 + 1)).repeat(4, axis=-2).repeat(4, axis=-1)
     return coarse[..., :height, :width] + 0.3 * rng.normal(size=(*views, height, width))
 
 
 def example(manifest: Manifest, prompt: Prompt) -> Example:
-    """A prompt for the first image size, the same at every call; the question keeps clear of special tokens."""
+    """Return a prompt for the first image size, the same at every call; the question avoids special tokens."""
     rng = np.random.default_rng(0)
     shape = (d for d in manifest.vision.inputs[0].shape if isinstance(d, int))
     pixels = noise((manifest.layout.images, *shape), rng).astype(np.float32)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a graph may leave the range of fp16, which ends at 65504."""
+"""Nodes that may overflow in fp16, whose largest number is 65504."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ SOURCE = "range of fp16 (IEEE 754 binary16)"
 SUMS = frozenset({"ReduceSum", "ReduceSumSquare", "ReduceL1", "ReduceL2", "ReduceProd", "CumSum"})
 MASKS = frozenset({"Add", "Where"})
 NORMS = frozenset({"LayerNormalization", "RMSNormalization"})
-UPCAST = "cast to fp32 before and back behind"
+UPCAST = "cast to fp32 before it and back after it"
 
 
 def overflow(node: Node) -> Refusal | None:
-    """What a node risks: an infinite constant, a sum or a square in fp16, scores that are not fp32."""
+    """Return the risk of a node: an infinite constant, a sum or square in fp16, scores that are not fp32."""
     if any(np.isinf(_floats(node, name)).any() for name in node.proto.input):
         return Refusal(
-            "a constant is infinite, and a row that is masked throughout becomes NaN", "use a large finite number"
+            "a constant is infinite, and a row that is masked completely becomes NaN", "use a large finite number"
         )
     operator, dtype = node.operator, node.dtype(1 if node.operator == "Where" else 0)
     if operator == "Cast" and node.attribute("to") == TensorProto.FLOAT16 and (np.abs(_cast(node)) > LARGEST).any():
         return Refusal(f"a constant beyond {LARGEST:g} is cast to fp16", "make the constant smaller")
     if operator == "TopK" and dtype in ("float16", "bfloat16"):
-        return Refusal(f"it compares scores in {dtype}, where many are equal", "cast the scores to fp32")
+        return Refusal(f"it compares scores in {dtype}, where many become equal", "cast the scores to fp32")
     if dtype != "float16":
         return None
     if operator in MASKS and any((np.abs(_floats(node, name)) > LARGEST / 2).any() for name in node.proto.input):
         return Refusal(
-            f"a score that meets a mask beyond {LARGEST / 2:g} leaves fp16", "mask with half of the smallest number"
+            f"a score plus a mask beyond {LARGEST / 2:g} overflows in fp16", "mask with half of the smallest number"
         )
     if operator in SUMS:
         return Refusal("a sum in fp16 overflows", UPCAST)
@@ -45,7 +45,7 @@ def overflow(node: Node) -> Refusal | None:
 
 
 def _floats(node: Node, name: str) -> NDArray[np.float64]:
-    """Values of a constant of floats; none for any other tensor."""
+    """Return the values of a float constant; an empty array for any other tensor."""
     values = node.facts.values(name)
     if values is None or values.dtype.kind != "f":
         return np.zeros(0)
@@ -53,7 +53,7 @@ def _floats(node: Node, name: str) -> NDArray[np.float64]:
 
 
 def _cast(node: Node) -> NDArray[np.float64]:
-    """Constants that a Cast may meet: its input, or what a Where in front of it lets through."""
+    """Return the constants that a Cast may convert: its input, or the inputs of a Where before it."""
     source = node.input(0)
     maker = node.facts.makers.get(source)
     names = maker.input[1:] if maker is not None and maker.op_type == "Where" else [source]

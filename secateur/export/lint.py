@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Will TensorRT take these graphs? Every node against the table of a version, without TensorRT.
+"""Check whether a TensorRT version supports every node of a graph, without TensorRT.
 
-The tables are in secateur/export/operators/, the risks of fp16 in secateur/export/fp16_range.py.
+The tables of operators are in secateur/export/operators/, the risks of fp16 in secateur/export/fp16_range.py.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from secateur.export.operators.rules import ANY, Refusal, Row, Table
 
 LOWEST_OPSET = 9
 DOCS = "onnx-tensorrt docs/operators.md"
-NETWORK = ANY | {"uint8"}  # dtypes of what goes in and comes out
+NETWORK = ANY | {"uint8"}  # dtypes of graph inputs and outputs
 EXTEND = "write it with operators of secateur/export/operators, or keep it out of the graph"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A node that a TensorRT version refuses, or that overflows: what is wrong, what to do, and who says so."""
+    """A node that a TensorRT version refuses, or that may overflow: the problem, the fix and the source of the rule."""
 
     graph: str
     node: str
@@ -43,7 +43,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Used:
-    """An operator of a bundle: how many nodes have it, whether all of them pass, and the source of its row."""
+    """An operator of a bundle: the number of its nodes, whether all of them pass, and the source of its row."""
 
     operator: str
     count: int
@@ -52,25 +52,25 @@ class Used:
 
 
 def lint(model: onnx.ModelProto | Path, version: Version) -> tuple[Finding, ...]:
-    """What TensorRT `version` refuses of a graph, and where it may overflow.
+    """Return the nodes of a graph that TensorRT `version` refuses, or that may overflow in fp16.
 
-    A file's weights are not read; constants are looked at where they are small and in the file itself.
+    Weights are not read; only small constants in the graph's own file are.
 
     Raises:
-        Unparsable: there is no table for so old a version.
+        Unparsable: the version is older than the oldest table.
     """
     name = model.stem if isinstance(model, Path) else model.graph.name
     return tuple(_lint(name, Facts.of(model), table(version)))
 
 
 def lint_bundle(bundle: Bundle, version: Version | None = None) -> tuple[Finding, ...]:
-    """The same for all graphs of a bundle; by default at the floor of its target, and empty if it has none."""
+    """Run `lint` on all graphs of a bundle; the default is the oldest version of its target, without one: empty."""
     rules = _rules(bundle, version)
     return () if rules is None else tuple(x for name, facts in _graphs(bundle) for x in _lint(name, facts, rules))
 
 
 def operators_used(bundle: Bundle, version: Version | None = None) -> list[Used]:
-    """The operators of a bundle by name, judged as by `lint_bundle`; empty for a target that is not for TensorRT."""
+    """Return the operators of a bundle by name, checked as in `lint_bundle`."""
     rules = _rules(bundle, version)
     if rules is None:
         return []
@@ -108,7 +108,7 @@ def _lint(graph: str, facts: Facts, rules: Table) -> Iterator[Finding]:
     for node in facts.nodes:
         row = rules.rows.get(node.operator)
         if row is None:
-            problem = f"TensorRT {rules.version} is not known to have it"
+            problem = f"not in the table of TensorRT {rules.version}"
             yield Finding(graph, node.name, node.operator, problem, EXTEND, "no row")
             continue
         for refusal in _refusals(node, row):
@@ -124,15 +124,15 @@ def _refusals(node: Node, row: Row) -> Iterator[Refusal]:
         return
     yield from (refusal for check in row.checks if (refusal := check(node)) is not None)
     for i, name in enumerate(node.proto.input):
-        yield from _wrong([name], node, row.others.get(i, row.dtypes))
+        yield from _wrong_dtypes([name], node, row.others.get(i, row.dtypes))
         if i in row.sizes and name and name not in node.facts.sizes:
             problem = f"input '{name}' sets the shape of the output and depends on the data"
-            yield Refusal(problem, "give it a constant, or what follows from shapes")
-    yield from _wrong(node.proto.output, node, ANY | row.dtypes)
+            yield Refusal(problem, "use a constant, or a value computed from shapes")
+    yield from _wrong_dtypes(node.proto.output, node, ANY | row.dtypes)
 
 
-def _wrong(names: Iterable[str], node: Node, allowed: frozenset[str]) -> Iterator[Refusal]:
-    """Tensors of another dtype. One whose dtype is unknown stands behind an operator that is refused anyway."""
+def _wrong_dtypes(names: Iterable[str], node: Node, allowed: frozenset[str]) -> Iterator[Refusal]:
+    """Refuse tensors of another dtype. A dtype is unknown only after an operator that is refused anyway."""
     for name in names:
         dtype = node.facts.dtypes.get(name)
         if dtype is not None and dtype not in allowed:

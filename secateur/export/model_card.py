@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The model card of a bundle: the README.md that a hub shows.
+"""The model card of a bundle: the README.md shown by a hub.
 
-It stands in the folder but not in the manifest, so that its owner may edit it. It has no date, so two exports of the
-same model and schedules have the same bytes.
+The manifest does not list it, so that the owner may edit it. It has no date, so two exports of the same model and
+schedules have the same bytes.
 """
 
 from __future__ import annotations
@@ -24,28 +24,27 @@ KINDS = {"prune": "", "route": " (routed)", "vision": " (in the encoder)", "down
 
 @dataclass(frozen=True)
 class Figures:
-    """What is known only behind the files: their bytes, and the check against torch (empty: there was none)."""
+    """Size of the files in bytes, and the check against torch (empty without the check)."""
 
     size: int
     parity: tuple[Parity, ...] = ()
 
     @classmethod
     def of(cls, folder: Path, manifest: Manifest, parity: Sequence[Parity]) -> Figures:
-        """Those of the bundle in `folder`."""
+        """Return the figures of the bundle in `folder`."""
         return cls(sum((folder / name).stat().st_size for name in manifest.files), tuple(parity))
 
 
 def card(manifest: Manifest, schedules: Sequence[Sequence[Schedule]], figures: Figures) -> str:
-    """The text of the card; `schedules` are those of each image size, in the manifest's order."""
+    """Return the text of the card; `schedules` are those of each image size, in the manifest's order."""
     name, sizes = _title(manifest.source), [bucket.layout.size for bucket in manifest.buckets]
     runs_on = RUNS_ON[manifest.target.partition("-")[0]]
     lines = [
         *_front_matter(manifest, schedules),
         f"# {name} with vision-token pruning, for {runs_on}",
         "",
-        f"A bundle of ONNX graphs that Secateur made of {_origin(manifest)}: the "
-        "decoder is cut into segments, and small gates between them drop vision tokens. All schedules below share one "
-        "copy of the weights.",
+        f"A bundle of ONNX graphs, exported by Secateur from {_origin(manifest)}. The decoder is cut into segments, "
+        "and small gates between them drop vision tokens. All schedules below share one copy of the weights.",
         "",
         "| | |",
         "|---|---|",
@@ -58,10 +57,10 @@ def card(manifest: Manifest, schedules: Sequence[Sequence[Schedule]], figures: F
         "",
         "## Schedules",
         "",
-        "*Tokens* are vision tokens alive in a decoder layer, averaged over the layers, and *pruned* is the share that "
-        "is not. *FLOPs* are those of vision tokens in prefill, over the unpruned value. *KV cache* is what it holds "
-        "of vision tokens at two bytes a value. *Error* is the largest difference of logits from torch, over the "
-        "largest logit.",
+        "*Tokens* is the number of vision tokens in a decoder layer, averaged over the layers, and *pruned* the share "
+        "that was dropped. *FLOPs* are those of vision tokens in prefill, over the unpruned value. *KV cache* is the "
+        "size of its vision tokens at two bytes per value. *Error* is the largest difference of the logits from torch, "
+        "over the largest logit.",
     ]
     for number, (size, own) in enumerate(zip(sizes, schedules, strict=True)):
         lines += ["", f"Images of {size}:"] if len(sizes) > 1 else []
@@ -73,7 +72,7 @@ def card(manifest: Manifest, schedules: Sequence[Sequence[Schedule]], figures: F
 
 
 def _front_matter(manifest: Manifest, schedules: Sequence[Sequence[Schedule]]) -> Iterator[str]:
-    """What the hub reads; JSON strings are YAML strings."""
+    """Return the metadata for the hub; JSON strings are YAML strings."""
     methods = {schedule.method for own in schedules for schedule in own} - {FULL}
     tags = ["secateur", "onnx", "vision-language", "token-pruning", manifest.model.family, *sorted(methods)]
     if manifest.target.startswith("tensorrt"):
@@ -87,7 +86,7 @@ def _front_matter(manifest: Manifest, schedules: Sequence[Sequence[Schedule]]) -
 
 
 def _title(source: str) -> str:
-    """The name of the model, without the folders above it: they are nobody's business."""
+    """Return the name of the model, without its local folders."""
     return " ".join(PurePath(base_model(source) or source).name.split()) or "model"
 
 
@@ -123,7 +122,7 @@ def _row(schedule: Schedule, figures: Figures, suffix: str) -> str:
 
 
 def _gates(schedule: Schedule, alive: int) -> list[str]:
-    """ "4: 36 → 18" for each gate; routing gates choose among all tokens, and many with one count are put together."""
+    """Return "4: 36 → 18" for each gate; many routing gates with the same count become one entry."""
     gates = schedule.gates
     if len(gates) > 2 and {(g.kind, g.keep) for g in gates} == {("route", gates[0].keep)}:
         return [f"{gates[0].layer} to {gates[-1].layer}: {alive} → {gates[0].keep}{KINDS['route']}"]
@@ -148,8 +147,8 @@ def _use(manifest: Manifest, runs_on: str) -> Iterator[str]:
     if runs_on == RUNS_ON["tensorrt"]:
         yield "secateur build bundle"
     yield from (ask + device, "```", "")
-    yield "Take a real copy with `--local-dir`: a bundle is not loaded from the links of the hub's cache."
-    yield "Every answer has a receipt of the vision tokens that each gate really kept."
+    yield "Download a copy with `--local-dir`: a bundle cannot be loaded from the links in the hub's cache."
+    yield "Every answer has a receipt with the number of vision tokens kept by each gate."
 
 
 def _origins(manifest: Manifest) -> Iterator[str]:
@@ -159,4 +158,4 @@ def _origins(manifest: Manifest) -> Iterator[str]:
     yield ""
     base = base_model(manifest.source)
     model = f"[{base}](https://huggingface.co/{base})" if base else "the base model"
-    yield f"The weights are those of {model}, and its licence applies to them; name it as `license` when you publish."
+    yield f"The weights are those of {model}, and its license applies to them; state it as `license` when you publish."

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a bundle runs decides its opset, dtype and the form of attention. Precision lives in the graph."""
+"""Export targets. A target sets the opset, the default dtype and the form of attention of the graphs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True)
 class Target:
-    """opset of the graphs, default dtype, and whether attention is spelled out as MatMul and Softmax."""
+    """Opset and dtype of the graphs, and whether attention is decomposed into MatMul and Softmax."""
 
     name: str
     opset: int
@@ -35,7 +35,7 @@ TARGETS = {
 
 
 def target(name: str, dtype: str | None = None) -> Target:
-    """The target called `name`, with its own dtype unless `dtype` says otherwise.
+    """Return the target called `name`, with `dtype` instead of its default if given.
 
     Raises:
         UnknownName, InputError: no such target or dtype, or a dtype that the target cannot run.

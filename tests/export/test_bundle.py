@@ -38,13 +38,13 @@ def test_a_bundle_is_checked_and_loads(tiny_bundle: tuple[Path, Exported]) -> No
     assert Bundle.load(folder).manifest == exported.manifest
 
 
-def test_in_fp32_it_is_its_checkpoint(tiny_bundle: tuple[Path, Exported], tiny: Family) -> None:
+def test_an_fp32_bundle_equals_its_checkpoint(tiny_bundle: tuple[Path, Exported], tiny: Family) -> None:
     found = compare(Bundle.load(tiny_bundle[0]), 2, family=tiny)
     assert not found.failures and len(found.schedules) == len(tiny_bundle[1].manifest.schedules)
     assert all(s.overlap == s.same_token == 1 and s.relative_error < 1e-4 for s in found.schedules)
 
 
-def test_no_file_knows_where_it_was_made(tiny_bundle: tuple[Path, Exported]) -> None:
+def test_no_file_contains_local_paths(tiny_bundle: tuple[Path, Exported]) -> None:
     folder, _ = tiny_bundle
     for path in folder.rglob("*"):
         if path.is_file():
@@ -52,7 +52,7 @@ def test_no_file_knows_where_it_was_made(tiny_bundle: tuple[Path, Exported]) -> 
             assert b"site-packages" not in content and str(folder.parent).encode() not in content, path
 
 
-def test_graphs_hold_static_gates_and_no_forbidden_operator(tiny_bundle: tuple[Path, Exported]) -> None:
+def test_gates_are_static_and_no_graph_has_a_forbidden_operator(tiny_bundle: tuple[Path, Exported]) -> None:
     folder, exported = tiny_bundle
     for spec in exported.manifest.graphs:
         graph = onnx.load(folder / spec.file, load_external_data=False)
@@ -79,7 +79,7 @@ def test_weights_are_stored_once(tiny_bundle: tuple[Path, Exported], tiny: Famil
     stored = sum((folder / name).stat().st_size for name in exported.manifest.files if name.startswith("onnx/segment"))
     decoder = sum(p.numel() * 4 for layer in tiny.decoder.layers for p in layer.parameters())
     head = sum(p.numel() * 4 for p in tiny.decoder.head.parameters())
-    assert stored < 1.6 * (decoder + head)  # graphs of this size weigh something themselves
+    assert stored < 1.6 * (decoder + head)  # graphs of this size are not negligible
 
 
 def test_the_decomposed_target(tiny: Family, tiny_bundle: tuple[Path, Exported], tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_the_decomposed_target(tiny: Family, tiny_bundle: tuple[Path, Exported],
             assert vlm.ask(blank, "w1 w2", schedule=schedule, max_new_tokens=2).tokens
 
 
-def test_gates_say_what_they_are(tiny_bundle: tuple[Path, Exported]) -> None:
+def test_gates_have_metadata(tiny_bundle: tuple[Path, Exported]) -> None:
     folder, _ = tiny_bundle
     notes = {p.key: p.value for p in onnx.load(folder / "onnx" / "gates" / "btp.0.onnx").metadata_props}
     constants = json.loads(notes["secateur.gate"])
@@ -127,8 +127,10 @@ def test_a_budget_that_is_not_that_of_the_gates_is_refused(
         export([ExportPlan(tiny, (fewer,))], target("cpu"), tmp_path / "out")
 
 
-def test_a_decoder_that_does_more_than_its_layers_is_noticed(tiny: Family, tiny_bundle: tuple[Path, Exported]) -> None:
-    """As Granite or Gemma do: something beside the layers scales what they see."""
+def test_a_decoder_that_does_more_than_its_layers_fails_the_check(
+    tiny: Family, tiny_bundle: tuple[Path, Exported]
+) -> None:
+    """As in Granite or Gemma, where the inputs of the layers are scaled outside of the layers."""
     from secateur.export.parity import check
 
     def scaled(module: object, args: tuple[object, ...], given: dict[str, Any]) -> tuple[object, dict[str, Any]]:
@@ -165,8 +167,8 @@ def _touch(path: Path) -> None:
     path.write_bytes(b"")
 
 
-def test_a_wrong_weight_is_noticed(tiny: Family, tiny_bundle: tuple[Path, Exported], tmp_path: Path) -> None:
-    """The check compares numbers: a bundle that lies about its model fails."""
+def test_a_wrong_weight_fails_the_check(tiny: Family, tiny_bundle: tuple[Path, Exported], tmp_path: Path) -> None:
+    """The check compares numbers, so a bundle of another model with the same fingerprint fails."""
     from secateur.export.parity import check
 
     folder, _ = tiny_bundle
@@ -192,7 +194,7 @@ def test_schedules_of_other_models_and_repeated_names_are_refused(tiny: Family, 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_schedule_for_another_prompt_is_told_by_what_differs(tmp_path: Path) -> None:
+def test_a_schedule_for_another_prompt_is_refused_with_the_differences(tmp_path: Path) -> None:
     family = tiny_family("qwen2_5_vl")
     made = dataclasses.replace(full(family.at((32, 56))), name="wide")
     with pytest.raises(
@@ -207,7 +209,7 @@ def test_a_schedule_for_another_prompt_is_told_by_what_differs(tmp_path: Path) -
 
 
 def test_weights_of_another_version_are_not_shared(tiny: Family, tmp_path: Path) -> None:
-    """They may lie in another order in files of the same name and size."""
+    """Files of the same name and size may have the weights in another order."""
     made = export([ExportPlan(tiny, ())], target("cpu"), tmp_path / "first", verify=False)
     shared = export([ExportPlan(tiny, ())], target("cpu"), tmp_path / "second", verify=False, share=tmp_path / "first")
     assert shared.manifest == made.manifest
@@ -220,7 +222,7 @@ def test_weights_of_another_version_are_not_shared(tiny: Family, tmp_path: Path)
 
 
 def test_every_image_size_has_every_schedule(tmp_path: Path) -> None:
-    """The runtime chooses the size, so a name must mean something for each."""
+    """The runtime chooses the size, so each size needs every schedule."""
     family = tiny_family("qwen2_5_vl")
     wide = family.at((32, 56))
     own = dataclasses.replace(full(wide), name="x")
@@ -238,7 +240,7 @@ def test_an_output_that_exists_is_refused_before_any_work(
         export([ExportPlan(tiny, ())], target("cpu"), tmp_path / "out")
 
 
-def test_schedules_survive_the_file(tiny_bundle: tuple[Path, Exported], tmp_path: Path) -> None:
+def test_schedules_are_unchanged_after_reading_and_writing(tiny_bundle: tuple[Path, Exported], tmp_path: Path) -> None:
     folder, exported = tiny_bundle
     for ref in exported.manifest.schedules.values():
         schedule = read_json(Schedule, folder / ref.file, BadSchedule)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gates on prompts of several views against plain numpy: what each selector sees, and what is left of every tensor."""
+"""Gates on prompts of several views against plain numpy: inputs of each selector, and outputs of the gate."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ Ints = NDArray[np.int64]
 
 
 class Loudest(Selector):
-    """Keeps the rows of the largest first number, of what it reads if it reads something; remembers what it was given.
+    """Keeps the rows with the largest first number plus the tensors read, and records its inputs.
 
-    Reads are summed up over all but rows and samples.
+    Tensors read are summed over all axes but rows and samples.
     """
 
     def __init__(self, keep: int, reads: tuple[str, ...] = ()) -> None:
@@ -54,7 +54,7 @@ class Loudest(Selector):
 
 
 def loudest(score: NDArray[Any], keep: int) -> list[int]:
-    """The oracle of it for one sample."""
+    """Return the expected slots of one sample."""
     return sorted(np.argsort(-score, kind="stable")[:keep].tolist())
 
 
@@ -63,13 +63,13 @@ def random(*shape: int, seed: int = 0) -> Tensor:
 
 
 def positions(axes: int) -> Tensor:
-    """Of two samples; where there are three axes no two are alike."""
+    """Return positions of two samples; all axes differ."""
     every = torch.stack([torch.arange(ROWS) * (axis + 1) + axis for axis in range(axes)])[:, None].expand(-1, 2, -1)
     return every[0] if axes == 1 else every
 
 
 def stay(slots: list[list[int]]) -> list[int]:
-    """Rows of one sample that are left when of each view those at `slots` are."""
+    """Return the rows of one sample that are kept if `slots` of each view are."""
     kept = {view[slot] for view, chosen in zip(VIEWS, slots, strict=True) for slot in chosen}
     return [row for row in range(ROWS) if row in kept or not any(row in view for view in VIEWS)]
 
@@ -120,7 +120,7 @@ def test_prune(axes: int, planes: int, reads: tuple[str, ...]) -> None:
 @pytest.mark.parametrize("keep", [((), ()), ((0, 2), ()), ((0, 1, 2), (0, 1, 2, 3))])
 @pytest.mark.parametrize("compact", [False, True])
 def test_a_constant_choice(keep: tuple[tuple[int, ...], ...], compact: bool) -> None:
-    """Nothing, a view without any token, and everything. Compact positions are those that come first."""
+    """Keeps no token, no token of one view, and all tokens. Compact positions are the first ones."""
     hidden, where = random(2, ROWS, WIDTH), torch.arange(ROWS).repeat(2, 1) + 1
     gate = PruneGate([Fixed(slots) for slots in keep], SPANS, compact=compact)
     left, left_where, left_mask, index = gate(hidden, where, mask_of_two(), torch.tensor(INDEX))
@@ -133,7 +133,7 @@ def test_a_constant_choice(keep: tuple[tuple[int, ...], ...], compact: bool) -> 
 
 @pytest.mark.parametrize("planes", [0, 1])
 def test_encoder(planes: int) -> None:
-    """Features are nothing but vision tokens: an image of 5 and 4 of them, the batch two images."""
+    """Features have vision tokens only: a view of 5 and one of 4, in a batch of two images."""
     features, scores = random(2, 9, 3), random(2, 9, seed=1)
     added = [random(2, 9, WIDTH, seed=2)] * planes
     selectors = [Loudest(3, ("received.-2",)), Loudest(1, ("received.-2",))]
@@ -151,7 +151,7 @@ def test_encoder(planes: int) -> None:
 
 @pytest.mark.parametrize("axes", [1, 3])
 def test_route(axes: int) -> None:
-    """Two gates: the second puts back what the layers made of the chosen rows, and chooses anew among all."""
+    """Two gates: the second writes the computed rows back and selects again among all tokens."""
     whole = Spans((ViewSpan(2, 3, 0), ViewSpan(6, 4, 3)))
     between = Spans((ViewSpan(2, 2, 0), ViewSpan(5, 1, 3)))
     full, where, mask = random(2, ROWS, WIDTH), positions(axes), mask_of_two()
@@ -173,7 +173,7 @@ def test_route(axes: int) -> None:
 def _check_routed(
     b: int, full: Tensor, where: Tensor, mask: Tensor, plane: Tensor, routed: tuple[Tensor, ...]
 ) -> list[list[int]]:
-    """What a gate hands on of sample b, of the full stream; returns its slots."""
+    """Check the outputs of a routing gate for sample b; returns its slots."""
     compact, some, valid, index, some_plane = routed
     score = full[b, :, 0].numpy()
     slots = [loudest(score[view], keep) for view, keep in zip(VIEWS, QUOTAS, strict=True)]
@@ -209,8 +209,8 @@ class Spread(Selector):
 
 @pytest.mark.parametrize("axes", [1, 3])
 @pytest.mark.parametrize("keep", [0, 2])
-def test_views_that_are_alike_are_one_batch(axes: int, keep: int) -> None:
-    """A selector of several views chooses as one of each view's own would, and is asked once."""
+def test_views_with_the_same_selector_are_one_batch(axes: int, keep: int) -> None:
+    """A selector shared by several views selects the same tokens as separate ones, and runs once."""
     spans = Spans((ViewSpan(2, 3, 0), ViewSpan(5, 3, 3), ViewSpan(9, 3, 6)))
     asked = []
     shared, own = Spread(keep), [Spread(keep) for _ in range(3)]
@@ -223,7 +223,7 @@ def test_views_that_are_alike_are_one_batch(axes: int, keep: int) -> None:
 
 
 def test_a_gate_does_not_grow_with_its_views() -> None:
-    """Text stands between the views, as in SmolVLM."""
+    """With text between the views, as in SmolVLM."""
     sizes = []
     for count in (3, 9):
         spans = Spans(tuple(ViewSpan(2 + 4 * view, 3, 3 * view) for view in range(count)))

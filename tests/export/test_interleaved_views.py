@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gates on views whose lines interleave, against rows that are picked out one by one in plain Python."""
+"""Gates on views that interleave row by row, against rows selected one by one in plain Python."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Counts = list[int]
 
 
 class Loudest(Selector):
-    """Keeps the rows of the largest first number, plus what it reads; adds to them the mean of all rows of its view."""
+    """Keeps the rows with the largest first number plus the tensors read, and adds the mean of the view's rows."""
 
     def __init__(self, keep: int, reads: tuple[str, ...] = ()) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class Loudest(Selector):
 
 @dataclass(frozen=True)
 class Case:
-    """A prompt. alive[b] are the vision tokens that sample b still has, before[v] of view v; `keep` stay of each."""
+    """A prompt. alive[b] are the vision tokens left in sample b, before[v] of view v; a gate keeps keep[v] of them."""
 
     layout: Layout
     alive: list[list[int]]
@@ -67,12 +67,12 @@ class Case:
 
     @property
     def owner(self) -> dict[int, tuple[int, int]]:
-        """View and place in it of each token."""
+        """View of each token, and index in the view."""
         rows = {row: (v, place) for v, view in enumerate(self.layout.views) for place, row in enumerate(view.rows)}
         return {token: rows[row] for token, row in enumerate(sorted(rows))}
 
     def rows(self, tokens: Sequence[int]) -> list[int]:
-        """Token of each row when these are left, -1 for text; the question stands behind."""
+        """Return the token of each row if these tokens are left, -1 for text; the question comes last."""
         at = {token: row for token, row in enumerate(sorted(r for view in self.layout.views for r in view.rows))}
         vision = {at[token]: token for token in tokens}
         text = set(self.layout.text_rows())
@@ -83,7 +83,7 @@ class Case:
 
 @st.composite
 def cases(draw: st.DrawFn, whole: bool = False) -> Case:
-    """Runs of one to three views, text between the runs."""
+    """Draw runs of one to three views, with text between the runs."""
     side, views, head, row = st.integers(1, 3), list[View](), 0, 0
     for height, widths in draw(st.lists(st.tuples(side, st.lists(side, min_size=1, max_size=3)), max_size=3)):
         gap = draw(st.integers(0, 2))
@@ -102,7 +102,7 @@ def cases(draw: st.DrawFn, whole: bool = False) -> Case:
 
 
 def _drawn(layout: Layout, counts: Counts, rng: np.random.Generator) -> list[int]:
-    """So many tokens of each view, ascending."""
+    """Draw `counts` tokens of each view, in ascending order."""
     order = sorted(row for view in layout.views for row in view.rows)
     rows = [rng.choice(view.rows, n, replace=False).tolist() for view, n in zip(layout.views, counts, strict=True)]
     return sorted(order.index(row) for own in rows for row in own)
@@ -117,7 +117,7 @@ def loudest(score: Tensor, keep: int) -> list[int]:
 
 
 def chosen(case: Case, rows: Sequence[int], score: Tensor) -> list[int]:
-    """Rows that stay, of one sample: text, and of each view its quota."""
+    """Return the kept rows of one sample: text, and the quota of each view."""
     stay = [row for row, token in enumerate(rows) if token < 0]
     for number, keep in enumerate(case.keep):
         own = [row for row, token in enumerate(rows) if token >= 0 and case.owner[token][0] == number]
@@ -126,7 +126,7 @@ def chosen(case: Case, rows: Sequence[int], score: Tensor) -> list[int]:
 
 
 def merged(case: Case, rows: Sequence[int], hidden: Tensor) -> Tensor:
-    """What `Loudest.kept` makes of each row [S, D]."""
+    """Return the rows [S, D] as changed by `Loudest.kept`."""
     made = hidden.clone()
     for number in range(len(case.layout.views)):
         own = [row for row, token in enumerate(rows) if token >= 0 and case.owner[token][0] == number]
@@ -179,11 +179,11 @@ def test_prune(case: Case, reads: tuple[str, ...], compact: bool, axes: int) -> 
 @settings(max_examples=30)
 @given(cases(whole=True), st.booleans())
 def test_encoder(case: Case, compact: bool) -> None:
-    """Features are nothing but vision tokens, and have no positions that compact ones could be made of."""
+    """Features have vision tokens only, and no positions, so compact positions change nothing."""
     tokens = case.layout.vision_tokens
     seen = case.layout.features
     features, scores = random(BATCH, tokens, WIDTH), random(BATCH, tokens, seed=1)
-    views = [ViewSpan(first, view.tokens, first) for first, view in _behind_each_other(seen)]
+    views = [ViewSpan(first, view.tokens, first) for first, view in _consecutive(seen)]
     inner = EncoderGate([Loudest(keep, ("received.-2",)) for keep in case.keep], Spans(tuple(views)))
     names = ["features", "vision_index"]
     gate = InterleavedGate(inner, [*names, "received.-2"], names, seen, case.before, case.keep, compact)
@@ -194,7 +194,7 @@ def test_encoder(case: Case, compact: bool) -> None:
         torch.testing.assert_close(left[b], merged(case, range(tokens), features[b])[stay])
 
 
-def _behind_each_other(layout: Layout) -> list[tuple[int, View]]:
+def _consecutive(layout: Layout) -> list[tuple[int, View]]:
     first, found = 0, []
     for view in layout.views:
         found.append((first, view))

@@ -36,7 +36,7 @@ VERSIONS = {
 
 @pytest.fixture(scope="module", params=VERSIONS)
 def graphs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[Path]]:
-    """A target, and its graphs of a tiny model: all but the third and later gates of a schedule, which repeat."""
+    """A target and its graphs of a tiny model, without the third and later gates of a schedule, which are similar."""
     kind = target(request.param)
     family = Family.tiny()
     chosen = {name: method(name) for name in METHODS} | {n: method(OPTIONS[n][0], **OPTIONS[n][1]) for n in VARIANTS}
@@ -62,7 +62,7 @@ def test_the_graphs_of_every_method_pass(graphs: tuple[str, list[Path]]) -> None
 
 
 @pytest.mark.slow
-def test_fused_graphs_are_refused_where_they_are_not_parsed(graphs: tuple[str, list[Path]]) -> None:
+def test_fused_graphs_are_refused_by_versions_that_cannot_parse_them(graphs: tuple[str, list[Path]]) -> None:
     name, paths = graphs
     findings = [finding for path in paths for finding in lint(path, Version(10, 3))]
     assert {x.operator for x in findings} == ({"opset"} | FUSED if name == "tensorrt-10.15" else set())
@@ -78,7 +78,7 @@ def test_operators_of_a_bundle(trt_bundle: tuple[Path, Exported]) -> None:
     assert not FUSED & set(used)
 
 
-def test_a_bundle_for_no_tensorrt_is_judged_only_when_asked(trt_bundle: tuple[Path, Exported]) -> None:
+def test_a_bundle_for_another_target_is_checked_only_for_a_given_version(trt_bundle: tuple[Path, Exported]) -> None:
     bundle = Bundle.load(trt_bundle[0], verify=False)
     bundle = replace(bundle, manifest=replace(bundle.manifest, target="cpu"))
     assert lint_bundle(bundle) == () and operators_used(bundle) == []
@@ -86,7 +86,7 @@ def test_a_bundle_for_no_tensorrt_is_judged_only_when_asked(trt_bundle: tuple[Pa
 
 
 class Norm(nn.Module):
-    """A norm in fp32 of rows in fp16, as a gate computes it."""
+    """A norm in fp32 of rows in fp16, as in a gate."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each rule of the lint, by a graph that breaks it and one beside it that does not."""
+"""Each rule of the lint, with a graph that violates it and a similar one that does not."""
 
 from __future__ import annotations
 
@@ -277,7 +277,7 @@ RULES: dict[str, tuple[int, Version, str, str, str]] = {
         "beyond 65504",
     ),
 }
-# What may set the shape of an output: the third input is data, and `c` stands for what is computed from it.
+# Operators with inputs that set the shape of the output; `c` is computed from data or from a shape.
 SHAPED = {
     "Reshape": "y = Reshape(x, {c})",
     "Expand": "y = Expand(x, {c})",
@@ -343,7 +343,7 @@ def test_foreign_and_unknown_operators_are_refused() -> None:
     assert [(x.node, x.operator) for x in findings] == [("first", "com.microsoft.Gelu"), ("second", "Bernoulli")]
 
 
-def test_the_bodies_of_local_functions_are_judged() -> None:
+def test_the_bodies_of_local_functions_are_checked() -> None:
     made = parser.parse_model(
         '<ir_version: 10, opset_import: ["" : 20, "own" : 1]> g (float[9] x) => (int64[1,n] y) { y = own.f(x) } '
         '<opset_import: ["" : 20], domain: "own"> f (a) => (b) { b = NonZero(a) }'
@@ -359,7 +359,7 @@ def test_weights_in_another_file_are_not_read(tmp_path: Path) -> None:
     assert lint(tmp_path / "m.onnx", OLD) == ()
 
 
-def test_a_finding_says_everything_in_one_line() -> None:
+def test_a_finding_is_one_line() -> None:
     finding = Finding("gate", "node_3", "TopK", "K is 4000", "make it smaller", "a header")
     assert str(finding) == "graph 'gate', node 'node_3' (TopK): K is 4000; make it smaller"
 
@@ -372,7 +372,7 @@ def test_every_row_names_its_source_and_every_table_is_one_step() -> None:
         assert table(each.version) is each
 
 
-def test_a_version_between_two_tables_has_the_older_one() -> None:
+def test_a_version_between_two_tables_uses_the_older_one() -> None:
     assert table(Version(10, 12, 0, 36)).version == Version(10, 3)
     assert table(Version(10, 16, 1, 11)).version == NEW
     assert table(Version(12, 0)).version == NEWEST and "12.0 is newer" in caution(Version(12, 0))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command itself exports a large checkpoint within the memory of a small part of it, and writes it once."""
+"""Memory and disk use of the export command: a large checkpoint is never in memory as a whole, and written once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CUTS = (2, 4, 6, 8, 10)
 
 
 def checkpoint(folder: Path) -> int:
-    """A LLaVA of a little more than a GiB in fp16, nearly all of it decoder layers; the bytes of its weights."""
+    """Write a LLaVA of a little more than a GiB in fp16, mostly decoder layers; returns the bytes of its weights."""
     shape = config(LAYERS, edge=28)
     text: Any = shape.text_config
     vision: Any = shape.vision_config
@@ -32,7 +32,7 @@ def checkpoint(folder: Path) -> int:
 
 
 def run(folder: Path, *arguments: str) -> tuple[str, int]:
-    """What the command prints, and the bytes that it had in memory at most."""
+    """Run the command; returns its output and its peak memory in bytes."""
     with (folder / "printed").open("w+") as out:
         command = [sys.executable, "export.py", *arguments, "--json"]
         child = subprocess.Popen(command, stdout=out, env=os.environ | {"OMP_NUM_THREADS": "1"})
@@ -45,7 +45,7 @@ def run(folder: Path, *arguments: str) -> tuple[str, int]:
 
 @pytest.mark.slow
 def test_an_export_holds_no_model_and_writes_it_once(tmp_path: Path) -> None:
-    """With the fingerprint, which reads every weight, and the schedule; what the check needs is another matter."""
+    """Includes the fingerprint, which reads every weight, and the calibration, but not the check."""
     size = checkpoint(tmp_path / "model")
     assert size > STREAMED
     printed, peak = run(

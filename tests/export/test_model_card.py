@@ -31,7 +31,7 @@ def pruned(family: Family, *gates: Gate, name: str = "half") -> Schedule:
 
 @pytest.fixture(scope="module")
 def made(tiny: Family, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Manifest]:
-    """A bundle written by hand, and a manifest that says it is of the tiny model."""
+    """A hand-written bundle, and a manifest with the identity of the tiny model."""
     folder = tmp_path_factory.mktemp("card")
     write_bundle(folder)
     versions = {"secateur": "1.0", "torch": "2.13.0"}
@@ -40,7 +40,7 @@ def made(tiny: Family, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, 
 
 
 def row(text: str, name: str) -> list[str]:
-    """The cells of a schedule's row."""
+    """Return the cells of a schedule's row."""
     (line,) = (line for line in text.splitlines() if line.startswith(f"| `{name}` |"))
     return [cell.strip() for cell in line.strip("|").split("|")][1:]
 
@@ -52,7 +52,7 @@ def front_matter(text: str) -> dict[str, Any]:
     return found
 
 
-def test_a_row_says_what_a_schedule_does(tiny: Family, made: tuple[Path, Manifest]) -> None:
+def test_the_row_of_a_schedule(tiny: Family, made: tuple[Path, Manifest]) -> None:
     """36 tokens in four layers, 18 from layer 1 on and 9 from layer 3 on; 2 heads of 12, two bytes, keys and values."""
     half = pruned(tiny, Gate(1, 18), Gate(3, 9))
     parity = (Parity("chain, half", 1.63e-6, 1e-4, True), Parity("gates/half.1", 0.5, 1e-4, True))
@@ -84,7 +84,7 @@ def test_gates_of_other_kinds(tiny: Family, made: tuple[Path, Manifest]) -> None
     assert row(text, "v")[-1] == "not checked"
 
 
-def test_the_front_matter_is_what_a_hub_reads(tiny: Family, made: tuple[Path, Manifest]) -> None:
+def test_the_front_matter_is_valid_for_a_hub(tiny: Family, made: tuple[Path, Manifest]) -> None:
     schedules = [[full(tiny), pruned(tiny, Gate(1, 18))]]
     local = card(replace(made[1], source="/home/someone/models/llava"), schedules, Figures(1))
     tags = ["secateur", "onnx", "vision-language", "token-pruning", "llava", "stride"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Integers instead of weights: near the weights, the same in ONNX Runtime as in numpy, and only where they belong."""
+"""Quantized weights: close to the weights, the same in ONNX Runtime as in numpy, and only in decoder layers."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def random(inputs: int, outputs: int, dtype: str = "float32", seed: int = 0) -> 
 
 
 def layer(dtype: str = "float32") -> onnx.ModelProto:
-    """A weight that two nodes read, and a head."""
+    """Return a graph with a weight that two nodes read, and a head."""
     text = LAYER.format(f={"float32": "float", "float16": "float16"}[dtype])
     made = parser.parse_model(f'<ir_version: 10, opset_import: ["" : 23]> g {text}')
     for name, weight in (("w", random(128, 16, dtype)), ("head", random(16, 8, dtype))):
@@ -72,7 +72,7 @@ def run(model: onnx.ModelProto | Path, **inputs: NDArray[Any]) -> list[NDArray[A
 
 
 def steps(weight: NDArray[Any], how: Quantization) -> NDArray[np.float64]:
-    """The plain oracle: how far the integers of each value's block are apart, from the block's values alone."""
+    """Return the expected quantization step of each value, computed from the values of its block."""
     step = np.zeros(weight.shape)
     for column in range(weight.shape[1]):
         for start in range(0, len(weight), how.block_size):
@@ -89,7 +89,7 @@ def steps(weight: NDArray[Any], how: Quantization) -> NDArray[np.float64]:
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize("how", EVERY, ids=str)
 def test_every_weight_is_within_half_a_step(how: Quantization, dtype: str) -> None:
-    """ONNX Runtime's symmetric integers reach further on one side: at the other end a value may be a whole step off."""
+    """Half a step, but a whole step at one end of ONNX Runtime's symmetric range, which has one integer fewer there."""
     weight = random(256, 6, dtype)
     step = steps(weight, how)
     error = np.abs(dequantize(quantize(weight, how), how, 256) - weight.astype(np.float64)) / step
@@ -156,11 +156,11 @@ def test_weights_in_a_file_are_read_from_there(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("how", [Quantization("int4", 32), Quantization("int8", 32, True)], ids=str)
-def test_torch_has_the_stored_weights_for_a_while(how: Quantization, dtype: torch.dtype) -> None:
+def test_torch_runs_with_the_quantized_weights_within_the_block(how: Quantization, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     linear, norm = nn.Linear(64, 8).to(dtype), nn.LayerNorm(8).to(dtype)
     block = nn.Sequential(linear, norm)
-    exact = linear.weight.detach()  # as a gate keeps it
+    exact = linear.weight.detach()  # as in a gate
     before = {name: value.clone() for name, value in block.state_dict().items()}
     with weights_as_stored([block], how):
         plain = before["0.weight"].float().T.numpy().astype(str(dtype).removeprefix("torch."))
@@ -172,16 +172,16 @@ def test_torch_has_the_stored_weights_for_a_while(how: Quantization, dtype: torc
 
 
 class Entry:
-    """A weight in a file, as far as reading it goes."""
+    """Fake of a weight in a file, with `read` only."""
 
     def __init__(self, values: torch.Tensor) -> None:
         self.read = values.clone
 
 
-def test_weights_that_stay_in_their_files_are_rounded_too() -> None:
+def test_streamed_weights_are_rounded_too() -> None:
     torch.manual_seed(0)
     values, rows = torch.randn(8, 64), torch.randn(3, 64)
-    for wrap in (False, True):  # read for the layer itself, or for the block around it
+    for wrap in (False, True):  # read by a hook of the layer, or of the block around it
         linear = nn.Linear(64, 8, bias=False)
         linear.weight = nn.Parameter(torch.empty(8, 64, device="meta"), requires_grad=False)
         linear.weight.stored = streaming.Stored(Entry(values), torch.float32)  # type: ignore[attr-defined, arg-type]
@@ -203,15 +203,15 @@ def test_bf16_weights_get_bf16_scales() -> None:
         assert np.abs(dequantize(stored, how, 128) - weight.astype(np.float32)).max() < 0.3
 
 
-def test_a_scale_that_vanishes_in_fp16_is_none() -> None:
-    """The smallest number of fp16 over 7 would be 0, and nothing can be divided by that."""
+def test_a_scale_is_never_0_in_fp16() -> None:
+    """The smallest number of fp16 divided by 7 rounds to 0, which cannot be a scale."""
     weight = np.full((128, 2), 2.0**-24, np.float16)
     stored = quantize(weight, DEQUANTIZING[0])
     assert (stored.scales > 0).all() and not stored.integers.astype(np.int8).any()
 
 
 def test_tensorrt_takes_the_graph() -> None:
-    """It wants positive scales and no zero points; those of MatMulNBits are negative half of the time."""
+    """TensorRT needs positive scales and no zero points; the scales of MatMulNBits may be negative."""
     how = quantization("int4", target("tensorrt-10.15"))
     assert how == Quantization("int4", 128, True, DEQUANTIZED)
     weight = random(256, 8)
@@ -265,8 +265,8 @@ def test_blocks_that_do_not_fit_and_broken_weights_are_refused() -> None:
         dataclasses.replace(DEQUANTIZING[0], symmetric=False)
 
 
-def test_nobody_elses_log_is_shown() -> None:
-    """In a process of its own: it is the first import that would set the root logger up."""
+def test_the_root_logger_is_not_changed() -> None:
+    """In a separate process, because only the first import sets up the root logger."""
     code = (
         "import logging, numpy as np; from secateur.export.quantize import quantize; "
         "from secateur.bundle.quantization import Quantization; "

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights of a bundle lie in one place, once, where neither cuts nor targets move them."""
+"""Weights of a bundle are stored once, at positions that depend neither on cuts nor on targets."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ WIDTH = 80
 
 
 class Odd(nn.Module):
-    """Every way in which a weight can be read: 3-D and 2-D rows, tied, bare, a norm, and constants of its own."""
+    """Reads weights in every way: for 3-D and 2-D rows, tied, without a module, in a norm; and has constants."""
 
     def __init__(self, tied: bool) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ def tiny() -> Family:
 
 
 def segment(family: Family, first: int, end: int, decomposed: bool = False) -> Graph:
-    """A segment of its own interface, without the rest of a bundle."""
+    """Return a segment with its interface, without the rest of a bundle."""
     d, last = family.dimensions, end == family.dimensions.layers
     given = [
         TensorSpec("hidden_states", "float32", ("B", "S", d.width)),
@@ -112,7 +112,7 @@ def test_every_use_of_a_weight_gives_the_same_numbers(tmp_path: Path, opset: int
     assert stored <= (tmp_path / "odd.data").stat().st_size < stored + PAGE * len(places(tmp_path / "odd.onnx"))
 
 
-def test_no_weight_is_turned_in_a_segment(tiny: Family, tmp_path: Path) -> None:
+def test_no_weight_is_transposed_in_a_segment(tiny: Family, tmp_path: Path) -> None:
     for opset, decomposed in ((20, True), (23, False)):
         folder = tmp_path / str(opset)
         export(tiny, folder, (0, 4), opset, decomposed)
@@ -123,7 +123,7 @@ def test_no_weight_is_turned_in_a_segment(tiny: Family, tmp_path: Path) -> None:
         assert outside["head.weight"] == (tiny.dimensions.width, tiny.dimensions.vocabulary)
 
 
-def test_places_are_pages_beside_the_graph(tiny: Family, tmp_path: Path) -> None:
+def test_weights_start_at_pages_of_files_next_to_the_graph(tiny: Family, tmp_path: Path) -> None:
     export(tiny, tmp_path, (0, 4))
     found = places(tmp_path / "segment_0.onnx")
     assert {info.location for info in found.values()} == {"head.data", *(f"layer_0{i}.data" for i in range(4))}
@@ -143,7 +143,7 @@ def test_cuts_and_targets_do_not_move_weights(tiny: Family, tmp_path: Path) -> N
     assert data and {name: one[name] for name in data} == {n: d for n, d in two.items() if n.endswith(".data")}
 
 
-def test_two_exports_are_equal_to_the_byte(tiny: Family, tmp_path: Path) -> None:
+def test_two_exports_have_equal_bytes(tiny: Family, tmp_path: Path) -> None:
     for name in ("a", "b"):
         export(tiny, tmp_path / name, (0, 4))
     assert digests(tmp_path / "a") == digests(tmp_path / "b")
@@ -158,7 +158,7 @@ def test_a_streamed_checkpoint_gives_the_same_bytes(tiny: Family, tmp_path: Path
     assert digests(tmp_path / "memory") == digests(tmp_path / "streamed")
 
 
-def test_the_model_is_as_before(tiny: Family, tmp_path: Path) -> None:
+def test_the_model_is_unchanged(tiny: Family, tmp_path: Path) -> None:
     before = {name: id(weight) for name, weight in tiny.model.named_parameters()}
     export(tiny, tmp_path, (0, 4))
     assert before == {name: id(weight) for name, weight in tiny.model.named_parameters()}
@@ -186,7 +186,7 @@ def test_a_damaged_file_is_not_linked(tiny: Family, tmp_path: Path) -> None:
         WeightStore(tmp_path / "second", model_parts(tiny), shared).place(next(tiny.decoder.layers[2].parameters()))
 
 
-def test_a_file_of_another_size_is_written_anew(tiny: Family, tmp_path: Path) -> None:
+def test_a_file_of_another_size_is_written_again(tiny: Family, tmp_path: Path) -> None:
     (tmp_path / "layer_02.data").write_bytes(b"short")
     store = WeightStore(tmp_path / "second", model_parts(tiny), {tmp_path / "layer_02.data": ""})
     place = store.place(next(tiny.decoder.layers[2].parameters()))

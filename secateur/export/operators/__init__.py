@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which ONNX operators TensorRT takes: a table for each version that differs, said as the one before and more."""
+"""ONNX operators supported by TensorRT: a table per version, defined by its differences from the previous table."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from secateur.export.operators.rules import Table
 
 
 def _tables() -> tuple[Table, ...]:
-    """Those of all files trt_*.py, oldest first."""
+    """Return the tables of all files trt_*.py, oldest first."""
     here = sys.modules[__name__]
     files = [name for name in plugins.names(here) if name.startswith("trt_")]
     tables: list[Table] = [plugins.load(here, name, "table").TABLE for name in files]
@@ -24,10 +24,10 @@ OLDEST, NEWEST = TABLES[0].version, TABLES[-1].version
 
 
 def table(version: Version) -> Table:
-    """The newest table that is not newer than `version`.
+    """Return the newest table that is not newer than `version`.
 
     Raises:
-        Unparsable: there is none.
+        Unparsable: the version is older than the oldest table.
     """
     if version < OLDEST:
         raise Unparsable(f"TensorRT {version} is too old; graphs are made for {OLDEST} and newer")
@@ -35,7 +35,7 @@ def table(version: Version) -> Table:
 
 
 def caution(version: Version) -> str:
-    """What to add to an answer for a version that is newer than the newest table; "" for others."""
+    """Return a warning for a version that is newer than the newest table; "" for others."""
     if version[:2] <= NEWEST[:2]:
         return ""
-    return f"TensorRT {version} is newer than the newest table; it was judged as {NEWEST}"
+    return f"TensorRT {version} is newer than the newest table; it was checked as {NEWEST}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a row of a table of operators says, and the checks it is made of."""
+"""Tables of operators: their rows, and functions that make the checks of a row."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ INTEGERS = frozenset({"int32", "int64"})
 NUMBERS = FLOATS | INTEGERS
 BOOL = frozenset({"bool"})
 ANY = NUMBERS | BOOL
-"""Every dtype of a tensor within a network; uint8 only comes in and goes out."""
+"""All dtypes of tensors within a network; uint8 is for its inputs and outputs only."""
 
 
 class Refusal(NamedTuple):
-    """What is wrong with a node, and what to do about it."""
+    """The problem of a node and its fix."""
 
     problem: str
     mend: str
@@ -30,14 +30,14 @@ Check = Callable[[Node], Refusal | None]
 
 @dataclass(frozen=True)
 class Row:
-    """What TensorRT takes of an operator.
+    """TensorRT's support of an operator.
 
-    dtypes   of all inputs but those in `others`
-    others   inputs with dtypes of their own
-    sizes    inputs that set the shape of the output, so that they must not be computed from data
-    checks   what else must hold
-    refusal  why there is no support at all
-    source   who says so
+    dtypes   dtypes of all inputs not in `others`
+    source   document that the row is taken from
+    others   dtypes of single inputs
+    sizes    inputs that set the shape of the output, so they must not be computed from data
+    checks   further conditions
+    refusal  reason why the operator is not supported at all
     """
 
     dtypes: frozenset[str]
@@ -50,29 +50,29 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """What TensorRT from `version` on takes: opsets from 9 to `opset`, and a row for each operator it knows."""
+    """Support of TensorRT from `version` on: opsets 9 to `opset`, and a row for each supported operator."""
 
     version: Version
     opset: int
     rows: Mapping[str, Row]
 
     def then(self, version: Version, opset: int, rows: Mapping[str, Row]) -> Table:
-        """The table of a later version: this one and what differs."""
+        """Return the table of a later version, which differs from this one by `rows`."""
         return replace(self, version=version, opset=opset, rows={**self.rows, **rows})
 
 
-def alike(operators: str, dtypes: frozenset[str], source: str, **more: Any) -> dict[str, Row]:
-    """The same row for several operators, named in one string."""
+def rows_for(operators: str, dtypes: frozenset[str], source: str, **more: Any) -> dict[str, Row]:
+    """Return the same row for several operators, named in one string."""
     return {operator: Row(dtypes, source, **more) for operator in operators.split()}
 
 
 def refused(operators: str, problem: str, mend: str, source: str) -> dict[str, Row]:
-    """Rows of operators that are not supported."""
+    """Return rows of operators that are not supported."""
     return {operator: Row(frozenset(), source, refusal=Refusal(problem, mend)) for operator in operators.split()}
 
 
 def attribute(name: str, allowed: object, mend: str) -> Check:
-    """The attribute is absent or has the one value that is supported."""
+    """Check that the attribute is absent or has the one value that is supported."""
 
     def check(node: Node) -> Refusal | None:
         value = node.attribute(name, allowed)
@@ -81,8 +81,8 @@ def attribute(name: str, allowed: object, mend: str) -> Check:
     return check
 
 
-def without(name: str, mend: str) -> Check:
-    """The attribute is absent."""
+def no_attribute(name: str, mend: str) -> Check:
+    """Check that the attribute is absent."""
 
     def check(node: Node) -> Refusal | None:
         value = node.attribute(name)
@@ -92,7 +92,7 @@ def without(name: str, mend: str) -> Check:
 
 
 def constant(i: int, name: str) -> Check:
-    """Input `i`, if it is there, is a constant of the graph."""
+    """Check that input `i` is absent or a constant of the graph."""
 
     def check(node: Node) -> Refusal | None:
         if not node.input(i) or node.is_constant(i):
@@ -103,7 +103,7 @@ def constant(i: int, name: str) -> Check:
 
 
 def folded(i: int, name: str) -> Check:
-    """Input `i`, if it is there, follows from constants, so that a build can compute it."""
+    """Check that input `i` is absent or computed from constants, so that a build can compute it."""
 
     def check(node: Node) -> Refusal | None:
         if not node.input(i) or node.input(i) in node.facts.folded:
@@ -114,7 +114,7 @@ def folded(i: int, name: str) -> Check:
 
 
 def at_most(i: int, name: str, limit: int, mend: str) -> Check:
-    """The constant input `i` does not exceed `limit`."""
+    """Check that the constant input `i` does not exceed `limit`."""
 
     def check(node: Node) -> Refusal | None:
         values = node.values(i)
@@ -126,7 +126,7 @@ def at_most(i: int, name: str, limit: int, mend: str) -> Check:
 
 
 def rank(wanted: int, *inputs: int) -> Check:
-    """These inputs, if they are there, have this many dimensions."""
+    """Check that these inputs are absent or have this many dimensions."""
 
     def check(node: Node) -> Refusal | None:
         for i in inputs:
@@ -140,17 +140,17 @@ def rank(wanted: int, *inputs: int) -> Check:
 
 
 def no_input(mend: str, **names: int) -> Check:
-    """These optional inputs are left out."""
+    """Check that these optional inputs are absent."""
 
     def check(node: Node) -> Refusal | None:
-        there = [name for name, i in names.items() if node.input(i)]
-        return Refusal(f"input {there[0]} is not supported", mend) if there else None
+        present = [name for name, i in names.items() if node.input(i)]
+        return Refusal(f"input {present[0]} is not supported", mend) if present else None
 
     return check
 
 
 def outputs(count: int, mend: str) -> Check:
-    """Only the first `count` outputs are there."""
+    """Check that the node has only the first `count` outputs."""
 
     def check(node: Node) -> Refusal | None:
         extra = [name for name in node.proto.output[count:] if name]
@@ -160,7 +160,7 @@ def outputs(count: int, mend: str) -> Check:
 
 
 def same_dtype(i: int, j: int, mend: str) -> Check:
-    """Two inputs have one dtype."""
+    """Check that two inputs have the same dtype."""
 
     def check(node: Node) -> Refusal | None:
         first, second = node.dtype(i), node.dtype(j)

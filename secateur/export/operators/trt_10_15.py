@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What TensorRT 10.15 and 10.16 (JetPack 7.2) take beyond 10.14."""
+"""Operators that TensorRT 10.15 and 10.16 (JetPack 7.2) support beyond 10.14."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from secateur.export.operators.rules import (
     INTEGERS,
     NUMBERS,
     Refusal,
-    alike,
     attribute,
     no_input,
     rank,
+    rows_for,
     same_dtype,
 )
 
@@ -24,7 +24,7 @@ BLOCKS = (64, 128)
 
 
 def blocks(node: Node) -> Refusal | None:
-    """Weights alone are kept as integers in blocks only."""
+    """Check that weight-only quantization is in blocks of a supported size."""
     size = node.attribute("block_size", 0)
     return None if size in BLOCKS else Refusal(f"block_size is {size}, not 64 or 128", "export with --block-size 128")
 
@@ -33,28 +33,28 @@ TABLE = trt_10_14.TABLE.then(
     Version(10, 15),
     24,
     {
-        **alike(
+        **rows_for(
             "RMSNormalization",
             FLOATS,
             f"{DOCS}; {IMPORTER}: the output has the dtype of the input, in ONNX that of the scale",
             checks=(same_dtype(0, 1, "cast the input to the dtype of the scale"),),
         ),
-        **alike("RotaryEmbedding", FLOATS, DOCS, others={3: frozenset({"int64"})}),
-        **alike(
+        **rows_for("RotaryEmbedding", FLOATS, DOCS, others={3: frozenset({"int64"})}),
+        **rows_for(
             "TensorScatter",
             FLOATS | {"int32"},
             DOCS,
             others={2: INTEGERS},
             checks=(rank(4, 0, 1), attribute("axis", -2, "scatter along the rows")),
         ),
-        **alike(
+        **rows_for(
             "DequantizeLinear",
             frozenset({"int4"}),
             f"{DOCS}: INT4, zero point 0; NvInfer.h: blocks; 'Working with Quantized Types': int8 not alone",
             others={1: FLOATS},
             checks=(no_input("use symmetric integers", x_zero_point=2), blocks),
         ),
-        **alike("Pow", NUMBERS, DOCS),
-        **alike("ConstantOfShape", INTEGERS, DOCS, sizes=(0,)),
+        **rows_for("Pow", NUMBERS, DOCS),
+        **rows_for("ConstantOfShape", INTEGERS, DOCS, sizes=(0,)),
     },
 )

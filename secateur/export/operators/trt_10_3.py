@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Operators that TensorRT 10.3 takes (JetPack 6), as far as an exported graph may need them.
+"""Operators supported by TensorRT 10.3 (JetPack 6) that exported graphs may need.
 
-What is not here is refused. Where the list of 10.3 itself does not settle a row, it holds because the lists before
-and after it, of 9.2 and 10.15, agree.
+Operators without a row are refused. If the documentation of 10.3 does not settle a row, it is taken from those of 9.2
+and 10.15 where they agree.
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ from secateur.export.operators.rules import (
     Refusal,
     Row,
     Table,
-    alike,
     at_most,
     attribute,
     constant,
     outputs,
     refused,
+    rows_for,
 )
 
 TOP = 3840  # "up to" in NvInfer.h, "less than" in operators.md
 DOCS = "onnx-tensorrt docs/operators.md at 10.3"
 BOTH = "onnx-tensorrt docs/operators.md at 9.2 and 10.15, which agree"
-SPLIT = "choose among so many in rounds (secateur.selection.topk.top)"
+SPLIT = "select in several rounds (secateur.selection.topk.top)"
 
 
 def squeeze(node: Node) -> Refusal | None:
-    """Without axes every dimension of 1 goes, which a shape that is not known does not tell."""
+    """Check that a Squeeze without axes, which removes every dimension of 1, has an input of static shape."""
     shape = node.shape(0)
     if node.input(1) or (shape is not None and None not in shape):
         return None
-    return Refusal("it has no axes and its input no static shape", "give the axes as a constant")
+    return Refusal("it has no axes and its input no static shape", "set the axes to a constant")
 
 
 def einsum(node: Node) -> Refusal | None:
-    """Neither "..." nor an index twice in one operand, nor one dimension broadcast."""
+    """Check that an Einsum has no "...", no index twice in one operand, and no broadcast dimension."""
     terms = str(node.attribute("equation", "")).replace(" ", "").partition("->")[0].split(",")
     mend = "write it with MatMul, Mul and ReduceSum"
     if any("." in term for term in terms):
@@ -69,63 +69,63 @@ def filled(node: Node) -> Refusal | None:
     value = node.attribute("value")
     if value is None or value.data_type == TensorProto.FLOAT:
         return None
-    return Refusal("it fills with another dtype than float32", "cast what it gives")
+    return Refusal("it fills with another dtype than float32", "cast its output")
 
 
 ROWS: dict[str, Row] = {
-    # one number after the other
-    **alike("Abs Add Div Max Mean Min Mod Mul Neg Sign Sub Sum", NUMBERS, BOTH),
-    **alike("Ceil Clip Cos Elu Erf Exp Floor HardSigmoid LeakyRelu Log Pow Reciprocal Round", FLOATS, BOTH),
-    **alike("Sigmoid Sin Softplus Sqrt Tan Tanh", FLOATS, BOTH),
-    **alike("Relu", NUMBERS, BOTH),
-    **alike("Gelu", FLOATS, DOCS),
-    **alike("Equal Greater GreaterOrEqual Less LessOrEqual", NUMBERS, BOTH),
-    **alike("And Not Or Xor", BOOL, BOTH),
-    **alike("Where", ANY, BOTH, others={0: BOOL}),
-    **alike("Cast CastLike", ANY | {"uint8"}, DOCS),
+    # elementwise
+    **rows_for("Abs Add Div Max Mean Min Mod Mul Neg Sign Sub Sum", NUMBERS, BOTH),
+    **rows_for("Ceil Clip Cos Elu Erf Exp Floor HardSigmoid LeakyRelu Log Pow Reciprocal Round", FLOATS, BOTH),
+    **rows_for("Sigmoid Sin Softplus Sqrt Tan Tanh", FLOATS, BOTH),
+    **rows_for("Relu", NUMBERS, BOTH),
+    **rows_for("Gelu", FLOATS, DOCS),
+    **rows_for("Equal Greater GreaterOrEqual Less LessOrEqual", NUMBERS, BOTH),
+    **rows_for("And Not Or Xor", BOOL, BOTH),
+    **rows_for("Where", ANY, BOTH, others={0: BOOL}),
+    **rows_for("Cast CastLike", ANY | {"uint8"}, DOCS),
     # matrices and norms
-    **alike("Gemm LogSoftmax MatMul Softmax", FLOATS, BOTH),
-    **alike("Conv", FLOATS, BOTH, checks=(convolution,)),
-    **alike("LayerNormalization", FLOATS, DOCS, checks=(outputs(1, "use its first output only"),)),
-    **alike("Einsum", FLOATS, DOCS, checks=(einsum,)),
-    # sums, counts and orders
-    **alike(
+    **rows_for("Gemm LogSoftmax MatMul Softmax", FLOATS, BOTH),
+    **rows_for("Conv", FLOATS, BOTH, checks=(convolution,)),
+    **rows_for("LayerNormalization", FLOATS, DOCS, checks=(outputs(1, "use its first output only"),)),
+    **rows_for("Einsum", FLOATS, DOCS, checks=(einsum,)),
+    # reductions and sorting
+    **rows_for(
         "ReduceL1 ReduceL2 ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare",
         NUMBERS,
         BOTH,
         checks=(constant(1, "axes"),),
     ),
-    **alike("ArgMax ArgMin", NUMBERS, BOTH),
-    **alike("CumSum", FLOATS, DOCS, others={1: INTEGERS}, checks=(constant(1, "axis"),)),
-    **alike(
+    **rows_for("ArgMax ArgMin", NUMBERS, BOTH),
+    **rows_for("CumSum", FLOATS, DOCS, others={1: INTEGERS}, checks=(constant(1, "axis"),)),
+    **rows_for(
         "TopK",
         NUMBERS,
         f"{DOCS}; NvInfer.h at 10.3 for the largest K",
         checks=(
-            attribute("sorted", 1, "ask for sorted values"),
+            attribute("sorted", 1, "set sorted to 1"),
             constant(1, "K"),
             at_most(1, "K", TOP, SPLIT),
         ),
     ),
-    # parts, and their places
-    **alike("Gather GatherElements GatherND", ANY, DOCS),
-    **alike("Scatter", NUMBERS, DOCS),
-    **alike("ScatterElements", NUMBERS, f"{DOCS}, through a plugin"),
-    **alike(
+    # indexing and shapes
+    **rows_for("Gather GatherElements GatherND", ANY, DOCS),
+    **rows_for("Scatter", NUMBERS, DOCS),
+    **rows_for("ScatterElements", NUMBERS, f"{DOCS}, through a plugin"),
+    **rows_for(
         "ScatterND", NUMBERS, DOCS, checks=(attribute("reduction", "none", "add with a MatMul against a 0/1 matrix"),)
     ),
-    **alike("Concat Flatten Identity Shape Size Transpose Trilu", ANY, BOTH),
-    **alike("Squeeze", ANY, DOCS, checks=(constant(1, "axes"), squeeze)),
-    **alike("Unsqueeze", ANY, DOCS, checks=(constant(1, "axes"),)),
-    **alike("Expand Reshape Split Tile", ANY, BOTH, sizes=(1,)),
-    **alike("Slice", ANY, f"{BOTH}; docs/Changelog.md at 10.3 for axes", sizes=(1, 2, 3, 4)),
-    **alike("Pad", NUMBERS, BOTH, sizes=(1, 3)),
-    **alike("Range", INTEGERS | {"float32"}, f"{BOTH}; onnxOpImporters.cpp for the dtypes", sizes=(0, 1, 2)),
-    **alike("Constant", ANY, BOTH),
-    **alike("ConstantOfShape", INTEGERS, "onnx-tensorrt docs/operators.md at 9.2", sizes=(0,), checks=(filled,)),
-    # what there is none of, or what a graph of fixed sizes must not have
-    **refused("NonZero Compress Unique", "the shape of its output depends on the data", "choose a fixed number", DOCS),
-    **refused("Loop If Scan", "its control flow keeps a chain from being one CUDA graph", "unroll it", DOCS),
+    **rows_for("Concat Flatten Identity Shape Size Transpose Trilu", ANY, BOTH),
+    **rows_for("Squeeze", ANY, DOCS, checks=(constant(1, "axes"), squeeze)),
+    **rows_for("Unsqueeze", ANY, DOCS, checks=(constant(1, "axes"),)),
+    **rows_for("Expand Reshape Split Tile", ANY, BOTH, sizes=(1,)),
+    **rows_for("Slice", ANY, f"{BOTH}; docs/Changelog.md at 10.3 for axes", sizes=(1, 2, 3, 4)),
+    **rows_for("Pad", NUMBERS, BOTH, sizes=(1, 3)),
+    **rows_for("Range", INTEGERS | {"float32"}, f"{BOTH}; onnxOpImporters.cpp for the dtypes", sizes=(0, 1, 2)),
+    **rows_for("Constant", ANY, BOTH),
+    **rows_for("ConstantOfShape", INTEGERS, "onnx-tensorrt docs/operators.md at 9.2", sizes=(0,), checks=(filled,)),
+    # not supported, or not allowed in a graph of fixed sizes
+    **refused("NonZero Compress Unique", "the shape of its output depends on the data", "select a fixed number", DOCS),
+    **refused("Loop If Scan", "its control flow prevents capture as one CUDA graph", "unroll it", DOCS),
     **refused(
         "SequenceAt SequenceConstruct SequenceEmpty SequenceErase SequenceInsert SequenceLength SequenceMap "
         "SplitToSequence ConcatFromSequence",
@@ -142,7 +142,7 @@ ROWS: dict[str, Row] = {
     **refused(
         "Attention RMSNormalization RotaryEmbedding TensorScatter Swish",
         "this version does not have it",
-        "export with --target tensorrt, which writes it out in simpler operators",
+        "export with --target tensorrt, which decomposes it into simpler operators",
         DOCS,
     ),
 }

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TensorRT 11.1, the newest whose list was read: in ONNX's own operators the same as 11.0."""
+"""TensorRT 11.1, the newest version with known documentation: the same ONNX operators as 11.0."""
 
 from __future__ import annotations
 
