@@ -12,7 +12,7 @@ import pytest
 from secateur.bundle.schedule import Schedule
 from secateur.errors import BadModel, BadSchedule
 from secateur.export.bundle import Exported, ExportPlan, export
-from secateur.export.graphs import build, sized
+from secateur.export.graphs import build_graphs, sized_model
 from secateur.export.targets import target
 from secateur.families.base import Family
 from secateur.runtime import Pipeline
@@ -45,7 +45,7 @@ def case(family: Family, names: Sequence[str], folder: Path, request: BudgetRequ
     for name in names:
         try:
             (schedule,) = schedules(family, {name: method(name)}, request)
-            build([sized(family, family.layout, [schedule])], target("cpu"))
+            build_graphs([sized_model(family, family.layout, [schedule])], target("cpu"))
             made.append(schedule)
         except (BadModel, BadSchedule) as problem:
             refused[name] = str(problem)

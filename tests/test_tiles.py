@@ -23,7 +23,7 @@ from secateur.engines.version import FLOORS
 from secateur.errors import BadBundle
 from secateur.export.bundle import ExportPlan, export
 from secateur.export.gates import EncoderGate
-from secateur.export.graphs import Graph, build, sized
+from secateur.export.graphs import Graph, build_graphs, sized_model
 from secateur.export.interleaved_views import InterleavedGate
 from secateur.export.lint import lint
 from secateur.export.targets import target
@@ -186,7 +186,9 @@ def test_gates_pass_the_lint(family: Family, pruned: list[Schedule], wanted: str
     """The last gate of a schedule, whose row order depends on data unless it is the only gate."""
     where, opset = tmp_path / "gate.onnx", target(wanted).opset
     chosen = [schedule for schedule in pruned if schedule.name == name]
-    gate = [graph for graph in build([sized(family, family.layout, chosen)], target(wanted)) if _is_gate(graph)][-1]
+    gate = [
+        graph for graph in build_graphs([sized_model(family, family.layout, chosen)], target(wanted)) if _is_gate(graph)
+    ][-1]
     assert isinstance(gate.module, InterleavedGate)
     to_onnx(gate, where, opset)
     assert lint(where, FLOORS[wanted]) == ()
@@ -195,7 +197,11 @@ def test_gates_pass_the_lint(family: Family, pruned: list[Schedule], wanted: str
 def test_tiles_in_one_column_are_not_reordered() -> None:
     family = tiny_family("llava_next").at((54, 18))
     (schedule,) = schedules(family, {"fopru": METHODS["fopru"]}, BudgetRequest(compression=0.5))
-    gates = [graph for graph in build([sized(family, family.layout, [schedule])], target("cpu")) if _is_gate(graph)]
+    gates = [
+        graph
+        for graph in build_graphs([sized_model(family, family.layout, [schedule])], target("cpu"))
+        if _is_gate(graph)
+    ]
     assert gates and all(type(gate.module) is EncoderGate for gate in gates)
 
 
@@ -207,7 +213,9 @@ def _is_gate(graph: Graph) -> bool:
 def test_a_gate_that_keeps_no_tile(family: Family, tmp_path: Path, name: str) -> None:
     """ONNX cannot reshape an empty tensor to a dynamic batch size, in the decoder or in the encoder."""
     made = schedules(family, {name: method(name)}, BudgetRequest(keep=(0.0,)))
-    (gate,) = [g for g in build([sized(family, family.layout, made)], target("cpu")) if g.spec.kind == "gate"]
+    (gate,) = [
+        g for g in build_graphs([sized_model(family, family.layout, made)], target("cpu")) if g.spec.kind == "gate"
+    ]
     to_onnx(gate, tmp_path / "gate.onnx", target("cpu").opset)
     session = onnxruntime.InferenceSession(tmp_path / "gate.onnx")
     given = {spec.name: rows.numpy() for spec, rows in zip(gate.spec.inputs, gate.example(), strict=True)}

@@ -20,7 +20,7 @@ from secateur.bundle.strict_json import to_json
 from secateur.engines.manifest import ENGINES
 from secateur.engines.version import FLOORS
 from secateur.errors import BadBundle, BadSchedule, ExportMismatch, Unparsable
-from secateur.export.graphs import Graph, Sized, build, sized
+from secateur.export.graphs import Graph, SizedModel, build_graphs, sized_model
 from secateur.export.lint import lint
 from secateur.export.model_card import CARD, Figures, card
 from secateur.export.parity import Parity, check
@@ -93,14 +93,14 @@ def export(
         Unparsable: the target is for TensorRT, and its oldest version does not support an operator of a graph.
         ExportMismatch: with verify, a graph or the chain differs from torch; no bundle is written.
     """
-    buckets = list[Sized]()
+    buckets = list[SizedModel]()
     _check_names(plans)
     for plan in plans:
         check_schedules(plan.family, plan.schedules)
         layout = plan.family.layout
         layout = replace(layout, vision=f"{VISION}-{layout.size}") if buckets else layout
-        buckets.append(sized(plan.family, layout, plan.schedules))
-    family, graphs = plans[0].family, build(buckets, target)
+        buckets.append(sized_model(plan.family, layout, plan.schedules))
+    family, graphs = plans[0].family, build_graphs(buckets, target)
     shared = shared_weight_files(share, family, target) if share else {}
     with atomic_folder(out, force, MANIFEST, keep=ENGINES) as folder:  # plans of unchanged graphs stay valid
         layers = family.decoder.layers if quantization else ()
@@ -165,7 +165,7 @@ def _check_operators(path: Path, target: Target) -> None:
         raise Unparsable(f"TensorRT {floor} would not take it: {findings[0]}{others}")
 
 
-def _write_schedules(folder: Path, bucket: Sized, plan: ExportPlan) -> Bucket:
+def _write_schedules(folder: Path, bucket: SizedModel, plan: ExportPlan) -> Bucket:
     """Write the schedules and the preprocessing of one image size."""
     layout, refs = bucket.layout, {}
     (folder / layout.preprocess).write_text(to_json(bucket.family.preprocess))

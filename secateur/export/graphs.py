@@ -48,7 +48,7 @@ class Graph:
 
 
 @dataclass(frozen=True)
-class Sized:
+class SizedModel:
     """A model at one image size, and the gates of its schedules by name. `layout.vision` is its vision graph."""
 
     family: Family
@@ -60,7 +60,7 @@ class Sized:
         return [gate for gates in self.gates.values() for gate in gates]
 
 
-def sized(family: Family, layout: Layout, schedules: Iterable[Schedule]) -> Sized:
+def sized_model(family: Family, layout: Layout, schedules: Iterable[Schedule]) -> SizedModel:
     """Return the model at one image size with the gates of its schedules.
 
     Graph names of sizes after the first have the size as a suffix; `layout.vision` tells which it is.
@@ -69,10 +69,12 @@ def sized(family: Family, layout: Layout, schedules: Iterable[Schedule]) -> Size
         UnknownName, BadSchedule: see `place_gates`.
     """
     suffix = "" if layout.vision == VISION else f"@{layout.size}"
-    return Sized(family, layout, {s.name: tuple(place_gates(family, layout, s, suffix)) for s in schedules if s.gates})
+    return SizedModel(
+        family, layout, {s.name: tuple(place_gates(family, layout, s, suffix)) for s in schedules if s.gates}
+    )
 
 
-def build(buckets: Sequence[Sized], target: Target) -> list[Graph]:
+def build_graphs(buckets: Sequence[SizedModel], target: Target) -> list[Graph]:
     """Return the graphs of a bundle in the order of execution.
 
     Segments are cut at the union of the schedules' gate layers, over all image sizes; a segment, and the vision
@@ -97,7 +99,7 @@ def build(buckets: Sequence[Sized], target: Target) -> list[Graph]:
     return graphs
 
 
-def _interface(bucket: Sized, target: Target) -> Interface:
+def _interface(bucket: SizedModel, target: Target) -> Interface:
     family, layout = bucket.family, bucket.layout
     keyed = any(name.startswith("patch_key") for name in _encoder_reads(bucket))
     return Interface(
@@ -110,11 +112,11 @@ def _interface(bucket: Sized, target: Target) -> Interface:
     )
 
 
-def _encoder_reads(bucket: Sized) -> tuple[str, ...]:
+def _encoder_reads(bucket: SizedModel) -> tuple[str, ...]:
     return tuple(sorted({name for gate in bucket.placed for name in gate.reads if is_encoder(name)}))
 
 
-def _vision(bucket: Sized, interface: Interface) -> Graph:
+def _vision(bucket: SizedModel, interface: Interface) -> Graph:
     reads, name, tokens = _encoder_reads(bucket), bucket.layout.vision, interface.image_tokens
     planes = interface.planes("deepstack", tokens, range(interface.dimensions.planes))
     seen = (interface.features(tokens), *planes, *(interface.read(read, 0) for read in reads))
@@ -145,7 +147,7 @@ def _segment(
     return Graph(spec, Segment(family.decoder, first, end, reads, target.decomposed, family.dimensions.planes))
 
 
-def _gate(bucket: Sized, interface: Interface, placed: PlacedGate) -> Graph:
+def _gate(bucket: SizedModel, interface: Interface, placed: PlacedGate) -> Graph:
     gate, schedule = placed.gate, placed.schedule
     layer, before, keep = gate.layer, placed.before.tokens, placed.keep
     left = max(0, interface.dimensions.planes - layer)

@@ -21,7 +21,7 @@ from secateur.checkpoints import streaming
 from secateur.demo.scenes import samples
 from secateur.errors import BadModel, BadSchedule
 from secateur.export.bundle import ExportPlan, export
-from secateur.export.graphs import build, sized
+from secateur.export.graphs import build_graphs, sized_model
 from secateur.export.targets import target
 from secateur.families.base import Family
 from secateur.selection.budget import BudgetRequest
@@ -62,7 +62,7 @@ def chosen(family: Family, names: Sequence[str] = METHODS) -> list[Schedule]:
     for name in names:
         with suppress(BadModel, BadSchedule):
             found = schedules(family, {name: method(name)}, BudgetRequest(compression=0.5))
-            build([sized(family, family.layout, found)], target("cpu"))
+            build_graphs([sized_model(family, family.layout, found)], target("cpu"))
             made += found
     return made
 
@@ -98,7 +98,7 @@ def test_every_graph_that_the_torch_backend_runs(pair: tuple[Family, Family], dt
     memory, files = copy.deepcopy(pair[0]), pair[1]
     memory.to(kind.torch_dtype)
     files.to(kind.torch_dtype)
-    graphs = [build([sized(family, family.layout, made)], kind) for family in (memory, files)]
+    graphs = [build_graphs([sized_model(family, family.layout, made)], kind) for family in (memory, files)]
     assert made and len(graphs[0]) > 5
     for ours, theirs in zip(*graphs, strict=True):
         assert ours.spec == theirs.spec

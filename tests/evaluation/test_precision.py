@@ -29,7 +29,7 @@ from secateur.errors import BadBundle, SecateurError
 from secateur.evaluation import precision
 from secateur.evaluation.precision import OVERLAP, Answers, Difference, Overlap, Precision, compare, overlap
 from secateur.export.bundle import Exported, ExportPlan, export
-from secateur.export.graphs import Graph, build, sized
+from secateur.export.graphs import Graph, build_graphs, sized_model
 from secateur.export.targets import Target, target
 from secateur.families.base import Family
 from secateur.runtime import Bundle, Pipeline
@@ -105,7 +105,7 @@ def pair(request: pytest.FixtureRequest, tiny: Family, halved: tuple[Family, Fam
 
 
 def graphs(family: Family, made: list[Schedule], kind: Target) -> list[Graph]:
-    return build([sized(family, family.layout, made)], kind)
+    return build_graphs([sized_model(family, family.layout, made)], kind)
 
 
 def values(graph: Graph, shape: str, seed: int) -> tuple[Tensor, ...]:

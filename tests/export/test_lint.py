@@ -18,7 +18,7 @@ from secateur.bundle.manifest import GraphSpec, TensorSpec
 from secateur.engines.version import FLOORS, Version
 from secateur.errors import Unparsable
 from secateur.export.bundle import Exported, ExportPlan, export
-from secateur.export.graphs import Graph, build, sized
+from secateur.export.graphs import Graph, build_graphs, sized_model
 from secateur.export.lint import lint, lint_bundle, operators_used
 from secateur.export.targets import target
 from secateur.export.to_onnx import to_onnx
@@ -43,10 +43,10 @@ def graphs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     made = schedules(family, chosen, BudgetRequest(compression=COMPRESSION))
     family.to(kind.torch_dtype)
     folder = tmp_path_factory.mktemp(kind.name)
-    bucket = sized(family, family.layout, made)
+    bucket = sized_model(family, family.layout, made)
     repeated = {placed.name for gates in bucket.gates.values() for placed in gates[2:]}
     paths = []
-    for graph in build([bucket], kind):
+    for graph in build_graphs([bucket], kind):
         if graph.spec.name not in repeated:
             paths.append(folder / graph.spec.file)
             to_onnx(graph, paths[-1], kind.opset)

@@ -6,7 +6,7 @@ import torch
 
 from secateur.decoder import attention
 from secateur.export.gates import PruneGate
-from secateur.export.graphs import build, sized
+from secateur.export.graphs import build_graphs, sized_model
 from secateur.export.segments import Segment
 from secateur.export.spans import Spans, ViewSpan
 from secateur.export.targets import Target, target
@@ -113,7 +113,7 @@ def test_gates_gather_rows_positions_masks_and_indices() -> None:
 
 
 def test_the_tables_say_what_the_modules_take(tiny: Family, decomposed: Target) -> None:
-    for graph in build([sized(tiny, tiny.layout, [])], decomposed):
+    for graph in build_graphs([sized_model(tiny, tiny.layout, [])], decomposed):
         outputs = graph.module(*graph.example())
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         for spec, tensor in zip(graph.spec.outputs, outputs, strict=True):

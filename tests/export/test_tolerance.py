@@ -27,7 +27,7 @@ def test_rounded_rows_are_allowed_no_less_than_half_precision(tiny_bundle: tuple
 
 
 @pytest.mark.parametrize(("level", "kept", "passes"), [(0, 8, True), (0, 7, False), (4, 7, True), (4, 5, False)])
-def test_tokens_behind_rounded_rows_may_change_places(
+def test_tokens_after_rounded_rows_may_change_order(
     tiny_bundle: tuple[Path, Exported], level: int, kept: int, passes: bool
 ) -> None:
     """Of 8 tokens `kept` are the same; where one is not, logits are not compared."""

@@ -23,7 +23,7 @@ try:
     import torch
 
     from secateur.bundle.schedule_file import read_schedule
-    from secateur.export.graphs import build, sized
+    from secateur.export.graphs import build_graphs, sized_model
     from secateur.export.quantized_graph import weights_as_stored
     from secateur.export.targets import target
     from secateur.families.base import Family
@@ -92,8 +92,8 @@ class Backend(base.Backend):
                     f"model '{family.source}' is not the one this bundle was exported from; export it again"
                 )
             schedules = [read_schedule(bundle.path(ref.file)) for ref in each.schedules.values()]
-            buckets.append(sized(seen, each.layout, schedules))
-        self._graphs = {graph.spec.name: graph for graph in build(buckets, kind)}
+            buckets.append(sized_model(seen, each.layout, schedules))
+        self._graphs = {graph.spec.name: graph for graph in build_graphs(buckets, kind)}
         self._stored = ExitStack()
         if (how := manifest.quantization) is not None:
             self._stored.enter_context(weights_as_stored(family.decoder.layers, how))
