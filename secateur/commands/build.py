@@ -39,8 +39,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from secateur.engines.build import build
     from secateur.engines.device import this_device
     from secateur.engines.shapes import profiles
-    from secateur.engines.target import check_target
-    from secateur.engines.version import Version
+    from secateur.engines.version import Version, check_target
     from secateur.runtime import Bundle
 
     _check(arguments)

@@ -13,21 +13,23 @@ centre in its own cell of a 3x3 grid, so that every question has exactly one ans
     presence  is there a seven ?                 yes / no, as often one as the other
 """
 
+import json
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from secateur.demo import _render
+from secateur.demo import _render, sample_directory
 from secateur.demo._render import COLORS, SIZE
 from secateur.demo.digits import digit_images
 from secateur.errors import InputError
 
 __all__ = ["COLOR_WORDS", "DIGIT_WORDS", "KINDS", "POSITION_WORDS", "Object", "Scene", "SceneQuestion", "SceneSample"]
-__all__ += ["questions", "sample", "samples", "scene"]
+__all__ += ["questions", "sample", "samples", "scene", "write_pictures"]
 
 DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 COLOR_WORDS = tuple(COLORS)
@@ -38,6 +40,7 @@ CELL = SIZE // 3
 SMALLEST, LARGEST = 14, 20  # pixels, side of a digit's box
 MARGIN = 3  # pixels between a digit's centre and the border of its cell: positions are never a matter of taste
 GAP = 2  # pixels between two boxes
+PICTURE_SEEDS = (1, 2, 3, 4)
 
 
 @dataclass(frozen=True)
@@ -153,6 +156,24 @@ def sample(split: str, index: int, seed: int = 0) -> SceneSample:
         fitting = [each for each in fitting if each.answer == wanted]
     chosen = fitting[rng.integers(len(fitting))]
     return SceneSample(shown.image, chosen.text, chosen.answer, chosen.kind)
+
+
+def write_pictures(folder: Path | None = None) -> None:
+    """Write the sample pictures of the package: a 96x96 PNG per seed, and samples.json with a question of each kind.
+
+    {"scene_1.png": [{"question": "what color is the four ?", "answer": "red", "kind": "color"}, ...], ...}
+    """
+    folder = folder or sample_directory()
+    folder.mkdir(parents=True, exist_ok=True)
+    index: dict[str, list[dict[str, str]]] = {}
+    for seed in PICTURE_SEEDS:
+        shown = scene(seed, "test")
+        name = f"scene_{seed}.png"
+        shown.image.save(folder / name, optimize=True)
+        asked = questions(shown, np.random.default_rng(seed))
+        firsts = [next(each for each in asked if each.kind == kind) for kind in KINDS]
+        index[name] = [{"question": each.text, "answer": each.answer, "kind": each.kind} for each in firsts]
+    (folder / "samples.json").write_text(json.dumps(index, indent=2) + "\n")
 
 
 def _generator(*key: str | int) -> np.random.Generator:

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ONNX graphs of a bundle -> TensorRT plans of one device; trtexec commands and their results."""
+"""TensorRT plans of a bundle for one device, and trtexec commands with their results."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ONNX's Attention becomes one fused kernel or, where TensorRT has none for its shape, mask and GPU, single layers.
+"""Decomposition of ONNX's Attention where TensorRT has no fused kernel for its shape, mask and GPU.
 
-Left alone, such a build fails. TensorRT has the layer from 10.14 on, trtexec a flag for it only from 10.16 on.
+Without it, such a build fails. TensorRT has the attention layer since 10.14, trtexec a flag for it only since 10.16.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ SINCE = Version(10, 14)
 
 
 def allow_decomposition(trt: Any, network: Any) -> None:
-    """Let every attention of a parsed network be decomposed."""
+    """Mark every attention layer of a parsed network as decomposable."""
     if Version.parse(trt.__version__) < SINCE:
         return
     for number in range(network.num_layers):
         layer = network.get_layer(number)
         if layer.type == trt.LayerType.ATTENTION_INPUT:
-            layer.__class__ = trt.IAttentionInputLayer  # get_layer gives all of them as ILayer
+            layer.__class__ = trt.IAttentionInputLayer  # get_layer returns each layer as ILayer
             layer.attention.decomposable = True
 
 
 def note(manifest: Manifest) -> list[str]:
-    """What to know before trtexec builds the bundle."""
+    """Return notes for a user who builds the bundle with trtexec."""
     if FLOORS.get(manifest.target, SINCE) < SINCE:
         return []
     return [
-        "if trtexec finds no implementation for an attention layer, build with `secateur build`, which lets it be "
-        "decomposed; trtexec has --decomposableAttentions for that from 10.16 on"
+        "if trtexec finds no implementation for an attention layer, build with `secateur build`, which allows "
+        "its decomposition; trtexec has --decomposableAttentions for this since 10.16"
     ]

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every graph of a bundle -> a plan for this device, one at a time, each in a fresh process.
+"""Build of a plan for every graph of a bundle, one after the other, each in a new process.
 
-A plan's name holds the hash of what it was built from, so the plans of the last build stay as they are, and work,
-until all new ones are there. unfinished.json is written after every plan, and becomes engines.json in the end. A build
-that is killed at any time goes on from there; a plan whose graph, profiles and flags are unchanged is kept.
+The name of a plan contains its key, so the plans of the previous build stay usable until all new plans are finished.
+unfinished.json is written after every plan, and engines.json at the end. The next build continues after a build that
+was killed at any time. Plans whose graph, profiles and flags are unchanged are kept.
 """
 
 from __future__ import annotations
@@ -22,25 +22,34 @@ from secateur.bundle.atomic import write_text
 from secateur.bundle.manifest import GraphSpec
 from secateur.bundle.reader import Bundle, sha256
 from secateur.bundle.strict_json import read_json, to_json
-from secateur.engines.lock import alone
-from secateur.engines.manifest import ENGINES, ENGINES_FILE, TIMING_CACHE, Device, EnginePlan, Engines, Limits, Profile
-from secateur.engines.plan_key import source
-from secateur.engines.settings import BuilderSettings
+from secateur.engines.lock import build_lock
+from secateur.engines.manifest import (
+    ENGINES,
+    ENGINES_FILE,
+    TIMING_CACHE,
+    BuilderSettings,
+    Device,
+    EnginePlan,
+    Engines,
+    Limits,
+    Profile,
+)
+from secateur.engines.plan_key import plan_key
 from secateur.engines.worker import ALWAYS, Job, Result
 from secateur.errors import BadEngine, BuildFailed
 from secateur.progress import Progress, silent
 
 LESS_MEMORY = "if memory ran out, try a smaller --workspace, --optimization-level 2, and close the desktop"
 SHORT_OF_MEMORY = ("memory", "alloc", "could not find any implementation", "no reason")
-"""What TensorRT's messages have in common where memory, or the workspace, was too small."""
+"""Words in TensorRT's messages about too little memory or workspace."""
 UNFINISHED = "unfinished.json"
-"""Engines, as engines.json, of a build that has not ended."""
+"""The engines.json of a build that has not finished."""
 Profiles = Mapping[str, tuple[Profile, ...]]
 
 
 @dataclass(frozen=True)
 class Built:
-    """What a build leaves: where the plans are, which of them are new, and warnings for the user."""
+    """Result of a build: the folder, its engines, the graphs with a new plan, and warnings for the user."""
 
     folder: Path
     engines: Engines
@@ -58,32 +67,32 @@ def build(
 ) -> Built:
     """Build the plans that are missing or out of date, in BUNDLE/engines/<device>/.
 
-    progress is told (stage, graph, graphs done, graphs in all).
+    progress  called with (stage, graph, graphs done, number of graphs)
 
     Raises:
-        BuildFailed: TensorRT could not build a graph, or the process was killed; finished plans and the engines that
-            were there before are kept.
-        BadOutput: the folder cannot be written, or another build is at work there.
+        BuildFailed: TensorRT could not build a graph, or the process was killed. Finished plans and the previous
+            engines are kept.
+        BadOutput: the folder cannot be written, or another build is running there.
     """
     manifest = bundle.manifest
     folder = bundle.root / ENGINES / device.folder
     flags = {**dataclasses.asdict(settings), **ALWAYS}
-    sources = {
-        graph.name: source(manifest, bundle.root, graph, profiles[graph.name], flags) for graph in manifest.graphs
+    keys = {
+        graph.name: plan_key(manifest, bundle.root, graph, profiles[graph.name], flags) for graph in manifest.graphs
     }
     warnings: list[str] = []
     new: list[str] = []
-    with alone(folder) as lock:
-        plans = _kept(folder, device, sources, warnings)
+    with build_lock(folder) as lock:
+        plans = _kept(folder, device, keys, warnings)
         engines = Engines(device, limits, flags, tuple(plans.values()))
         for done, graph in enumerate(manifest.graphs):
             progress("build", graph.name, done, len(manifest.graphs))
             if graph.name in plans:
                 continue
-            plan, said = _build(bundle, graph, folder, profiles[graph.name], sources[graph.name], settings, lock)
+            plan, notes = _build(bundle, graph, folder, profiles[graph.name], keys[graph.name], settings, lock)
             plans[graph.name] = plan
             new.append(graph.name)
-            warnings += said
+            warnings += notes
             engines = dataclasses.replace(engines, plans=tuple(plans.values()))
             write_text(folder / UNFINISHED, to_json(engines))
         write_text(folder / ENGINES_FILE, to_json(engines))
@@ -95,8 +104,8 @@ def build(
     return Built(folder, engines, tuple(new), tuple(warnings))
 
 
-def _kept(folder: Path, device: Device, sources: Mapping[str, str], warnings: list[str]) -> dict[str, EnginePlan]:
-    """Plans in the folder that would be built the same again."""
+def _kept(folder: Path, device: Device, keys: Mapping[str, str], warnings: list[str]) -> dict[str, EnginePlan]:
+    """Return the plans in the folder that are still valid, and add warnings about damaged files."""
     kept: dict[str, EnginePlan] = {}
     for path in (folder / UNFINISHED, folder / ENGINES_FILE):
         if not path.exists():
@@ -107,7 +116,7 @@ def _kept(folder: Path, device: Device, sources: Mapping[str, str], warnings: li
             warnings.append(f"{problem}; its plans are built again")
             continue
         for plan in () if engines.device.differs(device) else engines.plans:
-            if plan.source != sources.get(plan.graph) or plan.graph in kept:
+            if plan.source != keys.get(plan.graph) or plan.graph in kept:
                 continue
             if (folder / plan.file).is_file() and sha256(folder / plan.file) == plan.sha256:
                 kept[plan.graph] = plan
@@ -121,11 +130,11 @@ def _build(
     graph: GraphSpec,
     folder: Path,
     profiles: Sequence[Profile],
-    hashed: str,
+    key: str,
     settings: BuilderSettings,
     lock: int,
 ) -> tuple[EnginePlan, tuple[str, ...]]:
-    file = f"{graph.name}-{hashed[:12]}.plan"
+    file = f"{graph.name}-{key[:12]}.plan"
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch:
         job = Job(
@@ -142,14 +151,14 @@ def _build(
         code = _run(command, folder / f"{graph.name}.build.log", lock)
         result = _result(graph.name, code, Path(job.result), folder)
     seconds = round(time.perf_counter() - start, 3)
-    plan = EnginePlan(graph.name, file, sha256(folder / file), hashed, tuple(profiles), result.memory, seconds)
+    plan = EnginePlan(graph.name, file, sha256(folder / file), key, tuple(profiles), result.memory, seconds)
     return plan, tuple(f"{graph.name}: {warning}" for warning in result.warnings)
 
 
 def _run(command: Sequence[str], log: Path, lock: int) -> int:
-    """Exit code of `command`, whose output goes to the file `log`. What it was writing when killed is removed.
+    """Run `command` with its output in the file `log`, remove its partial files, and return its exit code.
 
-    lock  file descriptor that the process holds too: if only this one is killed, nobody else builds in the folder yet
+    lock  file descriptor that the process inherits: if only this process is killed, the folder stays locked
     """
     with (
         log.open("wb") as output,
@@ -170,7 +179,7 @@ def _result(graph: str, code: int, path: Path, folder: Path) -> Result:
     log = folder / f"{graph}.build.log"
     if code < 0:
         name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
-        reason = "most likely for want of memory" if -code == signal.SIGKILL else f"see {log}"
+        reason = "most likely out of memory" if -code == signal.SIGKILL else f"see {log}"
         raise BuildFailed(f"the build of '{graph}' was killed ({name}), {reason}; {LESS_MEMORY}")
     result = (
         read_json(Result, path, BadEngine) if path.exists() else Result(error=f"the build ended with exit code {code}")

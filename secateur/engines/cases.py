@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is timed: each graph at the shapes that the schedules really give it, and where the results lie.
+"""Timing cases: each graph at the shapes that it has in the schedules, and the files of the results.
 
 DIR/cases.json                  Cases
     <graph>.layers.json         --exportLayerInfo of the build, one per graph
@@ -25,12 +25,12 @@ KINDS = ("encode", "prefill", "decode")
 class Case:
     """One graph at one set of input shapes.
 
-    name       letters, digits, ".", "_", "-" and "@"; begins with the graph's name
+    name       letters, digits, ".", "_", "-" and "@"; starts with the graph's name
     kind       encode (once per prompt), prefill (once per question) or decode (once per generated token)
-    profile    number of the plan's optimisation profile
-    shapes     of every input, static ones too
-    schedules  which of walk.runs run the graph at these shapes, once each: names of schedules, behind them @ and the
-               image size where there are several
+    profile    number of the plan's optimization profile
+    shapes     shape of every input, including static ones
+    schedules  labels of `graph_plan.runs` that run the graph once at these shapes: the schedule's name, followed by @
+               and the image size if there are several
     """
 
     name: str
@@ -75,7 +75,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Cases:
-    """Contents of cases.json. `bundle` is the `identity` of what was timed, see source.py."""
+    """Contents of cases.json. `bundle` is the `identity` of the timed bundle, see plan_key.py."""
 
     bundle: str
     cases: tuple[Case, ...]
@@ -89,14 +89,14 @@ class Cases:
 
     @classmethod
     def read(cls, folder: Path) -> Cases:
-        """The cases of a folder that `secateur build --dry-run` or --script wrote.
+        """Read the cases of a folder that `secateur build --dry-run` or --script wrote.
 
         Raises:
-            BadMeasurement: there is no such file, or it is none.
+            BadMeasurement: the file is missing or invalid.
         """
         return read_json(cls, folder / CASES_FILE, BadMeasurement)
 
 
 def layers(graph: str) -> str:
-    """File of the layers of a graph's plan."""
+    """Return the file name for the layers of a graph's plan."""
     return f"{graph}.layers.json"

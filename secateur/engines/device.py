@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TensorRT and the GPU of this machine: imported when asked for, described for engines.json."""
+"""TensorRT and the GPU of this machine: imports on demand, description for engines.json, error messages."""
 
 from __future__ import annotations
 
@@ -10,16 +10,20 @@ from secateur.engines.manifest import Device
 from secateur.errors import BackendMissing
 
 WITHOUT = (
-    "`--backend ort` runs the bundle without it, `secateur build --dry-run` prints the commands for another device"
+    "`--backend ort` runs the bundle without it; `secateur build --dry-run` prints the commands for another device"
 )
 INSTALL = "install JetPack's or apt's python3-libnvinfer, or pip install tensorrt-cu12 or tensorrt-cu13"
 
 
+Recorder = Any
+"""A trt.IErrorRecorder with `texts`: (code, message) pairs in order."""
+
+
 def libraries() -> tuple[Any, Any]:
-    """The modules tensorrt and cuda.bindings.runtime.
+    """Import and return the modules tensorrt and cuda.bindings.runtime.
 
     Raises:
-        BackendMissing: one of them, or a library that it loads, is not installed.
+        BackendMissing: one of them, or a library it loads, is not installed.
     """
     try:
         import tensorrt
@@ -35,7 +39,7 @@ def libraries() -> tuple[Any, Any]:
 
 
 def this_device(number: int = 0) -> Device:
-    """GPU `number` of this machine, with the TensorRT and CUDA that are installed.
+    """Describe GPU `number` of this machine and the installed TensorRT and CUDA.
 
     Raises:
         BackendMissing: a library is missing, or CUDA finds no GPU.
@@ -54,10 +58,10 @@ def this_device(number: int = 0) -> Device:
 
 
 def checked(cuda: Any, answer: tuple[Any, ...], task: str) -> Any:
-    """What a CUDA call gave, without its status.
+    """Return the result of a CUDA call without its status.
 
     Raises:
-        BackendMissing: the status is an error; the message names it and the task.
+        BackendMissing: the status is an error; the message names the status and the task.
     """
     status, *values = answer
     if int(status) != 0:
@@ -66,10 +70,49 @@ def checked(cuda: Any, answer: tuple[Any, ...], task: str) -> Any:
     return values[0] if len(values) == 1 else tuple(values)
 
 
+def recorder(trt: Any) -> Recorder:
+    """Create an `error_recorder` for a builder, runtime, engine or context. TensorRT would only print its messages.
+
+    trt  the module tensorrt
+    """
+
+    class Texts(trt.IErrorRecorder):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IErrorRecorder.__init__(self)
+            self.texts: list[tuple[Any, str]] = []
+
+        def get_num_errors(self) -> int:
+            return len(self.texts)
+
+        def get_error_code(self, index: int) -> Any:
+            return self.texts[index][0]
+
+        def get_error_desc(self, index: int) -> str:
+            return self.texts[index][1]
+
+        def has_overflowed(self) -> bool:
+            return False
+
+        def clear(self) -> None:
+            self.texts.clear()
+
+        def report_error(self, code: Any, description: str) -> bool:
+            self.texts.append((code, description))
+            return False  # do not stop
+
+    return Texts()
+
+
+def described(recorded: Recorder) -> str:
+    """Return the messages as one line without repetitions; "" if there are none."""
+    lines = (" ".join(str(text).split()) for _, text in recorded.texts)
+    return "; ".join(dict.fromkeys(lines))
+
+
 def _brief(problem: Exception) -> str:
     return (str(problem).strip() or type(problem).__name__).splitlines()[0]
 
 
 def _version(number: int) -> str:
-    """12060 -> "12.6" """
+    """Format a CUDA version number: 12060 -> "12.6"."""
     return f"{number // 1000}.{number % 1000 // 10}"

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Values of the integer inputs of a timing case, for trtexec --loadInputs: raw bytes in C order.
 
-trtexec draws integers from [-128, 127], which would index out of range. Its floats from [-1, 1] are what we want, so
-they are left to it. Empty tensors need no values.
+trtexec draws integers from [-128, 127], which would be indices out of range. Its floats from [-1, 1] are suitable, so
+only integers are written. Empty tensors need no values.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ Ints = NDArray[np.int64]
 
 
 def values(manifest: Manifest, case: Case) -> dict[str, Ints]:
-    """The integer inputs of a case by name, int64, of its shapes; the same every time.
+    """Return the integer inputs of a case by name, int64, in its shapes. Equal cases give equal values.
 
     Raises:
-        BadBundle: an integer input whose meaning is not known.
+        BadBundle: an integer input has an unknown name.
     """
     graph = manifest.graph(case.graph)
     past = next((case.shapes[spec.name][0] for spec in graph.inputs if spec.name.startswith("past_")), 0)
@@ -34,16 +34,16 @@ def values(manifest: Manifest, case: Case) -> dict[str, Ints]:
 
 
 def files(manifest: Manifest, case: Case) -> dict[str, str]:
-    """Where the values of a case lie, by input, relative to the folder of the cases."""
+    """Input-file path for each input, relative to the folder of the cases."""
     names = [spec.name for spec in _integers(case, manifest.graph(case.graph))]
     return {name: f"{case.inputs}/{name}.bin" for name in names}
 
 
 def write(manifest: Manifest, case: Case, folder: Path) -> None:
-    """Write the values of a case to the files in `folder`.
+    """Write the input files of a case into `folder`.
 
     Raises:
-        BadOutput: they cannot be written.
+        BadOutput: a file cannot be written.
     """
     made = values(manifest, case)
     for name, file in files(manifest, case).items():
@@ -62,9 +62,9 @@ def _value(manifest: Manifest, case: Case, graph: GraphSpec, spec: TensorSpec, p
             row = columns % manifest.dimensions.vocabulary
         case "vision_index":
             row = _spread(manifest, graph.name)
-        case "position_ids":  # a decode step reads the whole cache, which may be all of the context
+        case "position_ids":  # in a decode step the cache may fill the whole context
             row = np.minimum(past + columns, manifest.dimensions.context - 1)
-        case "attention_mask":  # the past of a prefill is there only to be hidden
+        case "attention_mask":  # the past of a prefill consists of masked rows
             row = (columns >= (past if case.kind == "prefill" else 0)).astype(np.int64)
         case "last_index":
             rows = case.shapes["hidden_states"][1]
@@ -72,12 +72,14 @@ def _value(manifest: Manifest, case: Case, graph: GraphSpec, spec: TensorSpec, p
         case "question_position":
             row = np.full(shape[-1], manifest.layout.next_position, np.int64)
         case _:
-            raise BadBundle(f"graph '{graph.name}' has the integer input '{spec.name}', whose values are not known")
+            raise BadBundle(
+                f"graph '{graph.name}' has the integer input '{spec.name}', for which no values are defined"
+            )
     return np.broadcast_to(row, shape).astype(spec.dtype)
 
 
 def _spread(manifest: Manifest, gate: str) -> Ints:
-    """Indices of the vision tokens that a gate finds, ascending: as many of each view as it has, spread over it."""
+    """Return the ascending indices of a gate's input vision tokens, evenly spaced in each view."""
     for bucket in manifest.buckets:
         for ref in bucket.schedules.values():
             for number, found in enumerate(ref.gates):

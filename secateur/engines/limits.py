@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much the engines leave room for: what the user asks, or what the model's context has."""
+"""Limits of the engines, from the user's options and the model's context length."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ MAX_BATCH = 1024
 
 
 def limits(manifest: Manifest, batch: int = 1, text: int | None = None, new_tokens: int | None = None) -> Limits:
-    """Limits for a bundle, with room for its largest image size.
+    """Return the limits for a bundle, with room for its largest image size.
 
-    What is None gets its usual value, or less if the model's context is short.
+    None selects the default value, or less if the model's context is short.
 
     Raises:
-        InputError: a number is below 1, or all rows together are more than the context; the message names the flag.
+        InputError: a number is below 1, or the rows together exceed the context; the message names the flag.
     """
     usual = Limits()
     for flag, value in (("--max-batch", batch), ("--max-text", text), ("--max-new-tokens", new_tokens)):
@@ -44,10 +44,10 @@ def limits(manifest: Manifest, batch: int = 1, text: int | None = None, new_toke
 
 
 def check_text(bundle: Bundle, made: Limits) -> None:
-    """A question fits into the limits.
+    """Check that a question fits into the limits.
 
     Raises:
-        InputError: not even one of a single letter does, with the template around it.
+        InputError: even a question of one letter does not fit, with its template.
     """
     least = len(Tokenizer.read(bundle.prompt, bundle.path("tokenizer.json")).first("a"))
     if made.text < least:

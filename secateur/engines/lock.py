@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One build in a folder at a time."""
+"""File lock that admits one build per folder at a time."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from secateur.errors import BadOutput
 
 
 @contextmanager
-def alone(folder: Path) -> Iterator[int]:
-    """Make the folder, and keep other builds out of it for as long as the block runs.
+def build_lock(folder: Path) -> Iterator[int]:
+    """Create the folder, remove partial files, and lock it against other builds until the block ends.
 
-    Gives the lock's file descriptor. A process that inherits it holds the lock too, until it ends.
+    Yields the file descriptor of the lock. A process that inherits it also holds the lock, until it exits.
 
     Raises:
-        BadOutput: another build is at work there, or the folder cannot be written.
+        BadOutput: another build is running there, or the folder cannot be written.
     """
-    import fcntl  # Windows lacks it, and can do everything else
+    import fcntl  # missing on Windows, where everything but a build works
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -29,8 +29,8 @@ def alone(folder: Path) -> Iterator[int]:
                 leftover.unlink(missing_ok=True)
             yield lock.fileno()
     except BlockingIOError:
-        raise BadOutput(f"another build is at work in {folder}; wait for it") from None
+        raise BadOutput(f"another build is running in {folder}; wait until it ends") from None
     except FileExistsError:
-        raise BadOutput(f"output {folder} is no folder; name another one") from None
+        raise BadOutput(f"output {folder} is not a folder; choose another one") from None
     except OSError as problem:
         raise BadOutput(f"{folder} cannot be written: {problem.strerror}; finished plans are kept") from None

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""engines.json: the plans in a folder, what they were built from, and the only device and version that may run them.
+"""engines.json: the plans in a folder, what they were built from, and the device and version they are valid for.
 
 BUNDLE/engines/<gpu>-sm<sm>-<multiprocessors>mp-trt<version>/engines.json   Engines
-                                                             <graph>-<source>.plan   one per graph, gates included
-                                                             timing.cache   of that device and version
+                                                             <graph>-<key>.plan   one per graph, gates included
+                                                             timing.cache   for that device and version
 """
 
 from __future__ import annotations
@@ -11,22 +11,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from secateur.bundle.layout import Layout
-from secateur.errors import BadEngine
+from secateur.errors import BadEngine, InputError
 
 ENGINES = "engines"
 ENGINES_FILE = "engines.json"
 TIMING_CACHE = "timing.cache"
+MAX_WORKSPACE_MIB = 1 << 20
 MEND = "build the engines on this device with `secateur build`"
 
 
 @dataclass(frozen=True)
 class Device:
-    """What a plan is tied to.
+    """Device and software that a plan is valid for.
 
-    gpu              the name that CUDA gives, "Orin" or "NVIDIA H200"
+    gpu              CUDA's name of the GPU, "Orin" or "NVIDIA H200"
     sm               compute capability, "8.7"
-    multiprocessors  how many there are: 16 on a Jetson AGX Orin, 8 on an Orin Nano, which are both called "Orin"
-    tensorrt         as tensorrt.__version__ says, "10.3.0" or "10.16.1.11"
+    multiprocessors  their number: 16 on a Jetson AGX Orin, 8 on an Orin Nano, which are both called "Orin"
+    tensorrt         tensorrt.__version__, "10.3.0" or "10.16.1.11"
     cuda             runtime version, "12.6"
     driver           CUDA version that the driver supports, "12.6"
     os               system and machine, "Linux-aarch64"
@@ -41,9 +42,9 @@ class Device:
     os: str
 
     def differs(self, other: Device) -> str:
-        """ "" if plans of this device run on `other`, else the first thing that differs, as "TensorRT 10.3, not 10.16".
+        """Return the first difference that keeps plans from running on `other`, as "TensorRT 10.3, not 10.16"; else "".
 
-        A driver or CUDA runtime may be newer than at build time; GPU, TensorRT and system must be the same.
+        GPU, TensorRT and system must be the same. Driver and CUDA runtime may differ from those at build time.
         """
         for label, mine, theirs in (
             ("GPU", self.gpu, other.gpu),
@@ -58,7 +59,7 @@ class Device:
 
     @property
     def folder(self) -> str:
-        """Name of the folder for this device's plans, such as "orin-sm8.7-16mp-trt10.3.0.30"."""
+        """Folder name for this device's plans, such as "orin-sm8.7-16mp-trt10.3.0.30"."""
         gpu = "".join(c if c.isalnum() else "-" for c in self.gpu.lower())
         name = "-".join(part for part in gpu.split("-") if part)
         return f"{name}-sm{self.sm}-{self.multiprocessors}mp-trt{self.tensorrt}"
@@ -66,7 +67,7 @@ class Device:
 
 @dataclass(frozen=True)
 class Range:
-    """Least, optimal and largest shape of one dynamic input in one optimisation profile."""
+    """Smallest, optimal and largest shape of one dynamic input in one optimization profile."""
 
     min: tuple[int, ...]
     opt: tuple[int, ...]
@@ -75,7 +76,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Profile:
-    """One optimisation profile: "prefill" or "decode" (segments, embed) or "all"; ranges of the dynamic inputs."""
+    """One optimization profile, "prefill" or "decode" (segments, embed) or "all", with ranges of the dynamic inputs."""
 
     name: str
     ranges: dict[str, Range]
@@ -86,10 +87,10 @@ class EnginePlan:
     """One serialized engine.
 
     sha256   of the plan file
-    source   sha256 over the ONNX file, its weights, the profiles and the flags, see source.py: an unchanged graph is
-             not built again
+    source   sha256 over the ONNX file, its weights, the profiles and the flags, see plan_key.py; a plan whose key is
+             unchanged is not built again
     memory   bytes of activations that a context needs (device_memory_size_v2)
-    seconds  that the build took
+    seconds  build time
     """
 
     graph: str
@@ -102,14 +103,14 @@ class EnginePlan:
 
     def __post_init__(self) -> None:
         if "/" in self.file or "\\" in self.file or self.file in ("", ".", ".."):
-            raise BadEngine(f"{ENGINES_FILE} names '{self.file}', which leaves its folder")
+            raise BadEngine(f"{ENGINES_FILE} names '{self.file}', which is outside its folder")
         if self.memory < 0 or not self.seconds >= 0:
             raise BadEngine(f"the plan '{self.graph}' needs {self.memory} bytes and took {self.seconds} s")
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What the profiles leave room for: batch, rows of text behind the image at once, generated tokens."""
+    """Maximum sizes that the profiles allow: batch, text rows after the image at once, generated tokens."""
 
     batch: int = 1
     text: int = 256
@@ -121,13 +122,38 @@ class Limits:
                 raise BadEngine(f"the limit '{name}' is {value}; it must be at least 1")
 
     def capacity(self, layout: Layout) -> int:
-        """Rows that a cache has at most: all up to the end of the images, text, answer."""
+        """Return the maximum number of KV cache rows: rows up to the end of the images, text, answer."""
         return layout.rows + self.text + self.new_tokens
 
 
 @dataclass(frozen=True)
+class BuilderSettings:
+    """Options of a build apart from shapes, for both trtexec and the Python API.
+
+    workspace_mib       maximum scratch memory of a layer; TensorRT's default is all device memory, which a Jetson
+                        shares with the host
+    optimization_level  0 (fast build) to 5 (fast engine)
+    max_aux_streams     0 uses the least memory, and makes layer times add up
+    """
+
+    workspace_mib: int = 2048
+    optimization_level: int = 3
+    max_aux_streams: int = 0
+
+    def __post_init__(self) -> None:
+        for flag, value, most in (
+            ("--workspace", self.workspace_mib, MAX_WORKSPACE_MIB),
+            ("--optimization-level", self.optimization_level, 5),
+            ("--max-aux-streams", self.max_aux_streams, 64),
+        ):
+            least = 1 if flag == "--workspace" else 0
+            if not least <= value <= most:
+                raise InputError(f"{flag} is {value}; it must be between {least} and {most}")
+
+
+@dataclass(frozen=True)
 class Engines:
-    """Contents of engines.json. `flags` are the builder's settings, such as workspace_mib and tf32."""
+    """Contents of engines.json. `flags` are the settings of the builder, such as workspace_mib and tf32."""
 
     device: Device
     limits: Limits
@@ -142,10 +168,10 @@ class Engines:
             raise BadEngine("a graph has several plans")
 
     def plan(self, graph: str) -> EnginePlan:
-        """The plan of a graph.
+        """Return the plan of a graph.
 
         Raises:
-            BadEngine: there is none.
+            BadEngine: it has no plan.
         """
         for plan in self.plans:
             if plan.graph == graph:
@@ -154,7 +180,7 @@ class Engines:
 
     @property
     def masked_past(self) -> int:
-        """Rows, hidden by the mask, that the past of a prefill must have: 0, unless the profiles start above."""
+        """Number of masked rows that the past of a prefill must have: 0, unless the profiles start at 1."""
         pasts = [
             shapes.min[0]
             for plan in self.plans

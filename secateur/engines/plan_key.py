@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a plan is built from: which files, and all of it as one hash.
+"""Key of a plan: sha256 over everything that the plan is built from.
 
-The same hash means the same plan on the same device and TensorRT.
+Equal keys mean equal plans, on the same device and TensorRT version.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from secateur.engines.manifest import Profile
 ONNX, WEIGHTS = ".onnx", ".data"
 
 
-def files(manifest: Manifest, root: Path, graph: GraphSpec) -> tuple[str, ...]:
-    """The graph's ONNX file and the files of weights that it names, which may be those of another graph.
+def graph_files(manifest: Manifest, root: Path, graph: GraphSpec) -> tuple[str, ...]:
+    """Return the graph's ONNX file and the weight files it references, which other graphs may share.
 
     root  folder of the bundle
 
-    An ONNX file holds the names of its external files as plain text and they lie beside it, so the names that the
-    manifest has are looked for in its bytes. A name that is found by chance costs no more than a needless build.
+    An ONNX file stores the names of its external files as plain text, and these files are in the same folder. So the
+    names in the manifest are searched for in its bytes. A false match only causes an unnecessary build.
     """
     onnx = PurePosixPath(graph.file)
     text = (root / onnx).read_bytes()
@@ -33,25 +33,25 @@ def files(manifest: Manifest, root: Path, graph: GraphSpec) -> tuple[str, ...]:
 
 
 def identity(manifest: Manifest) -> str:
-    """sha256 (hex) over the model, the target and every graph: two bundles with the same one have the same times."""
+    """Return the sha256 (hex) over model, target and all graphs. Timings are valid for bundles with the same value."""
     graphs = {name: digest for name, digest in manifest.files.items() if name.endswith(ONNX)}
     parts = [manifest.model.fingerprint, manifest.target, graphs]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def source(
+def plan_key(
     manifest: Manifest,
     root: Path,
     graph: GraphSpec,
     profiles: Sequence[Profile],
     flags: Mapping[str, int | str | bool],
 ) -> str:
-    """sha256 (hex) over the graph's files, its profiles and the builder's flags.
+    """Return the sha256 (hex) over the graph's files, its profiles and the builder's flags.
 
-    The files are named by the hashes that the manifest holds, which `Bundle.load` compares with the files.
+    Uses the file hashes in the manifest, which `Bundle.load` has checked against the files.
     """
     parts = {
-        "files": {name: manifest.files[name] for name in files(manifest, root, graph)},
+        "files": {name: manifest.files[name] for name in graph_files(manifest, root, graph)},
         "profiles": [dataclasses.asdict(profile) for profile in profiles],
         "flags": dict(flags),
     }

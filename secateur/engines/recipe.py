@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All trtexec commands for a bundle, in the order to run them, and the files that they read."""
+"""All trtexec commands for a bundle in execution order, and their input files."""
 
 from __future__ import annotations
 
@@ -15,21 +15,20 @@ from secateur.bundle.manifest import Manifest
 from secateur.bundle.strict_json import to_json
 from secateur.engines import inputs, trtexec
 from secateur.engines.cases import CASES_FILE, Case, Cases
-from secateur.engines.manifest import ENGINES, Profile
+from secateur.engines.manifest import ENGINES, BuilderSettings, Profile
 from secateur.engines.plan_key import identity
-from secateur.engines.settings import BuilderSettings
 from secateur.engines.shapes import dynamic
 from secateur.errors import BadMeasurement, BadOutput
 
 FOLDER = f"{ENGINES}/{trtexec.TRTEXEC}"
-"""Where the commands run, in the bundle, unless the user names another folder."""
+"""Default working folder of the commands, relative to the bundle."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What to build and time.
+    """Plans to build and cases to time.
 
-    folder  where the commands run: plans, inputs and results lie there
+    folder  working folder of the commands, with plans, inputs and results
     bundle  absolute folder of the bundle
     """
 
@@ -41,7 +40,7 @@ class Recipe:
     bundle: Path
 
     def builds(self, ending: str = "") -> dict[str, list[str]]:
-        """The command that builds each graph, into <graph>.plan and this ending."""
+        """Return the build command of each graph; the plan is called <graph>.plan plus this ending."""
         return {
             graph.name: trtexec.build(
                 graph.name,
@@ -54,7 +53,7 @@ class Recipe:
         }
 
     def times(self) -> dict[str, list[str]]:
-        """The command that times each case."""
+        """Return the timing command of each case."""
         return {
             case.name: trtexec.time(
                 case,
@@ -68,19 +67,19 @@ class Recipe:
 
     @property
     def way(self) -> str:
-        """From `folder` to the bundle."""
+        """Relative path from `folder` to the bundle."""
         return Path(os.path.relpath(self.bundle, self.folder.resolve())).as_posix()
 
     def write(self, fresh: bool = True) -> None:
-        """Write the input files and cases.json into `folder`, and remove the results of what was timed there before.
+        """Write the input files and cases.json into `folder`, and remove the results of previous timings.
 
-        fresh  remove them also where they are of the same cases of the same bundle
+        fresh  remove previous results of the same cases and the same bundle too
 
         Raises:
-            BadOutput: they cannot be written.
+            BadOutput: a file cannot be written.
         """
         if self.folder.exists() and not self.folder.is_dir():
-            raise BadOutput(f"output {self.folder} is no folder; name another one")
+            raise BadOutput(f"output {self.folder} is not a folder; choose another one")
         new, old = Cases(identity(self.manifest), self.cases), None
         with suppress(BadMeasurement):
             old = Cases.read(self.folder)

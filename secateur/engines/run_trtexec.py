@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds trtexec on this machine and runs a recipe: as the script of script.py, but a failure does not end the rest."""
+"""Finds trtexec on this machine and runs a recipe. Unlike the script of script.py, it continues after a failure."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from pathlib import Path
 
 from secateur.bundle.atomic import write_text
 from secateur.engines.cases import layers
-from secateur.engines.lock import alone
-from secateur.engines.plan_key import files
+from secateur.engines.lock import build_lock
+from secateur.engines.plan_key import graph_files
 from secateur.engines.recipe import Recipe
 from secateur.engines.trtexec import TRTEXEC
 from secateur.errors import BackendMissing, BadOutput
@@ -21,20 +21,20 @@ from secateur.progress import Progress
 
 VARIABLE = "TRTEXEC"
 PART = ".part"
-"""Behind the name of a plan that trtexec has not finished."""
+"""Suffix of a plan that trtexec has not finished."""
 USUAL = Path("/usr/src/tensorrt/bin/trtexec")
 
 
 def find(given: str = "") -> Path:
-    """The program: `given`, else $TRTEXEC, else trtexec on the path, else where TensorRT's packages put it.
+    """Return the path of `given`, else of $TRTEXEC, else of trtexec on PATH, else of trtexec in TensorRT's packages.
 
     Raises:
-        BackendMissing: it is not there, or is no program.
+        BackendMissing: it does not exist, or is not executable.
     """
     wanted = given or os.environ.get(VARIABLE, "")
     found = shutil.which(wanted or TRTEXEC) or (None if wanted else shutil.which(USUAL))
     if found is None:
-        where = f"'{wanted}' is no program" if wanted else f"trtexec is neither on PATH nor at {USUAL}"
+        where = f"'{wanted}' is not a program" if wanted else f"trtexec is neither on PATH nor at {USUAL}"
         raise BackendMissing(
             f"{where}; install it with TensorRT (package libnvinfer-bin) or give --trtexec its path; without it, "
             "`--import` reads the results of another device and `--backend ort` times this one"
@@ -43,16 +43,16 @@ def find(given: str = "") -> Path:
 
 
 def run(recipe: Recipe, program: Path, progress: Progress) -> None:
-    """Build what is not built and time every case, in the folder of the recipe; trtexec's words go to .log files.
+    """Build missing plans and time every case, in the folder of the recipe. trtexec's output goes to .log files.
 
-    A plan is kept if its command is the same and its graph, the weights and trtexec are older. A command that fails
+    A plan is kept if its command is unchanged and its graph, the weights and trtexec are older. A failed command
     leaves its log and no result.
 
     Raises:
-        BadOutput: the folder cannot be written, or another build is at work there.
+        BadOutput: the folder cannot be written, or another build is running there.
     """
     builds, times = recipe.builds(PART), recipe.times()
-    with alone(recipe.folder) as lock:
+    with build_lock(recipe.folder) as lock:
         recipe.write()
         for done, (graph, command) in enumerate(builds.items()):
             progress("build", graph, done, len(builds))
@@ -68,7 +68,9 @@ def run(recipe: Recipe, program: Path, progress: Progress) -> None:
 def _build(recipe: Recipe, graph: str, command: Sequence[str], lock: int) -> None:
     plan, spelled = _plan(recipe, graph), recipe.folder / f"{graph}.build.txt"
     made_from = [Path(command[0])]
-    made_from += [recipe.bundle / name for name in files(recipe.manifest, recipe.bundle, recipe.manifest.graph(graph))]
+    made_from += [
+        recipe.bundle / name for name in graph_files(recipe.manifest, recipe.bundle, recipe.manifest.graph(graph))
+    ]
     same = spelled.exists() and spelled.read_text(encoding="utf-8") == shlex.join(command)
     if same and plan.exists() and (recipe.folder / layers(graph)).exists():
         if plan.stat().st_mtime > max(file.stat().st_mtime for file in made_from):
@@ -82,7 +84,7 @@ def _build(recipe: Recipe, graph: str, command: Sequence[str], lock: int) -> Non
 
 
 def _call(command: Sequence[str], log: Path, lock: int) -> bool:
-    """Run a command in the folder of its log; whether it succeeded."""
+    """Run a command in the folder of its log, and return whether it succeeded."""
     try:
         with log.open("wb") as output:
             done = subprocess.run(command, cwd=log.parent, stdout=output, stderr=subprocess.STDOUT, pass_fds=(lock,))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A POSIX shell script that builds and times a bundle on a device that has TensorRT and no Python."""
+"""POSIX shell script that builds and times a bundle on a device that has TensorRT and no Python."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from pathlib import Path
 
 from secateur.bundle.atomic import write_text
 from secateur.engines import trtexec
-from secateur.engines.plan_key import files
+from secateur.engines.plan_key import graph_files
 from secateur.engines.recipe import Recipe
 from secateur.errors import BadOutput
 
 HEAD = """\
 #!/bin/sh
 # Builds the plans of a bundle with trtexec and times every graph, on a device that has TensorRT and no Python.
-# Written by `secateur build --script`. Run it where it lies, beside the folder @FOLDER@: sh THIS_FILE
+# Written by `secateur build --script`. Keep it next to the folder @FOLDER@ and run it: sh THIS_FILE
 #
-# TRTEXEC  path of the program, if it is not found
-# BUNDLE   path of the bundle's folder, if the two were moved apart
+# TRTEXEC  path of trtexec, if it is not found
+# BUNDLE   path of the bundle's folder, if one of the two was moved
 #
-# A plan is kept if it is newer than its graph, the weights, this script and trtexec. The first failure ends the script.
-# For steady times on a Jetson run `sudo nvpmodel -m 0 && sudo jetson_clocks` before.
+# A plan is kept if it is newer than its graph, the weights, this script and trtexec. The script stops on failure.
+# For stable times on a Jetson, run `sudo nvpmodel -m 0 && sudo jetson_clocks` first.
 # The results in that folder are for `secateur profile BUNDLE --import FOLDER`, on any machine.
 set -eu
 
@@ -98,12 +98,12 @@ measure() { # CASE ARGUMENT...
 
 
 def script(recipe: Recipe) -> str:
-    """The text of the script, to lie beside the folder of the recipe."""
+    """Return the text of the script, which must be next to the folder of the recipe."""
     head = HEAD.replace("@WAY@", shlex.quote(recipe.way)).replace("@FOLDER@", shlex.quote(recipe.folder.name))
     parts = [head]
     for graph in recipe.manifest.graphs:
         options = trtexec.build_options(graph.name, recipe.profiles[graph.name], recipe.settings)
-        made_from = files(recipe.manifest, recipe.bundle, graph)
+        made_from = graph_files(recipe.manifest, recipe.bundle, graph)
         parts.append(_call("build", graph.name, *made_from, *options))
     for case, command in recipe.times().items():
         parts.append(_call("measure", case, *command[1:]))
@@ -112,19 +112,19 @@ def script(recipe: Recipe) -> str:
 
 
 def folder_of(script: Path) -> Path:
-    """Where a script has its input files and leaves its results: beside it, run.files for run.sh.
+    """Return the folder for the input files and results of a script: run.files next to run.sh.
 
     Raises:
-        BadOutput: the script would have that very name.
+        BadOutput: the script has this name itself.
     """
     folder = script.with_name(f"{script.stem}.files")
     if folder == script:
-        raise BadOutput(f"output {script} is what the folder of the script's files is called; choose another name")
+        raise BadOutput(f"output {script} has the name of the folder for its files; choose another name")
     return folder.absolute()
 
 
 def write_script(recipe: Recipe, file: Path) -> None:
-    """Write the script to `file`, beside the folder of the recipe, and make it executable.
+    """Write the script to `file`, next to the folder of the recipe, and make it executable.
 
     Raises:
         BadOutput: it cannot be written.

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Optimisation profiles and timing cases of every graph, from the manifest and the limits.
+"""Optimization profiles and timing cases of every graph, from the manifest and the limits.
 
-A segment has two profiles: "prefill" admits the first question (S from the rows of the schedules, no past) and a
-further one (S short, P up to the capacity); "decode" has S = 1 and is best at the largest P, because a step attends
-over the whole cache. So has embed, with T. Every other graph has one, "all". The sizes at min, opt and max belong
-together, so that a dimension such as P+S holds at each of them. opt is at one sample; the encoder's graphs run on all
-images of a sample at once. Segments serve every image size of a bundle, so their profiles have room for the largest;
-opt is that of the first.
+A segment has two profiles. "prefill" covers the first question (S from the rows of the schedules, no past) and a
+follow-up question (S short, P up to the capacity). "decode" has S = 1 and its optimum at the largest P, because a
+decode step attends over the whole KV cache. embed has the same two profiles, with T. Every other graph has one profile,
+"all". min, opt and max are each a consistent set of sizes, so that a dimension such as P+S is valid in each of them.
+opt is for one sample; the encoder's graphs run on all images of a sample at once. Segments are used for every image
+size of a bundle, so their max is for the largest one; their opt is for the first one.
 
-The first question has no past at all. TensorRT takes empty tensors and a least size of 0 in a profile ("Working with
-Empty Tensors" in its guide; trtexec allocates a byte for them, samples/common/sampleInference.cpp). No version is known
-to refuse them. Should one, --masked-past lets the profiles start at one row that the mask hides, and the runtime reads
-that from engines.json.
+The first question has no past. TensorRT supports empty tensors and a minimum size of 0 in a profile ("Working with
+Empty Tensors" in its guide; trtexec allocates one byte for them, samples/common/sampleInference.cpp). No version is
+known to refuse them. If one does, --masked-past makes the profiles start at one masked row, and the runtime reads this
+from engines.json.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ from secateur.runtime.sampling import Sampling
 
 Symbols = dict[str, int]
 IMAGES = "images"
-"""Among the sizes of a graph: how many of its batch are one sample."""
+"""Key among the sizes of a graph: how many entries of its batch belong to one sample."""
 
 
 def profiles(manifest: Manifest, limits: Limits, usual: str, past: int = 0) -> dict[str, tuple[Profile, ...]]:
-    """The profiles of each graph by name.
+    """Return the profiles of each graph by name.
 
     usual  schedule whose row counts are the optimum
-    past   rows that the past of a prefill has at least: 0, or 1 masked row
+    past   minimum rows in the past of a prefill: 0, or 1 masked row
 
     Raises:
-        BadBundle: a graph belongs to no schedule.
+        BadBundle: no schedule runs a graph.
     """
     text = min(USUAL_TEXT, limits.text)
     every = [run for name in (usual, *manifest.schedules) for run in runs(manifest, [name]).values()]
@@ -67,7 +67,7 @@ def profiles(manifest: Manifest, limits: Limits, usual: str, past: int = 0) -> d
 
 
 def cases(manifest: Manifest, limits: Limits, past: int = 0) -> tuple[Case, ...]:
-    """What each of `runs` takes for an ordinary question and for each token of an answer of usual length, at batch 1.
+    """Return the cases of every run for a question of usual length and for each token of its answer, at batch 1.
 
     A graph that several of them run at the same shapes is one case.
     """
@@ -88,19 +88,19 @@ def cases(manifest: Manifest, limits: Limits, past: int = 0) -> tuple[Case, ...]
 
 
 def dynamic(graph: GraphSpec) -> tuple[str, ...]:
-    """Names of the inputs that have a dynamic dimension; only these may be given shapes."""
+    """Return the names of the inputs with a dynamic dimension. trtexec accepts shapes for these only."""
     return tuple(spec.name for spec in graph.inputs if any(isinstance(size, str) for size in spec.shape))
 
 
 def _name(step: GraphRun) -> str:
-    """Such as "segment_1.prefill-P0-S99"."""
+    """Return the name of a case, such as "segment_1.prefill-P0-S99"."""
     return f"{step.graph}.{step.kind}" + "".join(f"-{symbol}{size}" for symbol, size in step.symbols.items())
 
 
 def _extremes(
     graph: GraphSpec, first: Iterable[GraphRun], ordinary: Iterable[GraphRun]
 ) -> tuple[Symbols, Symbols, Symbols]:
-    """Sizes of the graph: least and largest of the steps `first`, and between them those of the first of `ordinary`."""
+    """Return sizes of the graph: the minimum of `first`, those of the first `ordinary` step, the maximum of `first`."""
     sizes = [step.symbols | {IMAGES: step.images} for step in first if step.graph == graph.name]
     if not sizes:
         raise BadBundle(f"no schedule runs the graph '{graph.name}'; export the bundle again")

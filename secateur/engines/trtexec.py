@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands of trtexec that mean the same from TensorRT 10.3 to 11.x: one to build a graph, one to time a case.
+"""trtexec commands with the same meaning from TensorRT 10.3 to 11.x: one to build a graph, one to time a case.
 
-What version 11 made the default is spelled out, so that 10.x does it too. Paths are relative to the folder of the
-results, and hold no comma, colon or quote, which trtexec takes for its own. Value grammar and the order of --profile
-from samples/common/sampleOptions.cpp: shapes "name:1x3,name:2", split at the last colon; the three ranges stand
-directly behind their --profile=N.
+Options that are the default since version 11 are given explicitly for 10.x. Paths are relative to the folder of the
+results and contain no comma, colon or quote, because trtexec interprets these. The grammar of values and the order of
+--profile are those of samples/common/sampleOptions.cpp: shapes "name:1x3,name:2", split at the last colon; the three
+ranges directly follow their --profile=N.
 """
 
 from __future__ import annotations
@@ -12,20 +12,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from secateur.engines.cases import Case, layers
-from secateur.engines.manifest import TIMING_CACHE, Profile
-from secateur.engines.settings import BuilderSettings
+from secateur.engines.manifest import TIMING_CACHE, BuilderSettings, Profile
 
 TRTEXEC = "trtexec"
 Shape = tuple[int, ...]
 
 
 def build(graph: str, onnx: str, plan: str, profiles: Sequence[Profile], settings: BuilderSettings) -> list[str]:
-    """Build `plan` from the file `onnx`; describe its layers, run nothing."""
+    """Return the command that builds `plan` from the file `onnx` and exports its layers, without running it."""
     return [TRTEXEC, f"--onnx={onnx}", f"--saveEngine={plan}", *build_options(graph, profiles, settings)]
 
 
 def build_options(graph: str, profiles: Sequence[Profile], settings: BuilderSettings) -> list[str]:
-    """Arguments of a build, apart from the two files."""
+    """Return the arguments of a build, without the two files."""
     options = [
         "--stronglyTyped",
         "--noTF32",
@@ -48,11 +47,11 @@ def build_options(graph: str, profiles: Sequence[Profile], settings: BuilderSett
 
 
 def time(case: Case, plan: str, dynamic: Sequence[str], inputs: Mapping[str, str], profiles: int) -> list[str]:
-    """Time `plan` at the shapes of `case`.
+    """Return the command that times `plan` at the shapes of `case`.
 
-    dynamic   names of the inputs that take shapes
+    dynamic   names of the inputs with a dynamic dimension
     inputs    file of each input that must not be random
-    profiles  how many profiles the plan has
+    profiles  number of profiles of the plan
     """
     command = [TRTEXEC, f"--loadEngine={plan}"]
     if profiles > 1:
@@ -78,5 +77,5 @@ def time(case: Case, plan: str, dynamic: Sequence[str], inputs: Mapping[str, str
 
 
 def _shapes(shapes: Mapping[str, Shape]) -> str:
-    """ "a:1x3x336x336,b:0x1" """
+    """Format shapes: "a:1x3x336x336,b:0x1"."""
     return ",".join(f"{name}:{'x'.join(map(str, shape))}" for name, shape in shapes.items())

@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TensorRT versions: how they compare, and the oldest one that each export target is made for."""
+"""TensorRT versions, and the oldest version that each export target supports."""
 
 from __future__ import annotations
 
 import re
 from typing import NamedTuple
 
-from secateur.errors import InputError
+from secateur.bundle.manifest import Manifest
+from secateur.errors import BadBundle, InputError
 
 
 class Version(NamedTuple):
-    """A TensorRT version; compares as a tuple. `str` gives "10.3", or all four numbers if the last two are set."""
+    """A TensorRT version, compared as a tuple. `str` gives "10.3", or all four numbers if patch or build is set."""
 
     major: int
     minor: int
@@ -19,14 +20,14 @@ class Version(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Version:
-        """ "10.3", "10.16.1.11" or, with what a package adds, "10.3.0.30+cuda12.6"
+        """Parse "10.3", "10.16.1.11" or a package version such as "10.3.0.30+cuda12.6".
 
         Raises:
-            InputError: it is no version.
+            InputError: the text is not a version.
         """
         found = re.fullmatch(r"(\d{1,6}(?:\.\d{1,6}){1,3})(?:[.+-]?[a-z][\w.+-]*)?", text)
         if not found:
-            raise InputError(f"'{text}' is no TensorRT version; write it as 10.3 or 10.16.1.11")
+            raise InputError(f"'{text}' is not a TensorRT version; write it as 10.3 or 10.16.1.11")
         return cls(*map(int, found[1].split(".")))
 
     def __str__(self) -> str:
@@ -35,4 +36,22 @@ class Version(NamedTuple):
 
 
 FLOORS = {"tensorrt": Version(10, 3), "tensorrt-10.15": Version(10, 15)}
-"""Oldest TensorRT of each export target (--target); other targets are not for TensorRT."""
+"""Oldest TensorRT version of each export target (--target). Other targets are not for TensorRT."""
+
+
+def check_target(manifest: Manifest, version: Version | None = None) -> None:
+    """Check that a bundle was exported for TensorRT, and for this version of it.
+
+    Raises:
+        BadBundle: it was not; the message names the target to export for.
+    """
+    floor = FLOORS.get(manifest.target)
+    if floor is None:
+        raise BadBundle(
+            f"the bundle was exported for the target '{manifest.target}', not for TensorRT; "
+            f"export it with --target {next(iter(FLOORS))}"
+        )
+    if version is not None and version < floor:
+        fitting = [name for name, oldest in FLOORS.items() if version >= oldest]
+        mend = f"export with --target {fitting[-1]}" if fitting else f"install TensorRT {floor} or later"
+        raise BadBundle(f"the target '{manifest.target}' needs TensorRT {floor}, this is {version}; {mend}")

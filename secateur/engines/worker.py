@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds one plan in a process of its own, so that all of the builder's memory is given back before the next one.
+"""Builds one plan in a separate process, so that all memory of the builder is freed before the next build.
 
     python -m secateur.engines.worker job.json
 
-Exit code 0: the plan is written; 1: it could not be built. Either way the Result is beside the job, see `Job`.
-The calls are those that TensorRT 10.3 to 11.x share.
+Exit code 0: the plan is written; 1: it could not be built. In both cases the Result is written to `Job.result`.
+Uses only calls that TensorRT 10.3 to 11.x have in common.
 """
 
 from __future__ import annotations
@@ -19,19 +19,17 @@ from typing import Any
 from secateur.bundle.atomic import write_bytes, write_text
 from secateur.bundle.strict_json import read_json, to_json
 from secateur.engines.attention import allow_decomposition
-from secateur.engines.device import libraries
-from secateur.engines.error_recorder import Recorder, described, recorder
-from secateur.engines.manifest import Profile
-from secateur.engines.settings import BuilderSettings
+from secateur.engines.device import Recorder, described, libraries, recorder
+from secateur.engines.manifest import BuilderSettings, Profile
 from secateur.errors import BadEngine, BuildFailed, SecateurError
 
 ALWAYS = {"strongly_typed": True, "tf32": False, "decomposable_attention": True, "profiling_verbosity": "detailed"}
-"""What every builder is told beside the settings, for engines.json; see `build` and `_configure`."""
+"""Flags of every build besides the settings, for engines.json; see `build` and `_configure`."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What to build; paths are absolute."""
+    """Task of a worker. Paths are absolute."""
 
     onnx: str
     plan: str
@@ -43,7 +41,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Result:
-    """How it went. `memory` is what a context of the plan needs in bytes; `error` is "" if the plan was built."""
+    """Outcome of a job. `memory` is the size in bytes that a context needs; `error` is "" if the plan was built."""
 
     memory: int = 0
     error: str = ""
@@ -51,7 +49,7 @@ class Result:
 
 
 def main(path: str) -> int:
-    """Do the job in the file `path` and return the exit code."""
+    """Run the job in the file `path` and return the exit code."""
     job = read_json(Job, Path(path), BadEngine)
     try:
         result = build(job)
@@ -59,7 +57,7 @@ def main(path: str) -> int:
         result = Result(error="the host is out of memory")
     except SecateurError as problem:
         result = Result(error=str(problem))
-    except (OSError, RuntimeError, TypeError, ValueError) as problem:  # also what the bindings raise
+    except (OSError, RuntimeError, TypeError, ValueError) as problem:  # the bindings raise these too
         traceback.print_exc()
         result = Result(error=" ".join(str(problem).split()) or type(problem).__name__)
     write_text(Path(job.result), to_json(result))
@@ -67,11 +65,11 @@ def main(path: str) -> int:
 
 
 def build(job: Job) -> Result:
-    """Parse the graph, build it strongly typed, write the plan and the timing cache.
+    """Parse the graph, build it strongly typed, and write the plan and the timing cache.
 
     Raises:
         BackendMissing: TensorRT is not installed.
-        BuildFailed: the parser or the builder refuses, and the message is theirs; or it changes a profile.
+        BuildFailed: the parser or the builder fails (the message contains theirs), or the builder changes a profile.
         BadOutput: the plan cannot be written.
     """
     trt, _ = libraries()
@@ -84,20 +82,20 @@ def build(job: Job) -> Result:
     if not parser.parse_from_file(job.onnx):
         found = [" ".join(str(parser.get_error(i)).split()) for i in range(parser.num_errors)]
         reason = "; ".join(found) or described(errors) or "no reason given"
-        raise BuildFailed(f"TensorRT cannot parse it: {reason}; `secateur inspect` says which versions can")
+        raise BuildFailed(f"TensorRT cannot parse it: {reason}; `secateur inspect` shows which versions can")
     allow_decomposition(trt, network)
     config = builder.create_builder_config()
     _configure(trt, builder, config, job)
     warning = _use_timing_cache(config, Path(job.timing_cache))
-    errors.clear()  # what a damaged cache left there
+    errors.clear()  # errors about a damaged cache
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         reason = described(errors) or "no reason given, see the log"
         empty = any(0 in shapes.min for made in job.profiles for shapes in made.ranges.values())
-        hint = "; if this TensorRT takes no empty tensors, build with --masked-past" if empty else ""
+        hint = "; if this TensorRT does not support empty tensors, build with --masked-past" if empty else ""
         raise BuildFailed(f"TensorRT could not build it: {reason}{hint}")
     write_bytes(Path(job.timing_cache), bytes(config.get_timing_cache().serialize()))
-    del parser, network, config, builder  # their memory is needed to open the plan
+    del parser, network, config, builder  # opening the plan needs their memory
     memory = _memory(trt, logger, errors, plan, job.profiles)
     write_bytes(Path(job.plan), plan)
     return Result(memory, warnings=(warning,) if warning else ())
@@ -107,28 +105,28 @@ def _configure(trt: Any, builder: Any, config: Any, job: Job) -> None:
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, job.settings.workspace_mib << 20)
     config.builder_optimization_level = job.settings.optimization_level
     config.max_aux_streams = job.settings.max_aux_streams
-    config.clear_flag(trt.BuilderFlag.TF32)  # on by default, and would round the fp32 parts of a graph to 10 bits
+    config.clear_flag(trt.BuilderFlag.TF32)  # on by default; it rounds fp32 products to 10 bits
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
     for made in job.profiles:
         profile = builder.create_optimization_profile()
         for name, shapes in made.ranges.items():
             profile.set_shape(name, shapes.min, shapes.opt, shapes.max)
         if config.add_optimization_profile(profile) < 0:
-            raise BuildFailed(f"TensorRT refuses the optimisation profile '{made.name}'")
+            raise BuildFailed(f"TensorRT refuses the optimization profile '{made.name}'")
 
 
 def _use_timing_cache(config: Any, path: Path) -> str:
-    """Let the builder use the cache in the file, or a new one; returns a warning if the file is of no use."""
+    """Use the timing cache in the file, or a new one. Return a warning if the file is not usable, else ""."""
     blob = path.read_bytes() if path.exists() else b""
     cache = config.create_timing_cache(blob)
     if cache is not None and config.set_timing_cache(cache, ignore_mismatch=False):
         return ""
     config.set_timing_cache(config.create_timing_cache(b""), ignore_mismatch=False)
-    return f"{path} is damaged or of another device; it was made anew"
+    return f"{path} is damaged or from another device; it was replaced"
 
 
 def _memory(trt: Any, logger: Any, errors: Recorder, plan: Any, profiles: Sequence[Profile]) -> int:
-    """Bytes of activations that a context of `plan` needs; opening it shows that it is whole, and as asked for."""
+    """Open `plan`, check its profiles, and return the bytes of activations that a context needs."""
     runtime = trt.Runtime(logger)
     runtime.error_recorder = errors
     engine = runtime.deserialize_cuda_engine(plan)
@@ -139,8 +137,8 @@ def _memory(trt: Any, logger: Any, errors: Recorder, plan: Any, profiles: Sequen
             least = tuple(engine.get_tensor_profile_shape(name, number)[0])
             if least != shapes.min:
                 raise BuildFailed(
-                    f"the plan takes '{name}' from {least} on in its profile '{wanted.name}', {shapes.min} was asked "
-                    "for; if this TensorRT takes no empty tensors, build with --masked-past"
+                    f"the plan has the minimum {least} for '{name}' in its profile '{wanted.name}' instead of "
+                    f"{shapes.min}; if this TensorRT does not support empty tensors, build with --masked-past"
                 )
     return int(engine.device_memory_size_v2)
 

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the time goes: every graph and the whole chain, measured here or by trtexec, in one report."""
+"""Profile of every graph and of whole chains, timed in this process or by trtexec, with a report."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the figures should make a reader do: said once for all graphs that it holds for."""
+"""Advice that follows from the figures, one line per topic for all graphs concerned."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from secateur.profiling.chains import is_full
 from secateur.profiling.results import ChainTimes, GraphTimes
 
 UNSTABLE_GPU = 0.025
-"""Variation above which trtexec calls GPU times unstable (from about 10.13)."""
+"""Variation above which trtexec reports unstable GPU times (since about 10.13)."""
 UNSTABLE_HERE = 0.15
-"""Variation of the time to first token in this process, where other work always disturbs a little."""
+"""Limit for the variation of the time to first token in this process, where other work always disturbs a little."""
 NAMED = 3
 
 
 def advice(chains: Sequence[ChainTimes], graphs: Sequence[GraphTimes], apart: bool) -> tuple[str, ...]:
-    """Lines of plain words, the most important first.
+    """Return lines of advice, the most important first.
 
-    apart   trtexec timed the graphs, on a GPU
+    apart   the graphs were timed separately by trtexec, on a GPU
     """
-    said = [*_slow(chains), *_enqueue(graphs), *_selecting(graphs)]
-    said += _unstable_gpu(graphs) if apart else _unstable(chains)
+    lines = [*_slow(chains), *_enqueue(graphs), *_selecting(graphs)]
+    lines += _unstable_gpu(graphs) if apart else _unstable(chains)
     if not apart and (silent := [chain.schedule for chain in chains if chain.decode is None]):
-        said.append(f"No decode step was timed of {_listed(silent)}: answers of one token. Give another --prompt.")
-    return tuple(said)
+        lines.append(f"No decode step was timed for {_listed(silent)}: answers of one token. Use another --prompt.")
+    return tuple(lines)
 
 
 def _slow(chains: Sequence[ChainTimes]) -> list[str]:
@@ -78,7 +78,7 @@ def _unstable(chains: Sequence[ChainTimes]) -> list[str]:
 
 
 def _listed(items: Iterable[str]) -> str:
-    """The first few, and how many more there are."""
+    """Return the first few items, and the number of further ones."""
     every = list(items)
     more = f" and {len(every) - NAMED} more" if len(every) > NAMED else ""
     return ", ".join(every[:NAMED]) + more

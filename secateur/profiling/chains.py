@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What both sources share: the kind of a graph, and a schedule's figures as a chain."""
+"""Kinds of graphs, and figures of a chain, for both sources of times."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from secateur.profiling.results import ChainTimes, GraphTimes
 
 
 def kinds(manifest: Manifest) -> dict[str, str]:
-    """Kind of each graph by name. The gate of a smaller image is the encoder at another size: vision."""
+    """Return the kind of each graph by name. The gate of a smaller image is the encoder at another size: vision."""
     gates = (gate for run in runs(manifest).values() for gate in run.manifest.schedules[run.schedule].gates)
     smaller = {gate.graph for gate in gates if gate.kind == "downsample"}
     return {graph.name: "vision" if graph.name in smaller else graph.kind for graph in manifest.graphs}
@@ -30,7 +30,7 @@ def chain(
     decode: Spread | None,
     stages: Mapping[str, float],
 ) -> ChainTimes:
-    """The figures of one of walk.runs; how it compares with full is not known yet."""
+    """Return the figures of one label of `graph_plan.runs`, without the comparison with full."""
     run = runs(bundle.manifest)[name]
     schedule = bundle.schedule(run.schedule, run.manifest.layout.size)
     return ChainTimes(
@@ -50,7 +50,7 @@ def chain(
 
 
 def compared(chains: Sequence[ChainTimes]) -> tuple[ChainTimes, ...]:
-    """The same with their speed-up over full, of the same image size, if it is among them."""
+    """Return the chains with their speed-up over full of the same image size, if full is among them."""
     full = {_size(one): one for one in chains if is_full(one)}
     return tuple(
         replace(
@@ -65,17 +65,17 @@ def compared(chains: Sequence[ChainTimes]) -> tuple[ChainTimes, ...]:
 
 
 def is_full(chain: ChainTimes) -> bool:
-    """Nothing is pruned in it."""
+    """Return whether the chain prunes nothing."""
     return chain.schedule.partition("@")[0] == FULL
 
 
 def _size(chain: ChainTimes) -> str:
-    """Its image size; "" where there is but one."""
+    """Return the chain's image size; "" if the bundle has only one."""
     return chain.schedule.partition("@")[2]
 
 
 def with_shares(graphs: Sequence[GraphTimes], chains: Sequence[ChainTimes]) -> tuple[GraphTimes, ...]:
-    """The same with their share of each chain: `shares` holds the schedules that run the graph, and whatever figure."""
+    """Return the graphs with their share of each chain. The keys of `shares` stay, the values are replaced."""
     whole = {
         (one.schedule, decode): spread.p50
         for one in chains

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Times a backend in this process: the same question to every schedule, in turn: a slow moment hits all alike."""
+"""Timing of a backend in this process. Schedules answer the same question in turn, so disturbances affect all alike."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PROMPT = "what is in the picture ?"
 
 @dataclass(frozen=True)
 class ClockSettings:
-    """How to run: rounds that are not timed, rounds that are, and tokens of each answer (one is the first token)."""
+    """Number of timed rounds, of warm-up rounds, and of tokens in each answer (one: only the first token)."""
 
     rounds: int = 30
     warmup: int = 3
@@ -38,11 +38,11 @@ class ClockSettings:
 
 
 UNTIMED = 2
-"""Questions before each timed one where decode steps are recorded: of one step each, one warms up and one records."""
+"""Untimed questions before each timed one if the backend records decode steps: one warms up, one records."""
 
 
 def noise(layout: Layout) -> tuple[ImageLike, ...]:
-    """The images of a prompt for a profile that is given none: time does not depend on what is to be seen."""
+    """Return random images for a prompt. Times do not depend on the content of an image."""
     height, width = (size or SIDE for size in layout.image_size)
     return tuple(np.random.default_rng(0).integers(0, 256, (layout.images, height, width, 3), np.uint8))
 
@@ -55,9 +55,9 @@ def clock(
     settings: ClockSettings,
     progress: Progress,
 ) -> tuple[tuple[ChainTimes, ...], tuple[GraphTimes, ...]]:
-    """Chains and graphs of the schedules `names` for every image size; without an image, of noise.
+    """Time the schedules `names` at every image size, and return their chains and graphs.
 
-    Where a prompt has several images, `image` is each of them.
+    image   used for every image of a prompt; None for noise
 
     Raises:
         BadImage, BadPrompt: as Pipeline.ask.
@@ -67,7 +67,7 @@ def clock(
     asked = {label: _images(run.manifest.layout, image) for label, run in every.items()}
     turns = settings.warmup + settings.rounds
     for turn in range(turns):
-        first = turn % len(every)  # nobody is always behind the same neighbour
+        first = turn % len(every)  # no schedule always follows the same one
         for label in [*every, *every][first : first + len(every)]:
             size = every[label].manifest.layout.size
             for _ in range(UNTIMED if vlm.records_steps else 0):

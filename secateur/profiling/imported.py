@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A folder of trtexec's results as chains and graphs. Graphs were timed apart: a chain is their sum."""
+"""Chains and graphs from a folder of trtexec's results. Graphs were timed separately: a chain is their sum."""
 
 from __future__ import annotations
 
@@ -12,20 +12,24 @@ from secateur.bundle.reader import Bundle
 from secateur.engines.cases import CASES_FILE, Case, Cases
 from secateur.engines.plan_key import identity
 from secateur.engines.results.console import Console, read_console
+from secateur.engines.results.layers import Layer, read_layer_info, read_layer_times, split_profile
 from secateur.engines.results.times import read_times
 from secateur.errors import BadMeasurement
 from secateur.profiling.chains import chain, compared, kinds, with_shares
-from secateur.profiling.layers import slowest
 from secateur.profiling.percentiles import Spread, spread, total
-from secateur.profiling.results import STAGES, ChainTimes, Failure, GraphTimes
+from secateur.profiling.results import STAGES, ChainTimes, Failure, GraphTimes, LayerLine
 
 BOUND = 0.8
-"""Enqueue over compute time above which trtexec warns, both medians; for results whose console output is lost."""
+"""Ratio of median enqueue to compute time above which trtexec warns; used for results without console output."""
+
+SHOWN = 5
+"""Slowest layers that are listed of a graph."""
+SELECTING = ("topk", "gather")
 
 
 @dataclass(frozen=True)
 class Imported:
-    """What a folder holds; `machine` is what trtexec says of GPU and version."""
+    """Contents of a folder. `machine` has the GPU and the version that trtexec printed."""
 
     chains: tuple[ChainTimes, ...]
     graphs: tuple[GraphTimes, ...]
@@ -34,11 +38,10 @@ class Imported:
 
 
 def read_folder(bundle: Bundle, folder: Path, names: Sequence[str]) -> Imported:
-    """Every case of the schedules `names`; those that cannot be read are listed, and their schedules have no chain.
+    """Read every case of the schedules `names`. Unreadable cases are listed, and their schedules have no chain.
 
     Raises:
-        BadMeasurement: the folder has no cases, is of another bundle, lacks one of the schedules, or no case can be
-            read.
+        BadMeasurement: the folder has no cases, belongs to another bundle or lacks a schedule, or no case can be read.
     """
     every, names = _cases(bundle, folder), list(runs(bundle.manifest, names))
     if missing := [name for name in names if not any(name in case.schedules for case in every)]:
@@ -54,21 +57,21 @@ def read_folder(bundle: Bundle, folder: Path, names: Sequence[str]) -> Imported:
             console = _console(folder, case)
             graphs.append(_graph(folder, case, console, kind[case.graph], names))
             if console is not None:
-                machine |= {"GPU": console.device or "not said", "TensorRT": str(console.version)}
+                machine |= {"GPU": console.device or "not printed", "TensorRT": str(console.version)}
         except BadMeasurement as problem:
             failures.append(Failure(case.name, str(problem)))
     if not graphs:
-        first = f"; the first says: {failures[0].reason}" if failures else ""
+        first = f"; the first error is: {failures[0].reason}" if failures else ""
         raise BadMeasurement(f"{folder} has no result of any of its {len(cases)} cases{first}")
     chains = compared([found for name in names if (found := _chain(bundle, name, cases, graphs)) is not None])
     return Imported(chains, with_shares(graphs, chains), tuple(failures), machine)
 
 
 def timed_schedules(bundle: Bundle, folder: Path) -> list[str]:
-    """Schedules of the bundle that the folder has cases of; the others were not asked for when it was made.
+    """Return the schedules of the bundle for which the folder has cases.
 
     Raises:
-        BadMeasurement: it has no cases, or is of another bundle.
+        BadMeasurement: it has no cases, or belongs to another bundle.
     """
     found = {label.partition("@")[0] for case in _cases(bundle, folder) for label in case.schedules}
     return [name for name in bundle.manifest.schedules if name in found]
@@ -77,26 +80,26 @@ def timed_schedules(bundle: Bundle, folder: Path) -> list[str]:
 def _cases(bundle: Bundle, folder: Path) -> tuple[Case, ...]:
     if not (folder / CASES_FILE).is_file():
         raise BadMeasurement(
-            f"{folder} has no {CASES_FILE}; name the folder in which the script of `secateur build --script` was run"
+            f"{folder} has no {CASES_FILE}; give the folder in which the script of `secateur build --script` ran"
         )
     read = Cases.read(folder)
     if read.bundle != identity(bundle.manifest):
-        raise BadMeasurement(f"{folder / CASES_FILE} was written for another export; name the bundle that it is of")
+        raise BadMeasurement(f"{folder / CASES_FILE} was written for another export; give its bundle")
     graphs, schedules = {graph.name for graph in bundle.manifest.graphs}, set(runs(bundle.manifest))
     for case in read.cases:
         if case.graph not in graphs or not set(case.schedules) <= schedules:
             raise BadMeasurement(
-                f"{folder / CASES_FILE} names the graph '{case.graph}' of {', '.join(case.schedules)}, which this "
-                "bundle lacks; name the bundle that it was written for"
+                f"{folder / CASES_FILE} has the graph '{case.graph}' of {', '.join(case.schedules)}, which this "
+                "bundle lacks; give the bundle that it was written for"
             )
     return read.cases
 
 
 def _console(folder: Path, case: Case) -> Console | None:
-    """What trtexec said; None where nobody kept it.
+    """Return the console output of a case; None if it was not kept.
 
     Raises:
-        BadMeasurement: it failed or was killed, here or when it built the plan.
+        BadMeasurement: trtexec failed or was killed, in this case or while building the plan.
     """
     log = folder / case.log
     if not log.exists():
@@ -116,7 +119,7 @@ def _graph(folder: Path, case: Case, console: Console | None, kind: str, names: 
     times = read_times(folder / case.times)
     compute, enqueue = spread(times.compute), spread(times.enqueue).p50
     bound = enqueue > BOUND * compute.p50
-    if console is not None:  # exact, where the file rounds
+    if console is not None:  # exact, unlike the rounded times file
         enqueue, bound = console.enqueue if console.enqueue is not None else enqueue, console.enqueue_bound
     return GraphTimes(
         name=case.name,
@@ -128,12 +131,12 @@ def _graph(folder: Path, case: Case, console: Console | None, kind: str, names: 
         enqueue=enqueue,
         bound=bound,
         shares=dict.fromkeys([name for name in names if name in case.schedules], 0.0),
-        layers=slowest(folder, case),
+        layers=_slowest(folder, case),
     )
 
 
 def _chain(bundle: Bundle, name: str, cases: Sequence[Case], graphs: Sequence[GraphTimes]) -> ChainTimes | None:
-    """The sums of one schedule; None where a graph before the first token is missing."""
+    """Return the sums of one schedule; None if a graph before the first token is missing."""
     found = {graph.name: graph for graph in graphs}
     parts: dict[str, list[Spread]] = {"encode": [], "prefill": [], "decode": []}
     stages = dict.fromkeys(STAGES.values(), 0.0)
@@ -153,3 +156,36 @@ def _chain(bundle: Bundle, name: str, cases: Sequence[Case], graphs: Sequence[Gr
     decode = total(parts["decode"]) if parts["decode"] and "decode" not in lacking else None
     encode, prefill = total(parts["encode"]), total(parts["prefill"])
     return chain(bundle, name, encode, prefill, total([encode, prefill]), decode, stages)
+
+
+def _slowest(folder: Path, case: Case) -> tuple[LayerLine, ...]:
+    """Return the slowest layers of a case; empty without a file of layer times.
+
+    Raises:
+        BadMeasurement: a file is damaged.
+    """
+    if not (folder / case.layer_times).exists():
+        return ()
+    known = _layers(folder / case.layers, case.profile)
+    layers = read_layer_times(folder / case.layer_times)
+    whole = sum(layer.median for layer in layers)
+    lines = []
+    for layer in sorted(layers, key=lambda layer: -layer.median)[:SHOWN]:
+        name = split_profile(layer.name)[0]
+        info = known.get(name, Layer(name))
+        lines.append(
+            LayerLine(name, info.type, info.nodes, layer.median, layer.median / whole if whole else 0.0, _selects(info))
+        )
+    return tuple(lines)
+
+
+def _layers(path: Path, profile: int) -> dict[str, Layer]:
+    """Return the layers of one optimization profile by name; empty without a file."""
+    if not path.exists():
+        return {}
+    return {layer.name: layer for layer in read_layer_info(path) if layer.profile in (None, profile)}
+
+
+def _selects(layer: Layer) -> bool:
+    words = " ".join((layer.name, layer.type, layer.tactic, *layer.nodes)).lower()
+    return any(word in words for word in SELECTING)

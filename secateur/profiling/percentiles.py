@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Percentiles by the rule of trtexec, so that its console and our tables say the same of the same queries."""
+"""Percentiles by the rule of trtexec, so that its console and our tables agree for the same queries."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Spread:
-    """Percentiles in milliseconds; None where they are not known, as of a sum of graphs that were timed apart.
+    """Percentiles in milliseconds; None if unknown, as for a sum of graphs that were timed separately.
 
     variation   standard deviation over mean
     """
@@ -24,9 +24,9 @@ class Spread:
 
 
 def percentile(ascending: Sequence[float], p: float) -> float:
-    """The value at index max(n - 1 - int((1 - p/100) n), 0) of n ascending values: one of them, nothing in between.
+    """Return the value at index max(n - 1 - int((1 - p/100) n), 0) of n ascending values, without interpolation.
 
-    In 32-bit floats, as trtexec computes it: of 100 values p99 is the largest.
+    Computed in 32-bit floats like in trtexec: p99 of 100 values is the largest one.
 
     Raises:
         ValueError: there are no values.
@@ -39,10 +39,10 @@ def percentile(ascending: Sequence[float], p: float) -> float:
 
 
 def spread(milliseconds: Sequence[float]) -> Spread:
-    """Percentiles and variation of some runs.
+    """Return percentiles and variation of some runs.
 
     Raises:
-        ValueError: there are none.
+        ValueError: there are no runs.
     """
     p50, p90, p95, p99 = (percentile(sorted(milliseconds), p) for p in (50, 90, 95, 99))
     mean = float(np.mean(milliseconds))
@@ -50,8 +50,8 @@ def spread(milliseconds: Sequence[float]) -> Spread:
 
 
 def total(parts: Sequence[Spread]) -> Spread:
-    """Of a chain whose graphs were timed apart: the sums of p50 and, as an upper estimate, of p99.
+    """Return the spread of a chain of separately timed graphs: the sums of p50 and, as an upper estimate, of p99.
 
-    Percentiles of separate runs do not add up: it is rare that all graphs are slow at once. So there is no p90 and p95.
+    Percentiles of separate runs do not add up, as all graphs are rarely slow at once. So p90 and p95 are unknown.
     """
     return Spread(sum(part.p50 for part in parts), None, None, sum(part.p99 for part in parts), None)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a profile found, in milliseconds: one document per run, the same whether it was timed here or by trtexec."""
+"""Results of a profile in milliseconds: one document per run, for times taken here or by trtexec."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from secateur.profiling.percentiles import Spread
 from secateur.report.document import Document
 
 STAGES = {"vision": "vision", "projector": "projector", "embed": "embed", "segment": "segments", "gate": "gates"}
-"""Stages of the time to first token, by the kind of the graph; "preprocess" is another."""
+"""Stages of the time to first token by the kind of the graph. "preprocess" is a further stage."""
 
 
 @dataclass(frozen=True)
 class LayerLine:
     """One of the slowest layers of a graph.
 
-    type, nodes  what it is made of, "" and empty where the engine has no detailed layers
+    type, nodes  layer type and ONNX nodes; empty if the engine has no detailed layers
     median       milliseconds
-    share        of the layers of its graph
-    selects      a top-k or gather is in it
+    share        share of the layers of its graph
+    selects      it contains a top-k or gather
     """
 
     name: str
@@ -34,15 +34,16 @@ class LayerLine:
 class GraphTimes:
     """One graph at one size.
 
-    name     of the measurement
+    name     name of the measurement
     kind     vision (a smaller image too), projector, embed, segment or gate
     part     encode (once per image), prefill (once per question) or decode (once per generated token)
-    runs     that were timed
-    compute  where the work is done
-    enqueue  median of the time that the host took to give the work to the GPU; None where trtexec did not time it
-    bound    the GPU may wait for the host: trtexec warns of it, or would by its rule
-    shares   of the time to first token of each schedule that runs it, p50 of p50; for `decode` of its decode step
-    layers   the slowest ones
+    runs     number of timed runs
+    compute  time of the computation
+    enqueue  median time of the host to enqueue the work on the GPU; None if trtexec did not time it
+    bound    the GPU may wait for the host: trtexec warns about it, or its rule applies
+    shares   share of the time to first token of each schedule that runs it, p50 over p50; for `decode` of the decode
+             step
+    layers   slowest layers
     """
 
     name: str
@@ -59,19 +60,19 @@ class GraphTimes:
 
 @dataclass(frozen=True)
 class ChainTimes:
-    """One schedule from image to answer. `full` is the first of a profile and what the others are compared with.
+    """One schedule from image to answer. `full` comes first, and the others are compared with it.
 
-    schedule             its name; where the bundle has several image sizes, @WIDTHxHEIGHT follows, and each size has
-                         a chain of its own, compared with full at that size
+    schedule             its name, followed by @WIDTHxHEIGHT if the bundle has several image sizes; each size has
+                         its own chain, compared with full at this size
     average_tokens       vision tokens of an average decoder layer
-    prefill_flops_ratio  of the vision rows in the decoder, over the unpruned value, as the schedule says
-    encode, prefill      from pixels to vision tokens, from there to the first logits
-    first_token          both, and preprocessing where it was timed
-    decode               one step of one token; None where none was timed
+    prefill_flops_ratio  prefill operations of the vision rows in the decoder, over the unpruned value (schedule)
+    encode, prefill      from pixels to vision tokens; from there to the first logits
+    first_token          encode, prefill, and preprocessing if it was timed
+    decode               one decode step of one token; None if none was timed
     stages               p50 of each stage of the time to first token
-    gates_share          of the time to first token
-    speed_up             time to first token of full over that of this one; None where full was not timed
-    prefill_speed_up     the same of the prefill alone
+    gates_share          share of the gates in the time to first token
+    speed_up             time to first token of full over that of this schedule; None if full was not timed
+    prefill_speed_up     speed_up of the prefill alone
     """
 
     schedule: str
@@ -90,7 +91,7 @@ class ChainTimes:
 
 @dataclass(frozen=True)
 class Failure:
-    """A measurement that is missing, and why."""
+    """A missing measurement and the reason."""
 
     case: str
     reason: str
@@ -101,11 +102,11 @@ class Profiling(Document):
     """All schedules of one bundle.
 
     source   "trtexec", or the backend that ran here
-    apart    graphs were timed one by one; a chain is their sum, and its p99 an upper estimate
-    rounds   timed questions of each schedule; None where trtexec decided
-    machine  what it ran on, and versions
-    advice   what a reader should know or mend
-    chains   full first; a schedule of which a graph failed is left out
+    apart    graphs were timed separately; a chain is their sum, and its p99 an upper estimate
+    rounds   timed questions of each schedule; None if trtexec chose
+    machine  hardware and versions
+    advice   lines of advice for the reader
+    chains   full first, without the schedules of failed graphs
     """
 
     bundle: str

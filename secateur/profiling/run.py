@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One profile, from either source: a backend in this process, or trtexec here or on another device."""
+"""Profile from a backend in this process, or from results of trtexec on any device."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def here(
     progress: Progress,
     command: str,
 ) -> Profiling:
-    """Ask the schedules `names`, full first; without an image, about noise.
+    """Profile the schedules `names`, full first, in this process. Without an image, noise is used.
 
-    backend, command   for the record
+    backend, command   only recorded in the result
 
     Raises:
         BadImage, BadPrompt: as Pipeline.ask.
@@ -41,10 +41,10 @@ def here(
 
 
 def from_trtexec(bundle: Bundle, names: Sequence[str], folder: Path, command: str) -> Profiling:
-    """What trtexec left in `folder`, of the schedules `names`, full first.
+    """Profile the schedules `names`, full first, from the results of trtexec in `folder`.
 
     Raises:
-        BadMeasurement: there is no result, or it is of another bundle.
+        BadMeasurement: there is no result, or it belongs to another bundle.
     """
     found = read_folder(bundle, folder, names)
     on = {**found.machine, "secateur": __version__}

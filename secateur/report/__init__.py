@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the pages of an evaluation and of a profile share: frame, style, charts of times, JSON."""
+"""Shared parts of the HTML pages of evaluations and profiles: frame, style, charts of times, JSON."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From figures to places on a chart: scales, round ticks, and labels that do not lie on each other."""
+"""Scales, round ticks, and labels without overlap for charts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Scale:
-    """Maps [start, end] on the pixels [first, last]; `log` for figures that halve."""
+    """Map from [start, end] to the pixels [first, last], linear or logarithmic."""
 
     start: float
     end: float
@@ -24,7 +24,7 @@ class Scale:
 
 
 def ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Round figures within [low, high], steps of 1, 2 or 5 times a power of ten."""
+    """Return round figures in [low, high], in steps of 1, 2 or 5 times a power of ten."""
     if high <= low:
         return [low]
     raw = (high - low) / about
@@ -34,19 +34,19 @@ def ticks(low: float, high: float, about: int = 5) -> list[float]:
 
 
 def halvings(low: float, high: float) -> list[float]:
-    """1, 1.5, 2, 3, 4, 6, 8 ... within [low, high], every second one where there are many."""
+    """Return 1, 1.5, 2, 3, 4, 6, 8 ... in [low, high], or only powers of two if there are many."""
     every = [2.0**i * f for i in range(24) for f in (1, 1.5)]
     inside = [v for v in every if low <= v <= high]
     return inside if len(inside) <= 5 else [v for v in inside if math.log2(v).is_integer()]
 
 
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Places nearest to `wanted` (least squares), in the same order, at least `gap` apart, within [low, high].
+    """Return the positions nearest to `wanted` (least squares), in its order, at least `gap` apart, in [low, high].
 
-    Less the i-th gap each, the places must not fall: isotonic regression, by pooling neighbours that do.
+    After subtracting i gaps from the i-th position, this is isotonic regression, solved by pooling adjacent violators.
 
     Raises:
-        ValueError: they do not fit.
+        ValueError: the labels do not fit.
     """
     room = high - low - gap * (len(wanted) - 1)
     if room < 0:

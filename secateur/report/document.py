@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A dataclass that is stored as JSON."""
+"""Base class of dataclasses that are stored as JSON."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Document:
-    """Base of the documents of an evaluation and of a profile."""
+    """Base class of the results of an evaluation and of a profile."""
 
     def as_dict(self) -> dict[str, Any]:
-        """The document as plain values for JSON."""
+        """Return the document as plain values for JSON."""
         return dataclasses.asdict(self)
 
     def to_json(self) -> str:
-        """JSON text: keys in field order, two-space indent.
+        """Return JSON text: keys in field order, two-space indent.
 
         Raises:
             ValueError: a figure is not finite.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Milliseconds as text, and the dash for what is undefined."""
+"""Text of milliseconds, and a dash for undefined values."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One HTML page that works from a file, without scripts or network; equal input gives equal bytes."""
+"""HTML page in one file, without scripts or network. Equal input gives equal bytes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Filter = Callable[..., str]
 
 
 def render(folder: Path, filters: Mapping[str, Filter], **values: Any) -> str:
-    """`page.html` of a folder, which fills the blocks of base.html. Every string of the values is escaped."""
+    """Render `page.html` of a folder, which fills the blocks of base.html. Every string in `values` is escaped."""
     page = Environment(
         loader=FileSystemLoader([folder, Path(__file__).parent]),
         autoescape=True,

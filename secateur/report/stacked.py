@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A chart of times: one bar per schedule, stacked of its stages."""
+"""SVG chart of times: one stacked bar of stages per schedule."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WIDTH, TOP, ROW, BAR = 1040, 30, 22, 15
 
 @dataclass(frozen=True)
 class Bar:
-    """Milliseconds of a schedule, of each of STAGES and in all; the whisker ends at `late`, None for no whisker."""
+    """Milliseconds of a schedule per stage and in total. The whisker ends at `late`; None for no whisker."""
 
     name: str
     stages: Mapping[str, float]
@@ -30,7 +30,7 @@ class Bar:
 
 
 def stacked(groups: Sequence[tuple[str, Sequence[Bar]]]) -> Markup:
-    """An SVG picture: groups of bars below each other, each under its head ("" for none)."""
+    """Return an SVG picture of groups of bars, each below its heading ("" for none)."""
     shown = [bar for _, bars in groups for bar in bars]
     left = 14 + 7.4 * max(len(bar.name) for bar in shown)
     scale = Scale(0, max(bar.end for bar in shown) or 1, left, WIDTH - 132)

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from secateur.engines.manifest import Limits
+    from secateur.engines.manifest import BuilderSettings, Limits
     from secateur.engines.recipe import Recipe
-    from secateur.engines.settings import BuilderSettings
     from secateur.runtime import Bundle
 
 
@@ -48,7 +47,7 @@ def options(arguments: argparse.Namespace, bundle: Bundle) -> tuple[Limits, str,
     """
     from secateur.bundle.graph_plan import usual_schedule
     from secateur.engines.limits import check_text, limits
-    from secateur.engines.settings import BuilderSettings
+    from secateur.engines.manifest import BuilderSettings
 
     manifest = bundle.manifest
     settings = BuilderSettings(arguments.workspace, arguments.optimization_level, arguments.max_aux_streams)
@@ -68,7 +67,7 @@ def recipe(arguments: argparse.Namespace, bundle: Bundle, schedules: Sequence[st
     """
     from secateur.engines.recipe import Recipe
     from secateur.engines.shapes import cases, profiles
-    from secateur.engines.target import check_target
+    from secateur.engines.version import check_target
 
     manifest = bundle.manifest
     check_target(manifest)

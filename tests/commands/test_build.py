@@ -162,8 +162,8 @@ def test_what_a_script_must_not_replace(trt_bundle: Trt, tmp_path: Path, capsys:
         ("pipe", "is no plain file"),
         (".", "is a folder; name a file"),
         ("a.files/run.sh", "is no folder that you may write to"),
-        ("a.sh", "a.files is no folder; name another one"),
-        ("run.files", "is what the folder of the script's files is called; choose another name"),
+        ("a.sh", "a.files is not a folder; choose another one"),
+        ("run.files", "has the name of the folder for its files; choose another name"),
     ):
         for more in ([], ["--force"]):
             assert message in one_line(capsys, str(trt_bundle[0]), "--script", str(tmp_path / name), *more)
@@ -176,8 +176,8 @@ def test_what_a_script_must_not_replace(trt_bundle: Trt, tmp_path: Path, capsys:
     [
         (["--max-text", "4000"], "the model's context has 256; lower --max-text or --max-new-tokens"),
         (["--max-new-tokens", "0"], "--max-new-tokens is 0; it must be at least 1"),
-        (["--workspace", "0"], "--workspace is 0; it must be within 1 and"),
-        (["--optimization-level", "9"], "--optimization-level is 9; it must be within 0 and 5"),
+        (["--workspace", "0"], "--workspace is 0; it must be between 1 and"),
+        (["--optimization-level", "9"], "--optimization-level is 9; it must be between 0 and 5"),
         (["--schedule", "btb"], "Did you mean 'btp'"),
         (["--out", "x"], "--out goes with --dry-run"),
         (["--script", "a.sh", "--out", "x"], "--out goes with --dry-run"),
@@ -204,6 +204,6 @@ def test_a_bundle_of_another_target(trt_bundle: Trt, tmp_path: Path, capsys: pyt
 
 def test_no_place_to_write(trt_bundle: Trt, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("x")
-    assert "is no folder; name another one" in one_line(
+    assert "is not a folder; choose another one" in one_line(
         capsys, str(trt_bundle[0]), "--dry-run", "--out", str(tmp_path / "file")
     )

@@ -82,7 +82,7 @@ def test_without_onnx_the_rest_is_shown(
     [
         (["--questions", "3"], "--questions belongs to --check"),
         (["--check", "--questions", "0"], "--questions is 0; it must be at least 1"),
-        (["--tensorrt", "ten"], "'ten' is no TensorRT version"),
+        (["--tensorrt", "ten"], "'ten' is not a TensorRT version"),
     ],
 )
 def test_wrong_use_is_one_line(

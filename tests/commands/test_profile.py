@@ -130,7 +130,7 @@ def test_without_trtexec(
     monkeypatch.setattr(run_trtexec, "USUAL", tmp_path / "trtexec")
     line = refused(capsys, trt_bundle[0], "--trtexec")
     assert "libnvinfer-bin" in line and "--import" in line and "--backend ort" in line
-    assert "'nowhere' is no program" in refused(capsys, trt_bundle[0], "--trtexec", "nowhere")
+    assert "'nowhere' is not a program" in refused(capsys, trt_bundle[0], "--trtexec", "nowhere")
 
 
 def test_wrong_use(trt_bundle: Trt, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ import torch
 from transformers import LlavaProcessor
 
 from secateur.demo._dense import DenseScenes
-from secateur.demo._turns import HEAD, Turns
+from secateur.demo._language import HEAD, Turns
 from secateur.demo.build import VOCABULARY, build_model, build_processor
 from secateur.demo.scenes import questions, scene
 

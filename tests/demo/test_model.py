@@ -12,9 +12,8 @@ from safetensors import safe_open
 from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration, LlavaProcessor
 
 from secateur.demo import model_directory, sample_directory
-from secateur.demo._pictures import write_pictures
 from secateur.demo.evaluate import answers
-from secateur.demo.scenes import KINDS, SceneSample, samples
+from secateur.demo.scenes import KINDS, SceneSample, samples, write_pictures
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from secateur.demo._language import HEAD, ROOM, Turns
 from secateur.demo._loop import Batch
-from secateur.demo._turns import HEAD, ROOM, Turns
 from secateur.demo.build import VOCABULARY, build_processor
 from secateur.demo.scenes import COLOR_WORDS, DIGIT_WORDS, POSITION_WORDS
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The build on the simulated TensorRT, with real worker processes: what is built, kept, refused and left behind."""
+"""The build on the simulated TensorRT, with real worker processes: built, kept and refused plans, remaining files."""
 
 from __future__ import annotations
 
@@ -22,13 +22,11 @@ import pytest
 from secateur.bundle.reader import Bundle, sha256
 from secateur.bundle.strict_json import read_json
 from secateur.engines.build import UNFINISHED, Built, build
-from secateur.engines.lock import alone
-from secateur.engines.manifest import ENGINES_FILE, TIMING_CACHE, Device, Engines, Limits, Profile
-from secateur.engines.plan_key import source
-from secateur.engines.settings import BuilderSettings
+from secateur.engines.lock import build_lock
+from secateur.engines.manifest import ENGINES_FILE, TIMING_CACHE, BuilderSettings, Device, Engines, Limits, Profile
+from secateur.engines.plan_key import plan_key
 from secateur.engines.shapes import profiles
-from secateur.engines.target import check_target
-from secateur.engines.version import Version
+from secateur.engines.version import Version, check_target
 from secateur.errors import BackendMissing, BadBundle, BadEngine, BadOutput, BuildFailed
 from secateur.export.bundle import Exported
 
@@ -41,7 +39,7 @@ Shapes = Mapping[str, tuple[Profile, ...]]
 
 @dataclasses.dataclass
 class Workshop:
-    """A bundle of which few graphs are built, which is quick."""
+    """A bundle of which only a few graphs are built, to save time."""
 
     root: Path
 
@@ -57,7 +55,7 @@ class Workshop:
         device: Device = DEVICE,
         past: int = 0,
     ) -> Built:
-        """Build these graphs, or one."""
+        """Build these graphs; without names, only embed."""
         bundle = Bundle.load(self.root)
         shapes = profiles(bundle.manifest, limits, "btp", past)
         few = tuple(bundle.manifest.graph(name) for name in graphs or ("embed",))
@@ -72,7 +70,7 @@ class Workshop:
         return self.folder / self.read().plan(graph).file
 
     def change(self, graph: str) -> None:
-        """Another ONNX file of the same meaning, and a manifest that vouches for it."""
+        """Change the ONNX file but not the graph, and update its hash in the manifest."""
         manifest = Bundle.load(self.root).manifest
         path = self.root / manifest.graph(graph).file
         model = onnx.load(path, load_external_data=False)
@@ -100,7 +98,7 @@ def use(monkeypatch: pytest.MonkeyPatch, *folders: Path) -> None:
 
 
 def pretend(folder: Path, text: str) -> Path:
-    """A module `tensorrt` that does this when it is imported."""
+    """Write a module `tensorrt` that runs this text when it is imported."""
     folder.mkdir(exist_ok=True)
     (folder / "tensorrt.py").write_text(text)
     return folder
@@ -120,7 +118,9 @@ def test_builds_every_graph_once(workshop: Workshop) -> None:
     for plan in engines.plans:
         assert sha256(workshop.folder / plan.file) == plan.sha256
         assert plan.profiles == shapes[plan.graph]
-        assert plan.source == source(manifest, workshop.root, manifest.graph(plan.graph), plan.profiles, engines.flags)
+        assert plan.source == plan_key(
+            manifest, workshop.root, manifest.graph(plan.graph), plan.profiles, engines.flags
+        )
         assert plan.memory > 0 and plan.seconds > 0
     assert engines.masked_past == 0
     assert not workshop.leftovers()
@@ -141,7 +141,7 @@ def test_rebuilds_what_changed(workshop: Workshop) -> None:
 
 
 @pytest.mark.parametrize("difference", [{"tensorrt": "10.16.1.7"}, {"multiprocessors": 8}])
-def test_another_device_has_a_folder_of_its_own(workshop: Workshop, difference: dict[str, Any]) -> None:
+def test_each_device_has_its_own_folder(workshop: Workshop, difference: dict[str, Any]) -> None:
     first = workshop.build()
     other = dataclasses.replace(DEVICE, **difference)
     second = workshop.build(device=other)
@@ -165,7 +165,7 @@ def test_a_damaged_plan_is_built_again(workshop: Workshop, damage: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["{", '{"schema": 1}'])
-def test_a_damaged_engines_file_is_made_anew(workshop: Workshop, text: str) -> None:
+def test_a_damaged_engines_file_is_replaced(workshop: Workshop, text: str) -> None:
     workshop.build()
     (workshop.folder / ENGINES_FILE).write_text(text)
     built = workshop.build()
@@ -174,14 +174,14 @@ def test_a_damaged_engines_file_is_made_anew(workshop: Workshop, text: str) -> N
     assert workshop.read() == built.engines
 
 
-def test_a_damaged_timing_cache_is_made_anew(workshop: Workshop) -> None:
+def test_a_damaged_timing_cache_is_replaced(workshop: Workshop) -> None:
     workshop.build()
     cache = workshop.folder / TIMING_CACHE
     cache.write_bytes(b"no cache at all")
     workshop.change("embed")
     built = workshop.build("embed", "btp.0")
     assert built.new == ("embed", "btp.0")
-    assert built.warnings == (f"embed: {cache} is damaged or of another device; it was made anew",)
+    assert built.warnings == (f"embed: {cache} is damaged or from another device; it was replaced",)
 
 
 def test_a_timing_cache_that_is_a_folder(workshop: Workshop) -> None:
@@ -190,14 +190,14 @@ def test_a_timing_cache_that_is_a_folder(workshop: Workshop) -> None:
         workshop.build()
 
 
-def test_the_parser_says_what_it_cannot_take(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_parser_names_what_it_does_not_support(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SIMULATED_UNSUPPORTED", "TopK")
     with pytest.raises(
         BuildFailed, match=r"graph 'btp.0': TensorRT cannot parse it: In node \d+ with name: \S+"
     ) as seen:
         workshop.build("embed", "btp.0")
     assert "\n" not in str(seen.value) and "TopK" in str(seen.value)
-    assert "`secateur inspect` says which versions can" in str(seen.value) and "--workspace" not in str(seen.value)
+    assert "`secateur inspect` shows which versions can" in str(seen.value) and "--workspace" not in str(seen.value)
     assert [plan.graph for plan in workshop.read(UNFINISHED).plans] == ["embed"]
     assert not workshop.leftovers() and not list(workshop.folder.glob("btp.0*.plan"))
 
@@ -220,9 +220,9 @@ def test_engines_work_until_the_new_ones_are_there(workshop: Workshop, monkeypat
 
 def test_a_worker_whose_build_was_killed_keeps_others_out(workshop: Workshop) -> None:
     workshop.build()
-    with alone(workshop.folder) as lock:
+    with build_lock(workshop.folder) as lock:
         worker = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=(lock,))
-    with pytest.raises(BadOutput, match="another build is at work"):
+    with pytest.raises(BadOutput, match="another build is running"):
         workshop.build()
     worker.communicate(b"\n")
     assert workshop.build().new == ()
@@ -241,7 +241,7 @@ raise ImportError(f"{len(held)} locks")
         workshop.build()
 
 
-def test_out_of_memory_says_what_helps_and_the_next_build_goes_on(
+def test_out_of_memory_names_a_remedy_and_the_next_build_continues(
     workshop: Workshop, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SIMULATED_OUT_OF_MEMORY", "segment_0")
@@ -261,9 +261,7 @@ plan.with_name(f".{plan.name}.partial-{os.getpid()}").write_text("half")
 os.kill(os.getpid(), 9)
 """
     use(monkeypatch, pretend(workshop.root / "fake", text), SIMULATION)
-    with pytest.raises(
-        BuildFailed, match=r"the build of 'embed' was killed \(SIGKILL\), most likely for want of memory"
-    ):
+    with pytest.raises(BuildFailed, match=r"the build of 'embed' was killed \(SIGKILL\), most likely out of memory"):
         workshop.build()
     assert not workshop.leftovers() and not (workshop.folder / ENGINES_FILE).exists()
 
@@ -312,12 +310,12 @@ def test_one_build_at_a_time(workshop: Workshop) -> None:
     workshop.build()
     with (workshop.folder / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(BadOutput, match=f"another build is at work in {workshop.folder}; wait for it"):
+        with pytest.raises(BadOutput, match=f"another build is running in {workshop.folder}; wait until it ends"):
             workshop.build()
     assert workshop.build().new == ()
 
 
-def test_what_a_killed_build_left_is_cleared(workshop: Workshop) -> None:
+def test_partial_files_of_a_killed_build_are_removed(workshop: Workshop) -> None:
     workshop.folder.mkdir(parents=True)
     (workshop.folder / ".embed.plan.partial-1").write_text("half")
     workshop.build()
@@ -351,27 +349,27 @@ def test_targets(trt_bundle: tuple[Path, Exported]) -> None:
             check_target(dataclasses.replace(manifest, target=target))
 
 
-def test_the_source_depends_on_all_that_matters(trt_bundle: tuple[Path, Exported]) -> None:
+def test_the_plan_key_depends_on_everything_a_plan_is_built_from(trt_bundle: tuple[Path, Exported]) -> None:
     root, manifest = trt_bundle[0], trt_bundle[1].manifest
     graph = manifest.graph("segment_0")
     shapes = profiles(manifest, LIMITS, "btp")[graph.name]
     another = dataclasses.replace(manifest, files=manifest.files | {graph.file: "another"})
     made = {
-        source(manifest, root, graph, shapes, {"level": 3}),
-        source(manifest, root, graph, shapes, {"level": 2}),
-        source(manifest, root, graph, shapes[:1], {"level": 3}),
-        source(manifest, root, manifest.graph("segment_1"), shapes, {"level": 3}),
-        source(another, root, graph, shapes, {"level": 3}),
+        plan_key(manifest, root, graph, shapes, {"level": 3}),
+        plan_key(manifest, root, graph, shapes, {"level": 2}),
+        plan_key(manifest, root, graph, shapes[:1], {"level": 3}),
+        plan_key(manifest, root, manifest.graph("segment_1"), shapes, {"level": 3}),
+        plan_key(another, root, graph, shapes, {"level": 3}),
     }
     assert len(made) == 5
-    assert source(manifest, root, graph, tuple(shapes), {"level": 3}) in made
+    assert plan_key(manifest, root, graph, tuple(shapes), {"level": 3}) in made
 
 
 def test_a_version_that_refuses_an_empty_past(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A masked row helps, and engines.json tells the runtime of it."""
+    """One masked row avoids it, and engines.json tells the runtime about it."""
     monkeypatch.setenv("SIMULATED_REFUSES_EMPTY", "1")
     with pytest.raises(
-        BuildFailed, match="may be empty; if this TensorRT takes no empty tensors, build with --masked-past"
+        BuildFailed, match="may be empty; if this TensorRT does not support empty tensors, build with --masked-past"
     ):
         workshop.build("segment_0")
     assert workshop.build("segment_0", past=1).engines.masked_past == 1
@@ -379,7 +377,7 @@ def test_a_version_that_refuses_an_empty_past(workshop: Workshop, monkeypatch: p
 
 
 def test_device_without_libraries(tmp_path: Path) -> None:
-    """In a process of its own: this one may have TensorRT."""
+    """In a separate process: this one may have imported TensorRT."""
     fake = pretend(tmp_path / "fake", "raise ImportError('libnvinfer.so.10: cannot open shared object file')")
     code = "from secateur.engines.device import this_device; this_device()"
     environment = os.environ | {"PYTHONPATH": str(fake)}

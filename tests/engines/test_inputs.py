@@ -15,9 +15,8 @@ from secateur.bundle.manifest import Manifest, TensorSpec
 from secateur.bundle.symbolic_shape import bind, resolve_shapes
 from secateur.engines import inputs
 from secateur.engines.cases import Case, Cases
-from secateur.engines.manifest import Limits
+from secateur.engines.manifest import BuilderSettings, Limits
 from secateur.engines.recipe import Recipe
-from secateur.engines.settings import BuilderSettings
 from secateur.engines.shapes import cases, profiles
 from secateur.errors import BadBundle, BadMeasurement, BadOutput
 from secateur.export.bundle import Exported
@@ -39,7 +38,7 @@ def recipe(request: pytest.FixtureRequest, trt_bundle: Trt, tmp_path_factory: py
 
 
 def read(recipe: Recipe, case: Case) -> dict[str, Any]:
-    """The files as trtexec reads them: so many bytes, in C order."""
+    """The files as trtexec reads them: raw bytes in C order."""
     read = {}
     for name, file in inputs.files(recipe.manifest, case).items():
         data = (recipe.folder / file).read_bytes()
@@ -72,7 +71,7 @@ def test_values_are_in_range(recipe: Recipe) -> None:
 
 
 def test_every_case_runs(recipe: Recipe) -> None:
-    """Shapes, dtypes and indices are what the graph takes; the floats are those that trtexec draws."""
+    """Shapes, dtypes and indices fit the graph; floats are drawn as trtexec draws them."""
     random = np.random.default_rng(0)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
@@ -127,7 +126,7 @@ def test_an_unknown_integer_is_refused(trt_bundle: Trt) -> None:
 
 def test_bad_folders(recipe: Recipe, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(BadOutput, match="is no folder; name another one"):
+    with pytest.raises(BadOutput, match="is not a folder; choose another one"):
         dataclasses.replace(recipe, folder=tmp_path / "file").write()
     with pytest.raises(BadMeasurement, match="cases.json does not exist"):
         Cases.read(tmp_path)

@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from secateur.bundle.manifest import Manifest
 from secateur.engines.limits import limits
-from secateur.engines.manifest import Limits
-from secateur.engines.settings import BuilderSettings
+from secateur.engines.manifest import BuilderSettings, Limits
 from secateur.errors import InputError
 from secateur.export.bundle import Exported
 
@@ -62,9 +61,9 @@ def test_refused(manifest: Manifest, arguments: tuple[int, int | None, int | Non
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"workspace_mib": 0}, "--workspace is 0; it must be within 1 and 1048576"),
-        ({"optimization_level": 6}, "--optimization-level is 6; it must be within 0 and 5"),
-        ({"max_aux_streams": -1}, "--max-aux-streams is -1; it must be within 0 and 64"),
+        ({"workspace_mib": 0}, "--workspace is 0; it must be between 1 and 1048576"),
+        ({"optimization_level": 6}, "--optimization-level is 6; it must be between 0 and 5"),
+        ({"max_aux_streams": -1}, "--max-aux-streams is -1; it must be between 0 and 64"),
     ],
 )
 def test_settings_refused(arguments: dict[str, int], message: str) -> None:

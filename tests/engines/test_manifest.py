@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What engines.json and cases.json may say."""
+"""Valid and invalid engines.json and cases.json."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_engines_refused(change: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"file": "../embed.plan"}, "'../embed.plan', which leaves its folder"),
+        ({"file": "../embed.plan"}, "'../embed.plan', which is outside its folder"),
         ({"memory": -1}, "needs -1 bytes"),
         ({"seconds": float("nan")}, "took nan s"),
     ],

@@ -36,7 +36,7 @@ OBJECTS: Mapping[str, Mapping[str, str]] = {  # file, expression, class
         "runtime": "Runtime",
         "engine": "ICudaEngine",
     },
-    "runtime/backends/_engine.py": {
+    "runtime/device/engine.py": {
         "runtime": "Runtime",
         "engine": "ICudaEngine",
         "self._engine": "ICudaEngine",
@@ -49,7 +49,7 @@ SINCE = {"engines/attention.py": (10, 14)}
 OVERRIDES = {"clear", "get_error_code", "get_error_desc", "get_num_errors", "has_overflowed", "report_error"}
 """What the library calls of an IErrorRecorder; its own num_errors, which reads, is written as get_num_errors."""
 SOURCES = {str(path.relative_to(PACKAGE)): path.read_text(encoding="utf-8") for path in sorted(PACKAGE.rglob("*.py"))}
-PLACES = ("engines/", "runtime/backends/")
+PLACES = ("engines/", "runtime/backends/", "runtime/device/")
 FILES = {file: source for file, source in SOURCES.items() if file.startswith(PLACES)}
 IMPORTED = {"tensorrt": "tensorrt_bindings", "cuda": "cuda.bindings"}
 WRONG = [
@@ -122,9 +122,7 @@ def _uses_modules(source: str) -> bool:
 
 
 def test_an_error_recorder_has_all_methods() -> None:
-    classes = [
-        node for node in ast.walk(ast.parse(FILES["engines/error_recorder.py"])) if isinstance(node, ast.ClassDef)
-    ]
+    classes = [node for node in ast.walk(ast.parse(FILES["engines/device.py"])) if isinstance(node, ast.ClassDef)]
     recorders = [c for c in classes if any("IErrorRecorder" in ast.unparse(base) for base in c.bases)]
     assert recorders
     for recorder in recorders:

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.external_data_helper import set_external_data
 
 from secateur.bundle.manifest import GraphSpec
-from secateur.engines.plan_key import files, identity, source
+from secateur.engines.plan_key import graph_files, identity, plan_key
 from secateur.export.bundle import Exported
 
 WEIGHTS = {"vision": "vision.onnx.data", "small.0": "vision.onnx.data", "segment_1": "segment_1.onnx.data"}
@@ -49,14 +49,14 @@ def bundle(tmp_path: Path) -> tuple[Path, Any]:
 @pytest.mark.parametrize(("name", "weights"), [*((n, [f"onnx/{w}"]) for n, w in WEIGHTS.items()), ("plain", [])])
 def test_files_are_those_that_the_graph_names(bundle: tuple[Path, Any], name: str, weights: list[str]) -> None:
     root, manifest = bundle
-    assert files(manifest, root, graph(name)) == (graph(name).file, *weights)
+    assert graph_files(manifest, root, graph(name)) == (graph(name).file, *weights)
 
 
 def test_a_change_of_shared_weights_is_one_of_both_graphs(bundle: tuple[Path, Any]) -> None:
     root, manifest = bundle
-    before = {name: source(manifest, root, graph(name), (), {}) for name in (*WEIGHTS, "plain")}
+    before = {name: plan_key(manifest, root, graph(name), (), {}) for name in (*WEIGHTS, "plain")}
     manifest.files["onnx/vision.onnx.data"] = "another"
-    changed = {name for name, made in before.items() if source(manifest, root, graph(name), (), {}) != made}
+    changed = {name for name, made in before.items() if plan_key(manifest, root, graph(name), (), {}) != made}
     assert changed == {"vision", "small.0"}
 
 

@@ -15,10 +15,10 @@ import pytest
 from secateur.bundle.reader import Bundle
 from secateur.engines import run_trtexec
 from secateur.engines.limits import limits
-from secateur.engines.lock import alone
+from secateur.engines.lock import build_lock
+from secateur.engines.manifest import BuilderSettings
 from secateur.engines.recipe import Recipe
 from secateur.engines.run_trtexec import find, run
-from secateur.engines.settings import BuilderSettings
 from secateur.engines.shapes import cases, profiles
 from secateur.errors import BackendMissing, BadOutput
 from secateur.export.bundle import Exported
@@ -29,7 +29,7 @@ Recipes = Callable[[Path], Recipe]
 
 @pytest.fixture
 def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Nothing on PATH, no variable, no TensorRT; an empty folder."""
+    """An empty folder, with no PATH, no variable and no TensorRT."""
     monkeypatch.setenv("PATH", str(tmp_path / "path"))
     monkeypatch.delenv("TRTEXEC", raising=False)
     monkeypatch.setattr(run_trtexec, "USUAL", tmp_path / "usual" / "trtexec")
@@ -52,10 +52,10 @@ def test_without_trtexec(clean: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BackendMissing, match="neither on PATH nor at .*libnvinfer-bin.*--import.*--backend ort"):
         find()
     monkeypatch.setenv("TRTEXEC", str(clean))
-    with pytest.raises(BackendMissing, match=f"'{clean}' is no program"):
+    with pytest.raises(BackendMissing, match=f"'{clean}' is not a program"):
         find()
     made.program(clean / "path" / "trtexec")
-    with pytest.raises(BackendMissing, match="'no/such' is no program"):
+    with pytest.raises(BackendMissing, match="'no/such' is not a program"):
         find("no/such")
 
 
@@ -129,13 +129,13 @@ def test_half_a_plan_does_not_count(recipes: Recipes, tmp_path: Path, monkeypatc
 
 def test_one_at_a_time(recipes: Recipes, tmp_path: Path) -> None:
     recipe = recipes(tmp_path / "work")
-    with alone(recipe.folder), pytest.raises(BadOutput, match=f"another build is at work in {recipe.folder}"):
+    with build_lock(recipe.folder), pytest.raises(BadOutput, match=f"another build is running in {recipe.folder}"):
         run(recipe, made.program(tmp_path / "trtexec"), quiet)
     assert not list(recipe.folder.glob("*.json"))
 
 
 def test_trtexec_holds_the_lock(recipes: Recipes, tmp_path: Path) -> None:
-    """If only this process is killed, nobody else works in the folder yet."""
+    """If only this process is killed, the folder stays locked until trtexec ends."""
     recipe, tool = recipes(tmp_path / "work"), tmp_path / "trtexec"
     tool.write_text("#!/bin/sh\nls -l /proc/$$/fd\nexit 1\n")
     tool.chmod(0o755)
@@ -145,7 +145,7 @@ def test_trtexec_holds_the_lock(recipes: Recipes, tmp_path: Path) -> None:
 
 def test_a_file_where_the_folder_should_be(recipes: Recipes, tmp_path: Path) -> None:
     (tmp_path / "work").write_text("x")
-    with pytest.raises(BadOutput, match=f"output {tmp_path / 'work'} is no folder; name another one"):
+    with pytest.raises(BadOutput, match=f"output {tmp_path / 'work'} is not a folder; choose another one"):
         run(recipes(tmp_path / "work"), made.program(tmp_path / "trtexec"), quiet)
 
 
@@ -179,5 +179,5 @@ def test_a_failure_leaves_its_log_and_no_result(
     assert "OutOfMemory" in (recipe.folder / "embed.build.log").read_text()
     assert not (recipe.folder / "embed.plan").exists()
     failed = [case for case in recipe.cases if not (recipe.folder / case.times).exists()]
-    assert failed and {case.graph for case in failed} == {"embed"}  # nor the result of the run before
+    assert failed and {case.graph for case in failed} == {"embed"}  # nor the result of the previous run
     assert not any((recipe.folder / case.log).exists() for case in failed)

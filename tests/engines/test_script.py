@@ -13,10 +13,9 @@ from pathlib import Path
 import pytest
 
 from secateur.engines.cases import Cases, layers
-from secateur.engines.manifest import Limits
+from secateur.engines.manifest import BuilderSettings, Limits
 from secateur.engines.recipe import Recipe
 from secateur.engines.script import folder_of, script, write_script
-from secateur.engines.settings import BuilderSettings
 from secateur.engines.shapes import cases, profiles
 from secateur.export.bundle import Exported
 

@@ -9,9 +9,8 @@ import pytest
 
 from secateur.engines import inputs, trtexec
 from secateur.engines.cases import Case
-from secateur.engines.manifest import Limits, Profile, Range
+from secateur.engines.manifest import BuilderSettings, Limits, Profile, Range
 from secateur.engines.recipe import Recipe
-from secateur.engines.settings import BuilderSettings
 from secateur.engines.shapes import cases, dynamic, profiles
 from secateur.engines.version import Version
 from secateur.export.bundle import Exported

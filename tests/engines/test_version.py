@@ -26,5 +26,5 @@ def test_versions(text: str, version: tuple[int, ...], printed: str) -> None:
 
 @pytest.mark.parametrize("text", ["", "10", "10.", "10.3.0.30.1", "v10.3", "10.3 ", "10.3+", "10.x", "1" * 7 + ".0"])
 def test_what_is_no_version(text: str) -> None:
-    with pytest.raises(InputError, match="is no TensorRT version"):
+    with pytest.raises(InputError, match="is not a TensorRT version"):
         Version.parse(text)

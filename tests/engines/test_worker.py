@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One plan of one small graph, in this process: what the builder is told, and what comes of its refusals."""
+"""One plan of one small graph, in this process: settings of the builder, and its errors."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from onnx import TensorProto, helper
 
 from secateur.bundle.strict_json import read_json, to_json
 from secateur.engines import worker
-from secateur.engines.manifest import Profile, Range
-from secateur.engines.settings import BuilderSettings
+from secateur.engines.manifest import BuilderSettings, Profile, Range
 from secateur.engines.worker import Job, Result
 from secateur.errors import BadEngine
 
@@ -47,7 +46,7 @@ def run(simulated: Any, tmp_path: Path) -> Run:
 
 @pytest.fixture
 def newer(monkeypatch: pytest.MonkeyPatch, simulated: Any) -> None:
-    """The first version that promises Attention."""
+    """The first version that has Attention."""
     monkeypatch.setenv("SIMULATED_TENSORRT_VERSION", "10.15.1.29")
 
 
@@ -56,22 +55,22 @@ def test_attention_may_be_decomposed(newer: None, run: Run) -> None:
     assert run().error == ""
 
 
-def test_the_builder_is_told_what_the_settings_say(newer: None, run: Run, tmp_path: Path) -> None:
-    """And that products of fp32 must not be rounded, and that layers are to be named in detail."""
+def test_the_builder_gets_the_settings(newer: None, run: Run, tmp_path: Path) -> None:
+    """Also disables TF32 and asks for detailed layer names."""
     run(settings=BuilderSettings(7, 2, 1))
     plan = importlib.import_module("tensorrt._plan").Plan.unpack((tmp_path / "a.plan").read_bytes())
     assert plan.config == {"level": 2, "aux_streams": 1, "workspace": 7 * 1024**2, "tf32": 0}
     assert plan.verbosity == int(importlib.import_module("tensorrt").ProfilingVerbosity.DETAILED)
 
 
-def test_a_timing_cache_of_another_gpu_is_made_anew(
+def test_a_timing_cache_of_another_gpu_is_replaced(
     newer: None, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SIMULATED_GPU", "Thor")
     run()
     monkeypatch.setenv("SIMULATED_GPU", "Orin")
     (tmp_path / "a.plan").unlink()
-    assert "timing.cache is damaged or of another device; it was made anew" in run().warnings[0]
+    assert "timing.cache is damaged or from another device; it was replaced" in run().warnings[0]
     assert run().warnings == ()
 
 
@@ -87,7 +86,7 @@ def test_a_damaged_timing_cache_is_not_the_reason(
 def test_a_profile_that_was_changed_is_noticed(newer: None, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SIMULATED_CLAMPS_EMPTY", "1")
     error = run(least=0).error
-    assert "takes 'query' from (1, 2, 1, 8) on in its profile 'all', (1, 2, 0, 8) was asked for" in error
+    assert "has the minimum (1, 2, 1, 8) for 'query' in its profile 'all' instead of (1, 2, 0, 8)" in error
     assert "build with --masked-past" in error
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is worth saying is said, once, and nothing where there is nothing to say."""
+"""Each kind of advice is given once, and none without a reason."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STEADY = tuple(
 )
 
 
-def test_nothing_to_say() -> None:
+def test_no_advice() -> None:
     assert advice(FINE.chains, STEADY, True) == ()
 
 
@@ -46,7 +46,7 @@ def test_other_work_on_this_machine() -> None:
 
 def test_answers_of_one_token() -> None:
     (line,) = advice(FINE.chains, STEADY, False)
-    assert line.startswith("No decode step was timed of btp-22") and "--prompt" in line
+    assert line.startswith("No decode step was timed for btp-22") and "--prompt" in line
 
 
 def test_a_top_k_that_costs_most_of_a_gate() -> None:

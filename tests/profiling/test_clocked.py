@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Times taken here: what is measured and how it adds up, by receipts that are made up."""
+"""Times taken in this process, with invented receipts."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ def test_times_and_layers_of_a_gate(bundle: Bundle, tmp_path: Path) -> None:
     assert other.name == "mul [/red]" and not other.selects
 
 
-def test_failed_cases_are_named_and_the_rest_counts(bundle: Bundle, tmp_path: Path) -> None:
+def test_failed_cases_are_named_and_the_rest_is_used(bundle: Bundle, tmp_path: Path) -> None:
     cases = made.usual_cases(bundle.manifest)
     results = made.folder(bundle.manifest, tmp_path / "results", cases, cost)
     (pruned,) = [name for name in bundle.manifest.schedules if name.startswith("btp")]
@@ -114,7 +114,7 @@ def test_without_logs_the_times_are_enough(bundle: Bundle, tmp_path: Path) -> No
 
 
 def test_graphs_that_wait_for_the_host(bundle: Bundle, tmp_path: Path) -> None:
-    """trtexec's warning counts; its rule, enqueue above 80 % of the compute time, only where its words are lost."""
+    """trtexec's warning decides; without console output, its rule: enqueue above 80 % of the compute time."""
     cases = made.usual_cases(bundle.manifest)
     fast = {cases[0].name: 0.045, cases[1].name: 0.055}  # the file has an enqueue time of 0.04
     results = made.folder(bundle.manifest, tmp_path / "results", cases, lambda case: fast.get(case.name, 1.0))
@@ -152,23 +152,23 @@ def test_schedules_that_were_not_timed(bundle: Bundle, tmp_path: Path) -> None:
         read_folder(bundle, results, ["full", "btp"])
 
 
-def test_folders_that_are_none(bundle: Bundle, tmp_path: Path) -> None:
+def test_invalid_folders(bundle: Bundle, tmp_path: Path) -> None:
     cases = made.usual_cases(bundle.manifest)
-    with pytest.raises(BadMeasurement, match="has no cases.json; name the folder in which the script"):
+    with pytest.raises(BadMeasurement, match="has no cases.json; give the folder in which the script"):
         read_folder(bundle, tmp_path, ["full"])
     (tmp_path / "cases.json").write_text("[]")
     with pytest.raises(BadMeasurement, match="cases.json"):
         read_folder(bundle, tmp_path, ["full"])
     newer = replace(bundle.manifest, files=bundle.manifest.files | {"onnx/embed.onnx": "another"})
-    with pytest.raises(BadMeasurement, match=r"cases.json was written for another export; name the bundle"):
+    with pytest.raises(BadMeasurement, match=r"cases.json was written for another export; give its bundle"):
         read_folder(bundle, made.folder(newer, tmp_path / "newer", cases, cost), ["full"])
     other = Case("alien", "alien", "prefill", 0, {}, ("full",))
-    with pytest.raises(BadMeasurement, match="names the graph 'alien' of full, which this bundle lacks"):
+    with pytest.raises(BadMeasurement, match="has the graph 'alien' of full, which this bundle lacks"):
         read_folder(bundle, made.folder(bundle.manifest, tmp_path / "other", [other], cost), ["full"])
     empty = made.folder(bundle.manifest, tmp_path / "empty", cases, cost)
     for path in empty.glob("*.times.json"):
         path.unlink()
     with pytest.raises(
-        BadMeasurement, match=r"has no result of any of its \d+ cases; the first says: .* does not exist"
+        BadMeasurement, match=r"has no result of any of its \d+ cases; the first error is: .* does not exist"
     ):
         read_folder(bundle, empty, list(bundle.manifest.schedules))

@@ -64,7 +64,7 @@ def test_schedules(page: Element) -> None:
     assert found["btp-22"][6:] == ["1.52x", "2.60", "2.31x", "9.0", "–", "–"]
 
 
-def test_graphs_stand_under_every_schedule_that_runs_them(page: Element) -> None:
+def test_graphs_are_listed_under_every_schedule_that_runs_them(page: Element) -> None:
     full, pruned = page.all("table")[1:3]
     assert list(rows(full)) == ["vision.encode", "segment_0.prefill", "segment_0.decode"]
     gate = rows(pruned)["btp-22.0.prefill"]
@@ -98,7 +98,7 @@ def test_a_profile_taken_here() -> None:
 
 def test_no_chain_at_all() -> None:
     page = Tree(report(dataclasses.replace(made.profiling(), chains=()))).root
-    assert "No schedule has all of its graphs." in page.text and not page.all("figure")
+    assert "No schedule has results for all of its graphs." in page.text and not page.all("figure")
 
 
 def test_everything_from_the_data_is_escaped() -> None:

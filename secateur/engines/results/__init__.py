@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What trtexec 10.3 to 11.x writes, read as dataclasses: times, layer times, layers, console output."""
+"""Readers for the output of trtexec 10.3 to 11.x: times, layer times, layers, console output."""

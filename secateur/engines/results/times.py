@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""--exportTimes: the times of every query, warm-up excluded. The format is the same from 10.3 to 11.1.
+"""Times of every query without warm-up (--exportTimes). The format is the same from 10.3 to 11.1.
 
     [
       { "startEnqMs" : 2.67, "endEnqMs" : 2.71, ..., "computeMs" : 0.873472, "d2hMs" : 0, "latencyMs" : 0.87 }
     , { ... }
     ]
 
-Trap: figures have six digits, and the start and end of a query count from the start of the run. After ten
-seconds the time of an enqueue, their difference, is known to 0.1 ms. The console's median (console.py) is exact.
+Pitfall: figures have six digits, and the start and end of a query are counted from the start of the run. After ten
+seconds, their difference (the enqueue time) has a resolution of 0.1 ms. The median in the console output is exact.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ FLAG = "--exportTimes"
 
 @dataclass(frozen=True)
 class Times:
-    """Milliseconds of each query, in order of time; at least one.
+    """Milliseconds of each query in chronological order; at least one query.
 
-    compute   on the GPU
-    enqueue   on the host, coarse (see above)
+    compute   time on the GPU
+    enqueue   time on the host, coarse (see above)
     """
 
     compute: tuple[float, ...]
@@ -36,17 +36,17 @@ class Times:
 
 
 def read_times(path: Path) -> Times:
-    """The times in a file.
+    """Return the times in a file.
 
     Raises:
-        BadMeasurement: it is not such a file, is cut off, or holds no query.
+        BadMeasurement: it is not such a file, is truncated, or contains no query.
     """
     try:
         queries = json.loads(read(path, FLAG))
     except (ValueError, RecursionError) as problem:
-        raise refused(path, FLAG, f"it is cut off or not JSON ({problem})") from None
+        raise refused(path, FLAG, f"it is truncated or not JSON ({problem})") from None
     if not isinstance(queries, list) or not queries:
-        raise refused(path, FLAG, f"it holds {'no query' if queries == [] else 'no list of queries'}")
+        raise refused(path, FLAG, f"it contains {'no query' if queries == [] else 'no list of queries'}")
     try:
         return Times(
             tuple(_milliseconds(query, "computeMs") for query in queries),

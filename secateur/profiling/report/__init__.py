@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One HTML page of a profile, see secateur/report/page.py."""
+"""HTML page of a profile, see secateur/report/page.py."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["report"]
 
 
 def report(profiling: Profiling) -> str:
-    """The page as text. Every string of the data is escaped, by Jinja2 and MarkupSafe."""
+    """Return the page as text. Jinja2 and MarkupSafe escape every string of the data."""
     filters: dict[str, Filter] = {
         "ms": formats.milliseconds,
         "fine": formats.fine,
@@ -41,6 +41,6 @@ def report(profiling: Profiling) -> str:
 
 
 def _graphs(chain: ChainTimes, graphs: Sequence[GraphTimes]) -> list[GraphTimes]:
-    """Those that the schedule runs, in the order of KINDS: the decode step comes last."""
+    """Return the graphs that the schedule runs, in the order of KINDS: the decode step comes last."""
     mine = [graph for graph in graphs if chain.schedule in graph.shares]
     return sorted(mine, key=lambda graph: KINDS.index(graph.part))

@@ -12,10 +12,8 @@ import numpy as np
 from secateur.bundle.graph_plan import largest
 from secateur.bundle.manifest import GraphSpec
 from secateur.bundle.reader import Bundle
-from secateur.engines.device import libraries, this_device
-from secateur.engines.error_recorder import recorder
-from secateur.engines.target import check_target
-from secateur.engines.version import Version
+from secateur.engines.device import libraries, recorder, this_device
+from secateur.engines.version import Version, check_target
 from secateur.errors import SecateurError
 from secateur.runtime.backends import base
 from secateur.runtime.buffer_checks import check_buffers, check_device

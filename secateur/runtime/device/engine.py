@@ -12,7 +12,7 @@ from mmap import mmap
 from typing import Any
 
 from secateur.bundle.manifest import GraphSpec, TensorSpec
-from secateur.engines.error_recorder import Recorder, described
+from secateur.engines.device import Recorder, described
 from secateur.engines.manifest import MEND, EnginePlan, Profile
 from secateur.errors import BadEngine, InputError, SecateurError
 from secateur.runtime.device.device_buffer import DeviceBuffer

@@ -10,7 +10,7 @@ from secateur.bundle.manifest import GraphSpec
 from secateur.bundle.reader import Bundle
 from secateur.bundle.strict_json import read_json
 from secateur.engines.manifest import ENGINES, ENGINES_FILE, MEND, Device, EnginePlan, Engines
-from secateur.engines.plan_key import source
+from secateur.engines.plan_key import plan_key
 from secateur.errors import BadEngine
 
 
@@ -44,7 +44,7 @@ class Plans:
         """
         plan = self.engines.plan(graph.name)
         path = self._folder / plan.file
-        if plan.source != source(self._manifest, self._root, graph, plan.profiles, self.engines.flags):
+        if plan.source != plan_key(self._manifest, self._root, graph, plan.profiles, self.engines.flags):
             raise BadEngine(f"{path} was built from another export of this bundle; {MEND}")
         try:
             with path.open("rb") as file:

@@ -61,7 +61,7 @@ def test_the_last_run_of_a_log_counts(tmp_path: Path) -> None:
         ("", "it is empty"),
         ("bash: trtexec: command not found\n", "no line says '&&&& RUNNING TensorRT.trtexec'"),
         ("&&&& RUNNING TensorRT.trtexec [TensorRT v?] # trtexec", "no line says"),
-        ('[\n  { "count" : 3 }\n]', "it is what --exportProfile writes"),
+        ('[\n  { "count" : 3 }\n]', "it was written by --exportProfile"),
     ],
 )
 def test_files_that_are_none(text: str, said: str, tmp_path: Path) -> None:

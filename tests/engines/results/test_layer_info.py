@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from secateur.engines.results.layer_info import Layer, read_layer_info, split_profile
+from secateur.engines.results.layers import Layer, read_layer_info, split_profile
 from secateur.errors import BadMeasurement
 
 DATA = Path(__file__).parent.parent / "data"
@@ -49,13 +49,13 @@ def test_the_profile_is_split_off(name: str, number: int) -> None:
     ("text", "said"),
     [
         ("", "it is empty"),
-        ('{"Layers": [', "cut off or not JSON"),
+        ('{"Layers": [', "truncated or not JSON"),
         ("[1, 2]", "it has no list 'Layers'"),
         ('{"layers": []}', "it has no list 'Layers'"),
         ('{"Layers": {}}', "it has no list 'Layers'"),
         ('{"Layers": [{"LayerType": "kgen"}]}', "neither a name nor an object with a Name"),
         ('{"Layers": [7]}', "'7' is neither"),
-        ('[\n  { "count" : 3 }\n]', "it is what --exportProfile writes"),
+        ('[\n  { "count" : 3 }\n]', "it was written by --exportProfile"),
     ],
 )
 def test_files_that_are_none(text: str, said: str, tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""--exportProfile: names are not escaped, so any name must come back as it was."""
+"""--exportProfile: names are not escaped, and any name must be read back unchanged."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from secateur.engines.results.layer_times import read_layer_times
+from secateur.engines.results.layers import read_layer_times
 from secateur.errors import BadMeasurement
 
 DATA = Path(__file__).parent.parent / "data"
@@ -57,7 +57,7 @@ milliseconds = st.floats(0, 1e4)
 @given(st.integers(1, 10**6), st.lists(st.tuples(odd, milliseconds, milliseconds), max_size=6))
 @example(1, [('a", "timeMs" : 1, "averageMs" : 2, "medianMs" : 3, "percentage" : 4 }', 1.0, 2.0)])
 @example(1, [('", "', 1.0, 2.0), ("\n]\n", 0.0, 0.0), ("count", 0.5, 0.5), ("count", 0.5, 0.5)])
-def test_any_name_comes_back(
+def test_any_name_is_read_back(
     tmp_path_factory: pytest.TempPathFactory, count: int, layers: list[tuple[str, float, float]]
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "odd.profile.json"
@@ -76,14 +76,14 @@ def test_bytes_that_are_no_utf_8_become_escapes(tmp_path: Path) -> None:
     ("text", "said"),
     [
         ("", "it is empty"),
-        ("[]", "not with the count"),
-        ("[ 1, 2", "its end is cut off"),
+        ("[]", "not with the number of queries"),
+        ("[ 1, 2", "it is truncated"),
         (written(0, []), "no query was profiled"),
         (written(1, [("a", 1.0, float("nan"))]), "this is not a layer"),
         (written(1, [("a", 1.0, 1.0)]).replace("1.0", "fast"), "this is not a layer"),
         (written(1, [("a", 1.0, 1.0)]).replace("medianMs", "meanMs"), "this is not a layer"),
-        ('[ { "startEnqMs" : 1 } ]', "it is what --exportTimes writes"),
-        ('{"Layers": []}', "it is what --exportLayerInfo writes"),
+        ('[ { "startEnqMs" : 1 } ]', "it was written by --exportTimes"),
+        ('{"Layers": []}', "it was written by --exportLayerInfo"),
     ],
 )
 def test_files_that_are_none(text: str, said: str, tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""--exportTimes of 10.3, 10.16 and 11.1, and files that are none."""
+"""--exportTimes of 10.3, 10.16 and 11.1, and invalid files."""
 
 from __future__ import annotations
 
@@ -48,17 +48,17 @@ def test_every_query_is_read(times: list[float], tmp_path_factory: pytest.TempPa
     ("text", "said"),
     [
         ("", "it is empty"),
-        ("[\n]\n", "it holds no query"),
+        ("[\n]\n", "it contains no query"),
         ("{}", "no list of queries"),
-        ("hello", "cut off or not JSON"),
-        ('[ { "startEnqMs" : 1, "endEnqMs" : 2', "cut off or not JSON"),
+        ("hello", "truncated or not JSON"),
+        ('[ { "startEnqMs" : 1, "endEnqMs" : 2', "truncated or not JSON"),
         ('[ { "startEnqMs" : 1, "endEnqMs" : 2, "computeMs" : "1", "latencyMs" : 1 } ]', "computeMs '1', not a time"),
         ('[ { "startEnqMs" : 1, "endEnqMs" : 2, "computeMs" : NaN, "latencyMs" : 1 } ]', "computeMs nan, not a time"),
         ('[ { "startEnqMs" : 1, "endEnqMs" : 2, "latencyMs" : 1 } ]', "computeMs None, not a time"),
         ("[ 7 ]", "computeMs None, not a time"),
-        ('[\n  { "count" : 3 }\n]', "it is what --exportProfile writes"),
-        ('{"Layers": [], "Bindings": []}', "it is what --exportLayerInfo writes"),
-        ("[" * 100_000, "cut off or not JSON"),
+        ('[\n  { "count" : 3 }\n]', "it was written by --exportProfile"),
+        ('{"Layers": [], "Bindings": []}', "it was written by --exportLayerInfo"),
+        ("[" * 100_000, "truncated or not JSON"),
     ],
 )
 def test_files_that_are_none(text: str, said: str, tmp_path: Path) -> None:

@@ -15,9 +15,8 @@ import pytest
 
 from secateur.bundle.strict_json import to_json
 from secateur.engines.device import this_device
-from secateur.engines.manifest import ENGINES, ENGINES_FILE, TIMING_CACHE, EnginePlan, Engines, Limits
-from secateur.engines.plan_key import source
-from secateur.engines.settings import BuilderSettings
+from secateur.engines.manifest import ENGINES, ENGINES_FILE, TIMING_CACHE, BuilderSettings, EnginePlan, Engines, Limits
+from secateur.engines.plan_key import plan_key
 from secateur.engines.shapes import profiles
 from secateur.engines.worker import Job, build
 from secateur.runtime import Bundle
@@ -40,7 +39,13 @@ def build_all(root: Path, limits: Limits = LIMITS, past: int = 0) -> Path:
         digest = hashlib.sha256(plan.read_bytes()).hexdigest()
         plans.append(
             EnginePlan(
-                graph.name, plan.name, digest, source(bundle.manifest, root, graph, admits, flags), admits, memory, 1.0
+                graph.name,
+                plan.name,
+                digest,
+                plan_key(bundle.manifest, root, graph, admits, flags),
+                admits,
+                memory,
+                1.0,
             )
         )
     engines = Engines(device, limits, flags, tuple(plans))
