@@ -18,8 +18,8 @@ ENV PATH=/opt/secateur/bin:${PATH}:/usr/src/tensorrt/bin \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 
-# The environment sees pip and the TensorRT bindings of the base image; all else comes from the index, pinned.
-# cuda-python is no newer than the CUDA of any driver for CUDA 13.
+# The environment uses pip and the TensorRT bindings of the base image; the rest comes from the index, pinned.
+# cuda-python must not be newer than the CUDA of any driver for CUDA 13.
 RUN python3 -m venv --without-pip --system-site-packages /opt/secateur \
     && python -m pip install --no-cache-dir --ignore-installed --only-binary :all: \
         --constraint /opt/wheel/constraints.txt /opt/wheel/*.whl \
@@ -29,7 +29,7 @@ RUN python3 -m venv --without-pip --system-site-packages /opt/secateur \
     && useradd --uid 10001 --create-home secateur \
     && install --directory --owner secateur --group secateur /bundle/engines
 
-# Plans fit one device and one TensorRT version, so they are built on first start and never part of an image.
+# Plans are valid for one device and one TensorRT version, so they are built at the first start, not in the image.
 VOLUME ["/bundle/engines"]
 WORKDIR /home/secateur
 USER 10001

@@ -13,7 +13,7 @@ RUN PIP_CONSTRAINT=constraints.txt pip wheel --no-cache-dir --no-deps --wheel-di
 FROM ${PYTHON_IMAGE} AS exporter
 COPY --from=wheel /src/constraints.txt /wheel/*.whl /opt/wheel/
 
-# torch first and alone from PyTorch's own index: the one of the package index brings several GB of CUDA along.
+# Install torch first, from PyTorch's own index: torch from the package index depends on several GB of CUDA.
 RUN pip install --no-cache-dir --no-deps --index-url https://download.pytorch.org/whl/cpu \
         --constraint /opt/wheel/constraints.txt torch \
     && set -- /opt/wheel/*.whl \
@@ -21,7 +21,7 @@ RUN pip install --no-cache-dir --no-deps --index-url https://download.pytorch.or
     && useradd --uid 10001 --create-home secateur \
     && install --directory --owner secateur --group secateur /work/build
 
-# With --user, whoever runs it has neither a name nor a home in here, and torch asks for both.
+# With --user, the user has no name and no home directory in the container, and torch needs both.
 ENV HOME=/tmp \
     USER=secateur
 VOLUME ["/work/build"]

@@ -18,9 +18,9 @@ ENV PATH=/opt/secateur/bin:${PATH}:/usr/src/tensorrt/bin \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 
-# The environment sees pip and the TensorRT bindings of the base image; all else comes from the index, pinned.
-# tensorrt is looked for, not imported: at run time only, the NVIDIA runtime mounts libraries that it needs.
-# cuda-python is no newer than the CUDA of JetPack 6.
+# The environment uses pip and the TensorRT bindings of the base image; the rest comes from the index, pinned.
+# tensorrt is only searched for, not imported: the NVIDIA runtime mounts its libraries at run time.
+# cuda-python must not be newer than the CUDA of JetPack 6.
 RUN python3 -m venv --without-pip --system-site-packages /opt/secateur \
     && python -m pip install --no-cache-dir --ignore-installed --only-binary :all: \
         --constraint /opt/wheel/constraints.txt /opt/wheel/*.whl \
@@ -30,7 +30,7 @@ RUN python3 -m venv --without-pip --system-site-packages /opt/secateur \
     && useradd --uid 10001 --groups video --create-home secateur \
     && install --directory --owner secateur --group secateur /bundle/engines
 
-# Plans fit one device and one TensorRT version, so they are built on first start and never part of an image.
+# Plans are valid for one device and one TensorRT version, so they are built at the first start, not in the image.
 VOLUME ["/bundle/engines"]
 WORKDIR /home/secateur
 USER 10001

@@ -92,7 +92,7 @@ def is_pinned(image: str) -> bool:
 
 
 def is_ignored(path: str) -> bool:
-    """By .dockerignore, where the last pattern that fits decides."""
+    """Return whether .dockerignore excludes the path; the last matching pattern decides."""
     ignored = False
     for line in IGNORED:
         pattern = line.removeprefix("!").rstrip("/")
@@ -124,7 +124,7 @@ def test_every_base_image_is_an_argument_with_a_pinned_default(name: str) -> Non
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_the_last_stage_runs_secateur_as_nobody_special(name: str) -> None:
+def test_the_last_stage_runs_secateur_as_an_unprivileged_user(name: str) -> None:
     stage = stages(name)[-1]
     assert stage.name == ("device" if name in DEVICES else "exporter")
     (user,) = stage.words("USER")
@@ -143,7 +143,7 @@ def test_the_last_stage_runs_secateur_as_nobody_special(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_the_last_stage_has_no_tools_and_no_left_overs(name: str) -> None:
+def test_the_last_stage_has_no_build_tools_and_no_caches(name: str) -> None:
     for run in stages(name)[-1].values("RUN"):
         words = {word.partition("=")[0] for command in commands(run) for word in command}
         assert not words & BUILD_TOOLS and not any(word.endswith("-dev") for word in words), words
@@ -188,7 +188,7 @@ def test_nothing_else_is_sent_to_the_builder() -> None:
 
 
 def test_what_is_copied_makes_the_whole_wheel(tmp_path: Path) -> None:
-    """The copied files, and no others, give the package with its data."""
+    """The copied files suffice to build the package with its data."""
     for source in {s for copy in stages("exporter")[0].values("COPY") for s in copy.split()[:-1]}:
         if (ROOT / source).is_dir():
             shutil.copytree(ROOT / source, tmp_path / source, ignore=shutil.ignore_patterns("__pycache__"))
@@ -218,7 +218,7 @@ RUNS = [c for c in COMMANDS if c[:2] == ["docker", "run"]]
 
 
 def split_run(command: list[str]) -> tuple[str, str, list[str]]:
-    """docker's options as text, the image's name, what secateur gets."""
+    """Return docker's options as text, the image's name, and secateur's arguments."""
     at = next(i for i, word in enumerate(command) if word.startswith("secateur:"))
     return " ".join(command[2:at]), command[at].removeprefix("secateur:"), command[at + 1 :]
 

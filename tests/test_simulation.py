@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The simulated device notices what a real one would not forgive, and computes what ONNX Runtime computes."""
+"""The simulated device detects errors that break a real one, and computes the same as ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Simulation:
         return address
 
     def read(self, address: int, dtype: Any, shape: tuple[int, ...]) -> Any:
-        """What lies there, as the simulation itself sees it."""
+        """Return the memory contents as the simulation sees them."""
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         return self.simulated.device.memory.find(address, size).array(np.dtype(dtype), shape)
 
@@ -48,7 +48,7 @@ class Simulation:
         self.ok(self.cudart.cudaMemcpyAsync(target, source, size, self.cudart.cudaMemcpyKind[kind], self.stream))
 
     def upload(self, array: Any) -> int:
-        """Device memory with these contents, once somebody synchronises."""
+        """Device memory with these contents after synchronization."""
         address = self.device(array.nbytes)
         self.copy(address, self.pinned(array), array.nbytes, "cudaMemcpyHostToDevice")
         return address
@@ -116,7 +116,7 @@ def test_other_processes_see_it_too(simulated: Any) -> None:
     assert done.stdout.split() == ["10.3.0.30", "cudaSuccess"]
 
 
-def test_work_is_done_when_somebody_waits(made: Simulation, model: Path) -> None:
+def test_work_is_done_at_synchronization(made: Simulation, model: Path) -> None:
     context, out, x = ready(made, model)
     assert context.infer_shapes() == []
     assert context.execute_async_v3(int(made.stream))
@@ -204,7 +204,7 @@ def test_rows_of_a_pitched_copy(made: Simulation) -> None:
 
 
 def test_a_pitched_copy_stays_in_its_memory(made: Simulation) -> None:
-    """It ends behind its last row, and no row lies on one that is read."""
+    """The copy ends after its last row, and no row overlaps one that is read."""
     address, kind = made.upload(np.arange(24, dtype=np.uint8)), made.cudart.cudaMemcpyKind.cudaMemcpyDeviceToDevice
 
     def copy(to: int, pitch: int, width: int, height: int) -> Any:
@@ -317,7 +317,7 @@ def test_a_damaged_timing_cache(made: Simulation, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("operators", ["Add", "TopK,Add"])
-def test_the_parser_says_what_it_cannot_take(
+def test_the_parser_names_what_it_does_not_support(
     made: Simulation, model: Path, operators: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SIMULATED_UNSUPPORTED", operators)

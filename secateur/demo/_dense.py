@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stage 1: the tower learns to read, patch by patch.
+"""Stage 1: the vision tower learns to classify every patch.
 
-From the language loss alone a tower this small never learns to tell digits apart. So each patch of an object is asked
-for the object's digit, colour and cell, through the projector and against the word embeddings themselves: tower,
-projector and embeddings come out aligned, a projected patch being a mix of the embeddings of its three words. The class
-token of the last layer is asked which digits and colours are in the picture, so that its attention means something.
+With the language loss alone, a tower this small does not learn to distinguish digits. So the projected patches of an
+object are trained to predict its digit, color and cell, with the word embeddings as classifier weights. This aligns
+tower, projector and embeddings: a projected patch becomes a mix of the embeddings of its three words. The class token
+of the last layer is trained to predict the digits and colors in the picture, which makes its attention meaningful.
 
     pixel_values  [B, 3, 96, 96]
-    digit, color, position  int64 [B, 144]   class of the patch, the last class being "nothing"
-    centre   float [B, 144]   1 in the patch with an object's centre (helps counting)
-    present  float [B, 10 + 7]   digits and colours of the scene
+    digit, color, position  int64 [B, 144]   class of the patch, the last class is "nothing"
+    centre   float [B, 144]   1 in the patch at the center of an object (helps counting)
+    present  float [B, 10 + 7]   digits and colors of the scene
 """
 
 from typing import Any
@@ -30,25 +30,25 @@ __all__ = ["DenseStage", "pixels"]
 
 GRID = SIZE // PATCH
 WORDS = {"digit": DIGIT_WORDS, "color": COLOR_WORDS, "position": POSITION_WORDS}
-NOTHING_WEIGHT = 0.1  # background patches are many and easy
+NOTHING_WEIGHT = 0.1  # there are many background patches, and they are easy
 SHARPNESS = 4.0  # logits per unit of dot product: keeps projected patches about as long as word embeddings
 
 
 def pixels(scenes: list[Scene], mean: Tensor, std: Tensor) -> Tensor:
-    """pixel_values float [B, 3, 96, 96], equal to the processor's for images that need no resizing."""
+    """Return pixel_values float [B, 3, 96, 96], equal to the processor's for images that need no resizing."""
     stacked = np.stack([np.asarray(each.image) for each in scenes])
     values = torch.from_numpy(stacked).permute(0, 3, 1, 2).float() / 255
     return (values - mean[:, None, None]) / std[:, None, None]
 
 
 def normalization() -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation [3] of the demo's image processor."""
+    """Return mean and standard deviation [3] of the demo's image processor."""
     image_processor = build_processor().image_processor
     return torch.tensor(image_processor.image_mean), torch.tensor(image_processor.image_std)
 
 
 class DenseScenes(Dataset[Batch]):
-    """Crowded scenes (digits and colours repeat) with a label for every patch; item s is the batch of step s."""
+    """Crowded scenes (digits and colors repeat) with a label for every patch; item s is the batch of step s."""
 
     def __init__(self, seed: int, batch: int, split: str = "train", deformation: float = 1.6) -> None:
         self.seed, self.batch, self.split, self.deformation = seed, batch, split, deformation
@@ -83,7 +83,7 @@ def _labels(shown: Scene) -> dict[str, Tensor]:
 
 
 class DenseHeads(nn.Module):
-    """What only stage 1 needs: a vector for "nothing", and heads for the centre and for the class token."""
+    """Parameters used in stage 1 only: a vector for "nothing", and heads for the center and for the class token."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -93,7 +93,7 @@ class DenseHeads(nn.Module):
 
 
 class DenseStage:
-    """Trains tower, projector and word embeddings; the decoder stays as it is."""
+    """Training of tower, projector and word embeddings; the decoder is not changed."""
 
     name = "dense"
     warmup = 200
@@ -152,7 +152,7 @@ class DenseStage:
 
     @torch.no_grad()
     def accuracy(self, split: str, batches: int = 10) -> dict[str, float]:
-        """Share of object patches read right, per attribute, on scenes of another split (undeformed)."""
+        """Return the share of correct object patches per attribute, on undeformed scenes of another split."""
         unseen = DenseScenes(self.seed, self.batch, split, deformation=1.0)
         sums: dict[str, float] = {}
         for step in range(batches):

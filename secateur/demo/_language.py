@@ -48,7 +48,7 @@ Words = list[tuple[str, float]]  # one turn: words with their weights
 
 
 class Turns(Dataset[Batch]):
-    """Item s is the batch of step s. chain_share is the first part of the run, in which there are only chains."""
+    """Batches by step. The first `chain_share` of the run has only chains."""
 
     def __init__(self, seed: int, steps: int, batch: int, split: str = "train", chain_share: float = 0.1) -> None:
         self.seed, self.steps, self.batch, self.split = seed, steps, batch, split
@@ -72,7 +72,7 @@ class Turns(Dataset[Batch]):
         return {"pixel_values": pixels(scenes, self.mean, self.std), "sort": sort, **pack(turns, width)}
 
     def plan(self, step: int, rng: np.random.Generator) -> tuple[str, tuple[int, int]]:
-        """Sort of batch and range of object counts at one step: few objects first, then as in the questions."""
+        """Return kind of batch and range of object counts of a step: few objects first, then as in questions."""
         share = step / max(1, self.chain_steps)
         if share < 0.25:
             return "chains", (1, 2)
@@ -85,7 +85,7 @@ class Turns(Dataset[Batch]):
 
 
 def pack(turns: list[list[Words]], width: int) -> dict[str, Tensor]:
-    """Token tensors of B images with equally many turns, each padded to width tokens, all of them to ROOM."""
+    """Return token tensors of B images with equally many turns, each padded to `width` tokens, and all to ROOM."""
     ids = {word: index for index, word in enumerate(VOCABULARY)}
     head = [ids[word] for word in HEAD]
     input_ids = torch.full((len(turns), len(head) + ROOM), ids["<pad>"])
@@ -117,7 +117,7 @@ def _turn(asked: SceneQuestion) -> Words:
 
 
 def _conversation(asked: list[SceneQuestion]) -> Words:
-    """A first question, then follow-ups, as the chat template puts them. Cut to the room there is."""
+    """Return a first question and follow-up questions in the form of the chat template, truncated to ROOM."""
     words = _turn(asked[0])
     for each in asked[1:]:
         words += [("user", 0.0), (":", 0.0), *_turn(each)]
@@ -134,7 +134,7 @@ def _chain(shown: Scene, rng: np.random.Generator) -> Words:
 
 
 def _mixed(shown: Scene, count: int, rng: np.random.Generator) -> list[SceneQuestion]:
-    """count questions about one scene, the kinds as evenly as it goes, in random order."""
+    """Return `count` questions about one scene in random order, with the kinds as balanced as possible."""
     asked = questions(shown, rng)
     rounds = -(-count // len(KINDS))
     kinds = np.concatenate([rng.permutation(len(KINDS)) for _ in range(rounds)])[:count]
@@ -144,7 +144,7 @@ def _mixed(shown: Scene, count: int, rng: np.random.Generator) -> list[SceneQues
 
 
 class LanguageStage:
-    """Trains the decoder; projector and word embeddings, aligned by stage 1, follow slowly."""
+    """Training of the decoder. Projector and word embeddings, aligned by stage 1, have lower learning rates."""
 
     name = "language"
     warmup = 100

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The training loop both stages share: seeded batches by step number, cosine schedule, atomic checkpoints, progress."""
+"""Training loop of both stages: seeded batches by step number, cosine schedule, atomic checkpoints, progress."""
 
 import math
 import os
@@ -23,33 +23,33 @@ Batch = dict[str, Any]
 
 
 class Stage(Protocol):
-    """What a stage brings along. A batch depends on its step alone, so a resumed run sees what it would have seen."""
+    """Interface of a training stage. A batch depends only on its step, so a resumed run gets the same batches."""
 
     name: str
     steps: int
     learning_rate: float
     warmup: int
-    module: nn.Module  # everything a checkpoint has to hold
+    module: nn.Module  # all parameters of a checkpoint
 
     def groups(self) -> list[dict[str, Any]]:
-        """Parameter groups for AdamW; "scale" is a group's share of the learning rate."""
+        """Return parameter groups for AdamW; "scale" multiplies the learning rate of a group."""
 
     def data(self) -> Dataset[Batch]:
-        """item s is the whole batch of step s."""
+        """Return the data set whose item s is the whole batch of step s."""
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, float]]:
-        """Loss and what to show beside it."""
+        """Return the loss and the figures to show with it."""
 
 
 def train(stage: Stage, folder: Path, console: Console, *, resume: bool, workers: int, save_every: int = 250) -> float:
-    """Run stage to its last step and return the seconds it took, those before a resume included."""
+    """Run the stage to its last step. Return the total seconds, including those before a resume."""
     optimizer = torch.optim.AdamW(stage.groups(), lr=stage.learning_rate, betas=(0.9, 0.98), weight_decay=0.02)
     checkpoint = folder / f"{stage.name}.pt"
     first, seconds = 0, 0.0
     if resume and checkpoint.exists():
         state = torch.load(checkpoint, map_location="cpu", weights_only=True)
         if state["steps"] != stage.steps:
-            raise InputError(f"{checkpoint} is of a run of {state['steps']} steps, this one has {stage.steps}")
+            raise InputError(f"{checkpoint} belongs to a run of {state['steps']} steps, this run has {stage.steps}")
         stage.module.load_state_dict(state["module"])
         optimizer.load_state_dict(state["optimizer"])
         first, seconds = state["step"], state["seconds"]
@@ -84,7 +84,7 @@ def train(stage: Stage, folder: Path, console: Console, *, resume: bool, workers
 
 
 def _rate(step: int, stage: Stage) -> float:
-    """Linear warm-up, then a cosine down to (almost) nothing."""
+    """Return the learning rate: linear warm-up, then a cosine down to 0.5 %."""
     if step < stage.warmup:
         return stage.learning_rate * (step + 1) / stage.warmup
     share = (step - stage.warmup) / max(1, stage.steps - stage.warmup)
@@ -92,7 +92,7 @@ def _rate(step: int, stage: Stage) -> float:
 
 
 def _save(path: Path, stage: Stage, optimizer: torch.optim.Optimizer, step: int, seconds: float) -> None:
-    """Write beside the old checkpoint, then rename: a kill leaves either the old one or the new one, whole."""
+    """Write a temporary file and rename it: after a kill, either the old or the new checkpoint is complete."""
     state = {
         "step": step,
         "steps": stage.steps,
@@ -111,7 +111,7 @@ def _moved(batches: Iterable[Batch], device: torch.device) -> Iterable[Batch]:
 
 
 def _note(recent: deque[dict[str, float]], pace: float) -> str:
-    """Running means over the last steps; a step need not report every figure."""
+    """Return running means over the last steps. A step may omit figures."""
     names = dict.fromkeys(name for each in recent for name in each)
     means = {name: [each[name] for each in recent if name in each] for name in names}
     return "  ".join(f"{name} {sum(each) / len(each):.3f}" for name, each in means.items()) + f"  {pace:.2f} it/s"

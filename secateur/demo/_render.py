@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pixels of a scene: a smooth textured background, distractor blobs, and tinted handwritten digits."""
+"""Pixels of a scene: smooth textured background, distractor blobs, and tinted handwritten digits."""
 
 import math
 
@@ -24,7 +24,7 @@ Pixels = npt.NDArray[np.float32]
 
 
 def background(rng: np.random.Generator) -> Pixels:
-    """Float [96, 96, 3], 0 .. 255: two octaves of smooth, rather dark texture."""
+    """Return float [96, 96, 3], 0 .. 255: two octaves of smooth, rather dark texture."""
     level = rng.uniform(45, 95)
     canvas = np.full((SIZE, SIZE, 3), level, dtype=np.float32)
     for cells, strength in ((4, 22.0), (11, 9.0)):
@@ -38,28 +38,28 @@ def background(rng: np.random.Generator) -> Pixels:
 
 
 def glyph(digit: npt.NDArray[np.uint8], side: int, rng: np.random.Generator, strength: float = 1.0) -> Pixels:
-    """Alpha mask float [side, side], 0 .. 1, of one 8x8 digit, a little turned, sheared and scaled.
+    """Return the alpha mask float [side, side], 0 .. 1, of one 8x8 digit, slightly rotated, sheared and scaled.
 
-    strength scales the deformation: 1 for the scenes of the demo, more to train on.
+    strength  factor of the deformation: 1 for the scenes of the demo, more for training
     """
     angle = math.radians(rng.uniform(-9, 9) * strength)
     shear = rng.uniform(-0.12, 0.12) * strength
     wide, high = rng.uniform(0.94, 1.06, 2) ** strength
     step = 8.0 / side
     cos, sin = math.cos(angle), math.sin(angle)
-    # Output pixel -> place in the 8x8 source; the digit turns about its middle.
+    # Output pixel -> position in the 8x8 source; the digit rotates about its center.
     a, b = step * cos / wide, step * (sin + shear) / wide
     d, e = -step * sin / high, step * cos / high
     middle = side / 2
     c, f = 4 - (a + b) * middle, 4 - (d + e) * middle
     source = Image.fromarray(digit.astype(np.float32) / 16.0)
     mask = source.transform((side, side), Image.Transform.AFFINE, (a, b, c, d, e, f), Image.Resampling.BICUBIC)
-    # Thin strokes of a small digit stay legible: full ink from 80 % on.
+    # Full ink from 80 % keeps thin strokes of a small digit legible.
     return np.clip(np.asarray(mask) * 1.25, 0.0, 1.0)
 
 
 def blob(rng: np.random.Generator) -> tuple[Pixels, float, float]:
-    """A soft filled ellipse that is no digit: alpha mask float [96, 96] and its centre (x, y)."""
+    """Return a soft filled ellipse as a distractor: alpha mask float [96, 96] and its center (x, y)."""
     x, y = rng.uniform(4, SIZE - 4, 2)
     long, short = rng.uniform(4.5, 9.0), rng.uniform(3.5, 6.0)
     angle = rng.uniform(0, math.pi)
@@ -72,7 +72,7 @@ def blob(rng: np.random.Generator) -> tuple[Pixels, float, float]:
 
 
 def paint(canvas: Pixels, mask: Pixels, color: str, left: int, top: int, rng: np.random.Generator) -> None:
-    """Blend one tinted mask [h, w] into canvas [96, 96, 3], in place."""
+    """Blend one tinted mask [h, w] into the canvas [96, 96, 3], in place."""
     tint = np.asarray(COLORS[color], dtype=np.float32) * rng.uniform(0.88, 1.04) + rng.normal(0, 5, 3)
     high, wide = mask.shape
     region = canvas[top : top + high, left : left + wide]

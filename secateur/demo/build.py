@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The untrained demo model: LLaVA-1.5's architecture, small, with its tokenizer, image processor and chat template.
+"""Untrained demo model: a small LLaVA-1.5 with tokenizer, image processor and chat template.
 
 CLIP tower 96x96, patch 8 (144 vision tokens), 5 layers x 128, read at layer -2; two-layer projector; Llama decoder of
-16 layers x 128 with 4 query and 2 key/value heads. Deep and narrow on purpose: pruning after an early layer then saves
-most of the decoder, and a question is understood well before half the depth.
+16 layers x 128 with 4 query and 2 key/value heads. It is deep and narrow, so that pruning after an early layer saves
+most of the decoder's work, and the model understands a question in its first half.
 """
 
 import torch
@@ -61,11 +61,11 @@ CHAT_TEMPLATE = """\
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Lower-cased whole words; "top-left" is one word, punctuation and the line break are words of their own."""
+    """Return a tokenizer of lower-case words. "top-left" is one word; punctuation and the line break are words too."""
     model = WordLevel({word: index for index, word in enumerate(VOCABULARY)}, unk_token="<unk>")
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.Lowercase()
-    # Everything the pattern does not match (spaces, tabs) is dropped.
+    # Text that the pattern does not match (spaces, tabs) is dropped.
     word = Regex(r"[a-z]+(-[a-z]+)*|[0-9]+|\n|[^\sa-z0-9]")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split(word, "removed", invert=True)],
@@ -84,7 +84,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def build_processor() -> LlavaProcessor:
-    """Tokenizer, PIL image processor (no torchvision needed) and chat template in one."""
+    """Return tokenizer, PIL image processor (without torchvision) and chat template as one processor."""
     return LlavaProcessor(
         image_processor=CLIPImageProcessorPil(
             size={"shortest_edge": SIZE},
@@ -99,7 +99,7 @@ def build_processor() -> LlavaProcessor:
 
 
 def build_model(seed: int = 0) -> LlavaForConditionalGeneration:
-    """The model with seeded random weights, fp32. Leaves torch's global random state as it was."""
+    """Return the model with seeded random weights, fp32. torch's global random state is not changed."""
     vision = CLIPVisionConfig(
         hidden_size=WIDTH,
         intermediate_size=4 * WIDTH,
@@ -118,7 +118,7 @@ def build_model(seed: int = 0) -> LlavaForConditionalGeneration:
         num_key_value_heads=2,
         max_position_embeddings=1024,
         tie_word_embeddings=True,
-        # At this width the customary 0.02 makes the layers of a deep stack too faint to start learning.
+        # With the usual 0.02, the output of the layers is too small at this width and depth for learning to start.
         initializer_range=0.06,
         pad_token_id=VOCABULARY.index("<pad>"),
         bos_token_id=VOCABULARY.index("<s>"),

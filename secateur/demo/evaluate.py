@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Held-out accuracy of a demo model, with transformers' own `generate` in fp32."""
+"""Held-out accuracy of a demo model, with transformers' `generate` in fp32."""
 
 from collections import defaultdict
 from pathlib import Path
@@ -14,7 +14,7 @@ __all__ = ["accuracy", "answers"]
 
 
 def accuracy(directory: Path, count: int = 1000, split: str = "test", seed: int = 0) -> dict[str, float]:
-    """Share of questions answered with exactly the one right word: "overall" and per kind."""
+    """Return the share of questions with exactly the right word as answer: "overall" and per kind."""
     asked = list(samples(split, count, seed))
     right: dict[str, list[bool]] = {kind: [] for kind in KINDS}
     for sample, answer in zip(asked, answers(directory, asked), strict=True):
@@ -26,13 +26,13 @@ def accuracy(directory: Path, count: int = 1000, split: str = "test", seed: int 
 
 @torch.inference_mode()
 def answers(directory: Path, asked: list[SceneSample], batch: int = 50) -> list[str]:
-    """The model's greedy answer to each sample, in order."""
+    """Return the model's greedy answer to each sample, in order."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     processor: LlavaProcessor = LlavaProcessor.from_pretrained(directory)
     model: Any = LlavaForConditionalGeneration.from_pretrained(directory, dtype=torch.float32)
     model.to(device).eval()
     prompts = [prompt(processor, sample.question) for sample in asked]
-    # Questions of equal length go together, so that no prompt needs padding.
+    # A batch has questions of equal length, so that no prompt needs padding.
     by_length: dict[int, list[int]] = defaultdict(list)
     for index, text in enumerate(prompts):
         by_length[len(processor.tokenizer(text).input_ids)].append(index)
@@ -51,6 +51,6 @@ def answers(directory: Path, asked: list[SceneSample], batch: int = 50) -> list[
 
 
 def prompt(processor: LlavaProcessor, question: str) -> str:
-    """The chat template's text for one image with one question."""
+    """Return the chat template's text for one image with one question."""
     content: Any = [{"type": "image"}, {"type": "text", "text": question}]
     return str(processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True))

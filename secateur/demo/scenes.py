@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Generated scenes and questions for the demo model: all of it follows from a split and a seed.
+"""Scenes and questions for the demo model, generated from a split and a seed.
 
-A scene is a 96x96 image with 2 to 5 small handwritten digits (14 to 20 pixels), each in its own colour and with its
-centre in its own cell of a 3x3 grid, so that every question has exactly one answer:
+A scene is a 96x96 image with 2 to 5 small handwritten digits (14 to 20 pixels). Each has its own color and its center
+in its own cell of a 3x3 grid, so that every question has exactly one answer:
 
     kind      question                           answer
     color     what color is the seven ?          red
@@ -10,7 +10,7 @@ centre in its own cell of a 3x3 grid, so that every question has exactly one ans
     count     how many digits are there ?        three
     position  where is the red digit ?           top-left
     digit_at  what digit is at top-left ?        seven
-    presence  is there a seven ?                 yes / no, as often one as the other
+    presence  is there a seven ?                 yes / no, equally often
 """
 
 import json
@@ -38,14 +38,14 @@ KINDS = ("color", "digit", "count", "position", "digit_at", "presence")
 
 CELL = SIZE // 3
 SMALLEST, LARGEST = 14, 20  # pixels, side of a digit's box
-MARGIN = 3  # pixels between a digit's centre and the border of its cell: positions are never a matter of taste
+MARGIN = 3  # pixels between a digit's center and the border of its cell, so that positions are unambiguous
 GAP = 2  # pixels between two boxes
 PICTURE_SEEDS = (1, 2, 3, 4)
 
 
 @dataclass(frozen=True)
 class Object:
-    """One digit of a scene. Its box is side x side pixels, from (left, top)."""
+    """One digit of a scene. Its box has side x side pixels, from (left, top)."""
 
     digit: str
     color: str
@@ -56,7 +56,7 @@ class Object:
     source: int  # row of the digit's image in its split
 
     def overlaps(self, other: "Object", gap: int = 0) -> bool:
-        """Whether the two boxes come closer than gap pixels."""
+        """Return whether the two boxes are closer than `gap` pixels."""
         apart = (
             self.left + self.side + gap <= other.left
             or other.left + other.side + gap <= self.left
@@ -98,13 +98,13 @@ def scene(
     repeats: bool = False,
     deformation: float = 1.0,
 ) -> Scene:
-    """The scene of one seed in "train", "calibration" (the same writers), "validation" or "test" (others each).
+    """Return the scene of one seed in "train", "calibration" (same writers), "validation" or "test" (other writers).
 
-    counts is the range of the number of digits. Training may ask for denser scenes in which digits and colours repeat,
-    and for stronger deformation; questions need the defaults.
+    counts is the range of the number of digits. Training uses denser scenes in which digits and colors repeat, and
+    stronger deformation; questions need the defaults.
     """
     if not 1 <= counts[0] <= counts[1] <= len(POSITION_WORDS):
-        raise InputError(f"counts must lie in 1 .. {len(POSITION_WORDS)}, lower bound first, got {counts}")
+        raise InputError(f"counts must be in 1 .. {len(POSITION_WORDS)}, lower bound first, got {counts}")
     rng = _generator("scene", split, seed)
     images, labels = digit_images(split)
     objects = _place(rng, int(rng.integers(counts[0], counts[1] + 1)), repeats, labels)
@@ -123,7 +123,7 @@ def scene(
 
 
 def questions(scene: Scene, rng: np.random.Generator) -> list[SceneQuestion]:
-    """Every question that scene can answer, once each; as many presence questions with "no" as with "yes"."""
+    """Return every question about the scene once, with as many presence questions with "no" as with "yes"."""
     asked = [SceneQuestion("how many digits are there ?", DIGIT_WORDS[len(scene.objects)], "count")]
     for each in scene.objects:
         asked += [
@@ -140,13 +140,13 @@ def questions(scene: Scene, rng: np.random.Generator) -> list[SceneQuestion]:
 
 
 def samples(split: str, count: int, seed: int = 0) -> Iterator[SceneSample]:
-    """count samples, each on a scene of its own; kinds take turns, and answers of presence questions do too."""
+    """Yield `count` samples, each with its own scene. Kinds alternate, and so do the answers of presence questions."""
     for index in range(count):
         yield sample(split, index, seed)
 
 
 def sample(split: str, index: int, seed: int = 0) -> SceneSample:
-    """The sample at index of those of a seed."""
+    """Return the sample of a seed at `index`."""
     rng = _generator("samples", split, seed, index)
     shown = scene(int(rng.integers(2**62)), split)
     kind = KINDS[index % len(KINDS)]
@@ -177,13 +177,13 @@ def write_pictures(folder: Path | None = None) -> None:
 
 
 def _generator(*key: str | int) -> np.random.Generator:
-    """A generator of its own for every key: splits never share a stream. crc32, since hash() of a string is salted."""
+    """Return the random generator of a key; splits never share one. Uses crc32, as hash() of a string is salted."""
     words = [zlib.crc32(part.encode()) if isinstance(part, str) else part for part in key]
     return np.random.default_rng(words)
 
 
 def _place(rng: np.random.Generator, count: int, repeats: bool, labels: npt.NDArray[np.uint8]) -> tuple[Object, ...]:
-    """count digits, one per cell, without overlap. Starts over in the rare case that a cell has no room left."""
+    """Return `count` digits, one per cell, without overlap. Starts again in the rare case that a cell has no room."""
     while True:
         cells = rng.permutation(len(POSITION_WORDS))[:count]
         digits = rng.integers(10, size=count) if repeats else rng.permutation(10)[:count]
@@ -211,6 +211,6 @@ def _object(rng: np.random.Generator, cell: int, digit: str, color: str, source:
 
 
 def _clear(x: float, y: float, each: Object) -> bool:
-    """Whether a blob around (x, y) leaves the digit's box free."""
+    """Return whether a blob around (x, y) leaves the digit's box free."""
     reach = each.side / 2 + 8
     return abs(x - each.left - each.side / 2) > reach or abs(y - each.top - each.side / 2) > reach

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The recipe of the demo model: everything follows from the seed and the numbers of steps.
+"""Training recipe of the demo model, determined by the seed and the numbers of steps.
 
     python -m secateur.demo.train --out build/demo-model            about an hour on 2 CPU cores, less on a GPU
-    python -m secateur.demo.train --out build/demo-model --resume   go on after a kill
+    python -m secateur.demo.train --out build/demo-model --resume   continue after a kill
     python -m secateur.demo.train --evaluate                        held-out accuracy of the model in the package
 
-Stage 1 teaches the tower to read, patch by patch (_dense.py); stage 2 teaches the decoder to answer (_language.py). The
-model is written as fp16 safetensors, in one rename, when both are done and it is measured. If other programs share the
-cores, OMP_NUM_THREADS=1 is faster than threads that wait for each other.
+Stage 1 trains the tower to classify every patch (_dense.py); stage 2 trains the decoder to answer (_language.py). After
+both, the model is measured and written as fp16 safetensors, in one rename. If other programs share the cores,
+OMP_NUM_THREADS=1 is faster than threads that wait for each other.
 """
 
 import argparse
@@ -51,12 +51,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def measure(options: argparse.Namespace) -> dict[str, float]:
-    """Held-out accuracy of the model in --out."""
+    """Return the held-out accuracy of the model in --out."""
     return accuracy(options.out, options.questions)
 
 
 def make(options: argparse.Namespace, console: Console) -> dict[str, float]:
-    """Train, write, measure, and only then put the new model in its place."""
+    """Train, write and measure the model, and only then replace the old one."""
     model, report = train_model(options, console)
     with atomic_folder(options.out, options.force, "config.json") as fresh:
         save(model, fresh)
@@ -66,32 +66,34 @@ def make(options: argparse.Namespace, console: Console) -> dict[str, float]:
 
 
 def _check(options: argparse.Namespace) -> None:
-    """Refuse what would fail later, or lose something."""
+    """Refuse options that would fail later or overwrite results."""
     if options.evaluate:
         if not (options.out / "config.json").exists():
-            raise BadModel(f"{options.out} holds no model; give --out the folder of one")
+            raise BadModel(f"{options.out} contains no model; set --out to the folder of a model")
         return
     for name in ("questions", "dense_steps", "language_steps", "dense_batch", "language_batch"):
         if getattr(options, name) < 1:
             raise InputError(f"--{name.replace('_', '-')} is {getattr(options, name)}; it must be at least 1")
     if options.workers < 0 or not 0 <= options.seed < 2**32:
-        raise InputError("--workers must be at least 0, and --seed within 0 and 4294967295")
+        raise InputError("--workers must be at least 0, and --seed between 0 and 4294967295")
     check_folder_free(options.out, options.force, "config.json")
     if options.resume and not any(options.work.glob("*.pt")):
-        raise InputError(f"{options.work} holds no checkpoint to go on from; leave --resume out")
+        raise InputError(f"{options.work} contains no checkpoint; omit --resume")
     if any(options.work.glob("*.pt")) and not options.resume:
-        raise BadOutput(f"{options.work} holds checkpoints; --resume goes on with them, another --work starts afresh")
+        raise BadOutput(
+            f"{options.work} contains checkpoints; use --resume to continue, or another --work to start again"
+        )
 
 
 def train_model(options: argparse.Namespace, console: Console) -> tuple[LlavaForConditionalGeneration, dict[str, Any]]:
-    """Both stages, and a report of what was done."""
+    """Train both stages, and return the model and a report."""
     options.work.mkdir(parents=True, exist_ok=True)
     model = build_model(options.seed)
     model.train()
-    # nn.Module's own method: transformers' wrapper of it is typed for another self.
+    # Method of nn.Module, because transformers' wrapper has a type for another self.
     torch.nn.Module.to(model, "cuda" if torch.cuda.is_available() else "cpu")
     if model.device.type == "cpu":
-        # For sequences this short, plain matrix products beat the fused kernel, whose backward is slow on CPU.
+        # For short sequences, plain matrix products are faster than the fused kernel, whose backward is slow on CPU.
         model.set_attn_implementation("eager")
     if options.compile:
         for layer in model.model.language_model.layers:
@@ -118,14 +120,14 @@ def train_model(options: argparse.Namespace, console: Console) -> tuple[LlavaFor
 
 
 def save(model: LlavaForConditionalGeneration, folder: Path) -> None:
-    """Write fp16 weights, tokenizer, processor and chat template into folder."""
+    """Write fp16 weights, tokenizer, processor and chat template into the folder."""
     halved = LlavaForConditionalGeneration(model.config)
     halved.load_state_dict(model.state_dict())
     torch.nn.Module.half(halved)
     halved.save_pretrained(folder)
     build_processor().save_pretrained(folder)
     for each in folder.iterdir():
-        each.chmod(0o644)  # the weights come readable by their owner alone, which would go into a package as it is
+        each.chmod(0o644)  # weights are saved readable by their owner only, and a package would keep this mode
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -134,7 +136,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--out", type=Path, default=model_directory(), help="model directory to write or to evaluate")
     parser.add_argument("--work", type=Path, default=Path("build/demo-training"), help="folder of the checkpoints")
-    parser.add_argument("--resume", action="store_true", help="go on from the checkpoints in --work")
+    parser.add_argument("--resume", action="store_true", help="continue from the checkpoints in --work")
     parser.add_argument("--force", action="store_true", help="replace --out if it exists")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dense-steps", type=int, default=6000, help="steps of stage 1")
@@ -142,7 +144,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--language-steps", type=int, default=2600, help="steps of stage 2")
     parser.add_argument("--language-batch", type=int, default=16, help="scenes per step of stage 2")
     spare = min(8, max(1, (os.cpu_count() or 1) - 1))
-    parser.add_argument("--workers", type=int, default=spare, help="processes that draw scenes; 0: draw in between")
+    parser.add_argument(
+        "--workers", type=int, default=spare, help="processes that generate scenes; 0: the training process"
+    )
     parser.add_argument("--compile", action="store_true", help="compile the decoder: 1.5 times faster, needs g++")
     parser.add_argument("--evaluate", action="store_true", help="only measure the model in --out")
     parser.add_argument("--questions", type=int, default=1000, help="held-out questions to measure it on")

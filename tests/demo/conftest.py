@@ -9,7 +9,7 @@ import torch
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
-    """Steps this small gain nothing from threads, and threads that spin lose minutes on a busy machine."""
+    """Use one thread: small steps gain nothing from more, and spinning threads cost minutes on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

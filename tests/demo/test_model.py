@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The model that the package carries, and its sample pictures."""
+"""The model in the package, and its sample pictures."""
 
 import json
 from pathlib import Path

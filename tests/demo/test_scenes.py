@@ -42,7 +42,7 @@ def test_same_seed_same_samples() -> None:
 
     assert drawn(0) == drawn(0)
     assert drawn(0) != drawn(1)
-    # A shorter run is the beginning of a longer one.
+    # A shorter run equals the start of a longer one.
     assert [each.question for each in samples("test", 6)] == [each.question for each in samples("test", 12)][:6]
 
 
@@ -114,7 +114,7 @@ def test_samples_are_balanced() -> None:
     assert Counter(each.kind for each in drawn) == dict.fromkeys(KINDS, 40)
     answers = Counter(each.answer for each in drawn if each.kind == "presence")
     assert answers == {"yes": 20, "no": 20}
-    # Nothing to be gained from always giving the same answer.
+    # Always giving the same answer scores no better than chance.
     for kind in ("color", "digit", "position", "digit_at"):
         most = Counter(each.answer for each in drawn if each.kind == kind).most_common(1)[0][1]
         assert most <= 14

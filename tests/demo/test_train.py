@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The recipe on a few tiny steps: it runs through, and a run that was killed ends like one that was not."""
+"""The recipe with a few tiny steps: it completes, and a resumed run gives the same result as an uninterrupted one."""
 
 import json
 from pathlib import Path
@@ -21,11 +21,11 @@ TINY = ["--dense-steps", "2", "--dense-batch", "2", "--language-steps", "2", "--
 
 
 class Killed(Exception):
-    """Stands for a kill: nothing of the loop runs after it."""
+    """Stand-in for a kill: no code of the loop runs after it."""
 
 
 def killed_at(stage: Any, step: int) -> Stage:
-    """The stage, dying when it comes to step for the first time."""
+    """Let the stage raise Killed when it first reaches `step`."""
     loss, calls = stage.loss, iter(range(step + 1))
 
     def dying(batch: Batch) -> tuple[Tensor, dict[str, float]]:
@@ -79,9 +79,9 @@ def test_whole_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert "overall" in capsys.readouterr().err
 
 
-def test_mistakes_cost_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_are_refused_before_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--evaluate", "--out", str(tmp_path)]) == 2
-    assert "holds no model" in capsys.readouterr().err
+    assert "contains no model" in capsys.readouterr().err
 
     (tmp_path / "dense.pt").touch()
     assert main(["--out", str(tmp_path / "model"), "--work", str(tmp_path)]) == 2

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Batches of stage 2: their sorts, and that a conversation reads as the chat template writes it."""
+"""Batches of stage 2: their kinds, and a conversation in the form of the chat template."""
 
 from collections import Counter
 from typing import Any

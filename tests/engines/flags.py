@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The flags that trtexec knows, by TensorRT version.
+"""Flags of trtexec by TensorRT version.
 
 Source: samples/common/sampleOptions.cpp of the branches release/10.3, 10.13, 10.16, 11.0 and 11.1 of NVIDIA/TensorRT.
-An unknown flag ends trtexec with "Unknown option". The commands of trtexec.py use what all versions know.
+An unknown flag ends trtexec with "Unknown option". The commands of trtexec.py use flags of all versions.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ ADDED = {
 }
 BEFORE_11 = """--fp16 --bf16 --fp8 --int8 --int4 --best --calib --calibProfile --minShapesCalib --optShapesCalib
 --maxShapesCalib --precisionConstraints --layerPrecisions --layerOutputTypes --restricted --weightless""".split()
-"""Known up to 10.16, removed in 11.0: precision is the graph's."""
+"""Accepted up to 10.16, removed in 11.0: the graph defines the precision."""
 IDLE_FROM_11 = "--stronglyTyped --useCudaGraph --noDataTransfers --useSpinWait --separateProfileRun --directIO".split()
-"""What they ask for is the default from 11.0 on: accepted with a warning."""
+"""Default since 11.0; accepted with a warning."""
 
 
 def known(version: Version) -> frozenset[str]:

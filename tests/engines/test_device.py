@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The device as engines.json has it: what it is told by, and which other may run its plans."""
+"""The device in engines.json: its description, and devices that may run its plans."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_this_device(simulated: Any) -> None:
 
 
 def test_all_orins_have_the_same_name(simulated: Any) -> None:
-    """So the number of multiprocessors tells them apart."""
+    """The number of multiprocessors distinguishes them."""
     agx = this_device()
     nano = dataclasses.replace(agx, multiprocessors=8)
     assert agx.differs(nano) == "multiprocessors 16, not 8" and agx.folder != nano.folder
@@ -27,7 +27,7 @@ def test_all_orins_have_the_same_name(simulated: Any) -> None:
 
 
 def test_without_a_gpu(simulated: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A Jetson may have no nvidia-smi, so it is not what is asked for."""
+    """CUDA itself is queried, as a Jetson may have no nvidia-smi."""
     monkeypatch.setenv("SIMULATED_DEVICES", "0")
     with pytest.raises(BackendMissing, match="CUDA could not find the GPU: cudaErrorNoDevice; check the driver; `--b"):
         this_device()

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every name used of TensorRT, cuda-python and Polygraphy exists, with that signature, in each version we promise.
 
-TensorRT cannot be installed everywhere, its bindings can be read everywhere: tests/engines/names holds their names.
+TensorRT cannot be installed everywhere, but its bindings can be read: tests/engines/names contains their names.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ OBJECTS: Mapping[str, Mapping[str, str]] = {  # file, expression, class
     "runtime/backends/trt.py": {"self._runtime": "Runtime"},
 }
 SINCE = {"engines/attention.py": (10, 14)}
-"""Files that ask for the version before they use what is new in it."""
+"""Files that check the version before they use newer names."""
 OVERRIDES = {"clear", "get_error_code", "get_error_desc", "get_num_errors", "has_overflowed", "report_error"}
 """What the library calls of an IErrorRecorder; its own num_errors, which reads, is written as get_num_errors."""
 SOURCES = {str(path.relative_to(PACKAGE)): path.read_text(encoding="utf-8") for path in sorted(PACKAGE.rglob("*.py"))}
@@ -103,7 +103,7 @@ def test_a_file_that_asks_for_the_version_needs_to(file: str) -> None:
 
 @pytest.mark.parametrize("file", FILES)
 def test_the_table_names_every_object(file: str) -> None:
-    """Else a new variable would not be checked, or an old one checked in vain."""
+    """Otherwise a new variable would not be checked, or an old entry would be useless."""
     objects = OBJECTS.get(file, {})
     assert strangers(FILES[file], objects) == set()
     expressions = {ast.unparse(n.value) for n in ast.walk(ast.parse(FILES[file])) if isinstance(n, ast.Attribute)}
@@ -145,7 +145,7 @@ def test_an_unknown_object_is_noticed(use: str) -> None:
 
 @pytest.mark.parametrize("kind", IMPORTED)
 def test_the_installed_bindings_agree(kind: str) -> None:
-    """What is installed is not what a snapshot says: make a new one, see names/snapshot.py."""
+    """If the installed bindings differ from a snapshot, make a new one, see names/snapshot.py."""
     package = IMPORTED[kind]
     if kind == "tensorrt" and shutil.which("cc") is None:
         pytest.skip("there is no C compiler for the stub libraries")
@@ -181,7 +181,7 @@ def test_a_wrong_call_of_polygraphy_is_noticed() -> None:
 
 
 def polygraphy_calls(source: str) -> Iterator[tuple[Any, ast.Call]]:
-    """What is called, and how; raises AttributeError for a name that does not exist."""
+    """Return the calls with their arguments; raises AttributeError for a name that does not exist."""
     tree = ast.parse(source)
     imported: dict[str, Any] = {}
     for node in ast.walk(tree):
@@ -199,7 +199,7 @@ def polygraphy_calls(source: str) -> Iterator[tuple[Any, ast.Call]]:
 def test_the_simulation_has_no_names_of_its_own(
     snapshot: Snapshot, simulated: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So a test that passes with the simulation uses only what all versions have."""
+    """Code that runs on the simulation uses only names that all versions have."""
     if snapshot.kind == "cuda":
         module = importlib.import_module("cuda.bindings.runtime")
     else:
@@ -217,7 +217,7 @@ def test_the_simulation_has_no_names_of_its_own(
 
 
 def _same_members(kind: Any, real: Mapping[str, Any]) -> None:
-    """Members of a simulated class are members of the real one, of the same sort and with the same arguments."""
+    """Members of a simulated class exist in the real one, with the same kind and arguments."""
     if hasattr(kind, "__members__"):
         assert {name: int(value) for name, value in kind.__members__.items()}.items() <= real.items()
         return

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which files a plan is built from: of two graphs with the same weights, one has them and both name them."""
+"""Keys of plans. Two graphs with equal weights share one weight file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WEIGHTS = {"vision": "vision.onnx.data", "small.0": "vision.onnx.data", "segment
 
 
 class Listed:
-    """What `source` reads of a manifest."""
+    """The fields of a manifest that `plan_key` reads."""
 
     def __init__(self, names: list[str]) -> None:
         self.files = {name: f"hash of {name}" for name in names}

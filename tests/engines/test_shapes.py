@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Profiles and cases against what the runtime really runs."""
+"""Profiles and cases, compared with the shapes that the runtime uses."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ IMAGE = np.full((24, 24, 3), 90, np.uint8)
 
 
 class Recording(ort.Backend):
-    """Remembers the shapes of all inputs of every run."""
+    """Backend that records the shapes of all inputs of every run."""
 
     def __init__(self, bundle: Bundle, past: int = 0) -> None:
         super().__init__(bundle, threads=1)
@@ -45,7 +45,7 @@ class Recording(ort.Backend):
 
 
 class Fixed(Recording):
-    """Asks for what the TensorRT backend asks for."""
+    """Backend with the requirements of the TensorRT backend."""
 
     fixed_shapes = True
 
@@ -92,7 +92,7 @@ def any_mode(request: pytest.FixtureRequest, trt_bundle: Trt) -> Opened:
 
 
 def inside(shapes: Shapes, profile: Profile, graph: GraphSpec) -> bool:
-    """Every dynamic input lies in its range; static inputs need none."""
+    """Every dynamic input is in its range; static inputs have no range."""
     assert set(profile.ranges) == set(dynamic(graph))
     return all(
         all(low <= size <= high for low, size, high in zip(r.min, shapes[name], r.max, strict=True))

@@ -33,7 +33,7 @@ def i64(name: str, *shape: int | str) -> TensorSpec:
 
 
 def layout(tokens: int, size: tuple[int, int], vision: str = "vision") -> Layout:
-    """Two text rows, two images with a text row between them, and one behind."""
+    """Two text rows, two images with a text row between them, and one after them."""
     views = (View(2, tokens, (2, tokens // 2)), View(3 + tokens, tokens, (2, tokens // 2)))
     rows = 4 + 2 * tokens
     axes = tuple(tuple(min(row, 6 + axis) for row in range(rows)) for axis in range(3))
@@ -198,7 +198,7 @@ def test_cases_of_every_size(manifest: Manifest) -> None:
 
 
 def test_inputs_of_every_case(manifest: Manifest) -> None:
-    """Positions on three axes, the question's position, and indices that each view of its gate has."""
+    """Positions on three axes, the position of the question, and indices of each view of a gate."""
     for case in cases(manifest, LIMITS):
         values = inputs.values(manifest, case)
         for name, value in values.items():

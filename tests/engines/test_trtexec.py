@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands, against the flags that each version knows and against trtexec's own grammar, written plainly."""
+"""The commands, compared with the flags of each version and with trtexec's grammar."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def recipe(trt_bundle: tuple[Path, Exported], tmp_path_factory: pytest.TempPathF
 
 
 def parse_shapes(text: str) -> Shapes:
-    """As trtexec does: at commas, at the last colon, at x."""
+    """Split like trtexec: at commas, at the last colon, at x."""
     made = {}
     for part in text.split(","):
         name, _, shape = part.rpartition(":")
@@ -39,7 +39,7 @@ def parse_shapes(text: str) -> Shapes:
 
 
 def parse_profiles(command: list[str]) -> list[list[Shapes]]:
-    """min, opt and max of each profile; with --profile=N its ranges must stand directly behind it."""
+    """min, opt and max of each profile; its ranges must directly follow --profile=N."""
     flags = [word.partition("=") for word in command]
     starts = [i for i, (flag, _, _) in enumerate(flags) if flag == "--profile"]
     if not starts:

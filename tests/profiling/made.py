@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Folders of trtexec's results, and a trtexec that only writes files, for the tests of profiles."""
+"""Folders with results of trtexec, and a fake trtexec that only writes files."""
 
 from __future__ import annotations
 

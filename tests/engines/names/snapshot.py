@@ -46,7 +46,7 @@ Members = dict[str, Any]
 
 
 def stubs(folder: Path) -> None:
-    """Libraries with the names of TensorRT's, for every major version.
+    """Create libraries with the names of TensorRT's, for every major version.
 
     Raises:
         FileNotFoundError: there is no C compiler.
@@ -66,7 +66,7 @@ def stubs(folder: Path) -> None:
 def tensorrt() -> Members:
     """Version and names of the module tensorrt_bindings, whose libraries `stubs` has made."""
     flags = sys.getdlopenflags()
-    sys.setdlopenflags(os.RTLD_LAZY)  # functions that nobody calls need not exist
+    sys.setdlopenflags(os.RTLD_LAZY)  # functions that are not called need not exist
     try:
         module = importlib.import_module("tensorrt_bindings")
     finally:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a source file uses of TensorRT and CUDA, compared with a snapshot of their names."""
+"""Names of TensorRT and CUDA that a source file uses, compared with a snapshot."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ SNAPSHOTS = [Snapshot.read(path) for path in sorted(FOLDER.glob("*.json"))]
 
 
 def parameters(signature: str) -> list[tuple[str, bool]]:
-    """Names of the arguments behind self, and whether each may be left out."""
+    """Names of the arguments after self, and whether each is optional."""
     inside, depth, parts = signature[signature.index("(") + 1 : signature.rindex(")")], 0, [""]
     for character in inside:
         depth += (character in "[(<") - (character in "])>")
@@ -62,7 +62,7 @@ def parameters(signature: str) -> list[tuple[str, bool]]:
 
 
 def fits(arguments: list[tuple[str, bool]], call: ast.Call) -> bool:
-    """Whether the call gives what is needed and nothing else."""
+    """Return whether the call passes all required arguments and no others."""
     if any(isinstance(given, ast.Starred) for given in call.args) or any(k.arg is None for k in call.keywords):
         return True
     names = [name for name, _ in arguments]
@@ -95,7 +95,7 @@ class Reader:
         return ""
 
     def complaints(self, source: str) -> Iterator[str]:
-        """Every use that this version does not have, or not so."""
+        """Return every use that does not exist in this version, or has another signature."""
         tree = ast.parse(source)
         calls = {id(node.func): node for node in ast.walk(tree) if isinstance(node, ast.Call)}
         for node in ast.walk(tree):
@@ -129,13 +129,13 @@ class Reader:
 
 
 def complaints(source: str, objects: Mapping[str, str], since: tuple[int, int] = (0, 0)) -> list[str]:
-    """What is wrong with a source, in any version from `since` (TensorRT's major and minor) on."""
+    """Return the errors of a source in any version since `since` (TensorRT's major and minor)."""
     fitting = [snapshot for snapshot in SNAPSHOTS if snapshot.kind == "cuda" or snapshot.numbers >= since]
     return [problem for snapshot in fitting for problem in Reader(snapshot, objects).complaints(source)]
 
 
 def strangers(source: str, objects: Mapping[str, str]) -> set[str]:
-    """Expressions that are used as TensorRT's or CUDA's, by the names of their methods, and are in no table."""
+    """Return expressions used like objects of TensorRT or CUDA, by their methods, that are in no table."""
     found = set()
     for kind in ("tensorrt", "cuda"):
         newest = [snapshot for snapshot in SNAPSHOTS if snapshot.kind == kind][-1]
