@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A method is one file: dropped into a copy of the project, the command line, the tests and the README have it."""
+"""A method is one file: added to a copy of the project, the command line, the tests and the README find it."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ TOY = '''# SPDX-License-Identifier: Apache-2.0
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 
 from torch import Tensor
 
 from secateur.bundle.schedule import Schedule
-from secateur.selection.budget import plan
-from secateur.selection.statistics import Statistics
 from secateur.methods import base
-from secateur.selection.constants import parameters
+from secateur.selection.budget import BudgetRequest, plan
+from secateur.selection.selector import GateInputs, GateSite, Selector
+from secateur.selection.statistics import Statistics
+from secateur.selection.topk import best
 
 
 @dataclass(frozen=True)
@@ -35,35 +36,37 @@ class Norm:
     power: float
 
 
-class Loudest(base.Selector):
-    def __init__(self, site: base.GateSite) -> None:
-        super().__init__()
-        self.keep, self.power = site.gate.keep, parameters(Norm, site.gate.selector, "loudness").power
-
-    def forward(self, rows: base.GateInputs) -> Tensor:
-        return base.best(rows.vision.float().abs().pow(self.power).sum(-1), self.keep)
-
-
 @dataclass(frozen=True)
 class Method(base.Method):
     """Options of the toy."""
 
+    constants = Norm
+
     power: float = field(default=2.0, metadata={"help": "exponent of the norm"})
 
-    def calibrate(self, statistics: Statistics, request: base.BudgetRequest) -> Schedule:
+    def calibrate(self, statistics: Statistics, request: BudgetRequest) -> Schedule:
         model, dimensions = statistics.model, statistics.dimensions
         placed = plan(request, dimensions.layers, model.vision_tokens, (0,), (0.5,), earliest=0)
-        return self.schedule(statistics, [replace(g, selector={"power": self.power}) for g in placed.gates()])
+        return self.schedule(statistics, [replace(g, selector=asdict(Norm(self.power))) for g in placed.gates()])
 
     @classmethod
-    def selector(cls, site: base.GateSite) -> base.Selector:
-        return Loudest(site)
+    def selector(cls, site: GateSite, constants: Norm) -> Selector:
+        return Loudest(site.gate.keep, constants.power)
+
+
+class Loudest(Selector):
+    def __init__(self, keep: int, power: float) -> None:
+        super().__init__()
+        self.keep, self.power = keep, power
+
+    def forward(self, rows: GateInputs) -> Tensor:
+        return best(rows.vision.float().abs().pow(self.power).sum(-1), self.keep)
 '''
 
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The project with one more file, and without the other methods, so that the tests of the toy are few."""
+    """A copy of the project with the toy method, and `random` as the only other method to keep the tests few."""
     copy = tmp_path_factory.mktemp("one-file") / "project"
     shutil.copytree(ROOT / "secateur", copy / "secateur", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "tests", copy / "tests", ignore=shutil.ignore_patterns("__pycache__"))

@@ -18,12 +18,10 @@ from secateur.bundle.strict_json import Json
 from secateur.errors import BadSchedule
 from secateur.methods import base
 from secateur.selection import low_rank as lowrank
-from secateur.selection.alvts_alignment import Options, align
-from secateur.selection.alvts_choice import ChosenCandidate, choose, mean_jaccard
-from secateur.selection.alvts_selector import LowRankSelector, tensor_name
-from secateur.selection.alvts_state import AlignmentState
+from secateur.selection.alignment import ChosenCandidate, Options, align, choose, mean_jaccard
+from secateur.selection.alignment_state import AlignmentState
 from secateur.selection.budget import BudgetRequest, counts, counts_for, reachable
-from secateur.selection.low_rank import STEP, Factors
+from secateur.selection.low_rank import STEP, Factors, LowRankSelector, Thin, tensor_name
 from secateur.selection.selector import GateSite, Selector
 from secateur.selection.statistics import Statistics
 
@@ -34,6 +32,7 @@ SHARE = 2 / 9  # the paper's middle setting: 128 of 576 tokens
 class Method(base.Method):
     """Options of ALVTS."""
 
+    constants = Thin
     statistics: ClassVar[frozenset[str]] = frozenset({"layers"})
     samples: ClassVar[int] = 256  # as in the paper, section 3.3
 
@@ -124,8 +123,8 @@ class Method(base.Method):
         return max(1, math.floor(share[0] * tokens + 1e-9)) if 0 < share[0] <= 1 else nearest
 
     @classmethod
-    def selector(cls, site: GateSite) -> Selector:
-        return LowRankSelector(site)
+    def selector(cls, site: GateSite, constants: Thin) -> Selector:
+        return LowRankSelector(site, constants)
 
 
 def _choose(

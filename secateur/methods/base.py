@@ -11,12 +11,13 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from secateur.bundle.schedule import Array, Gate, Schedule
 from secateur.bundle.strict_json import Json
 from secateur.errors import BadSchedule
 from secateur.selection.budget import BudgetRequest
+from secateur.selection.constants import NoConstants, parameters
 from secateur.selection.selector import Fixed, GateSite, Selector
 from secateur.selection.statistics import Statistics
 
@@ -27,6 +28,9 @@ class Method(ABC):
 
     statistics: ClassVar[frozenset[str]] = frozenset()
     """What calibration must measure: fields of `Statistics`. Empty: the model is not run."""
+
+    constants: ClassVar[type] = NoConstants
+    """Frozen dataclass of the constants in a gate's `selector` block; it checks its own values."""
 
     samples: ClassVar[int] = 64
     """Calibration samples, unless the user says otherwise."""
@@ -40,7 +44,7 @@ class Method(ABC):
     @property
     def name(self) -> str:
         """The method's name: its file's name."""
-        return type(self).__module__.rpartition(".")[2]
+        return _name(type(self))
 
     @abstractmethod
     def calibrate(self, statistics: Statistics, request: BudgetRequest) -> Schedule:
@@ -63,15 +67,22 @@ class Method(ABC):
                 f"keep {keep} of the gate at layer {site.gate.layer} must be within 0 and {tokens}, "
                 "the tokens alive there"
             )
-        return Fixed(range(keep)) if keep in (0, tokens) else cls.selector(site)
+        if keep in (0, tokens):
+            return Fixed(range(keep))
+        site = dataclasses.replace(site, method=_name(cls))
+        return cls.selector(site, parameters(cls.constants, site.gate.selector, site.method))
 
     @classmethod
     @abstractmethod
-    def selector(cls, site: GateSite) -> Selector:
-        """The module that chooses, for a gate that keeps some tokens but not all, from `site` alone.
+    def selector(cls, site: GateSite, constants: Any) -> Selector:
+        """Return the module that chooses at a gate that keeps some tokens but not all.
+
+        Args:
+            site: the gate and its place.
+            constants: the gate's `selector` block, read as `cls.constants`.
 
         Raises:
-            BadSchedule: a constant in `site.gate.selector` is missing, unknown or out of its bounds.
+            BadSchedule: a constant does not fit the site.
         """
 
     def refuse(self, names: Sequence[str], when: str) -> None:
@@ -107,3 +118,7 @@ class Method(ABC):
             calibration=calibration or {},
             tensors=tensors or {},
         )
+
+
+def _name(method: type[Method]) -> str:
+    return method.__module__.rpartition(".")[2]

@@ -14,7 +14,6 @@ from torch import Tensor
 from secateur.bundle.schedule import Gate, Schedule
 from secateur.methods import base
 from secateur.selection.budget import BudgetRequest, front
-from secateur.selection.constants import parameters
 from secateur.selection.encoder_score import EncoderScore
 from secateur.selection.selector import GateInputs, GateSite, Selector
 from secateur.selection.statistics import Statistics
@@ -26,6 +25,8 @@ SHARE = 0.25
 @dataclass(frozen=True)
 class Method(base.Method):
     """Options of the class-token method."""
+
+    constants = EncoderScore
 
     score_layer: int = field(
         default=-2, metadata={"help": "encoder layer whose attention scores, from the end: -1 is the last"}
@@ -42,8 +43,8 @@ class Method(base.Method):
         return self.schedule(statistics, (Gate(0, keep, "vision", asdict(score)),))
 
     @classmethod
-    def selector(cls, site: GateSite) -> Selector:
-        return Best(site.gate.keep, parameters(EncoderScore, site.gate.selector, "cls").name(site, "cls"))
+    def selector(cls, site: GateSite, constants: EncoderScore) -> Selector:
+        return Best(site.gate.keep, constants.name(site))
 
 
 class Best(Selector):

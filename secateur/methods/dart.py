@@ -20,7 +20,7 @@ from secateur.bundle.schedule import Schedule
 from secateur.errors import BadSchedule
 from secateur.methods import base
 from secateur.selection.budget import BudgetRequest, plan
-from secateur.selection.constants import one_of, parameters
+from secateur.selection.constants import one_of
 from secateur.selection.selector import GateInputs, GateSite, Selector
 from secateur.selection.statistics import Statistics
 from secateur.selection.topk import ascending, gather, top
@@ -66,6 +66,8 @@ class Pivots:
 class Method(base.Method):
     """Options of DART."""
 
+    constants = Pivots
+
     image_pivots: int = field(default=4, metadata={"help": "pivots among the vision tokens; all of them are kept"})
     text_pivots: int = field(default=4, metadata={"help": "pivots among the text tokens"})
     text: Literal["question", "all"] = field(
@@ -94,10 +96,9 @@ class Method(base.Method):
         return Pivots(self.image_pivots, self.text_pivots, self.text, self.norms, self.features)
 
     @classmethod
-    def selector(cls, site: GateSite) -> Selector:
-        pivots = parameters(Pivots, site.gate.selector, "dart")
-        _check_layer(site.gate.layer, pivots)
-        return LeastAlike(pivots, site)
+    def selector(cls, site: GateSite, constants: Pivots) -> Selector:
+        _check_layer(site.gate.layer, constants)
+        return LeastAlike(constants, site)
 
 
 def _check_layer(layer: int, pivots: Pivots) -> None:

@@ -14,7 +14,7 @@ from secateur.bundle.schedule import Schedule
 from secateur.methods import base
 from secateur.selection import diversity
 from secateur.selection.budget import BudgetRequest, plan
-from secateur.selection.constants import Nothing, parameters
+from secateur.selection.constants import NoConstants
 from secateur.selection.selector import GateInputs, GateSite, Selector
 from secateur.selection.statistics import Statistics
 from secateur.selection.topk import ascending
@@ -31,8 +31,7 @@ class Method(base.Method):
         return self.schedule(statistics, plan(request, depth, tokens, (0,), (SHARE,), earliest=0).gates())
 
     @classmethod
-    def selector(cls, site: GateSite) -> Selector:
-        parameters(Nothing, site.gate.selector, "divprune")
+    def selector(cls, site: GateSite, constants: NoConstants) -> Selector:
         return Diverse(site.gate.keep)
 
 

@@ -21,8 +21,17 @@ DISTORTION = 1.5  # at most that much more shrinking of one axis than of the oth
 
 
 @dataclass(frozen=True)
+class Grid:
+    """Constants of one gate: rows and columns of the vision tokens of the smaller image."""
+
+    grid: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
 class Method(base.Method):
     """The image is made smaller; nothing is chosen and nothing is measured."""
+
+    constants = Grid
 
     def calibrate(self, statistics: Statistics, request: BudgetRequest) -> Schedule:
         """The grid of patches whose count is nearest to the budget.
@@ -39,7 +48,7 @@ class Method(base.Method):
         return self.schedule(statistics, (gate,), {"tokens_asked": wanted})
 
     @classmethod
-    def selector(cls, site: GateSite) -> Selector:
+    def selector(cls, site: GateSite, constants: Grid) -> Selector:
         raise BadSchedule(f"a downsample gate chooses no tokens; its kind must be 'downsample', not '{site.gate.kind}'")
 
 

@@ -17,7 +17,7 @@ from secateur.bundle.schedule import Schedule
 from secateur.methods import base
 from secateur.selection.attended import QUERIES, Attended
 from secateur.selection.budget import BudgetRequest, plan
-from secateur.selection.constants import one_of, parameters
+from secateur.selection.constants import one_of
 from secateur.selection.selector import GateSite, Selector
 from secateur.selection.statistics import Statistics
 
@@ -39,6 +39,8 @@ class QueryScore:
 class Method(base.Method):
     """Options of FastV."""
 
+    constants = QueryScore
+
     query: Literal["last", "all"] = field(
         default="last", metadata={"help": "attention of the last prompt row (released code) or of all rows (paper)"}
     )
@@ -54,6 +56,5 @@ class Method(base.Method):
         return self.schedule(statistics, gates, placed.report())
 
     @classmethod
-    def selector(cls, site: GateSite) -> Selector:
-        score = parameters(QueryScore, site.gate.selector, "fastv")
-        return Attended(site, score.query)
+    def selector(cls, site: GateSite, constants: QueryScore) -> Selector:
+        return Attended(site, constants.query)

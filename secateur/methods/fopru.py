@@ -19,7 +19,7 @@ from secateur.bundle.strict_json import Json
 from secateur.errors import BadSchedule
 from secateur.methods import base
 from secateur.selection.budget import BudgetRequest, front
-from secateur.selection.constants import one_of, parameters
+from secateur.selection.constants import one_of
 from secateur.selection.encoder_score import check_layer
 from secateur.selection.selector import GateInputs, GateSite, Selector
 from secateur.selection.statistics import Statistics
@@ -51,6 +51,7 @@ class Focus:
 class Method(base.Method):
     """Options of FoPru."""
 
+    constants = Focus
     statistics: ClassVar[frozenset[str]] = frozenset({"encoder_variance"})
 
     strategy: Literal["rank", "row"] = field(
@@ -117,18 +118,18 @@ class Method(base.Method):
         return report
 
     @classmethod
-    def selector(cls, site: GateSite) -> Selector:
-        focus, keep = parameters(Focus, site.gate.selector, "fopru"), site.gate.keep
-        if focus.strategy == "row":
+    def selector(cls, site: GateSite, constants: Focus) -> Selector:
+        keep = site.gate.keep
+        if constants.strategy == "row":
             rows, columns = site.grid
             if site.vision_tokens != rows * columns:
                 raise BadSchedule(
                     f"a fopru gate by rows needs the whole image, {rows * columns} tokens, not {site.vision_tokens}"
                 )
-            if focus.row_fill == "none" and keep % columns:
+            if constants.row_fill == "none" and keep % columns:
                 raise BadSchedule(f"keep {keep} of a fopru gate is no whole number of rows of {columns} tokens")
-        grid = site.grid if focus.strategy == "row" else None
-        return FocalSelector(keep, focus.score_layer, focus.direction == "auto", grid)
+        grid = site.grid if constants.strategy == "row" else None
+        return FocalSelector(keep, constants.score_layer, constants.direction == "auto", grid)
 
 
 class FocalSelector(Selector):

@@ -18,7 +18,7 @@ from secateur.errors import BadSchedule
 from secateur.methods import base
 from secateur.selection.attended import Attended
 from secateur.selection.budget import BudgetRequest, plan
-from secateur.selection.constants import Nothing, parameters
+from secateur.selection.constants import NoConstants
 from secateur.selection.selector import GateSite, Selector
 from secateur.selection.statistics import Statistics
 
@@ -46,6 +46,5 @@ class Method(base.Method):
         return self.schedule(statistics, placed.gates(), placed.report())
 
     @classmethod
-    def selector(cls, site: GateSite) -> Selector:
-        parameters(Nothing, site.gate.selector, "pdrop")
+    def selector(cls, site: GateSite, constants: NoConstants) -> Selector:
         return Attended(site)

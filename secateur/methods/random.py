@@ -11,7 +11,6 @@ from secateur.bundle.schedule import Schedule
 from secateur.errors import BadSchedule
 from secateur.methods import base
 from secateur.selection.budget import BudgetRequest, plan
-from secateur.selection.constants import parameters
 from secateur.selection.selector import Fixed, GateSite, Selector
 from secateur.selection.statistics import Statistics
 
@@ -32,6 +31,8 @@ class Draw:
 @dataclass(frozen=True)
 class Method(base.Method):
     """Every gate keeps a uniformly random subset of the tokens that are alive."""
+
+    constants = Draw
 
     seed: int = field(default=0, metadata={"help": "another seed makes another choice"})
 
@@ -56,8 +57,7 @@ class Method(base.Method):
         return replace(schedule, name=name, method="random", gates=tuple(gates), calibration={}, weights="", tensors={})
 
     @classmethod
-    def selector(cls, site: GateSite) -> Selector:
-        seed = parameters(Draw, site.gate.selector, "random").seed
+    def selector(cls, site: GateSite, constants: Draw) -> Selector:
         # RandomState, because numpy freezes its stream: a schedule means the same tokens with every version.
-        order = np.random.RandomState([seed, site.gate.layer]).permutation(site.vision_tokens)
+        order = np.random.RandomState([constants.seed, site.gate.layer]).permutation(site.vision_tokens)
         return Fixed(int(slot) for slot in order[: site.gate.keep])

@@ -10,7 +10,7 @@ from secateur.bundle.schedule import Schedule
 from secateur.errors import BadSchedule
 from secateur.methods import base
 from secateur.selection.budget import BudgetRequest, plan
-from secateur.selection.constants import one_of, parameters
+from secateur.selection.constants import one_of
 from secateur.selection.selector import Fixed, GateSite, Selector
 from secateur.selection.spatial import centred_lattice, farthest_points
 from secateur.selection.statistics import Statistics
@@ -32,6 +32,8 @@ class Pattern:
 class Method(base.Method):
     """Every gate keeps evenly spread tokens of those that are alive."""
 
+    constants = Pattern
+
     pattern: Literal["stride", "grid"] = field(
         default="stride", metadata={"help": "even in raster order, or an even lattice of rows and columns"}
     )
@@ -51,9 +53,8 @@ class Method(base.Method):
         return self.schedule(statistics, gates)
 
     @classmethod
-    def selector(cls, site: GateSite) -> Selector:
-        pattern = parameters(Pattern, site.gate.selector, "stride").pattern
-        keep, tokens = site.gate.keep, site.vision_tokens
+    def selector(cls, site: GateSite, constants: Pattern) -> Selector:
+        pattern, keep, tokens = constants.pattern, site.gate.keep, site.vision_tokens
         _check(pattern, site.grid, tokens, keep)
         return Fixed(strided(tokens, keep) if pattern == "stride" else latticed(site.grid, keep))
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from secateur.bundle.schedule import Schedule
 from secateur.methods import base
 from secateur.selection.budget import BudgetRequest, plan
-from secateur.selection.constants import Nothing, parameters
+from secateur.selection.constants import NoConstants
 from secateur.selection.selector import GateInputs, GateSite, Selector
 from secateur.selection.statistics import Statistics
 from secateur.selection.topk import best
@@ -34,8 +34,7 @@ class Method(base.Method):
         return self.schedule(statistics, placed.gates(), placed.report())
 
     @classmethod
-    def selector(cls, site: GateSite) -> Selector:
-        parameters(Nothing, site.gate.selector, "v2drop")
+    def selector(cls, site: GateSite, constants: NoConstants) -> Selector:
         return Changed(site)
 
 

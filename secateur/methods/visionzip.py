@@ -19,7 +19,6 @@ from secateur.bundle.schedule import Gate, Schedule
 from secateur.errors import BadSchedule
 from secateur.methods import base
 from secateur.selection.budget import BudgetRequest, front
-from secateur.selection.constants import parameters
 from secateur.selection.encoder_score import EncoderScore
 from secateur.selection.selector import GateInputs, GateSite, Selector
 from secateur.selection.statistics import Statistics
@@ -38,6 +37,8 @@ class Zip(EncoderScore):
 @dataclass(frozen=True)
 class Method(base.Method):
     """Options of VisionZip."""
+
+    constants = Zip
 
     contextual: float = field(
         default=10 / 64, metadata={"help": "share of the kept tokens that dropped ones merge into"}
@@ -60,9 +61,8 @@ class Method(base.Method):
         return self.schedule(statistics, (Gate(0, keep, "vision", asdict(constants)),))
 
     @classmethod
-    def selector(cls, site: GateSite) -> Selector:
-        keep, constants = site.gate.keep, parameters(Zip, site.gate.selector, "visionzip")
-        contextual, read = constants.contextual, constants.name(site, "visionzip")
+    def selector(cls, site: GateSite, constants: Zip) -> Selector:
+        keep, contextual, read = site.gate.keep, constants.contextual, constants.name(site)
         if not 0 <= contextual <= keep:
             raise BadSchedule(f"contextual {contextual} of a visionzip gate must be a count within 0 and {keep}")
         return ZipSelector(site.vision_tokens, keep - contextual, contextual, read)

@@ -16,7 +16,7 @@ from secateur.bundle.strict_json import Json
 from secateur.errors import BadSchedule
 from secateur.methods import base
 from secateur.selection.budget import BudgetRequest, plan
-from secateur.selection.constants import Nothing, parameters
+from secateur.selection.constants import NoConstants
 from secateur.selection.selector import GateSite, Selector
 from secateur.selection.statistics import Statistics
 
@@ -83,8 +83,7 @@ class Method(base.Method):
         return depth - 1, "search", f"no layer from {start} on costs at most {self.eta:g} nats: the last layer"
 
     @classmethod
-    def selector(cls, site: GateSite) -> Selector:
-        parameters(Nothing, site.gate.selector, "vtw")
+    def selector(cls, site: GateSite, constants: NoConstants) -> Selector:
         raise BadSchedule(
             f"a vtw gate keeps 0 or all {site.vision_tokens} tokens, not {site.gate.keep}; calibrate the schedule again"
         )

@@ -13,12 +13,12 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Nothing:
-    """Of a gate without constants of its own."""
+class NoConstants:
+    """Constants of a gate that has none."""
 
 
 def parameters(cls: type[T], selector: Json, method: str) -> T:
-    """The block as the dataclass `cls`, which checks its own values.
+    """Read the `selector` block as the dataclass `cls`, which checks its own values.
 
     Raises:
         BadSchedule: a constant is missing, unknown, of another type or out of its bounds.

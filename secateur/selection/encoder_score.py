@@ -25,7 +25,7 @@ class EncoderScore:
         one_of("score", self.score, ("class_token", "received"))
         check_layer(self.score_layer)
 
-    def name(self, site: GateSite, method: str) -> str:
+    def name(self, site: GateSite) -> str:
         """What the gate reads, such as "class_token.-2".
 
         Raises:
@@ -33,7 +33,7 @@ class EncoderScore:
         """
         if self.score == "class_token" and not site.dimensions.class_token:
             raise BadSchedule(
-                f"a {method} gate scores by the class token, which this vision encoder lacks; calibrate anew"
+                f"a {site.method} gate scores by the class token, which this vision encoder lacks; calibrate anew"
             )
         return f"{self.score}.{self.score_layer}"
 

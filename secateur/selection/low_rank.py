@@ -1,20 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Query and key projections as products of two thin matrices (ALVTS, arXiv 2606.14277, equations 1 and 8 to 10).
+"""Thin query and key projections, the token scores they give, and the gate that uses them (ALVTS, arXiv 2606.14277).
 
-A projection W [out, D] becomes U V with U [out, R] and V [R, D]. The product is never formed: rows pass V, then U.
+A projection W [out, D] becomes U V with U [out, R] and V [R, D]. The product is never formed: rows pass V, then U
+(equations 1 and 8 to 10). Scores are equations 4 to 6.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from secateur.bundle.layout import Dimensions
+from secateur.errors import BadSchedule
+from secateur.selection.attention import attention_map, visible
+from secateur.selection.constants import one_of
+from secateur.selection.selector import GateInputs, GateSite, Selector
 from secateur.selection.statistics import Projections
+from secateur.selection.topk import best
 
+SCORES = ("product", "v2v")
 STEP = 32
 SHARE = 0.02
 # (width, heads, kv heads, head width, MLP width) of the models in table 4 of the paper, with its ranks
@@ -104,3 +113,99 @@ def layer_macs(dimensions: Dimensions, rows: int) -> int:
 def selector_macs(dimensions: Dimensions, rank: int, rows: int) -> int:
     """Multiplications of a selector, which looks at all rows: thin projections and one score map."""
     return rows * parameters(dimensions, rank) + rows**2 * dimensions.heads * dimensions.head_dim
+
+
+def importance(
+    query: Tensor,
+    key: Tensor,
+    attention_mask: Tensor,
+    image_start: int,
+    vision_tokens: int,
+    score: str = "product",
+    bidirectional: bool = False,
+) -> Tensor:
+    """Attention that a vision token gets from the vision rows, times what it gets from the text rows: [B, N] fp32.
+
+    query [B, H, S, dh], key [B, Hkv, S, dh] post-RoPE, attention_mask [B, S] (1 = valid); causal unless
+    `bidirectional`. Softmax over all rows for each head, then the mean over heads, then sums over the querying rows.
+    Sums and not the means of the paper: they differ by a factor, and a product of means would be too small for 16 bits.
+
+    Text before the image counts for nothing; where the mask is causal it sees no vision token anyway. Without text
+    behind the image the product is zero everywhere; score "v2v" leaves the text out.
+    """
+    rows = torch.arange(image_start, query.shape[2], device=query.device)
+    seen = visible(rows, attention_mask, bidirectional)
+    shares = attention_map(query[:, :, image_start:], key.transpose(-1, -2), seen)
+    shares = shares[..., image_start : image_start + vision_tokens].mean((1, 2))
+    from_vision = shares[:, :vision_tokens].sum(1)
+    if score == "v2v":
+        return from_vision
+    asking = attention_mask[:, image_start + vision_tokens :, None].to(torch.float32)
+    return from_vision * (shares[:, vision_tokens:] * asking).sum(1)
+
+
+@dataclass(frozen=True)
+class Thin:
+    """Constants of one gate: the rank of its factors, and what scores a token."""
+
+    rank: int
+    score: str
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise BadSchedule(f"rank {self.rank} must be at least 1")
+        one_of("score", self.score, SCORES)
+
+
+class LowRankSelector(Selector):
+    """Reads the whole stream that enters the layer; positions are those of the prompt. All of it in fp32."""
+
+    down: Tensor
+    query_up: Tensor
+    key_up: Tensor
+
+    def __init__(self, site: GateSite, constants: Thin) -> None:
+        super().__init__()
+        self.keep, self.tokens, self.score = site.gate.keep, site.vision_tokens, constants.score
+        if site.projections is None:
+            raise BadSchedule(
+                f"the alvts gate at layer {site.gate.layer} must be of kind 'route', not '{site.gate.kind}'"
+            )
+        self.projections, self.bidirectional = site.projections, site.dimensions.bidirectional
+        for name, factor in _factors(site, constants.rank)._asdict().items():
+            self.register_buffer(name, factor)
+
+    def forward(self, rows: GateInputs) -> Tensor:
+        factors = Factors(self.down, self.query_up, self.key_up)
+        query, key = queries_and_keys(factors, self.projections, rows.hidden_states, rows.position_ids)
+        score = importance(
+            query, key, rows.attention_mask, rows.image_start, self.tokens, self.score, self.bidirectional
+        )
+        return best(score, self.keep)
+
+
+def tensor_name(layer: int, part: str) -> str:
+    """The name of a factor in `Schedule.tensors`."""
+    return f"layer_{layer:02}.{part}"
+
+
+def _factors(site: GateSite, rank: int) -> Factors:
+    """The gate's factors, checked against the layer's projections."""
+    assert site.projections is not None
+    layer, d = site.gate.layer, site.dimensions
+    query_out, key_out = d.heads * d.head_dim, d.kv_heads * d.head_dim
+    query_rank, key_rank = (min(rank, d.width, out) for out in (query_out, key_out))
+    shapes = ((query_rank + key_rank, d.width), (query_out, query_rank), (key_out, key_rank))
+    found = []
+    for part, shape in zip(Factors._fields, shapes, strict=True):
+        name = tensor_name(layer, part)
+        if name not in site.tensors:
+            raise BadSchedule(f"the schedule has no tensor '{name}'; calibrate it again")
+        array = np.asarray(site.tensors[name], np.float32)
+        if array.shape != shape or not np.isfinite(array).all():
+            raise BadSchedule(
+                f"tensor '{name}' has shape {list(array.shape)} or values that are no numbers, not finite "
+                f"{list(shape)}; calibrate the schedule again"
+            )
+        found.append(torch.from_numpy(array.copy()))
+    return Factors(*found)

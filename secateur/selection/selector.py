@@ -23,7 +23,8 @@ class GateSite:
     vision_tokens  those alive when the gate starts
     grid           rows and columns of the whole image, raster order
     tensors        those of `Schedule.tensors`
-    projections    of the layer behind the gate; None for a gate in the vision encoder
+    projections    of the layer after the gate, for a gate of kind "route"
+    method         its name, for messages; set by `Method.choose`
     """
 
     gate: Gate
@@ -33,6 +34,7 @@ class GateSite:
     dimensions: Dimensions
     tensors: Mapping[str, Array] = field(default_factory=dict)
     projections: Projections | None = None
+    method: str = ""
 
 
 class GateInputs(NamedTuple):

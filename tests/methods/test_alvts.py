@@ -19,10 +19,10 @@ from secateur.bundle.layout import Dimensions, Layout, ModelIdentity, View
 from secateur.bundle.strict_json import to_json
 from secateur.errors import BadSchedule
 from secateur.methods.alvts import Method
-from secateur.selection import alvts_alignment as alignment
+from secateur.selection import alignment as alignment
 from secateur.selection import low_rank as lowrank
-from secateur.selection.alvts_score import importance
 from secateur.selection.budget import BudgetRequest
+from secateur.selection.low_rank import importance
 from secateur.selection.selector import Fixed, GateInputs
 from secateur.selection.statistics import Statistics
 from secateur.selection.topk import best
@@ -167,7 +167,7 @@ def test_the_gate_does_what_the_report_says(statistics: Statistics, site: Any, t
         batch = alignment.pad([layer.rows[i] for i in held_out], layout)
         index = torch.arange(TOKENS).expand(len(held_out), -1)
         rows = GateInputs(batch.rows, batch.position_ids, batch.attention_mask, index, layout.image_start, {})
-        slots = Method.selector(site(schedule.gates[layer.number], TOKENS, GRID, schedule.tensors))(rows)
+        slots = Method.choose(site(schedule.gates[layer.number], TOKENS, GRID, schedule.tensors))(rows)
         exact = lowrank.exact_queries_and_keys(layer.projections, batch.rows, batch.position_ids)
         truth = best(importance(*exact, batch.attention_mask, layout.image_start, TOKENS), 10)
         shared = [len(set(a) & set(b)) / 10 for a, b in zip(slots.tolist(), truth.tolist(), strict=True)]

@@ -19,10 +19,9 @@ from secateur.bundle.schedule import Schedule
 from secateur.bundle.strict_json import to_json
 from secateur.errors import BadOutput, BadSchedule
 from secateur.methods import alvts
-from secateur.selection import alvts_alignment as alignment
-from secateur.selection import alvts_choice as choice
+from secateur.selection import alignment
 from secateur.selection import low_rank as lowrank
-from secateur.selection.alvts_state import AlignmentState
+from secateur.selection.alignment_state import AlignmentState
 from secateur.selection.budget import BudgetRequest
 from secateur.selection.low_rank import Factors
 from secateur.selection.statistics import LayerRows, Statistics
@@ -134,7 +133,7 @@ def test_choice_against_sets(seed: int, keep: int, passes: int) -> None:
     scores, truth = rng.integers(1, 5, (passes + 1, 3, 9)), rng.integers(1, 5, (3, 9))
     factors = [Factors(*torch.full((3, 1, 1), float(i))) for i in range(passes + 1)]
     candidates = alignment.Candidates(factors, torch.tensor(scores).float(), torch.tensor(truth).float())
-    chosen = choice.choose(candidates, keep)
+    chosen = alignment.choose(candidates, keep)
 
     def top(score: Any) -> set[int]:
         return set(sorted(range(9), key=lambda i: (-score[i], i))[:keep])
@@ -155,11 +154,11 @@ def test_choice_against_sets(seed: int, keep: int, passes: int) -> None:
 
 def test_jaccard_against_sets() -> None:
     picks = [[[0, 1], [2, 3]], [[1, 2], [2, 3]], [[3, 4], [0, 3]]]
-    chosen = [choice.ChosenCandidate(Factors(*torch.zeros(3, 1, 1)), 0, [], [], np.array(slots)) for slots in picks]
+    chosen = [alignment.ChosenCandidate(Factors(*torch.zeros(3, 1, 1)), 0, [], [], np.array(slots)) for slots in picks]
     pairs = [(a, b) for i, a in enumerate(picks) for b in picks[i + 1 :]]
     want = np.mean([len(set(x) & set(y)) / len(set(x) | set(y)) for a, b in pairs for x, y in zip(a, b, strict=True)])
-    assert choice.mean_jaccard(chosen, 5) == pytest.approx(want, abs=1e-6)
-    assert choice.mean_jaccard(chosen[:1], 5) is None
+    assert alignment.mean_jaccard(chosen, 5) == pytest.approx(want, abs=1e-6)
+    assert alignment.mean_jaccard(chosen[:1], 5) is None
 
 
 def test_a_killed_calibration_goes_on(small: Statistics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

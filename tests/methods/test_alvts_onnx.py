@@ -16,7 +16,7 @@ from secateur.bundle.schedule import Gate
 from secateur.decoder.projections import LlamaProjections
 from secateur.methods.alvts import Method
 from secateur.selection import low_rank as lowrank
-from secateur.selection.alvts_selector import tensor_name
+from secateur.selection.low_rank import tensor_name
 from secateur.selection.selector import GateSite
 
 WIDTH, HEADS, KV_HEADS, HEAD_DIM, START, TOKENS, KEEP, RANK = 16, 4, 2, 8, 3, 20, 7, 6
@@ -63,7 +63,7 @@ def test_onnx_chooses_the_same(
     dtype: torch.dtype, opset: int, asked: tuple[tuple[str, str], ...], random_rows: Any, exported_slots: Any
 ) -> None:
     """Batches with padding, positions with a gap, three kinds of layers; equal inputs give equal slots in fp16 too."""
-    selectors = [Method.selector(place(kind, 1, dtype, score)) for kind, score in asked]
+    selectors = [Method.choose(place(kind, 1, dtype, score)) for kind, score in asked]
     fed = []
     for seed in range(len(selectors)):
         rows = random_rows(TOKENS, seed=seed)

@@ -21,8 +21,7 @@ from secateur.decoder.projections import LlamaProjections
 from secateur.errors import BadSchedule
 from secateur.methods.alvts import Method
 from secateur.selection import low_rank as lowrank
-from secateur.selection.alvts_score import importance
-from secateur.selection.alvts_selector import LowRankSelector, tensor_name
+from secateur.selection.low_rank import LowRankSelector, Thin, importance, tensor_name
 from secateur.selection.selector import Fixed, GateInputs, GateSite
 
 Floats = NDArray[np.float64]
@@ -153,7 +152,7 @@ def test_importance_equals_loops(
 def test_selector_equals_loops(score: str) -> None:
     """The whole gate from the residual stream on: norm, thin weights, grouped heads, RoPE, scores, the k best."""
     layer, rows = projections(), random_rows(0)
-    selector = Method.selector(site(3, layer, 8, score))
+    selector = Method.choose(site(3, layer, 8, score))
     assert isinstance(selector, LowRankSelector)
     hidden = rows.hidden_states.double().numpy()
     normalized = (
@@ -179,11 +178,11 @@ def test_selector_equals_loops(score: str) -> None:
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])
 def test_full_rank_equals_the_layer(kind: str) -> None:
     layer, rows = projections(kind), random_rows(1)
-    selector = LowRankSelector(site(2, layer, 64))
+    selector = LowRankSelector(site(2, layer, 64), Thin(64, "product"))
     exact = lowrank.exact_queries_and_keys(layer, rows.hidden_states, rows.position_ids)
     truth = importance(*exact, rows.attention_mask, START, TOKENS)
     torch.testing.assert_close(score_of(selector, rows), truth, rtol=1e-4, atol=1e-6)
-    thin = score_of(LowRankSelector(site(2, layer, 4)), rows)
+    thin = score_of(LowRankSelector(site(2, layer, 4), Thin(4, "product")), rows)
     assert not torch.allclose(thin, truth, rtol=1e-2)
 
 
@@ -202,7 +201,7 @@ def test_decomposition_is_the_best_of_its_rank() -> None:
 
 def test_padding_changes_nothing() -> None:
     layer, rows = projections(), random_rows(2)
-    selector = LowRankSelector(site(2, layer, 8))
+    selector = LowRankSelector(site(2, layer, 8), Thin(8, "product"))
     length = rows.hidden_states.shape[1]
     together = score_of(selector, rows)
     for i in (0, 1):
@@ -213,7 +212,7 @@ def test_padding_changes_nothing() -> None:
 
 def test_fp16_rows_are_scored_in_fp32() -> None:
     layer, rows = projections(), random_rows(3)
-    selector = LowRankSelector(site(2, layer, 8))
+    selector = LowRankSelector(site(2, layer, 8), Thin(8, "product"))
     halved = rows._replace(hidden_states=rows.hidden_states.half())
     score = score_of(selector, halved)
     assert score.dtype == torch.float32
@@ -248,18 +247,18 @@ def test_bad_parameters(change: dict[str, Any], message: str) -> None:
     place = site(2, projections(), 8)
     gate = Gate(1, 2, "route", {**place.gate.selector, **change})
     with pytest.raises(BadSchedule, match=message):
-        Method.selector(GateSite(gate, TOKENS, START, (1, TOKENS), PLACE, place.tensors, place.projections))
+        Method.choose(GateSite(gate, TOKENS, START, (1, TOKENS), PLACE, place.tensors, place.projections))
 
 
 def test_bad_tensors() -> None:
     layer = projections()
     with pytest.raises(BadSchedule, match="layer_01.key_up"):
-        Method.selector(site(2, layer, 8, key_up=np.full((KV_HEADS * HEAD_DIM, 8), np.nan)))
+        Method.choose(site(2, layer, 8, key_up=np.full((KV_HEADS * HEAD_DIM, 8), np.nan)))
     place = site(2, layer, 8)
     with pytest.raises(BadSchedule, match="no tensor 'layer_01.down'"):
-        Method.selector(GateSite(place.gate, TOKENS, START, (1, TOKENS), PLACE, {}, layer))
+        Method.choose(GateSite(place.gate, TOKENS, START, (1, TOKENS), PLACE, {}, layer))
     with pytest.raises(BadSchedule, match="kind 'route'"):
-        Method.selector(GateSite(place.gate, TOKENS, START, (1, TOKENS), PLACE, place.tensors))
+        Method.choose(GateSite(place.gate, TOKENS, START, (1, TOKENS), PLACE, place.tensors))
 
 
 @pytest.mark.parametrize(

@@ -20,9 +20,9 @@ from secateur.bundle.schedule import Gate
 from secateur.errors import BadSchedule
 from secateur.methods.btp import Method
 from secateur.selection import attention, diversity
-from secateur.selection.btp_quotas import Quotas, disjoint_quotas, first_points, union_quotas
-from secateur.selection.btp_selection import BalancedSelector
+from secateur.selection.balanced import BalancedSelector, Quotas, disjoint_quotas, first_points, union_quotas
 from secateur.selection.budget import BudgetRequest
+from secateur.selection.constants import parameters
 from secateur.selection.selector import GateInputs, GateSite
 from secateur.selection.spatial import lattice, spatial_points
 
@@ -152,7 +152,7 @@ def test_union(grid: tuple[int, int], seed: int, coarse: bool, data: st.DataObje
     early = data.draw(st.sampled_from([keep, (tokens + 1) // 2]))
     quotas = union_quotas(tokens, keep, share, over, data.draw(st.sampled_from([0, 2, 64])), points, early)
     quotas = Quotas(**vars(quotas) | {"pattern": pattern if points else "off"})
-    selector = BalancedSelector(Quotas.read(vars(quotas), tokens, keep), site_of(quotas, keep, grid))
+    selector = BalancedSelector(parameters(Quotas, vars(quotas), "btp"), site_of(quotas, keep, grid))
     rows = rows_of(np.random.default_rng(seed), tokens, data.draw(st.integers(1, 3)), coarse)
     compare(selector, rows, lambda d, a: union(d, a, quotas, points, keep))
 
@@ -170,7 +170,7 @@ def test_disjoint(grid: tuple[int, int], seed: int, coarse: bool, data: st.DataO
     quotas = disjoint_quotas(tokens, keep, weight, over, points, (tokens + 1) // 2)
     quotas = Quotas(**vars(quotas) | {"pattern": pattern if quotas.spatial else "off"})
     order = spatial_points(pattern, grid, tokens) if quotas.spatial else ()
-    selector = BalancedSelector(Quotas.read(vars(quotas), tokens, keep), site_of(quotas, keep, grid))
+    selector = BalancedSelector(parameters(Quotas, vars(quotas), "btp"), site_of(quotas, keep, grid))
     rows = rows_of(np.random.default_rng(seed), tokens, data.draw(st.integers(1, 3)), coarse)
     compare(selector, rows, lambda d, a: disjoint(d, a, quotas, order))
 
@@ -298,7 +298,7 @@ def test_onnx_of_every_option(opset: int, measured: Any, site: Any, random_rows:
         Method(query="text", attention=(0.0, 0.5)),
     ]
     gates = [method.calibrate(measured(16, (4, 5)), BudgetRequest(keep=(6, 3))).gates[0] for method in methods]
-    selectors = [Method.selector(site(gate, 20, (4, 5))) for gate in gates]
+    selectors = [Method.choose(site(gate, 20, (4, 5))) for gate in gates]
     fed = [random_rows(20, seed=7, whole=False) for _ in gates]
     got = exported_slots(selectors, fed, [6] * len(gates), opset)
     for selector, rows, slots in zip(selectors, fed, got.outputs, strict=True):
@@ -331,6 +331,6 @@ def test_padding_gets_no_share() -> None:
         ({"merge": "union", "attention": 1, "over": 4, "early": 2, "fills": 9}, "fills 9"),
     ],
 )
-def test_bad_selector_block(selector: dict[str, Any], says: str) -> None:
+def test_bad_selector_block(selector: dict[str, Any], says: str, site: Any) -> None:
     with pytest.raises(BadSchedule, match=says):
-        Quotas.read(selector, tokens=6, keep=3)
+        Method.choose(site(Gate(3, 3, selector=selector), 6, (2, 3)))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from secateur.selection.btp_stages import changed, scaled_drop, scaled_layers, stages, tuned_tau
+from secateur.methods.btp import changed, scaled_drop, scaled_layers, stages, tuned_tau
 
 # Through the published points of arXiv 2505.22038, Table 8 (0, 0, 325, 141, 155, 45, 1 of 576 at layers 1, 5, 9, ...).
 LLAVA = [0.0] * 6 + [0.1, 0.25, 0.4, 325 / 576, 0.5, 0.4, 0.3, 141 / 576, 0.26, 0.265, 0.267, 155 / 576]

@@ -41,15 +41,15 @@ def test_without_a_class_token_the_schedule_says_so(measured: Any, site: Any) ->
     assert without.gates == (Gate(0, 8, "vision", {"score": "received", "score_layer": -2}),)
 
     place = site(without.gates[0], 20, (4, 5))
-    assert Method.selector(place).reads == ("received.-2",)
+    assert Method.choose(place).reads == ("received.-2",)
     place = replace(site(with_token.gates[0], 20, (4, 5)), dimensions=bare.dimensions)
     with pytest.raises(BadSchedule, match="class token, which this vision encoder lacks"):
-        Method.selector(place)
+        Method.choose(place)
 
 
 @pytest.mark.parametrize("opset", [20, 23])
 def test_onnx(opset: int, measured: Any, site: Any, random_rows: Any, exported_slots: Any) -> None:
-    selector = Method.selector(site(Method().calibrate(measured(), BudgetRequest(keep=(0.4,))).gates[0], 20, (4, 5)))
+    selector = Method.choose(site(Method().calibrate(measured(), BudgetRequest(keep=(0.4,))).gates[0], 20, (4, 5)))
     rows = random_rows(20)
     got = exported_slots([selector], [rows], [8], opset)
     np.testing.assert_array_equal(got.outputs[0], selector(rows).numpy())
@@ -77,7 +77,7 @@ def test_on_the_demo(demo: Family) -> None:
 )
 def test_bad_selector_block(selector: dict[str, Any], says: str, site: Any) -> None:
     with pytest.raises(BadSchedule, match=says):
-        Method.selector(site(Gate(0, 5, "vision", selector), 20, (4, 5)))
+        Method.choose(site(Gate(0, 5, "vision", selector), 20, (4, 5)))
 
 
 def test_bad_options_and_requests(measured: Any) -> None:

@@ -139,14 +139,14 @@ def test_before_the_decoder(measured: Any, site: Any, random_rows: Any) -> None:
     """The embedding form reads nothing but the rows; with keys it is refused, in a request and in a file."""
     method = Method(norms="hidden", features="hidden")
     gate = method.calibrate(measured(), BudgetRequest(layers=(0,), keep=(7,))).gates[0]
-    selector = Method.selector(site(gate, 20, (4, 5)))
+    selector = Method.choose(site(gate, 20, (4, 5)))
     assert (gate.layer, selector.reads) == (0, ())
     rows = random_rows(20, batch=3, seed=9)
     assert selector(rows).tolist() == expected(rows, 7, Pivots(norms="hidden", features="hidden"))
     with pytest.raises(BadSchedule, match="layer 0 has no keys to read; use --norms hidden --features hidden"):
         Method(norms="hidden", features="key").calibrate(measured(), BudgetRequest(layers=(0,)))
     with pytest.raises(BadSchedule, match="layer 0 has no keys to read"):
-        Method.selector(site(Gate(0, 7), 20, (4, 5)))
+        Method.choose(site(Gate(0, 7), 20, (4, 5)))
 
 
 def test_published_defaults(measured: Any, site: Any) -> None:
@@ -160,7 +160,7 @@ def test_published_defaults(measured: Any, site: Any) -> None:
         "norms": "key",
         "features": "hidden",
     }
-    assert Method.selector(site(gate, 576, (24, 24))).reads == ("key",)
+    assert Method.choose(site(gate, 576, (24, 24))).reads == ("key",)
     for average in (192, 128, 64):
         asked = Method().calibrate(measured(*LLAVA), BudgetRequest(compression=1 - average / 576))
         assert asked.gates[0].layer == 2 and asked.budget.average_tokens == pytest.approx(average, abs=1)
@@ -200,4 +200,4 @@ def test_bad_options(options: dict[str, Any], says: str, site: Any) -> None:
     with pytest.raises(BadSchedule, match=says):
         Method(**options)
     with pytest.raises(BadSchedule, match=f"selector of a dart gate: .*{says}"):
-        Method.selector(site(Gate(3, 7, selector=options), 20, (4, 5)))
+        Method.choose(site(Gate(3, 7, selector=options), 20, (4, 5)))

@@ -92,7 +92,7 @@ def test_a_misspelt_constant_is_refused(method: Method, measured: Any, site: Any
         pytest.skip("chooses nothing: the image is made smaller")
     gate = replace(gates[0], selector={**gates[0].selector, "stratgy": "row"})
     with pytest.raises(BadSchedule, match=f"selector of a {method.name} gate: .* unknown field 'stratgy'"):
-        type(method).selector(site(gate, GRID[0] * GRID[1], GRID))
+        type(method).choose(site(gate, GRID[0] * GRID[1], GRID))
 
 
 def test_all_or_none_is_a_constant(method: Method, site: Any) -> None:

@@ -82,7 +82,7 @@ def test_published_defaults(measured: Any) -> None:
 
 def test_later_layers_compare_hidden_states(measured: Any, site: Any) -> None:
     gate = Method().calibrate(measured(), BudgetRequest(layers=(2,), keep=(7,))).gates[0]
-    selector = Method.selector(site(gate, 20, (4, 5)))
+    selector = Method.choose(site(gate, 20, (4, 5)))
     assert isinstance(selector, Diverse) and (gate.layer, selector.reads) == (2, ())
 
 
@@ -94,7 +94,7 @@ def test_all_or_nothing(keep: int, site: Any, random_rows: Any) -> None:
 
 def test_three_nodes_a_pick(site: Any, random_rows: Any, exported_slots: Any) -> None:
     rows = random_rows(12, whole=False)
-    got = exported_slots([Method.selector(site(Gate(0, 5), 12, (3, 4)))], [rows], [5], 20)
+    got = exported_slots([Method.choose(site(Gate(0, 5), 12, (3, 4)))], [rows], [5], 20)
     assert got.outputs[0].tolist() == [oracle(v, 5) for v in rows.vision.double().numpy()]
     count = Counter(node.op_type for node in got.graph.node)
     # Nobody asks how far the others are from the last pick, and the first has nothing to be compared with.
@@ -103,4 +103,4 @@ def test_three_nodes_a_pick(site: Any, random_rows: Any, exported_slots: Any) ->
 
 def test_bad_selector_block(site: Any) -> None:
     with pytest.raises(BadSchedule, match="selector of a divprune gate: nothing has an unknown field 'ratio'"):
-        Method.selector(site(Gate(0, 7, selector={"ratio": 0.1}), 20, (4, 5)))
+        Method.choose(site(Gate(0, 7, selector={"ratio": 0.1}), 20, (4, 5)))

@@ -63,4 +63,4 @@ def test_refusals(measured: Any, site: Any) -> None:
     with pytest.raises(BadSchedule, match="--layers 4 does not fit"):
         Method().calibrate(measured(), BudgetRequest(layers=(4,)))
     with pytest.raises(BadSchedule, match="chooses no tokens; its kind must be 'downsample', not 'vision'"):
-        Method.selector(site(Gate(0, 4, "vision"), 20, (4, 5)))
+        Method.choose(site(Gate(0, 4, "vision"), 20, (4, 5)))

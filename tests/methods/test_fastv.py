@@ -59,7 +59,7 @@ def test_option_reaches_the_gate(measured: Any, site: Any) -> None:
     reads = {}
     for query in ("last", "all"):
         gate = Method(query=query).calibrate(measured(), BudgetRequest()).gates[0]
-        selector = Method.selector(site(gate, 20, (4, 5)))
+        selector = Method.choose(site(gate, 20, (4, 5)))
         assert isinstance(selector, Attended)
         reads[query] = selector.reads
     assert reads == {"last": ("query", "key"), "all": ("queries", "key")}
@@ -73,7 +73,7 @@ def test_all_or_nothing_reads_nothing(keep: int, site: Any, random_rows: Any) ->
 
 
 def test_onnx_of_the_average(site: Any, random_rows: Any, exported_slots: Any) -> None:
-    selector = Method.selector(site(Gate(1, 7, selector={"query": "all"}), 20, (4, 5)))
+    selector = Method.choose(site(Gate(1, 7, selector={"query": "all"}), 20, (4, 5)))
     rows = random_rows(20, seed=5, whole=False)
     assert exported_slots([selector], [rows], [7], 20).outputs[0].tolist() == selector(rows).tolist()
 
@@ -89,7 +89,7 @@ def test_onnx_of_the_average(site: Any, random_rows: Any, exported_slots: Any) -
 )
 def test_bad_selector_block(selector: dict[str, Any], says: str, site: Any) -> None:
     with pytest.raises(BadSchedule, match=says):
-        Method.selector(site(Gate(1, 7, selector=selector), 20, (4, 5)))
+        Method.choose(site(Gate(1, 7, selector=selector), 20, (4, 5)))
 
 
 def test_bad_option() -> None:

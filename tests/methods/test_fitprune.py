@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 
 from secateur.bundle.schedule import Gate
 from secateur.errors import BadSchedule
-from secateur.methods.fitprune import Method, ProductSelector
+from secateur.methods.fitprune import Method, ProductSelector, from_table, levels, lost, merge, search, staircase
 from secateur.selection.budget import BudgetRequest
-from secateur.selection.fitprune_staircase import from_table, levels, lost, merge, search, staircase
 from secateur.selection.selector import Fixed, GateInputs
 
 START, LAYERS, GRID = 3, 16, (4, 5)
@@ -60,7 +59,7 @@ def oracle_score(rows: GateInputs, tokens: int) -> NDArray[np.float64]:
 def test_score_and_slots(seed: int, whole: bool, site: Any, random_rows: Any) -> None:
     tokens, keep = 20, 7
     rows = random_rows(tokens, batch=3, seed=seed, whole=whole)
-    selector = Method.selector(site(Gate(2, keep), tokens, GRID))
+    selector = Method.choose(site(Gate(2, keep), tokens, GRID))
     assert isinstance(selector, ProductSelector)
     score = selector.score(rows)
     np.testing.assert_allclose(score.numpy(), oracle_score(rows, tokens), rtol=1e-4)
@@ -72,13 +71,13 @@ def test_equal_scores_keep_the_lower_index(site: Any, random_rows: Any) -> None:
     """With equal keys every token gets the same from the text, and less from the image the later it comes."""
     rows = random_rows(20, batch=1)
     rows.read["key"][:] = 0
-    slots = Method.selector(site(Gate(2, 7), 20, GRID))(rows)
+    slots = Method.choose(site(Gate(2, 7), 20, GRID))(rows)
     assert slots.tolist() == [list(range(7))]
 
 
 def test_padding_and_half_precision_change_nothing(site: Any, random_rows: Any) -> None:
     rows = random_rows(20, whole=False)
-    selector = Method.selector(site(Gate(2, 7), 20, GRID))
+    selector = Method.choose(site(Gate(2, 7), 20, GRID))
     assert isinstance(selector, ProductSelector)
     expected = selector.score(rows)
     for name in selector.reads:
@@ -242,7 +241,7 @@ def test_bad_options(measured: Any, site: Any) -> None:
         with pytest.raises(BadSchedule, match=message):
             Method().calibrate(measured(LAYERS, GRID, [0.0] * LAYERS), request)
     with pytest.raises(BadSchedule, match="selector of a fitprune gate: nothing has an unknown field 'alpha'"):
-        Method.selector(site(Gate(2, 3, selector={"alpha": 1}), 20, GRID))
+        Method.choose(site(Gate(2, 3, selector={"alpha": 1}), 20, GRID))
     with pytest.raises(BadSchedule, match="at layer 1 or later"):
-        Method.selector(site(Gate(0, 3), 20, GRID))
+        Method.choose(site(Gate(0, 3), 20, GRID))
     assert isinstance(Method.choose(site(Gate(0, 20), 20, GRID)), Fixed)

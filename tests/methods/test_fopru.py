@@ -100,7 +100,7 @@ def test_everything_equals_no_gate(strategy: Any, fill: Any, measured: Any, site
 def test_rows_stay_whole(measured: Any, site: Any) -> None:
     gate = Method(strategy="row").calibrate(measured(), BudgetRequest(keep=(0.6,))).gates[0]
     assert gate.keep == 10
-    for slots in Method.selector(site(gate, 20, (4, 5)))(rows_of(torch.rand(9, 20))):
+    for slots in Method.choose(site(gate, 20, (4, 5)))(rows_of(torch.rand(9, 20))):
         lines = (slots // 5).tolist()
         assert len(set(lines)) == 2 and all(lines.count(line) == 5 for line in set(lines))
 
@@ -110,7 +110,7 @@ def test_a_bright_row_is_kept(measured: Any, site: Any) -> None:
     scores = torch.rand(1, 20)
     scores[0, 10:15] += 1
     scores[0, 3] += 2  # one bright token is no bright row
-    assert Method.selector(site(gate, 20, (4, 5)))(rows_of(scores)).tolist() == [[10, 11, 12, 13, 14]]
+    assert Method.choose(site(gate, 20, (4, 5)))(rows_of(scores)).tolist() == [[10, 11, 12, 13, 14]]
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_onnx_of_every_option(opset: int, measured: Any, site: Any, random_rows:
     gates = [
         m.calibrate(measured(), BudgetRequest(keep=(share,))).gates[0] for m, share in zip(methods, shares, strict=True)
     ]
-    selectors: list[Selector] = [Method.selector(site(gate, 20, (4, 5))) for gate in gates]
+    selectors: list[Selector] = [Method.choose(site(gate, 20, (4, 5))) for gate in gates]
     fed = [random_rows(20, seed=i) for i in range(len(gates))]
     sinks = torch.full((7, 20), 1e-4)
     sinks[:, [2, 11]] = 40
@@ -255,9 +255,9 @@ def test_bad_requests(asked: BudgetRequest, says: str, measured: Any) -> None:
 )
 def test_bad_selector_block(selector: dict[str, Any], keep: int, says: str, site: Any) -> None:
     with pytest.raises(BadSchedule, match=says):
-        Method.selector(site(Gate(0, keep, "vision", selector), 20, (4, 5)))
+        Method.choose(site(Gate(0, keep, "vision", selector), 20, (4, 5)))
     with pytest.raises(BadSchedule, match="needs the whole image, 20 tokens, not 15"):
-        Method.selector(site(Gate(0, 5, "vision", {"strategy": "row"}), 15, (4, 5)))
+        Method.choose(site(Gate(0, 5, "vision", {"strategy": "row"}), 15, (4, 5)))
 
 
 def test_all_or_nothing_is_a_constant(site: Any) -> None:

@@ -59,7 +59,7 @@ def test_positions_follow_the_flag(measured: Any) -> None:
 
 
 def test_score_is_the_last_row_of_the_layer_before(site: Any) -> None:
-    selector = Method.selector(site(Gate(9, 7), 20, (4, 5)))
+    selector = Method.choose(site(Gate(9, 7), 20, (4, 5)))
     assert isinstance(selector, Attended) and selector.reads == ("query", "key")
 
 
@@ -75,4 +75,4 @@ def test_bad_options(site: Any) -> None:
         with pytest.raises(BadSchedule, match=f"ratio {ratio:g} must be above 0 and below 1"):
             Method(ratio=ratio)
     with pytest.raises(BadSchedule, match="selector of a pdrop gate: nothing has an unknown field 'ratio'"):
-        Method.selector(site(Gate(9, 7, selector={"ratio": 0.5}), 20, (4, 5)))
+        Method.choose(site(Gate(9, 7, selector={"ratio": 0.5}), 20, (4, 5)))

@@ -16,7 +16,7 @@ from secateur.selection.selector import Fixed
 
 
 def slots(site: Any, seed: int, layer: int = 3, tokens: int = 6, keep: int = 3) -> tuple[int, ...]:
-    selector = random.Method.selector(site(Gate(layer, keep, selector={"seed": seed}), tokens, (2, 3)))
+    selector = random.Method.choose(site(Gate(layer, keep, selector={"seed": seed}), tokens, (2, 3)))
     assert isinstance(selector, Fixed)
     return tuple(selector.slots.tolist())
 

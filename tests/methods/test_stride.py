@@ -78,7 +78,7 @@ def test_grid_needs_the_whole_grid(measured: Any, site: Any) -> None:
     with pytest.raises(BadSchedule, match=says):
         method.calibrate(measured(16, (4, 5)), BudgetRequest(keep=(10, 5), layers=(3, 9)))
     with pytest.raises(BadSchedule, match=says):
-        Method.selector(site(Gate(3, 5, selector={"pattern": "grid"}), 10, (4, 5)))
+        Method.choose(site(Gate(3, 5, selector={"pattern": "grid"}), 10, (4, 5)))
 
 
 @pytest.mark.parametrize("pattern", ["stride", "grid"])
@@ -92,4 +92,4 @@ def test_bad_options(site: Any) -> None:
     with pytest.raises(BadSchedule, match="pattern 'hex' is not known; use one of stride, grid"):
         Method(pattern="hex")  # type: ignore[arg-type]
     with pytest.raises(BadSchedule, match="selector of a stride gate: pattern.pattern is 3"):
-        Method.selector(site(Gate(0, 7, selector={"pattern": 3}), 20, (4, 5)))
+        Method.choose(site(Gate(0, 7, selector={"pattern": 3}), 20, (4, 5)))

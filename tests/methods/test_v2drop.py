@@ -89,4 +89,4 @@ def test_bad_requests(measured: Any, site: Any) -> None:
     with pytest.raises(BadSchedule, match="layer 0 must be at layer 1 or later"):
         Method().calibrate(measured(), BudgetRequest(layers=(0,)))
     with pytest.raises(BadSchedule, match="selector of a v2drop gate: nothing has an unknown field 'p'"):
-        Method.selector(site(Gate(3, 7, selector={"p": 1}), 20, (4, 5)))
+        Method.choose(site(Gate(3, 7, selector={"p": 1}), 20, (4, 5)))

@@ -135,12 +135,12 @@ def test_published_split(measured: Any, site: Any) -> None:
     assert gate == Gate(0, 64, "vision", {"score": "class_token", "score_layer": -2, "contextual": 10})
     assert Method().calibrate(statistics, BudgetRequest(keep=(192,))).gates[0].selector["contextual"] == 30
     assert Method(contextual=0).calibrate(statistics, BudgetRequest()).gates[0].selector["contextual"] == 0
-    selector = Method.selector(site(gate, 576, (24, 24)))
+    selector = Method.choose(site(gate, 576, (24, 24)))
     assert selector.reads == READS
     bare = replace(statistics, dimensions=replace(statistics.dimensions, class_token=False))
     gate = Method().calibrate(bare, BudgetRequest()).gates[0]
     assert gate.selector["score"] == "received"
-    assert Method.selector(site(gate, 576, (24, 24))).reads == ("received.-2", "patch_key.-2")
+    assert Method.choose(site(gate, 576, (24, 24))).reads == ("received.-2", "patch_key.-2")
 
 
 class Zip(nn.Module):
@@ -193,4 +193,4 @@ def test_bad_options(measured: Any, site: Any) -> None:
     for count, says in ((-1, "must be a count within 0 and 5"), (6, "within 0 and 5"), (2.0, "contextual is 2.0")):
         gate = Gate(0, 5, "vision", {"contextual": count})
         with pytest.raises(BadSchedule, match=says):
-            Method.selector(site(gate, 20, (4, 5)))
+            Method.choose(site(gate, 20, (4, 5)))

@@ -124,4 +124,4 @@ def test_bad_options(measured: Any, site: Any) -> None:
     with pytest.raises(BadSchedule, match="start 16 is outside the model; its last layer is 15"):
         dropped(measured, [0.0] * 16, start=16)
     with pytest.raises(BadSchedule, match="0 or all 6 tokens, not 3"):
-        Method.selector(site(Gate(4, 3), 6, (2, 3)))
+        Method.choose(site(Gate(4, 3), 6, (2, 3)))

@@ -19,7 +19,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from secateur.bundle.atomic import write_bytes
-from secateur.selection.alvts_alignment import Candidates, Options
+from secateur.selection.alignment import Candidates, Options
 from secateur.selection.low_rank import Factors
 from secateur.selection.statistics import LayerRows, Statistics
 
