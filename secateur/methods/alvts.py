@@ -2,7 +2,7 @@
 """Adaptive Layer-wise Visual Token Selection (ALVTS), arXiv 2606.14277, CVPR 2026.
 
 Before every decoder layer, all vision tokens are scored by a thin copy of the layer's query and key projections. The
-layer runs on the k best and the text; the other tokens skip it unchanged. Nothing is lost: the next layer chooses anew.
+layer runs on the k best and the text; the other tokens skip it unchanged. The next layer chooses from all tokens.
 """
 
 from __future__ import annotations
@@ -38,21 +38,24 @@ class Method(base.Method):
 
     rank: int | None = field(
         default=None,
-        metadata={"help": "of the selectors, a multiple of 32 (default: the paper's, or a fiftieth of a layer's size)"},
+        metadata={"help": "rank of the selectors, a multiple of 32 (default: the paper's, or 2 % of a layer's size)"},
     )
     selectors: Literal["calibrated", "svd"] = field(
-        default="calibrated", metadata={"help": "tuned to the layers' own scores, or the bare decomposition"}
+        default="calibrated",
+        metadata={"help": "tuned to the layers' own scores, or the plain singular value decomposition"},
     )
     score: Literal["product", "v2v"] = field(
         default="product", metadata={"help": "attention from vision times attention from text, or from vision alone"}
     )
-    dense_layers: int = field(default=0, metadata={"help": "first layers that see every token"})
+    dense_layers: int = field(default=0, metadata={"help": "number of first layers that see every token"})
     group: int = field(default=1, metadata={"help": "consecutive layers that share a selection (above 1: a deviation)"})
     loss: Literal["scaled", "log"] = field(
-        default="scaled", metadata={"help": "of the tuning: on scores, or on their logarithms (a deviation)"}
+        default="scaled", metadata={"help": "loss of the tuning: on scores, or on their logarithms (a deviation)"}
     )
-    passes: int = field(default=4, metadata={"help": "of the tuning over the samples"})
-    learning_rate: float = field(default=1e-4, metadata={"help": "of the tuning; falls to a tenth as a cosine"})
+    passes: int = field(default=4, metadata={"help": "passes of the tuning over the samples"})
+    learning_rate: float = field(
+        default=1e-4, metadata={"help": "learning rate of the tuning; falls to a tenth as a cosine"}
+    )
 
     def __post_init__(self) -> None:
         if self.rank is not None and (self.rank < STEP or self.rank % STEP):
@@ -68,7 +71,7 @@ class Method(base.Method):
             raise BadSchedule("positions 'compact' do not fit alvts, whose rows differ in every layer; use 'original'")
 
     def calibrate(self, statistics: Statistics, request: BudgetRequest) -> Schedule:
-        """A gate of kind "route" at every layer, with the same k; see `base.Method`."""
+        """Place a gate of kind "route" at every layer, all with the same k."""
         dimensions, tokens = statistics.dimensions, statistics.model.vision_tokens
         layers, keep = self._layers(request, dimensions.layers), self._keep(request, dimensions.layers, tokens)
         rank = self.rank or lowrank.default_rank(dimensions)
@@ -92,7 +95,7 @@ class Method(base.Method):
             "layers": [each.report(layer) for layer, each in chosen.items()],
         }
         if not statistics.samples:
-            report["note"] = "nothing was measured: the selectors are the bare decomposition"
+            report["note"] = "nothing was measured: the selectors are the plain decomposition"
         return self.schedule(statistics, gates, report, _tensors(chosen))
 
     def _layers(self, request: BudgetRequest, depth: int) -> tuple[int, ...]:
@@ -103,7 +106,7 @@ class Method(base.Method):
         return tuple(range(self.dense_layers, depth, self.group))
 
     def _keep(self, request: BudgetRequest, depth: int, tokens: int) -> int:
-        """k of every gate: floor(r N) and at least 1 (equation 7), or what comes nearest to a compression."""
+        """Return k of every gate: floor(r N) and at least 1 (equation 7), or the k nearest to a compression."""
         if request.keep is not None and request.compression is not None:
             raise BadSchedule("--keep and --compression both set the budget; give one of them")
         if request.compression is not None:
@@ -130,7 +133,7 @@ class Method(base.Method):
 def _choose(
     statistics: Statistics, layers: tuple[int, ...], keep: int, options: Options
 ) -> tuple[int, dict[int, ChosenCandidate]]:
-    """Text rows of a prompt (the mean, rounded), and the selector of each layer: of an earlier run, or tuned now."""
+    """Return the mean text rows of a prompt, and the selector of each layer, read from an earlier run or tuned now."""
     if statistics.layers is None:
         raise BadSchedule("alvts needs the model's layers, which were not measured; calibrate with samples")
     walk = iter(statistics.layers())
@@ -163,7 +166,7 @@ def _tensors(chosen: Mapping[int, ChosenCandidate]) -> dict[str, Array]:
 
 
 def _cost(dimensions: Dimensions, rank: int, text: int, tokens: int, keep: int, group: int) -> Json:
-    """What a selector weighs and costs beside the layers that it serves; two operations a multiplication."""
+    """Report the parameters and FLOPs of a selector relative to its layers; two operations per multiplication."""
     weights = lowrank.parameters(dimensions, rank)
     selector = lowrank.selector_macs(dimensions, rank, text + tokens)
     dense, pruned = (group * lowrank.layer_macs(dimensions, text + count) for count in (tokens, keep))

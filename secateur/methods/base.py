@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a pruning method is: its options, its calibration, and which of N vision tokens stay.
+"""Base class of pruning methods: options, calibration, and the choice of the vision tokens to keep.
 
 A method sees tensors, neither ONNX nor model families. Gathering rows, positions, masks and indices is done once
 for all methods in export/gates.py.
@@ -27,7 +27,7 @@ class Method(ABC):
     """Base of all methods; the fields of a subclass are its options and become command-line flags."""
 
     statistics: ClassVar[frozenset[str]] = frozenset()
-    """What calibration must measure: fields of `Statistics`. Empty: the model is not run."""
+    """Fields of `Statistics` that calibration must measure. Empty: the model is not run."""
 
     constants: ClassVar[type] = NoConstants
     """Frozen dataclass of the constants in a gate's `selector` block; it checks its own values."""
@@ -38,17 +38,17 @@ class Method(ABC):
     positions: Literal["original", "compact"] = field(
         default="original",
         kw_only=True,
-        metadata={"help": "kept tokens keep their positions, or everything behind a gate is renumbered"},
+        metadata={"help": "kept tokens keep their positions, or all rows after a gate are renumbered"},
     )
 
     @property
     def name(self) -> str:
-        """The method's name: its file's name."""
+        """Return the method's name, which is its file's name."""
         return _name(type(self))
 
     @abstractmethod
     def calibrate(self, statistics: Statistics, request: BudgetRequest) -> Schedule:
-        """The schedule of this method on the measured model.
+        """Return the schedule of this method for the measured model.
 
         Raises:
             BadSchedule: the request cannot be met; the message names the bound.
@@ -56,10 +56,10 @@ class Method(ABC):
 
     @classmethod
     def choose(cls, site: GateSite) -> Selector:
-        """The module at one gate: a constant where it keeps all tokens or none, else the method's `selector`.
+        """Return the module of one gate: a constant if it keeps all tokens or none, else the method's `selector`.
 
         Raises:
-            BadSchedule: the gate cannot keep so many, or its constants do not fit the method.
+            BadSchedule: the gate cannot keep so many tokens, or a constant is missing, unknown or out of its bounds.
         """
         keep, tokens = site.gate.keep, site.vision_tokens
         if not 0 <= keep <= tokens:
@@ -86,10 +86,10 @@ class Method(ABC):
         """
 
     def refuse(self, names: Sequence[str], when: str) -> None:
-        """Of the options `names`, none was changed, since `when` something holds they change nothing.
+        """Check that the options `names`, which have no effect in the case described by `when`, keep their defaults.
 
         Raises:
-            BadSchedule: one was; a setting without an effect must not pass in silence.
+            BadSchedule: one of them was changed.
         """
         for option in dataclasses.fields(self):
             value = getattr(self, option.name)
@@ -103,7 +103,7 @@ class Method(ABC):
         calibration: Json | None = None,
         tensors: Mapping[str, Array] | None = None,
     ) -> Schedule:
-        """The schedule of these gates, with its name and its cost."""
+        """Return the schedule of these gates, with its name and its cost."""
         from secateur.selection.budget import budget, schedule_name
 
         model, gates = statistics.model, tuple(gates)

@@ -51,7 +51,9 @@ class Method(base.Method):
     )
     tau: float | None = field(
         default=None,
-        metadata={"help": "a token below this similarity has changed (default 0.93, re-tuned where it says little)"},
+        metadata={
+            "help": "a token below this similarity has changed (default 0.93, re-tuned if too few or too many change)"
+        },
     )
     epsilon: float = field(default=0.05, metadata={"help": "share of changed tokens that counts as no change"})
     score: Literal["logits", "softmax"] = field(
@@ -77,7 +79,7 @@ class Method(base.Method):
         default="last", metadata={"help": "importance to the last prompt row, or to the mean of the question's rows"}
     )
     final_drop: bool = field(
-        default=False, metadata={"help": "remove every vision token where nothing changes any more (LLaVA-1.5 parity)"}
+        default=False, metadata={"help": "remove every vision token at the layer where changes end (LLaVA-1.5 parity)"}
     )
 
     def __post_init__(self) -> None:
@@ -102,7 +104,7 @@ class Method(base.Method):
             )
 
     def calibrate(self, statistics: Statistics, request: BudgetRequest) -> Schedule:
-        """Layers from the stage rule, counts from the request, quotas from the preset; see `base.Method`."""
+        """Take layers from the stage rule, counts from the request, and quotas from the preset."""
         model, dimensions = statistics.model, statistics.dimensions
         tokens, depth = model.vision_tokens, dimensions.layers
         scaled = scaled_layers(depth)
@@ -123,7 +125,7 @@ class Method(base.Method):
         return self.schedule(statistics, gates, report | placed.report())
 
     def _measure(self, statistics: Statistics) -> tuple[Json, Stages | None]:
-        """The calibration block so far, and what the rule found, if anything was measured."""
+        """Return the first part of the calibration report, and the stages found, if anything was measured."""
         report: Json = {"samples": statistics.samples, "seed": statistics.seed}
         similarity, attention = statistics.similarity, statistics.attention
         if similarity.size == 0:
@@ -145,17 +147,17 @@ class Method(base.Method):
         }, found
 
     def _drop(self, found: Stages | None, layers: Sequence[int], request: BudgetRequest, depth: int) -> int | None:
-        """Layer from which no vision token is left, if that is asked for."""
+        """Return the layer from which no vision token is left, or None without the option."""
         if not self.final_drop:
             return None
         last = (request.layers or layers)[-1]
         drop = found.drop if found is not None and found.drop is not None else scaled_drop(depth, last)
         if drop is None:
-            raise BadSchedule(f"no layer is left for a final drop behind layer {last} of {depth}; use --no-final-drop")
+            raise BadSchedule(f"no layer is left for a final drop after layer {last} of {depth}; use --no-final-drop")
         return drop
 
     def _gates(self, placed: GatePlan, tokens: int, grid: tuple[int, int]) -> tuple[Gate, ...]:
-        """The gates with their constants; a gate that keeps all or nothing has none."""
+        """Return the gates with their constants; a gate that keeps all tokens or none has no constants."""
         number = len(placed.layers)
         over = spread(self.over, number)
         weights = spread(
@@ -193,7 +195,7 @@ class Method(base.Method):
 
 @dataclass(frozen=True)
 class Stages:
-    """What the rule found. `layers` are the entries to prune, empty when `problem` says why there are none.
+    """Result of the stage rule: the layers to prune on entry, or none and the reason in `problem`.
 
     `drop` is the layer from which nothing changes any more, if there is one.
     """
@@ -206,12 +208,12 @@ class Stages:
 
 
 def changed(similarity: NDArray[np.float32], tau: float) -> list[float]:
-    """Share of vision tokens below `tau` in each layer: similarity [L, C, N] -> L values."""
+    """Return the share of vision tokens below `tau` in each layer: similarity [L, C, N] -> L values."""
     return [float(share) for share in (similarity < tau).mean((1, 2))]
 
 
 def tuned_tau(similarity: NDArray[np.float32]) -> float:
-    """The threshold, in steps of 0.001, at which the most changed layer changes nearest to half of the tokens.
+    """Return the threshold, in steps of 0.001, at which the most changed layer changes nearest to half of the tokens.
 
     For LLaVA-1.5 the paper's 0.93 gives 0.56. The last layer does not count, see `stages`.
     """
@@ -247,18 +249,18 @@ def stages(change: Sequence[float], epsilon: float) -> Stages:
 
 
 def _is_low(inner: Sequence[float], i: int, epsilon: float) -> bool:
-    """A local minimum, or a fall to nothing, which is one whatever comes after."""
+    """Return whether layer `i` is a local minimum, or its change is at most `epsilon`."""
     rises = i + 1 < len(inner) and inner[i] < inner[i + 1]
     return inner[i] <= inner[i - 1] and (rises or inner[i] <= epsilon)
 
 
 def scaled_layers(model_layers: int) -> tuple[int, ...]:
-    """The released LLaVA-1.5 layers, scaled by depth and kept apart: for a model that was not measured."""
+    """Return the released LLaVA-1.5 layers, scaled by depth and kept distinct, for a model that was not measured."""
     room = max(1, min(len(LLAVA_LAYERS), model_layers - 1))
     return increasing([layer * model_layers / 32 for layer in LLAVA_LAYERS[:room]], model_layers)
 
 
 def scaled_drop(model_layers: int, after: int) -> int | None:
-    """The released layer of the final drop, scaled by depth, behind layer `after`; None if there is no room."""
+    """Return the released layer of the final drop, scaled by depth, after layer `after`; None if there is no room."""
     layer = max(round(LLAVA_DROP * model_layers / 32), after + 1)
     return layer if layer < model_layers else None

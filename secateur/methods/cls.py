@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Class-token attention (FasterVLM), arXiv 2412.01818.
 
-Prunes once, behind the vision encoder: the patches that the class token attends to most in the last layer but one
+Prunes once, after the vision encoder: the patches that the class token attends to most in the second-to-last layer
 stay. No text is read. An encoder without a class token is scored by the attention that a patch gets from the patches.
 """
 
@@ -36,7 +36,7 @@ class Method(base.Method):
         EncoderScore(score_layer=self.score_layer)
 
     def calibrate(self, statistics: Statistics, request: BudgetRequest) -> Schedule:
-        """One gate; the score is the class token's where there is one. Nothing is measured."""
+        """Place one gate, scored by the class token if there is one. Nothing is measured."""
         model, dimensions = statistics.model, statistics.dimensions
         keep = front(request, dimensions.layers, model.vision_tokens, SHARE)
         score = EncoderScore("class_token" if dimensions.class_token else "received", self.score_layer)
@@ -48,7 +48,7 @@ class Method(base.Method):
 
 
 class Best(Selector):
-    """The `keep` tokens with the largest of one score [B, N]."""
+    """Keeps the `keep` tokens with the largest score [B, N]."""
 
     def __init__(self, keep: int, read: str) -> None:
         super().__init__()

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """DART (Duplication-Aware Reduction of Tokens), arXiv 2502.11494, EMNLP 2025.
 
-A few pivots, image tokens and text tokens with the largest L1 norm of their keys, stand for what is already there;
-each in turn keeps the tokens that are least like it by cosine similarity. Kept are the image pivots and what was
-picked, from layer 2 of 32 on, scaled by depth. No attention is needed.
+A few pivots, image tokens and text tokens with the largest L1 norm of their keys, represent what is already kept;
+each in turn keeps the tokens that are least similar to it by cosine similarity. The image pivots and the picks are
+kept, from layer 2 of 32 on, scaled by depth. No attention is needed.
 
 Before the decoder there are no keys: `--layers 0 --norms hidden --features hidden` takes both from the embeddings.
 """
@@ -34,8 +34,8 @@ FEATURES = ("key", "hidden")
 class Pivots:
     """Constants of one gate.
 
-    image_pivots, text_pivots  how many; a gate that keeps fewer than image_pivots keeps the first of them
-    text                       text pivots come from the rows behind the image ("question") or from "all" text rows
+    image_pivots, text_pivots  their numbers; a gate that keeps fewer than image_pivots keeps the first of them
+    text                       text pivots come from the rows after the image ("question") or from "all" text rows
     norms                      pivots have the largest L1 norm of their "key" or of their "hidden" state
     features                   cosine similarity of "key" or "hidden" states
     """
@@ -58,7 +58,7 @@ class Pivots:
 
     @property
     def keyed(self) -> bool:
-        """Whether a gate reads keys, which it cannot before the decoder."""
+        """Whether a gate reads keys, which do not exist before the decoder."""
         return "key" in (self.norms, self.features)
 
 
@@ -71,7 +71,7 @@ class Method(base.Method):
     image_pivots: int = field(default=4, metadata={"help": "pivots among the vision tokens; all of them are kept"})
     text_pivots: int = field(default=4, metadata={"help": "pivots among the text tokens"})
     text: Literal["question", "all"] = field(
-        default="question", metadata={"help": "text pivots from the rows behind the image, or from all text rows"}
+        default="question", metadata={"help": "text pivots from the rows after the image, or from all text rows"}
     )
     norms: Literal["key", "hidden"] = field(
         default="key", metadata={"help": "pivots by the L1 norm of keys, or of hidden states"}
@@ -107,7 +107,7 @@ def _check_layer(layer: int, pivots: Pivots) -> None:
 
 
 def shares(count: int, pivots: int) -> tuple[int, ...]:
-    """What each pivot picks of `count`: what is left over the pivots that are left, rounded up."""
+    """Divide `count` picks among the pivots: each takes its part of the remainder, rounded up."""
     out: list[int] = []
     for i in range(pivots):
         out.append(-((sum(out) - count) // (pivots - i)))
@@ -115,7 +115,7 @@ def shares(count: int, pivots: int) -> tuple[int, ...]:
 
 
 class LeastAlike(Selector):
-    """Image pivots, and the tokens least like each pivot; image pivots pick first, each kind by falling norm."""
+    """Keeps image pivots and the tokens least similar to each pivot; image pivots pick first, then by falling norm."""
 
     slots: Tensor
 
@@ -125,7 +125,7 @@ class LeastAlike(Selector):
         self.reads = ("key",) if pivots.keyed else ()
         self.start, self.end = site.image_start, site.image_start + site.vision_tokens
         self.image = min(pivots.image_pivots, site.gate.keep)
-        # A top-k must not ask for more rows than a prompt surely has.
+        # A top-k must not take more rows than the shortest possible prompt has.
         self.text = min(pivots.text_pivots, self.end)
         self.shares = shares(site.gate.keep - self.image, self.image + self.text)
         self.register_buffer("slots", torch.arange(site.vision_tokens))
@@ -138,14 +138,14 @@ class LeastAlike(Selector):
         return ascending(torch.cat(chosen, 1))
 
     def _picked(self, rows: GateInputs, norm: Tensor, image: list[Tensor]) -> list[Tensor]:
-        """Slots [B, share] that each pivot picks."""
+        """Return the slots [B, share] that each pivot picks."""
         features = self._rows(rows, self.pivots.features)
         vision = features[:, self.start : self.end].float()
         pivots = [slots + self.start for slots in image]
         if self.text:
             pivots.append(self._text(norm, rows.attention_mask))
         likeness = gather(features, torch.cat(pivots, 1)).float() @ vision.transpose(1, 2)
-        # The length of a pivot changes no order among its candidates, so it is not divided out.
+        # The norm of a pivot does not change the order of its candidates, so it is not divided out.
         likeness = likeness / torch.linalg.vector_norm(vision, dim=-1).clamp_min(1e-12).unsqueeze(1)
         taken = torch.zeros_like(norm[:, self.start : self.end])
         for slots in image:
@@ -159,15 +159,15 @@ class LeastAlike(Selector):
         return picks
 
     def _rows(self, rows: GateInputs, features: str) -> Tensor:
-        """All rows [B, S, C]: hidden states, or keys with their heads side by side."""
+        """Return all rows [B, S, C]: hidden states, or keys with their heads concatenated."""
         if features == "hidden":
             return rows.hidden_states
         return rows.read["key"].flatten(2).transpose(0, 1)
 
     def _text(self, norm: Tensor, mask: Tensor) -> Tensor:
-        """Rows [B, text] of the text pivots. Where text rows are too few, the first serves again.
+        """Return the rows [B, text] of the text pivots. With too few text rows, the first pivot is repeated.
 
-        A norm is at least 0: rows that may not be pivots stand at -1.
+        A norm is at least 0: rows that may not be pivots get -1.
         """
         before = self.start if self.pivots.text == "all" else 0
         hidden = torch.full_like(norm[:, before : self.end], -1.0)
@@ -176,5 +176,5 @@ class LeastAlike(Selector):
         return torch.where(norm.gather(1, text) < 0, text[:, :1], text)
 
     def _marks(self, slots: Tensor) -> Tensor:
-        """1 at the given slots [B, n], 0 elsewhere: [B, N]."""
+        """Return 1 at the given slots [B, n], 0 elsewhere: [B, N]."""
         return (slots.unsqueeze(2) == self.slots).float().sum(1)

@@ -26,7 +26,7 @@ class Method(base.Method):
     """DivPrune has no options of its own."""
 
     def calibrate(self, statistics: Statistics, request: BudgetRequest) -> Schedule:
-        """One gate before the decoder unless the request names layers; there, hidden states are compared."""
+        """Place one gate before the decoder unless the request names layers; there, hidden states are compared."""
         depth, tokens = statistics.dimensions.layers, statistics.model.vision_tokens
         return self.schedule(statistics, plan(request, depth, tokens, (0,), (SHARE,), earliest=0).gates())
 
@@ -36,7 +36,7 @@ class Method(base.Method):
 
 
 class Diverse(Selector):
-    """Farthest-point picks from a cold start."""
+    """Picks the farthest points from a cold start."""
 
     def __init__(self, keep: int) -> None:
         super().__init__()

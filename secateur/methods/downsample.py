@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Downsampling, the baseline of VTC-Bench, arXiv 2510.07143.
 
-Prunes nothing: the encoder sees a smaller image, so that there are fewer tokens, and the encoder is faster too.
+Selects no tokens: the encoder gets a smaller image, which gives fewer tokens and a faster encoder.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from secateur.selection.selector import GateSite, Selector
 from secateur.selection.statistics import Statistics
 
 SHARE = 0.25
-DISTORTION = 1.5  # at most that much more shrinking of one axis than of the other
+DISTORTION = 1.5  # largest ratio between the shrink factors of the two axes
 
 
 @dataclass(frozen=True)
@@ -29,15 +29,15 @@ class Grid:
 
 @dataclass(frozen=True)
 class Method(base.Method):
-    """The image is made smaller; nothing is chosen and nothing is measured."""
+    """Makes the image smaller; no tokens are chosen and nothing is measured."""
 
     constants = Grid
 
     def calibrate(self, statistics: Statistics, request: BudgetRequest) -> Schedule:
-        """The grid of patches whose count is nearest to the budget.
+        """Choose the grid of patches whose count is nearest to the budget.
 
         Raises:
-            BadSchedule: the request cannot be met, or asks for no token at all.
+            BadSchedule: the request cannot be met, or is 0 tokens.
         """
         model = statistics.model
         wanted = front(request, statistics.dimensions.layers, model.vision_tokens, SHARE)
@@ -53,10 +53,10 @@ class Method(base.Method):
 
 
 def nearest_grid(wanted: int, full: tuple[int, int]) -> tuple[int, int]:
-    """Rows and columns within `full` whose product is nearest to `wanted`.
+    """Return rows and columns within `full` whose product is nearest to `wanted`.
 
-    One axis shrinks at most DISTORTION times as much as the other. Of several the least distorted, then the one with
-    more tokens, then with more rows.
+    One axis shrinks at most DISTORTION times as much as the other. Ties: the least distorted grid, then more
+    tokens, then more rows.
     """
 
     def distortion(grid: tuple[int, int]) -> float:

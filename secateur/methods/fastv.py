@@ -27,7 +27,7 @@ SHARE = 0.5
 
 @dataclass(frozen=True)
 class QueryScore:
-    """Constants of one gate. query: whose attention counts, that of the "last" prompt row or of "all" rows."""
+    """Constants of one gate. query: scores by the attention of the "last" prompt row or of "all" rows."""
 
     query: str
 
@@ -49,7 +49,7 @@ class Method(base.Method):
         QueryScore(self.query)
 
     def calibrate(self, statistics: Statistics, request: BudgetRequest) -> Schedule:
-        """One gate at layer K unless the request names more."""
+        """Place one gate at layer K unless the request names more."""
         depth, tokens = statistics.dimensions.layers, statistics.model.vision_tokens
         placed = plan(request, depth, tokens, (LAYER * depth / 32,), (SHARE,), earliest=1)
         gates = tuple(replace(gate, selector=asdict(QueryScore(self.query))) for gate in placed.gates())

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FitPrune, arXiv 2409.10197, AAAI 2025: as many tokens as keep a layer's attention nearly whole.
+"""FitPrune, arXiv 2409.10197, AAAI 2025: keeps the fewest tokens that preserve almost all of a layer's attention.
 
 Offline, a binary search over alpha, the share of attention that any layer may lose, gives a count for each layer. At
 run time the tokens with the largest product of two sums stay: attention received from the text, and from the image.
 
-The paper prunes in up to 26 layers, between a layer's attention and its output projection. Here the layer's gate stands
-at the entry of the next layer, and the counts are merged into a few cuts, because each cut is a border of two graphs.
+The paper prunes in up to 26 layers, between a layer's attention and its output projection. Here the layer's gate is
+placed at the entry of the next layer, and the counts are merged into a few cuts, as each cut splits a graph.
 
 A staircase is the number of tokens that enter each of L layers. It never rises, and starts with all N: a layer's
 attention decides what the next layer sees.
@@ -41,11 +41,13 @@ COMPRESSION = 0.6  # the published table for 60 % fewer FLOPs leaves 231 of 576 
 
 @dataclass(frozen=True)
 class Method(base.Method):
-    """Options of the schedule; the score has none."""
+    """Options of FitPrune."""
 
     statistics: ClassVar[frozenset[str]] = frozenset({"cross_attention", "self_attention"})
 
-    gates: int = field(default=3, metadata={"help": "cuts that the counts of all layers are merged into, at most"})
+    gates: int = field(
+        default=3, metadata={"help": "largest number of cuts that the counts of all layers are merged into"}
+    )
     table: tuple[int, ...] | None = field(
         default=None,
         metadata={"help": "tokens that each layer deletes, one value a layer, instead of the search: 14,33,89,36,..."},
@@ -58,7 +60,7 @@ class Method(base.Method):
             raise BadSchedule(f"table deletes {min(self.table)} tokens in a layer; each value must be at least 0")
 
     def calibrate(self, statistics: Statistics, request: BudgetRequest) -> Schedule:
-        """A count for each layer, merged into cuts, landed on the budget."""
+        """Find a count for each layer, merge them into cuts, and scale these to the budget."""
         if request.layers is not None or request.keep is not None:
             self.refuse(["gates"], "when --layers or --keep sets the cuts")
         model, depth = statistics.model, statistics.dimensions.layers
@@ -69,7 +71,7 @@ class Method(base.Method):
         check_gates(tuple(Gate(layer, tokens) for layer in cuts), depth, tokens)
         merged = levels(steps, cuts)
         if request.keep is None and request.compression is None:
-            # A table brings its own budget.
+            # A table sets its own budget.
             request = replace(request, compression=COMPRESSION if self.table is None else 1 - average / tokens)
         placed = plan(request, depth, tokens, cuts, [level / tokens for level in merged], earliest=1)
         ends = [*cuts[1:], depth]
@@ -84,7 +86,7 @@ class Method(base.Method):
         return self.schedule(statistics, placed.gates(), report | placed.report())
 
     def _steps(self, statistics: Statistics, compression: float) -> tuple[tuple[int, ...], Json]:
-        """The tokens that enter each layer, and where that comes from."""
+        """Return the number of tokens that enter each layer, and a report of its source."""
         depth, tokens = statistics.dimensions.layers, statistics.model.vision_tokens
         report: Json = {"samples": statistics.samples, "seed": statistics.seed}
         if self.table is not None:
@@ -127,7 +129,7 @@ class ProductSelector(Selector):
         return best(self.score(rows), self.keep)
 
     def score(self, rows: GateInputs) -> Tensor:
-        """[B, N] fp32. The text is every valid row behind the image; rows before it do not see it."""
+        """[B, N] fp32. The text is every valid row after the image; rows before it do not see it."""
         mask = rows.attention_mask
         every = torch.arange(mask.shape[1], device=mask.device)
         seen = attention_map(
@@ -142,7 +144,7 @@ class ProductSelector(Selector):
 
 
 def lost(cross: Floats, own: Floats) -> NDArray[np.float64]:
-    """Share of the attention mass that a layer loses with its best 1 .. N tokens: [L, C, N] twice -> [L, N].
+    """Return the share of attention mass lost by keeping the best 1 .. N tokens: [L, C, N] twice -> [L, N].
 
     Tokens are ranked in each sample by cross x self, ties to the lower index. The share of each mass is the mean over
     samples; the larger of the two losses counts.
@@ -150,7 +152,7 @@ def lost(cross: Floats, own: Floats) -> NDArray[np.float64]:
     order = np.argsort(-(cross.astype(np.float64) * own), axis=-1, kind="stable")
     kept = [_kept_share(np.take_along_axis(mass, order, axis=-1)).mean(1) for mass in (cross, own)]
     out: NDArray[np.float64] = np.maximum(1 - np.minimum(*kept), 0)
-    out[:, -1] = 0  # all tokens lose nothing, whatever the rounding
+    out[:, -1] = 0  # keeping all tokens loses nothing, whatever the rounding
     return out
 
 
@@ -162,14 +164,14 @@ def _kept_share(ranked: Floats) -> NDArray[np.float64]:
 
 
 def staircase(losses: NDArray[np.float64], alpha: float) -> tuple[int, ...]:
-    """Each layer keeps the fewest tokens that lose at most `alpha`, and no layer more than one before it."""
+    """Give each layer the fewest tokens that lose at most `alpha`, and never more than the layer before it."""
     layers, tokens = losses.shape
     needed = [1 + int((losses[layer] > alpha).sum()) for layer in range(layers - 1)]
     return tuple(accumulate([tokens, *needed], min))
 
 
 def search(losses: NDArray[np.float64], average: float) -> tuple[float, tuple[int, ...]]:
-    """The alpha whose staircase comes nearest to `average` tokens a layer, and that staircase.
+    """Return the alpha whose staircase is nearest to `average` tokens per layer, and that staircase.
 
     The average falls as alpha grows, and only at the values in `losses`: a binary search over these is exact.
     """
@@ -185,17 +187,17 @@ def search(losses: NDArray[np.float64], average: float) -> tuple[float, tuple[in
 
 
 def from_table(deletions: Sequence[int], tokens: int) -> tuple[int, ...]:
-    """The staircase of a published table: how many tokens each layer's attention deletes; at least one is left.
+    """Return the staircase of a published table of the tokens deleted by each layer; at least one token is left.
 
-    What the last layer deletes no layer sees.
+    The value of the last layer has no effect, as no layer follows.
     """
     return tuple(max(tokens - gone, 1) for gone in accumulate([0, *deletions[:-1]]))
 
 
 def merge(steps: Sequence[int], cuts: int) -> tuple[int, ...]:
-    """The layers of at most `cuts` cuts that follow the staircase best: least squared deviation of the levels.
+    """Return the layers of at most `cuts` cuts that fit the staircase best: least squared deviation of the levels.
 
-    Before the first cut all tokens are alive; behind a cut the level is the mean up to the next. Exact, by dynamic
+    Before the first cut all tokens are alive; after a cut the level is the mean up to the next cut. Exact, by dynamic
     programming over the end of a prefix; fewer cuts win a tie, then earlier ones. At least one cut, at layer 1.
     """
     depth = len(steps)
@@ -205,7 +207,7 @@ def merge(steps: Sequence[int], cuts: int) -> tuple[int, ...]:
     def deviation(start: int, end: int) -> Fraction:
         return squares[end] - squares[start] - Fraction((sums[end] - sums[start]) ** 2, end - start)
 
-    # Of the layers before `end`: their deviation, the number of cuts, the cuts.
+    # For the layers before each `end`: deviation, number of cuts, cuts.
     best: list[tuple[Fraction, int, tuple[int, ...]]] = [
         (Fraction(sum((steps[0] - step) ** 2 for step in steps[:end])), 0, ()) for end in range(depth + 1)
     ]
@@ -219,6 +221,6 @@ def merge(steps: Sequence[int], cuts: int) -> tuple[int, ...]:
 
 
 def levels(steps: Sequence[int], cuts: Sequence[int]) -> tuple[float, ...]:
-    """The mean of the staircase from each cut to the next."""
+    """Return the mean of the staircase from each cut to the next."""
     ends = [*cuts[1:], len(steps)]
     return tuple(sum(steps[cut:end]) / (end - cut) for cut, end in zip(cuts, ends, strict=True))

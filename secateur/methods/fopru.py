@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Focal Pruning (FoPru), arXiv 2411.14164.
 
-Prunes once, behind the vision encoder: the patches that get most attention from the other patches in the last layer
-but one stay, one by one ("rank") or as whole rows of the image ("row"). No text is read.
+Prunes once, after the vision encoder: the patches that get most attention from the other patches in the second-to-last
+layer stay, one by one ("rank") or as whole rows of the image ("row"). No text is read.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MEASURED = -2  # the layer of Statistics.encoder_variance
 
 @dataclass(frozen=True)
 class Focus:
-    """Constants of one gate; the options of `Method` say what they mean."""
+    """Constants of one gate; see the options of `Method`."""
 
     strategy: str = "rank"
     score_layer: int = -2
@@ -62,7 +62,7 @@ class Method(base.Method):
     )
     row_fill: Literal["none", "rank"] = field(
         default="none",
-        metadata={"help": "strategy row: what becomes of a budget that is no whole row (not in the paper)"},
+        metadata={"help": "strategy row: how to use the part of a budget that does not fill a row (not in the paper)"},
     )
     direction: Literal["received", "auto"] = field(
         default="received",
@@ -73,7 +73,7 @@ class Method(base.Method):
         self._focus()
 
     def calibrate(self, statistics: Statistics, request: BudgetRequest) -> Schedule:
-        """One gate. A share of the tokens is rounded down, as in the paper; a compression is met most closely."""
+        """Place one gate. A share of the tokens is rounded down, as in the paper; a compression is met most closely."""
         tokens, columns = statistics.model.vision_tokens, statistics.layout.grid[1]
         wanted = front(request, statistics.dimensions.layers, tokens, SHARE)
         share = request.keep[0] if request.keep is not None else SHARE
@@ -94,7 +94,7 @@ class Method(base.Method):
         return Focus(self.strategy, self.score_layer, self.row_fill, self.direction)
 
     def _measured(self, statistics: Statistics) -> Json:
-        """The check of the direction on the calibration images.
+        """Check the direction on the calibration images, and return what was measured.
 
         Raises:
             BadSchedule: on one of them the attention given varies at least as much as the attention received.
@@ -113,7 +113,7 @@ class Method(base.Method):
         if against and self.direction == "received":
             raise BadSchedule(
                 f"attention received varies no more than attention given on {against} of {len(variance)} calibration "
-                "images, so it tells little; use --direction auto"
+                "images, so it is a weak score; use --direction auto"
             )
         return report
 
@@ -127,13 +127,13 @@ class Method(base.Method):
                     f"a fopru gate by rows needs the whole image, {rows * columns} tokens, not {site.vision_tokens}"
                 )
             if constants.row_fill == "none" and keep % columns:
-                raise BadSchedule(f"keep {keep} of a fopru gate is no whole number of rows of {columns} tokens")
+                raise BadSchedule(f"keep {keep} of a fopru gate is not a whole number of rows of {columns} tokens")
         grid = site.grid if constants.strategy == "row" else None
         return FocalSelector(keep, constants.score_layer, constants.direction == "auto", grid)
 
 
 class FocalSelector(Selector):
-    """The best tokens of all, or with a `grid` those of the best rows, filled up to `keep` by rank."""
+    """Keeps the best tokens, or with a `grid` those of the best rows, filled up to `keep` by rank."""
 
     def __init__(self, keep: int, layer: int, auto: bool, grid: tuple[int, int] | None) -> None:
         super().__init__()
@@ -154,7 +154,7 @@ class FocalSelector(Selector):
         return best(torch.where(chosen[:, :, None], torch.inf, table).reshape(-1, height * width), self.keep)
 
     def _score(self, rows: GateInputs) -> Tensor:
-        """[B, N] fp32: attention received, or the direction of larger variance, image by image."""
+        """[B, N] fp32: attention received, or for each image the direction of larger variance."""
         received = rows.read[self.reads[0]].float()
         if len(self.reads) == 1:
             return received
@@ -163,6 +163,6 @@ class FocalSelector(Selector):
 
 
 def _variance(score: Tensor) -> Tensor:
-    """[B, 1] of [B, N]. Spelled out: torch.var exports as reshapes to shapes that are computed."""
+    """[B, 1] of [B, N]. Written out, because torch.var exports with shapes computed in the graph."""
     centred = score - score.mean(dim=1, keepdim=True)
     return (centred * centred).mean(dim=1, keepdim=True)

@@ -3,7 +3,7 @@
 
 After layers 8, 16 and 24 of 32 it keeps 1/2, 1/4 and 1/8 of the tokens: those that the last prompt row attends to
 most, by the queries and keys of the layer that follows the stage. The released code computes that row a second time.
-Here the layer runs on all its tokens and its own query and keys are read behind it: the same score, and the cut takes
+Here the layer runs on all its tokens and its own query and keys are read after it: the same score, and the cut takes
 effect one layer later, on entry to layers 9, 17 and 25, scaled by depth.
 
 Positions stay original. The released code renumbers the rows at every stage: `--positions compact`.
@@ -38,7 +38,7 @@ class Method(base.Method):
     def calibrate(self, statistics: Statistics, request: BudgetRequest) -> Schedule:
         """Stage i keeps ratio ** i of the original tokens, counted from 1."""
         if request.keep is not None:
-            self.refuse(["ratio"], "beside --keep")
+            self.refuse(["ratio"], "when --keep is given")
         depth, tokens = statistics.dimensions.layers, statistics.model.vision_tokens
         layers = [stage * depth / 32 + 1 for stage in STAGES]
         shares = [self.ratio ** (i + 1) for i in range(len(request.layers or layers))]

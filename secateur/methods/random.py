@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Random choice: the control of every experiment. Seeded, and the same slots for every image, so a constant."""
+"""Random choice, the control of every experiment. Seeded; the same slots for every image, so a constant."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ class Draw:
 
 @dataclass(frozen=True)
 class Method(base.Method):
-    """Every gate keeps a uniformly random subset of the tokens that are alive."""
+    """Options of the random choice."""
 
     constants = Draw
 
-    seed: int = field(default=0, metadata={"help": "another seed makes another choice"})
+    seed: int = field(default=0, metadata={"help": "seed of the choice"})
 
     def __post_init__(self) -> None:
         Draw(self.seed)
 
     def calibrate(self, statistics: Statistics, request: BudgetRequest) -> Schedule:
-        """One gate before the decoder unless the request names layers."""
+        """Place one gate before the decoder unless the request names layers."""
         model, dimensions = statistics.model, statistics.dimensions
         placed = plan(request, dimensions.layers, model.vision_tokens, (0,), (SHARE,), earliest=0)
         gates = tuple(replace(gate, selector=asdict(Draw(self.seed))) for gate in placed.gates())
         return self.schedule(statistics, gates)
 
     def like(self, schedule: Schedule) -> Schedule:
-        """The control of `schedule`: the same layers and counts, chosen at random."""
+        """Return the control of `schedule`: the same layers and counts, with random tokens."""
         gates, draw = [], asdict(Draw(self.seed))
         for gate in schedule.gates:
             kind = "vision" if gate.kind == "downsample" else gate.kind
@@ -58,6 +58,6 @@ class Method(base.Method):
 
     @classmethod
     def selector(cls, site: GateSite, constants: Draw) -> Selector:
-        # RandomState, because numpy freezes its stream: a schedule means the same tokens with every version.
+        # RandomState, because its stream is the same in every version of numpy: a schedule keeps the same tokens.
         order = np.random.RandomState([constants.seed, site.gate.layer]).permutation(site.vision_tokens)
         return Fixed(int(slot) for slot in order[: site.gate.keep])

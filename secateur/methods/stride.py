@@ -30,7 +30,7 @@ class Pattern:
 
 @dataclass(frozen=True)
 class Method(base.Method):
-    """Every gate keeps evenly spread tokens of those that are alive."""
+    """Options of the stride."""
 
     constants = Pattern
 
@@ -42,7 +42,7 @@ class Method(base.Method):
         Pattern(self.pattern)
 
     def calibrate(self, statistics: Statistics, request: BudgetRequest) -> Schedule:
-        """One gate before the decoder unless the request names layers."""
+        """Place one gate before the decoder unless the request names layers."""
         model, grid = statistics.model, statistics.layout.grid
         placed = plan(request, statistics.dimensions.layers, model.vision_tokens, (0,), (SHARE,), earliest=0)
         tokens = model.vision_tokens
@@ -68,10 +68,10 @@ def _check(pattern: str, grid: tuple[int, int], tokens: int, keep: int) -> None:
 
 
 def strided(tokens: int, keep: int) -> tuple[int, ...]:
-    """The middles of `keep` equal parts of the raster: floor((i + 1/2) * tokens / keep)."""
+    """Return the middles of `keep` equal parts of the raster: floor((i + 1/2) * tokens / keep)."""
     return tuple((2 * i + 1) * tokens // (2 * keep) for i in range(keep))
 
 
 def latticed(grid: tuple[int, int], keep: int) -> tuple[int, ...]:
-    """An even lattice of at most `keep` points, filled up with the points farthest from all others."""
+    """Return an even lattice of at most `keep` points, filled up with the points farthest from all others."""
     return farthest_points(grid, keep, "euclidean", centred_lattice(grid, keep))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """V2Drop, arXiv 2509.01552, CVPR 2026.
 
-Tokens that a layer leaves nearly unchanged are dropped, without looking at attention: the score is the L2 norm of
+Drops the tokens that a layer leaves nearly unchanged, without reading attention: the score is the L2 norm of
 the change of a token's hidden state across the layer before the gate. The released LLaVA-1.5 constants, scaled by
 depth: half of the tokens from layer 3 of 32, a quarter from layer 17, a single one from layer 22.
 """
@@ -26,7 +26,7 @@ class Method(base.Method):
     """V2Drop has no options of its own."""
 
     def calibrate(self, statistics: Statistics, request: BudgetRequest) -> Schedule:
-        """Shares 1/2, 1/4 and 1/N; a compression scales them together."""
+        """Use shares 1/2, 1/4 and 1/N; a compression scales them together."""
         depth, tokens = statistics.dimensions.layers, statistics.model.vision_tokens
         shares = (1 / 2, 1 / 4, min(1 / 4, 1 / tokens))
         layers = [layer * depth / 32 for layer in LAYERS]
@@ -39,7 +39,7 @@ class Method(base.Method):
 
 
 class Changed(Selector):
-    """The tokens that the layer before the gate changed most."""
+    """Keeps the tokens that the layer before the gate changed most."""
 
     reads = ("layer_input",)
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """VisionZip in fixed sizes, arXiv 2412.04467, CVPR 2025.
 
-Prunes once, behind the vision encoder. Most of the budget goes to the patches that the class token attends to most
+Prunes once, after the vision encoder. Most of the budget goes to the patches that the class token attends to most
 ("dominant"). The rest goes to patches at a uniform stride among the others ("contextual"), and to each of these the
 mean of the dropped patches whose keys are most like its own is added. The class token itself is not passed on: it has
-no place in the image.
+no position in the image.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SHARE = 64 / 576  # the published 54 dominant and 10 contextual tokens of LLaVA-
 
 @dataclass(frozen=True)
 class Zip(EncoderScore):
-    """Constants of one gate: the score, and how many of the kept tokens dropped ones merge into."""
+    """Constants of one gate: the score, and the number of kept tokens that dropped tokens are merged into."""
 
     contextual: int = 0
 
@@ -41,7 +41,7 @@ class Method(base.Method):
     constants = Zip
 
     contextual: float = field(
-        default=10 / 64, metadata={"help": "share of the kept tokens that dropped ones merge into"}
+        default=10 / 64, metadata={"help": "share of the kept tokens that dropped tokens are merged into"}
     )
     score_layer: int = field(
         default=-2, metadata={"help": "encoder layer whose attention and keys are used, from the end: -1 is the last"}
@@ -69,9 +69,9 @@ class Method(base.Method):
 
 
 class ZipSelector(Selector):
-    """Dominant tokens as they are, and targets that take up what is dropped; all counts are constants.
+    """Keeps dominant tokens unchanged, and targets that dropped tokens are merged into; all counts are constants.
 
-    R = N - dominant tokens are left behind the best, in raster order; target i is number i * (R // C) of these.
+    The R = N - dominant other tokens are in raster order; target i is number i * (R // C) of them.
     """
 
     targets: Tensor
@@ -90,7 +90,7 @@ class ZipSelector(Selector):
         return self.kept(rows)[0]
 
     def kept(self, rows: GateInputs) -> tuple[Tensor, Tensor]:
-        """Slots and rows; to each target the mean of the rows that are dropped in its favour is added, in fp32."""
+        """Return slots and rows; the mean of the dropped rows assigned to a target is added to it, in fp32."""
         dominant, targets, others = self._split(rows)
         slots = ascending(torch.cat([dominant, targets], dim=1))
         kept = gather(rows.vision, slots)

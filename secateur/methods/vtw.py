@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Visual Tokens Withdrawal (VTW), arXiv 2405.05803, AAAI 2025: from one decoder layer on, no vision token is left.
+"""Visual Tokens Withdrawal (VTW), arXiv 2405.05803, AAAI 2025: all vision tokens are removed at one decoder layer.
 
 The layer is the first at which the drop hardly changes the next token: mean KL(full || dropped) at most eta. No score,
-so the cheapest graph there is. Weak where answers need a late look at the image.
+so the cheapest graph there is. Weak where answers need the image in late layers.
 """
 
 from __future__ import annotations
@@ -26,13 +26,15 @@ ETA = 0.003
 
 @dataclass(frozen=True)
 class Method(base.Method):
-    """Options of the search for the layer."""
+    """Options of VTW."""
 
     statistics: ClassVar[frozenset[str]] = frozenset({"drop_divergence"})
 
     eta: float = field(
         default=ETA,
-        metadata={"help": "mean KL in nats that the drop may cost; published: 7B 0.003, 13B 0.0005, NeXT-7B 0.0001"},
+        metadata={
+            "help": "largest mean KL in nats that the drop may cause; published: 7B 0.003, 13B 0.0005, NeXT-7B 0.0001"
+        },
     )
     start: int | None = field(
         default=None, metadata={"help": "first layer of the search (default 5 of 32, scaled by depth)"}
@@ -45,7 +47,7 @@ class Method(base.Method):
             raise BadSchedule(f"start {self.start} must be at least 1; the layers before it always see the image")
 
     def calibrate(self, statistics: Statistics, request: BudgetRequest) -> Schedule:
-        """One gate; the layer comes from the request, its compression, or the search."""
+        """Place one gate; its layer comes from the request, its compression, or the search."""
         if request.layers is not None or request.compression is not None:
             self.refuse(["start"], "when --layers or --compression sets the layer")
         model, depth = statistics.model, statistics.dimensions.layers
@@ -66,7 +68,7 @@ class Method(base.Method):
         return self.schedule(statistics, placed.gates(), report)
 
     def _layer(self, request: BudgetRequest, depth: int, divergence: list[float]) -> tuple[int, str, str]:
-        """The layer of the drop, where it comes from, and what is to be said about it."""
+        """Return the layer of the drop, its source, and a note for the report."""
         if request.layers is not None:
             return request.layers[0], "request", ""
         if request.compression is not None:
@@ -90,7 +92,7 @@ class Method(base.Method):
 
 
 def _keep(request: BudgetRequest, tokens: int) -> float:
-    """What the one gate keeps as a share: 0, or 1 to test the wiring."""
+    """Return the share that the gate keeps: 0, or 1 to test the graphs."""
     if request.layers is not None and len(request.layers) != 1:
         raise BadSchedule(f"vtw drops the image at one layer, not at {len(request.layers)}; give one with --layers")
     if request.layers is not None and request.compression is not None:
@@ -108,7 +110,7 @@ def _keep(request: BudgetRequest, tokens: int) -> float:
 
 
 def _nearest(compression: float, depth: int) -> int:
-    """The layer K whose K / depth is nearest to the share kept, at least 1: the first layer sees the image."""
+    """Return the layer K whose K / depth is nearest to the share kept; at least 1: the first layer sees the image."""
     if not 0 <= compression < 1:
         raise BadSchedule(f"compression {compression:g} must be at least 0 and below 1")
     return min(max(round((1 - compression) * depth), 1), depth - 1)

@@ -25,8 +25,8 @@ from secateur.selection.statistics import LayerRows
 from secateur.selection.topk import best
 
 BATCH = 8
-HELD_OUT = 4  # every fourth sample is for choosing, the others are for training
-FLOOR = 0.1  # the learning rate ends at this share of where it starts
+HELD_OUT = 4  # one sample in four is for choosing, the others are for training
+FLOOR = 0.1  # the learning rate ends at this share of its first value
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def align(layer: LayerRows, layout: Layout, options: Options, seed: int) -> Cand
     """Tune the selector of one layer. The same seed and thread count give the same bits.
 
     Raises:
-        BadSchedule: a sample has no text behind the image, which leaves the product of both scores zero.
+        BadSchedule: a sample has no text after the image, so that the product of both scores is zero.
     """
     _check_text(layer.rows, layout, options.score)
     training, held_out = split(len(layer.rows), seed)
@@ -89,7 +89,7 @@ def align(layer: LayerRows, layout: Layout, options: Options, seed: int) -> Cand
 
 
 def split(samples: int, seed: int) -> tuple[list[int], list[int]]:
-    """Samples to train on and samples to choose by; a single one has to serve for both."""
+    """Samples to train on and samples to choose by; a single sample is used for both."""
     order = [int(i) for i in np.random.RandomState([seed]).permutation(samples)]
     held_out = max(1, samples // HELD_OUT)
     return order[held_out:] or order, sorted(order[:held_out])
@@ -185,7 +185,7 @@ def _check_text(samples: Sequence[Tensor], layout: Layout, score: str) -> None:
 class ChosenCandidate(NamedTuple):
     """The selector of one layer.
 
-    number         passes of tuning behind its factors; 0 is the plain singular value decomposition
+    number         tuning passes of its factors; 0 is the plain singular value decomposition
     overlap, mass  of every candidate, means over the held-out samples; empty without any
     slots          [C, k] its selections on them
     """
@@ -200,7 +200,7 @@ class ChosenCandidate(NamedTuple):
         """Before and after tuning, for schedule.json.
 
         Overlap and mass are on the samples by which the candidate was chosen: held out from training, but used for
-        the choice, so of all that were tried the best counts. On new images they may be lower.
+        the choice, so they are the best of all candidates. On new images they may be lower.
         """
         out: Json = {"layer": layer, "passes": self.number}
         if self.overlap:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a killed calibration goes on from: the candidates of every finished layer, one file each.
+"""Saved state of a calibration, to resume after a kill: the candidates of every finished layer, one file each.
 
-The folder's name is a hash of all that the numbers depend on, so another model, other samples or other options never
-meet here, and another budget does. A file that is cut short or altered counts as absent.
+The folder's name is a hash of all inputs of the numbers: another model, samples or options use another folder, another
+budget uses the same one. A truncated or altered file counts as absent.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ FORMAT = 1
 
 
 class AlignmentState:
-    """Finished layers in a folder; without a folder nothing is kept."""
+    """Finished layers in a folder; without a folder nothing is saved."""
 
     def __init__(self, folder: Path | None) -> None:
         self.folder = folder
 
     @classmethod
     def of(cls, statistics: Statistics, first: LayerRows, options: Options) -> AlignmentState:
-        """The state of a calibration. The samples count by the rows that enter the `first` layer."""
+        """Return the state of a calibration; the samples are hashed by the rows that enter the `first` layer."""
         if statistics.work is None:
             return cls(None)
         digest = hashlib.sha256()
@@ -47,7 +47,7 @@ class AlignmentState:
         return cls(statistics.work / f"alvts-{digest.hexdigest()[:16]}")
 
     def read(self, layer: int) -> Candidates | None:
-        """The candidates of a layer; None if they are not there, or not whole."""
+        """The candidates of a layer; None if they are absent or incomplete."""
         if self.folder is None:
             return None
         try:
@@ -63,7 +63,7 @@ class AlignmentState:
         return Candidates(factors, tensors["scores"], tensors["truth"])
 
     def write(self, layer: int, candidates: Candidates) -> None:
-        """Keep the candidates of a layer; the file appears at once or not at all.
+        """Save the candidates of a layer atomically.
 
         Raises:
             BadOutput: the folder cannot be written.
@@ -80,7 +80,7 @@ class AlignmentState:
         return self.folder / f"layer_{layer:02}.safetensors"
 
     def _digest(self, layer: int, tensors: Mapping[str, Tensor]) -> str:
-        """Of values and place, so that a file of another layer or calibration does not pass."""
+        """Hash values and place, so that a file of another layer or calibration is rejected."""
         digest = hashlib.sha256("/".join(self._path(layer).parts[-2:]).encode())
         for name, tensor in sorted(tensors.items()):
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A whole attention map from queries and keys, in a side branch; who scores by it reduces it over heads and rows.
+"""Attention maps and scores of vision tokens, computed from queries and keys in a side branch of the graph.
 
-Probabilities of a fused attention are never read.
+The probabilities of a fused attention are never read. All results are fp32.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ def attention_map(query: Tensor, key: Tensor, visible: Tensor) -> Tensor:
     """
     heads, width, kv_heads = query.shape[1], query.shape[3], key.shape[1]
     grouped = query.float().unflatten(1, (kv_heads, heads // kv_heads))
-    # Divided behind the product, so that products of whole numbers tie exactly.
+    # Divided after the product, so that products of whole numbers tie exactly.
     logits = grouped @ key.float().unsqueeze(2) / math.sqrt(width)
     blocked = torch.finfo(torch.float32).min
     return torch.softmax(torch.where(visible[:, None, None], logits, blocked), dim=-1)
 
 
 def visible(rows: Tensor, mask: Tensor, bidirectional: bool = False) -> Tensor:
-    """Which of S rows the rows numbered `rows` [R] see: those that `mask` [B, S] calls valid (1), up to themselves.
+    """Return which of S rows the rows numbered `rows` [R] see: the valid rows (1 in `mask` [B, S]) up to themselves.
 
-    With `bidirectional` those behind them too.
+    With `bidirectional` also those after them.
     """
     valid = (mask > 0).unsqueeze(1)
     if bidirectional:

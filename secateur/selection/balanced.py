@@ -29,7 +29,7 @@ class Quotas:
     merge      "union": the sets below may overlap, greedy picks fill up to k (released code, its duplicates merged);
                "disjoint": each set leaves out what is already chosen, and they add up to k
     attention  tokens by importance
-    over       candidates the rebalancing looks at, attention <= over <= N
+    over       candidates of the rebalancing, attention <= over <= N
     early      slots below it come first among the candidates
     spatial    points of the constant `pattern` on the token grid
     diversity  greedy picks: union from a cold start, disjoint starting from all the others
@@ -92,7 +92,7 @@ def union_quotas(
 
     Its first gate starts 0.3 k greedy picks cold beside 0.3 k by attention, its second 0.1 k beside 0.9 k, its last
     none: min(0.3, 1 - attention). `spatial` are the constant points of this gate. `fills` cover the overlaps of the
-    sets; what the sets cannot cover even without overlap comes on top.
+    sets; tokens that the sets cannot cover even without overlap are added.
     """
     by_attention = min(part(attention, keep), keep)
     cold = min(part(min(0.3, 1 - attention), keep), keep - by_attention)
@@ -156,7 +156,7 @@ class BalancedSelector(Selector):
             raise BadSchedule(f"spatial points need the whole {site.grid} grid alive, not {self.tokens} tokens of it")
         self.register_buffer("points", torch.tensor(sorted(points), dtype=torch.int64))
         if points and quotas.merge == "disjoint":
-            # Attention may have taken some of the points: the rest of the grid stands behind them.
+            # Attention may have taken some of the points: the rest of the grid follows as replacements.
             points = farthest_points(site.grid, self.tokens, quotas.pattern, points)
         self.register_buffer("priority", torch.tensor([-float(slot) for slot in np.argsort(points)]))
         self.register_buffer("slots", torch.arange(self.tokens))
@@ -188,10 +188,10 @@ class BalancedSelector(Selector):
     def _union(self, distance: Tensor, chosen: Tensor | None) -> Tensor:
         """Merge sets that may overlap, then fill up to k with greedy picks.
 
-        How many picks a union needs depends on the image, a graph has a constant number of them. Greedy picks do
+        The picks that a union needs depend on the image, but a graph has a constant number of them. Greedy picks do
         not change when fewer are used, so all are made, and one key per token lets top-k take as many as fit:
-        members of a set above picks, earlier picks above later ones, and what is left by its distance to all.
-        If the sets alone exceed k, attention outranks diversity, diversity outranks spatial points.
+        members of a set above picks, earlier picks above later ones, and the rest by distance to all.
+        If the sets alone exceed k, attention has priority over diversity, and diversity over spatial points.
         """
         quotas = self.quotas
         reaches = []  # per set: distance to its nearest member, below 0 at the members
@@ -204,7 +204,7 @@ class BalancedSelector(Selector):
         reach = reaches[0]
         for other in reaches[1:]:
             reach = torch.minimum(reach, other)
-        key = reach  # at most 0.5: what is left stays below every pick
+        key = reach  # at most 0.5: the rest stays below every pick
         if quotas.fills:
             picks, reach = diversity.farthest(distance, quotas.fills, reach)
             order = torch.arange(quotas.fills, 0, -1, dtype=torch.float32, device=distance.device).unsqueeze(1)

@@ -18,8 +18,22 @@ from secateur.errors import BadSchedule
 
 
 @dataclass(frozen=True)
+class BudgetRequest:
+    """The user's budget. The method decides the fields that are not set.
+
+    keep         kept tokens of each gate: shares of the original tokens (below 1, or 1.0 for all) or counts
+    compression  average share of vision tokens that a decoder layer does not process
+    layers       decoder layers whose entry gets a gate
+    """
+
+    keep: tuple[float, ...] | None = None
+    compression: float | None = None
+    layers: tuple[int, ...] | None = None
+
+
+@dataclass(frozen=True)
 class GatePlan:
-    """Where the gates stand and how many tokens each keeps; `moved` is (wanted, used) when the first gate moved."""
+    """Layers of the gates and the tokens that each keeps; `moved` is (wanted, used) when the first gate moved."""
 
     layers: tuple[int, ...]
     counts: tuple[int, ...]
@@ -30,7 +44,7 @@ class GatePlan:
         return tuple(Gate(layer, count) for layer, count in zip(self.layers, self.counts, strict=True))
 
     def report(self) -> Json:
-        """What a calibration report says of the plan."""
+        """Return the plan's part of a calibration report."""
         return {"moved": list(self.moved) if self.moved else None}
 
 
@@ -43,7 +57,7 @@ def alive(layers: int, vision_tokens: int, gates: Iterable[Gate]) -> tuple[int, 
 
 
 def budget(dimensions: Dimensions, vision_tokens: int, gates: Iterable[Gate]) -> Budget:
-    """What the gates cost, in every unit (arXiv 2505.22038, section 5, for the FLOPs)."""
+    """Return the cost of the gates, in every unit (arXiv 2505.22038, section 5, for the FLOPs)."""
     tokens = alive(dimensions.layers, vision_tokens, gates)
     average = sum(tokens) / dimensions.layers
     flops = sum(_layer_flops(n, dimensions) for n in tokens)
@@ -97,9 +111,7 @@ def increasing(layers: Sequence[float], model_layers: int, earliest: int = 1) ->
     out: list[int] = []
     for layer in layers:
         out.append(max(round(layer), out[-1] + 1 if out else earliest))
-    for i in reversed(range(len(out))):
-        out[i] = min(out[i], model_layers - len(out) + i)
-    return tuple(out)
+    return tuple(min(layer, model_layers - len(out) + i) for i, layer in enumerate(out))
 
 
 def kept(share: float, vision_tokens: int) -> int:
@@ -142,7 +154,7 @@ def counts_for(
     Counts stay within [1, vision_tokens] and never grow. From layer `drop` on no token is left.
 
     Raises:
-        BadSchedule: the first gate comes too late for this compression; the message says where it must stand.
+        BadSchedule: the first gate comes too late for this compression; the message gives the latest possible layer.
     """
     if not 0 <= compression < 1:
         raise BadSchedule(f"compression {compression:g} must be at least 0 and below 1")
@@ -195,8 +207,8 @@ def _fed(
 ) -> int | None:
     """The latest first gate that reaches `compression` and keeps at least half its share; else the earliest that fits.
 
-    A later gate would have to starve all that follow it, so that asking for a little more pruning could keep more.
-    Nothing follows a single gate: it moves only if it must.
+    With a later gate, all gates after it would keep too few tokens, and a little more compression could keep more.
+    A single gate moves only if it must.
     """
     fits = [p for p in range(placed[0], earliest - 1, -1) if compression <= reachable(p, layers, tokens, drop)]
     if len(placed) == 1 and fits:
@@ -227,7 +239,7 @@ def plan(
     drop: int | None = None,
     earliest: int = 1,
 ) -> GatePlan:
-    """Turn what the user asked into layers and counts; what was left open comes from the method.
+    """Turn the user's request into layers and counts; the method supplies what the request leaves open.
 
     Args:
         layers: the method's own layers; spread over the number of gates the request implies.
@@ -236,7 +248,7 @@ def plan(
         earliest: first layer whose entry the method can prune; 1 when it reads the layer before.
 
     Layers the user gave are never moved. The method's own first gate moves earlier when the compression cannot be
-    reached otherwise, or, with more gates behind it, only by keeping less than half of the method's share there.
+    reached otherwise, or, with more gates after it, only by keeping less than half of the method's share there.
 
     Raises:
         BadSchedule: the request contradicts itself or cannot be met.
@@ -273,30 +285,16 @@ def plan(
 
 
 def front(request: BudgetRequest, model_layers: int, vision_tokens: int, share: float) -> int:
-    """Tokens that the one gate of a method in front of the decoder keeps; `share` where the request leaves it open.
+    """Return the tokens kept by the only gate of a method that prunes before the decoder; `share` is the default.
 
     Raises:
         BadSchedule: the request names layers or several gates, contradicts itself, or cannot be met.
     """
     if request.layers is not None:
         raise BadSchedule(
-            f"--layers {','.join(map(str, request.layers))} does not fit a method whose one gate stands in front of "
+            f"--layers {','.join(map(str, request.layers))} does not fit a method whose one gate is placed before "
             "the decoder; leave it out"
         )
     if request.keep is not None and len(request.keep) > 1:
         raise BadSchedule(f"--keep has {len(request.keep)} values for a method with one gate; give one")
     return plan(request, model_layers, vision_tokens, (0,), (share,), earliest=0).counts[0]
-
-
-@dataclass(frozen=True)
-class BudgetRequest:
-    """How much to keep, as the user asked. Unset fields are the method's to decide.
-
-    keep         kept tokens of each gate: shares of the original tokens (below 1, or 1.0 for all) or counts
-    compression  average share of vision tokens that a decoder layer does not process
-    layers       decoder layers whose entry gets a gate
-    """
-
-    keep: tuple[float, ...] | None = None
-    compression: float | None = None
-    layers: tuple[int, ...] | None = None

@@ -30,7 +30,7 @@ def parameters(cls: type[T], selector: Json, method: str) -> T:
 
 
 def one_of(name: str, value: str, values: tuple[str, ...]) -> None:
-    """Refuse a value outside of `values`.
+    """Check that a value is one of `values`.
 
     Raises:
         BadSchedule: with the name, the value and what is allowed.

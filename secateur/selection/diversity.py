@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 # Distances are quarters of 1 - cosine, so at most 0.5. A token is at -1 from itself (a row of zeros at -0.75): below
-# every distance, so that a picked token marks itself, and beyond every distance once its sign is dropped.
+# every distance, so that a picked token marks itself, and above every distance as an absolute value.
 # Subtracting the 0 and 1 of a comparison costs half of a Where on N x N, and a power of two changes no order.
 SELF = -1.0
 
@@ -34,7 +34,7 @@ def nearest(distance: Tensor, slots: Tensor) -> Tensor:
 
 
 def nearest_constant(distance: Tensor, slots: Tensor) -> Tensor:
-    """The same for constant slots [n], shared by the batch."""
+    """Return the same for constant slots [n], shared by the batch."""
     return distance.index_select(1, slots).amin(1)
 
 
@@ -44,7 +44,7 @@ def farthest(distance: Tensor, count: int, start: Tensor | None = None) -> tuple
     Args:
         distance: from `cosine_distance`.
         count: at least 1.
-        start: `nearest` of what is already chosen. None: the first pick is the token whose nearest other token is
+        start: `nearest` of the tokens already chosen. None: the first pick is the token whose nearest other token is
             farthest away (DivPrune, arXiv 2503.02175, algorithm 1).
     """
     picks = []
@@ -67,7 +67,7 @@ def _first_maximum(values: Tensor) -> Tensor:
 def _rows(distance: Tensor, index: Tensor) -> Tensor:
     """Rows [B, ..., N] of distance at index [B, ..., 1].
 
-    Said as one GatherND: torch's own indexing exports as a chain of shape arithmetic and a wider GatherND.
+    Written as one GatherND, because torch's own indexing exports as a chain of shape arithmetic and a wider GatherND.
     """
     if torch.compiler.is_exporting():
         result: Tensor = torch.onnx.ops.symbolic(

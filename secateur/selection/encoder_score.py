@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""By which attention in the vision encoder a gate behind it scores: shared by the methods that prune there."""
+"""Score of a gate after the vision encoder, from the encoder's attention: shared by the methods that prune there."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ class EncoderScore:
         check_layer(self.score_layer)
 
     def name(self, site: GateSite) -> str:
-        """What the gate reads, such as "class_token.-2".
+        """Return the name of the tensor that the gate reads, such as "class_token.-2".
 
         Raises:
             BadSchedule: the encoder has no class token to score by.
         """
         if self.score == "class_token" and not site.dimensions.class_token:
             raise BadSchedule(
-                f"a {site.method} gate scores by the class token, which this vision encoder lacks; calibrate anew"
+                f"a {site.method} gate scores by the class token, which this encoder does not have; calibrate again"
             )
         return f"{self.score}.{self.score_layer}"
 

@@ -50,7 +50,7 @@ class Factors(NamedTuple):
 def svd(projections: Projections, rank: int) -> Factors:
     """The best approximation of both weights by `rank`, the singular values shared evenly (equations 8 to 10).
 
-    A matrix of lower rank than that keeps its own.
+    A matrix of lower rank keeps its own rank.
     """
     (query_up, query_down), (key_up, key_down) = (_split(w, rank) for w in (projections.query, projections.key))
     return Factors(torch.cat([query_down, key_down]), query_up, key_up)
@@ -75,7 +75,7 @@ def queries_and_keys(
 
 
 def exact_queries_and_keys(projections: Projections, rows: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """The same by the layer's own weights."""
+    """Return the same from the layer's own weights."""
     normalized = projections.normalize(rows.float())
     query = F.linear(normalized, projections.query.float(), _float(projections.query_bias))
     key = F.linear(normalized, projections.key.float(), _float(projections.key_bias))
@@ -94,7 +94,7 @@ def default_rank(dimensions: Dimensions) -> int:
 
 
 def parameters(dimensions: Dimensions, rank: int) -> int:
-    """Weights of a selector: R (2D + (H + Hkv) dh), less where the rank is more than a matrix has."""
+    """Weights of a selector: R (2D + (H + Hkv) dh), fewer where the rank exceeds that of a matrix."""
     d = dimensions
     return sum(min(rank, d.width, out) * (d.width + out) for out in (d.heads * d.head_dim, d.kv_heads * d.head_dim))
 
@@ -111,7 +111,7 @@ def layer_macs(dimensions: Dimensions, rows: int) -> int:
 
 
 def selector_macs(dimensions: Dimensions, rank: int, rows: int) -> int:
-    """Multiplications of a selector, which looks at all rows: thin projections and one score map."""
+    """Multiplications of a selector, which reads all rows: thin projections and one score map."""
     return rows * parameters(dimensions, rank) + rows**2 * dimensions.heads * dimensions.head_dim
 
 
@@ -130,8 +130,8 @@ def importance(
     `bidirectional`. Softmax over all rows for each head, then the mean over heads, then sums over the querying rows.
     Sums and not the means of the paper: they differ by a factor, and a product of means would be too small for 16 bits.
 
-    Text before the image counts for nothing; where the mask is causal it sees no vision token anyway. Without text
-    behind the image the product is zero everywhere; score "v2v" leaves the text out.
+    Text before the image is not counted; with a causal mask it sees no vision token. Without text
+    after the image the product is zero everywhere; score "v2v" leaves the text out.
     """
     rows = torch.arange(image_start, query.shape[2], device=query.device)
     seen = visible(rows, attention_mask, bidirectional)
@@ -146,7 +146,7 @@ def importance(
 
 @dataclass(frozen=True)
 class Thin:
-    """Constants of one gate: the rank of its factors, and what scores a token."""
+    """Constants of one gate: the rank of its factors, and the score of a token."""
 
     rank: int
     score: str
@@ -158,7 +158,7 @@ class Thin:
 
 
 class LowRankSelector(Selector):
-    """Reads the whole stream that enters the layer; positions are those of the prompt. All of it in fp32."""
+    """Keeps the k best tokens by thin projections of all rows that enter the layer, in fp32."""
 
     down: Tensor
     query_up: Tensor

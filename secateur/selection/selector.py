@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Base class of the modules that choose tokens at a gate, and what they may read."""
+"""Base class of the modules that choose tokens at a gate, and their inputs."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from secateur.selection.topk import gather
 
 @dataclass(frozen=True)
 class GateSite:
-    """A gate and what is known of its place when it is built; all counts are constants of the graph.
+    """A gate and its place in the model; all counts are constants of the graph.
 
-    vision_tokens  those alive when the gate starts
+    vision_tokens  vision tokens alive before the gate
     grid           rows and columns of the whole image, raster order
-    tensors        those of `Schedule.tensors`
+    tensors        the schedule's tensors of this gate
     projections    of the layer after the gate, for a gate of kind "route"
     method         its name, for messages; set by `Method.choose`
     """
@@ -38,7 +38,7 @@ class GateSite:
 
 
 class GateInputs(NamedTuple):
-    """What a selector may read. B batch, S rows, N vision tokens alive, D width.
+    """Inputs of a selector. B batch, S rows, N vision tokens alive, D width.
 
     hidden_states   [B, S, D]  residual stream entering the layer; in the vision encoder the features [B, N, Dv]
     position_ids    [B, S]     int64
@@ -64,7 +64,7 @@ class GateInputs(NamedTuple):
 class Selector(nn.Module):
     """Chooses tokens. Static shapes only: no data-dependent control flow, sizes, or index compaction.
 
-    Scores, distances and top-k are fp32 whatever the input. `reads` names what the selector wants beside the rows.
+    Scores, distances and top-k are fp32 whatever the input. `reads` names the selector's further inputs.
 
     In the decoder, of the layer before the gate (so a gate at layer 0 has none of them):
         query             [B, H, dh]       post-RoPE query of the last prompt row
@@ -73,7 +73,7 @@ class Selector(nn.Module):
         key               [S, B, Hkv, dh]  post-RoPE keys of all rows
         layer_input       [B, S, D]        rows that entered that layer
 
-    In the vision encoder, of its layer l (counted from the end: "received.-2" is the last but one):
+    In the vision encoder, of its layer l (counted from the end: "received.-2" is the second-to-last):
         received.l        [B, N] fp32      attention that a patch gets from the patches, their sum, mean over heads
         given.l           [B, N] fp32      attention that a patch pays to the patches, likewise
         class_token.l     [B, N] fp32      attention that a patch gets from the class token, mean over heads
@@ -87,7 +87,7 @@ class Selector(nn.Module):
         raise NotImplementedError
 
     def kept(self, rows: GateInputs) -> tuple[Tensor, Tensor]:
-        """The slots, and the rows [B, k, D] that go on; who merges dropped tokens into kept ones overrides this."""
+        """Return slots and kept rows [B, k, D]; overridden by selectors that merge dropped tokens into kept ones."""
         slots: Tensor = self(rows)
         return slots, gather(rows.vision, slots)
 

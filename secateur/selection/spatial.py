@@ -29,7 +29,7 @@ def farthest_points(grid: tuple[int, int], count: int, pattern: str, start: Sequ
         pick = start[len(points)] if len(points) < len(start) else int(nearest.argmax())
         points.append(pick)
         dy, dx = np.abs(y - y[pick]), np.abs(x - x[pick])
-        # Squared Euclidean distances order as the distances do, and stay exact.
+        # Squared Euclidean distances have the same order as the distances, and are exact.
         nearest = np.minimum(nearest, dy * dy + dx * dx if pattern == "euclidean" else dy + dx)
     return tuple(points)
 

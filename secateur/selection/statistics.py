@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What calibration measures on a model."""
+"""Measurements of calibration on a model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _nothing() -> Floats:
 
 
 class Projections(Protocol):
-    """What a decoder layer does to its input before its attention. B batch, S rows, D width, H / Hkv heads of dh.
+    """Input side of a decoder layer's attention. B batch, S rows, D width, H / Hkv heads of dh.
 
     query, key  weights [H * dh, D] and [Hkv * dh, D], and their biases or None
     """
@@ -41,7 +41,7 @@ class Projections(Protocol):
 
 
 class LayerRows(NamedTuple):
-    """What enters one decoder layer of the unpruned model, for each sample; prompts differ in length.
+    """Input of one decoder layer of the unpruned model, for each sample; prompts differ in length.
 
     number       of the layer
     rows         C tensors [1, S, D]
@@ -61,13 +61,13 @@ class Statistics:
     attention        [L, C]     attention of the last prompt row to all vision tokens, softmax, mean over heads
     drop_divergence  [L, C]     KL(full || dropped) of the next token when no vision token enters layer l or later, nats
                                 (the first 20 samples at most)
-    cross_attention  [L, C, N]  attention of the rows behind the image to a vision token: largest head, sum over rows
+    cross_attention  [L, C, N]  attention of the rows after the image to a vision token: largest head, sum over rows
     self_attention   [L, C, N]  the same of the vision rows
-    encoder_variance [C, 2]     variance over patches of received.-2 and of given.-2, see `methods.base.Selector`
-    layers           walks through the unpruned model layer by layer, all samples side by side
+    encoder_variance [C, 2]     variance over patches of received.-2 and of given.-2, see `selector.Selector`
+    layers           walk through the unpruned model layer by layer, with all samples
 
-    What no method asked for is empty, `layers` is None then. `work` is a folder for state that a killed calibration
-    can go on from, `progress` is told (step, steps done, steps in all) of long work.
+    Statistics that are not measured are empty, `layers` is None. `work` is a folder for the state from which a killed
+    calibration resumes; `progress` is called with (step, steps done, steps in all).
     """
 
     model: ModelIdentity

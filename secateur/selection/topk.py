@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The largest or smallest of many, in rounds: TensorRT's TopK gives at most 3840.
+"""Top-k of any size, and gathering rows by slots. TensorRT's TopK gives at most 3840: more take rounds.
 
-Each round takes what it may and leaves it out for the next one; all sizes are constants. Up to `LIMIT` it is one TopK.
+Each round excludes the values that the rounds before it took; all sizes are constants. Up to `LIMIT` it is one TopK.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 LIMIT = 3840
-OUT = float(torch.finfo(torch.float32).min)  # finite: an infinite constant is a trap in a graph
+OUT = float(torch.finfo(torch.float32).min)  # finite, because infinite constants are not safe in a graph
 LAST_SLOT = torch.iinfo(torch.int32).max
 
 
 def top(score: Tensor, count: int) -> Tensor:
     """Indices [..., count] of the largest scores along the last axis, best first; ties go to the lower index.
 
-    Beyond `LIMIT`, scores below -1.7e38, -inf among them, are all alike.
+    Beyond `LIMIT`, scores below -1.7e38, -inf among them, count as equal.
     """
     if count <= LIMIT:
         return _first(score, count)
@@ -30,7 +30,7 @@ def top(score: Tensor, count: int) -> Tensor:
 
 
 def ascending(slots: Tensor) -> Tensor:
-    """Slots [B, k], no two of a row alike and each below 2**31 - 1, upwards."""
+    """Slots [B, k], distinct within a row and below 2**31 - 1, in ascending order."""
     count = slots.shape[-1]
     rounds = [_smallest(slots, min(count, LIMIT))]
     for left in range(count - LIMIT, 0, -LIMIT):
@@ -40,7 +40,7 @@ def ascending(slots: Tensor) -> Tensor:
 
 
 def _without(score: Tensor, chosen: Tensor) -> Tensor:
-    """Scores [..., N] that are OUT at the indices chosen [..., k], in whatever order TopK gave ties; one ScatterND."""
+    """Scores [..., N] that are OUT at the indices chosen [..., k], whatever the order of ties; one ScatterND."""
     rows, picked = score.reshape(-1, score.shape[-1]), chosen.reshape(-1, chosen.shape[-1])
     offset = torch.arange(rows.shape[0], device=score.device)[:, None] * rows.shape[1]
     out = torch.full((), OUT, device=score.device).expand(picked.numel())
@@ -48,7 +48,7 @@ def _without(score: Tensor, chosen: Tensor) -> Tensor:
 
 
 def _first(score: Tensor, count: int) -> Tensor:
-    """ONNX TopK gives ties to the lower index; eager torch.topk promises nothing, hence the stable sort there."""
+    """ONNX TopK gives ties to the lower index; eager torch.topk gives no guarantee, hence the stable sort there."""
     if torch.compiler.is_exporting():
         return torch.topk(score, count, dim=-1).indices
     return torch.sort(score, dim=-1, descending=True, stable=True).indices[..., :count]

@@ -107,7 +107,7 @@ def site(kept: int, layer: LlamaProjections, rank: int, score: str = "product", 
 
 
 def random_rows(seed: int, rows: int = START + TOKENS + 3, batch: int = 2) -> GateInputs:
-    """The last sample is padded by one row; positions have a gap behind the image."""
+    """The last sample is padded by one row; positions have a gap after the image."""
     generator = torch.Generator().manual_seed(seed)
     hidden = torch.randn(batch, rows, WIDTH, generator=generator)
     mask = torch.ones(batch, rows, dtype=torch.int64)
@@ -219,7 +219,7 @@ def test_fp16_rows_are_scored_in_fp32() -> None:
     torch.testing.assert_close(score, score_of(selector, rows), rtol=2e-2, atol=1e-3)
 
 
-def test_without_text_behind_the_image_the_product_says_nothing() -> None:
+def test_product_score_is_zero_without_text_after_the_image() -> None:
     rows = random_rows(4, rows=START + TOKENS, batch=1)
     mask, layer = torch.ones_like(rows.attention_mask), projections()
     query, key = lowrank.exact_queries_and_keys(layer, rows.hidden_states, rows.position_ids)

@@ -102,7 +102,7 @@ def test_compression_moves_the_first_gate_and_records_it(measured: Any) -> None:
 def test_final_drop_that_does_not_fit(measured: Any) -> None:
     with pytest.raises(BadSchedule, match="must come after the last gate at layer 12"):
         Method(final_drop=True).calibrate(measured(16, SIXTEEN, CHANGE), BudgetRequest(layers=(2, 12)))
-    with pytest.raises(BadSchedule, match="no layer is left for a final drop behind layer 3 of 4"):
+    with pytest.raises(BadSchedule, match="no layer is left for a final drop after layer 3 of 4"):
         Method(final_drop=True).calibrate(measured(4, (3, 3)), BudgetRequest())
 
 

@@ -43,7 +43,7 @@ def test_without_a_class_token_the_schedule_says_so(measured: Any, site: Any) ->
     place = site(without.gates[0], 20, (4, 5))
     assert Method.choose(place).reads == ("received.-2",)
     place = replace(site(with_token.gates[0], 20, (4, 5)), dimensions=bare.dimensions)
-    with pytest.raises(BadSchedule, match="class token, which this vision encoder lacks"):
+    with pytest.raises(BadSchedule, match="class token, which this encoder does not have"):
         Method.choose(place)
 
 

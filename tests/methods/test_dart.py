@@ -33,8 +33,8 @@ def dart(
         return sorted(rows, key=lambda r: (-float(np.abs(norms[r]).sum()), r))[:count]
 
     image = largest(list(range(START, end)), min(p.image_pivots, keep))
-    behind = [r for r in range(end, len(mask)) if mask[r]]
-    text = largest(behind + (list(range(START)) if p.text == "all" else []), p.text_pivots)
+    after = [r for r in range(end, len(mask)) if mask[r]]
+    text = largest(after + (list(range(START)) if p.text == "all" else []), p.text_pivots)
     text += text[:1] * (min(p.text_pivots, end) - len(text))
     chosen, left = list(image), keep - len(image)
     for i, pivot in enumerate(image + text):
@@ -97,7 +97,7 @@ def test_fewer_kept_than_image_pivots(site: Any, random_rows: Any) -> None:
 
 
 def test_fewer_text_rows_than_text_pivots(site: Any, random_rows: Any) -> None:
-    """Two rows stand behind the image, one where the last is padded: the first pivot serves again."""
+    """Two rows follow the image, or one if the last is padded: the first pivot is repeated."""
     tokens = ROWS - START - 2
     rows = random_rows(tokens, batch=3, seed=5, whole=False)
     for text, keep in ((4, 9), (40, 25)):

@@ -31,7 +31,7 @@ def test_what_retaining_n_tokens_on_average_means(average: int, keep: int, measu
 
 
 def test_a_moved_gate_is_reported(measured: Any) -> None:
-    """Half-empty gates stay at K, nothing behind them starves; only what K cannot reach moves it."""
+    """A gate moves from K only for a compression that K cannot reach."""
     assert Method().calibrate(measured(*LLAVA), BudgetRequest(compression=0.9)).calibration == {"moved": None}
     moved = Method().calibrate(measured(*LLAVA), BudgetRequest(compression=0.95))
     assert moved.gates[0].layer == 1 and moved.calibration == {"moved": [2, 1]}

@@ -177,7 +177,7 @@ def test_table_becomes_a_schedule(measured: Any) -> None:
 def test_budget_is_met(compression: float, gates: int, measured: Any) -> None:
     statistics = measured(LAYERS, (12, 12), [0.0] * LAYERS)
     schedule = Method(gates=gates).calibrate(statistics, BudgetRequest(compression=compression))
-    # The last token of one gate counts in every layer behind it.
+    # The last token of one gate counts in every layer after it.
     assert schedule.budget.compression == pytest.approx(compression, abs=1 / 144)
     assert 1 <= len(schedule.gates) <= gates and all(gate.layer >= 1 and gate.keep >= 1 for gate in schedule.gates)
     report = schedule.calibration

@@ -39,7 +39,7 @@ def row(scores: list[float], keep: int, grid: tuple[int, int]) -> list[int]:
 
 
 def rows_of(received: Tensor, given: Tensor | None = None) -> GateInputs:
-    """What a gate behind the vision encoder sees."""
+    """Inputs of a gate after the vision encoder."""
     batch, tokens = received.shape
     features = torch.randn(batch, tokens, 4, generator=torch.Generator().manual_seed(0))
     index = torch.arange(tokens).expand(batch, -1)
@@ -250,7 +250,7 @@ def test_bad_requests(asked: BudgetRequest, says: str, measured: Any) -> None:
         ({"row_fill": "rank"}, 5, "use --strategy row"),
         ({"score_layer": 1}, 5, "selector of a fopru gate: score_layer 1 must be below 0"),
         ({"score_layer": "x"}, 5, "score_layer is 'x'"),
-        ({"strategy": "row"}, 7, "keep 7 of a fopru gate is no whole number of rows of 5"),
+        ({"strategy": "row"}, 7, "keep 7 of a fopru gate is not a whole number of rows of 5"),
     ],
 )
 def test_bad_selector_block(selector: dict[str, Any], keep: int, says: str, site: Any) -> None:
