@@ -90,7 +90,7 @@ def test_a_misspelt_constant_is_refused(method: Method, measured: Any, site: Any
     gates = method.calibrate(measured(LAYERS, GRID, CHANGE), BudgetRequest(compression=0.6)).gates
     if gates[0].kind == "downsample":
         pytest.skip("chooses nothing: the image is made smaller")
-    gate = replace(gates[0], selector={**gates[0].selector, "stratgy": "row"})
+    gate = replace(gates[0], keep=gates[0].keep or 5, selector={**gates[0].selector, "stratgy": "row"})
     with pytest.raises(BadSchedule, match=f"selector of a {method.name} gate: .* unknown field 'stratgy'"):
         type(method).choose(site(gate, GRID[0] * GRID[1], GRID))
 

@@ -74,5 +74,5 @@ def test_bad_options(site: Any) -> None:
     for ratio in (0, 1, float("nan")):
         with pytest.raises(BadSchedule, match=f"ratio {ratio:g} must be above 0 and below 1"):
             Method(ratio=ratio)
-    with pytest.raises(BadSchedule, match="selector of a pdrop gate: nothing has an unknown field 'ratio'"):
+    with pytest.raises(BadSchedule, match="selector of a pdrop gate: noconstants has an unknown field 'ratio'"):
         Method.choose(site(Gate(9, 7, selector={"ratio": 0.5}), 20, (4, 5)))
