@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two backends on the same inputs, graph by graph, compared by Polygraphy.
+"""Comparison of two backends, graph by graph, on the same inputs, by Polygraphy.
 
-The inputs are real: for every image size and schedule, a walk of the reference backend through the whole chain, prefill
-and one decode step, is recorded.
+The reference backend runs the whole chain, prefill and one decode step, for every image size and schedule; the other
+backend repeats each of its runs with the same inputs.
 """
 
 from __future__ import annotations
@@ -10,13 +10,11 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
 from secateur.bundle.graph_plan import SizedSchedule
 from secateur.bundle.graph_plan import runs as every_run
-from secateur.bundle.manifest import GraphSpec
 from secateur.bundle.prompt import Prompt
 from secateur.bundle.reader import Bundle
 from secateur.errors import BackendMissing
@@ -25,17 +23,18 @@ from secateur.export.tolerance import tolerance
 from secateur.progress import Progress, silent
 from secateur.runtime.backends import base
 from secateur.runtime.chain import Chain
+from secateur.runtime.observed_backend import Buffers, ObservedBackend, replay
 from secateur.runtime.receipt import Stopwatch
 from secateur.runtime.token_batch import TokenBatch
 
-Feed = dict[str, base.Array]
+Arrays = Mapping[str, base.Array]
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """A value agrees within one of them: `atol` absolute, `rtol` relative to the reference's value.
+    """Allowed difference of a value: `atol` absolute, or `rtol` relative to the reference's value.
 
-    None: `atol` is `tolerance`, as in the check after an export, of the largest magnitude of the output; `rtol` is 0.
+    Where they are None, `atol` is `tolerance` (as after an export) times the largest magnitude of the output, `rtol` 0.
     Integers must always be equal.
     """
 
@@ -45,11 +44,11 @@ class Bounds:
 
 @dataclass(frozen=True)
 class Output:
-    """The worst of an output's runs.
+    """The worst result of one output over all runs.
 
     absolute  largest difference
     relative  the same over the largest magnitude of the reference
-    walk      the schedule in which it was worst, see `runtime.walk.runs`: with the image size where there are several
+    walk      the schedule of the worst run, with the image size if there are several, see `graph_plan.runs`
     """
 
     name: str
@@ -62,7 +61,7 @@ class Output:
 
 @dataclass(frozen=True)
 class Agreement:
-    """One graph, run so many times on both backends."""
+    """Results of one graph, run `runs` times on both backends."""
 
     graph: str
     runs: int
@@ -74,35 +73,12 @@ class Agreement:
 
     @property
     def worst(self) -> Output:
-        """The output that differs most; one that fails is worse than any that does not."""
+        """Return the output that differs most; one that fails is worse than any that passes."""
         return max(self.outputs, key=_badness)
 
 
-class Recording(base.Backend):
-    """Runs everything on `inner`, and keeps a copy of the inputs of each run by graph."""
-
-    def __init__(self, inner: base.Backend, masked_past: int) -> None:
-        self.masked_past = masked_past
-        self.feeds: dict[str, list[Feed]] = {}
-        self._inner = inner
-
-    def load(self, graph: GraphSpec) -> None:
-        self._inner.load(graph)
-
-    def allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any] | type | str) -> base.Buffer:
-        return self._inner.allocate(shape, dtype)
-
-    def run(self, graph: str, inputs: Mapping[str, base.Buffer], outputs: Mapping[str, base.Buffer]) -> None:
-        feed = {name: buffer.numpy().copy() for name, buffer in inputs.items()}
-        self.feeds.setdefault(graph, []).append(feed)
-        self._inner.run(graph, inputs, outputs)
-
-    def close(self) -> None:
-        self._inner.close()
-
-
 def check_polygraphy() -> None:
-    """For those who want to know before they open backends, which may take minutes.
+    """Check that Polygraphy is installed, before backends are opened, which may take minutes.
 
     Raises:
         BackendMissing: Polygraphy is not installed.
@@ -119,34 +95,59 @@ def agree(
     bounds: Bounds = Bounds(),
     progress: Progress = silent,
 ) -> tuple[Agreement, ...]:
-    """Every graph that these schedules run for any image size and that gives any values, in the manifest's order.
+    """Compare every graph that these schedules run and that returns any values, in the order of the manifest.
 
     Raises:
         BackendMissing: Polygraphy is not installed.
     """
     check_polygraphy()
-    from secateur.evaluation.comparator import Runner, compare
-
     walks = every_run(bundle.manifest, schedules)
     graphs = {graph.name: graph for graph in bundle.manifest.graphs}
     share = tolerance(bundle.manifest).values
     found: dict[str, list[list[Output]]] = {}
+    label = ""
+
+    def compare(graph: str, inputs: Buffers, outputs: Buffers) -> None:
+        candidate.load(graphs[graph])
+        results = replay(candidate, graph, inputs, outputs)
+        expected = {name: buffer.numpy() for name, buffer in outputs.items()}
+        compared = _compare(results, expected, bounds, share)
+        found.setdefault(graph, []).append([replace(output, walk=label) for output in compared])
+
+    observed = ObservedBackend(reference, compare)
+    observed.masked_past = max(reference.masked_past, candidate.masked_past)
     for done, (label, run) in enumerate(walks.items()):
         progress("check", label, done, len(walks))
-        recording = Recording(reference, max(reference.masked_past, candidate.masked_past))
-        _walk(run, recording, bundle.prompt)
-        for name, feeds in recording.feeds.items():
-            candidate.load(graphs[name])
-            pair = Runner("found", candidate, graphs[name]), Runner("expected", reference, graphs[name])
-            for feed in feeds:
-                outputs = compare(pair, feed, bounds, share)
-                found.setdefault(name, []).append([replace(output, walk=label) for output in outputs])
+        _walk(run, observed, bundle.prompt)
     progress("check", "", len(walks), len(walks))
     return tuple(Agreement(name, len(found[name]), _worst(found[name])) for name in graphs if any(found.get(name, ())))
 
 
+def _compare(found: Arrays, expected: Arrays, bounds: Bounds, share: float) -> list[Output]:
+    """Compare the outputs of one run by Polygraphy; outputs without values are left out."""
+    from polygraphy.comparator import IterationResult, SimpleCompareFunc
+    from polygraphy.logger import G_LOGGER
+
+    expected = {name: array for name, array in expected.items() if array.size}
+    found = {name: found[name] for name in expected}
+    with G_LOGGER.verbosity(), np.errstate(all="ignore"):  # it would write to stdout, and it divides by zero
+        sizes = {name: float(np.abs(array.astype(np.float64)).max()) for name, array in expected.items()}
+        exact = {name: 0.0 for name, array in expected.items() if not np.issubdtype(array.dtype, np.floating)}
+        atol = {name: share * size if bounds.atol is None else bounds.atol for name, size in sizes.items()}
+        rtol = dict.fromkeys(sizes, bounds.rtol or 0.0)
+        rule = SimpleCompareFunc(atol=atol | exact, rtol=rtol | exact)
+        results = rule(IterationResult(found, 0.0, "found"), IterationResult(expected, 0.0, "expected"))
+    outputs = []
+    for name, array in expected.items():
+        difference = results[name].max_absdiff
+        difference = difference if difference == difference else float("inf")
+        relative = difference / max(sizes[name], 1e-12)
+        outputs.append(Output(name, array.dtype.name, difference, relative, bool(results[name])))
+    return outputs
+
+
 def _walk(run: SizedSchedule, backend: base.Backend, prompt: Prompt) -> None:
-    """Prefill and one decode step on a made picture and question."""
+    """Run the prefill and one decode step on a generated image and question."""
     watch, chain = Stopwatch(), Chain(run.manifest, backend, [run.schedule])
     pixels, rows = example(run.manifest, prompt)
     cache = chain.cache(1, rows.input_ids.shape[1] + 1, run.schedule)
@@ -159,7 +160,7 @@ def _badness(output: Output) -> tuple[bool, float]:
 
 
 def _worst(runs: list[list[Output]]) -> tuple[Output, ...]:
-    """The outputs of one graph over its runs; one that is empty in a run does not count there."""
+    """Return the worst result of each output of one graph; runs in which it is empty do not count."""
     worst: dict[str, Output] = {}
     for output in (output for run in runs for output in run):
         before = worst.get(output.name, output)

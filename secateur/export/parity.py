@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""After an export: every graph, and the whole chain, against the same modules run by torch.
+"""Check after an export: compare every graph, and the whole chain, with the same modules run by torch.
 
 Graphs of a large bundle are opened one at a time, so the check needs the memory of the model and one graph.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from secateur.bundle.manifest import GraphSpec, Manifest
+from secateur.bundle.manifest import Manifest
 from secateur.bundle.prompt import Prompt
 from secateur.bundle.reader import Bundle
 from secateur.export.examples import Example, example
@@ -23,6 +23,7 @@ from secateur.runtime.backends import base, ort
 from secateur.runtime.backends import torch as eager
 from secateur.runtime.chain import Chain, Walk
 from secateur.runtime.dtypes import is_float
+from secateur.runtime.observed_backend import Buffers, ObservedBackend, replay
 from secateur.runtime.receipt import Stopwatch
 from secateur.runtime.token_batch import TokenBatch
 
@@ -35,7 +36,7 @@ class Parity:
     """One comparison.
 
     error  largest difference over the largest magnitude of torch's value, inf where integers differ; for kept tokens
-           the share of others
+           the share of tokens that torch does not keep
     """
 
     name: str
@@ -44,41 +45,8 @@ class Parity:
     passed: bool
 
 
-class Paired(base.Backend):
-    """Runs each graph on two backends with the same inputs and notes the worst error; the reference's outputs go on."""
-
-    def __init__(self, reference: base.Backend, candidate: base.Backend) -> None:
-        self.reference = reference
-        self.candidate = candidate
-        self.worst: dict[str, float] = {}
-
-    def load(self, graph: GraphSpec) -> None:
-        self.reference.load(graph)
-        self.candidate.load(graph)
-
-    def allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any] | type | str) -> base.Buffer:
-        return self.reference.allocate(shape, dtype)
-
-    def run(self, graph: str, inputs: Mapping[str, base.Buffer], outputs: Mapping[str, base.Buffer]) -> None:
-        copies = {name: self._copy(buffer) for name, buffer in inputs.items()}
-        results = {name: self.candidate.allocate(buffer.shape, buffer.dtype) for name, buffer in outputs.items()}
-        self.reference.run(graph, inputs, outputs)
-        self.candidate.run(graph, copies, results)
-        for name, result in results.items():
-            self.worst[graph] = max(self.worst.get(graph, 0.0), error(result.numpy(), outputs[name].numpy()))
-
-    def close(self) -> None:
-        self.reference.close()
-        self.candidate.close()
-
-    def _copy(self, buffer: base.Buffer) -> base.Buffer:
-        copy = self.candidate.allocate(buffer.shape, buffer.dtype)
-        copy.write(buffer.numpy())
-        return copy
-
-
 def error(found: base.Array, expected: base.Array) -> float:
-    """Largest difference over the largest magnitude of `expected`; integers must be equal (0 or inf)."""
+    """Return the largest difference over the largest magnitude of `expected`; for integers 0 if equal, else inf."""
     if not is_float(expected.dtype):
         return 0.0 if np.array_equal(found, expected) else float("inf")
     if expected.size == 0:
@@ -95,15 +63,14 @@ def check(
 ) -> tuple[Parity, ...]:
     """Compare a bundle on ONNX Runtime with `family` on torch: prefill and two decode steps of every schedule.
 
-    And for every image size the segments, run by torch, with the model's own forward pass; in bf16 these alone.
+    For every image size, also compare the segments, run by torch, with the model's own forward pass; bf16 bundles get
+    this comparison alone.
     """
-    reference = eager.Backend(bundle, family=family)
-    try:
+    with closing(eager.Backend(bundle, family=family)) as reference:
         if bundle.manifest.dtype == "bf16":  # ONNX Runtime's CPU has no kernels for it
             return tuple(_models(bundle, reference, family))
-        return _check(bundle, family, Paired(reference, _candidate(bundle)), progress)
-    finally:
-        reference.close()
+        with closing(_candidate(bundle)) as candidate:
+            return _check(bundle, family, reference, candidate, progress)
 
 
 def _candidate(bundle: Bundle) -> base.Backend:
@@ -112,36 +79,43 @@ def _candidate(bundle: Bundle) -> base.Backend:
 
 
 def _models(bundle: Bundle, reference: base.Backend, family: Family) -> Iterator[Parity]:
-    """For each image size the segments against the model's own forward pass, on torch alone."""
+    """Compare, for each image size, the segments with the model's own forward pass, both on torch."""
     for number, bucket in enumerate(bundle.manifest.buckets):
         suffix = f", {bucket.layout.size}" if number else ""
         yield _model(Chain(bucket, reference), family, example(bucket, bundle.prompt), suffix)
 
 
-def _check(bundle: Bundle, family: Family, paired: Paired, progress: Progress) -> tuple[Parity, ...]:
+def _check(
+    bundle: Bundle, family: Family, reference: base.Backend, candidate: base.Backend, progress: Progress
+) -> tuple[Parity, ...]:
     manifest = bundle.manifest
+    worst: dict[str, float] = {}
+
+    def compare(graph: str, inputs: Buffers, outputs: Buffers) -> None:
+        for name, found in replay(candidate, graph, inputs, outputs).items():
+            worst[graph] = max(worst.get(graph, 0.0), error(found, outputs[name].numpy()))
+
+    observed = ObservedBackend(reference, compare)
     chains, done, total = list[Parity](), 0, sum(len(bucket.schedules) for bucket in manifest.buckets)
     for number, bucket in enumerate(manifest.buckets):
-        reference, candidate = Chain(bucket, paired), Chain(bucket, paired.candidate)
+        torch_chain, onnx_chain = Chain(bucket, observed), Chain(bucket, candidate)
         suffix = f", {bucket.layout.size}" if number else ""
         given = example(bucket, bundle.prompt)
-        chains.append(_model(reference, family, given, suffix))
+        chains.append(_model(torch_chain, family, given, suffix))
         for name in bucket.schedules:
             progress("check", name, done, total)
-            expected = _walks(reference, given, bundle.prompt, name)
+            expected = _walks(torch_chain, given, bundle.prompt, name)
             tokens = [int(walk.logits.argmax()) for walk in expected]
-            found = _walks(candidate, given, bundle.prompt, name, tokens)
+            found = _walks(onnx_chain, given, bundle.prompt, name, tokens)
             chains += _chain(f"{name}{suffix}", found, expected, manifest)
             done += 1
     progress("check", "", total, total)
-    graphs = [
-        _parity(g.name, paired.worst.get(g.name, float("inf")), tolerance(manifest).values) for g in manifest.graphs
-    ]
+    graphs = [_parity(g.name, worst.get(g.name, float("inf")), tolerance(manifest).values) for g in manifest.graphs]
     return tuple(sorted([*graphs, *chains], key=lambda p: (p.passed, -p.error)))
 
 
 def _model(chain: Chain, family: Family, given: Example, suffix: str) -> Parity:
-    """The segments, run by torch, against the model's own forward pass: does the decoder more than its layers?"""
+    """Compare the segments, run by torch, with the model's own forward pass, to find operations outside the layers."""
     layout = chain.manifest.layout
     walk = _walks(chain, given, None, "full")[0]
     seen = family.at(layout.image_size, layout.images)
@@ -151,10 +125,10 @@ def _model(chain: Chain, family: Family, given: Example, suffix: str) -> Parity:
 
 
 def _chain(name: str, found: list[Walk], expected: list[Walk], manifest: Manifest) -> list[Parity]:
-    """The logits of the whole chain, and the share of tokens that its gates kept and torch's did not.
+    """Compare the logits of the whole chain, and the tokens that the gates keep.
 
-    In half precision, and with rows rounded to 8 bits, the chains drift apart, and tokens of nearly equal score change
-    places; logits are compared where that did not happen. The gates themselves, given equal inputs, must agree exactly.
+    In half precision, and with rows rounded to 8 bits, small differences can swap tokens of nearly equal score; logits
+    are compared only where the kept tokens are equal. Single gates, given equal inputs, must agree exactly.
     """
     pairs = [(a, b) for x, y in zip(found, expected, strict=True) for a, b in zip(x.kept, y.kept, strict=True)]
     common, kept = sum(np.intersect1d(a, b).size for a, b in pairs), sum(b.size for _, b in pairs)
@@ -175,7 +149,7 @@ def _parity(name: str, worst: float, allowed: float) -> Parity:
 def _walks(
     chain: Chain, given: Example, prompt: Prompt | None, schedule: str, tokens: list[int] | None = None
 ) -> list[Walk]:
-    """Prefill of a prompt and, with `prompt`, decode steps; `tokens` are fed, or each step's likeliest."""
+    """Run the prefill and, with `prompt`, decode steps on `tokens`, or on the most likely token of each step."""
     watch, steps = Stopwatch(), DECODE_STEPS if prompt else 0
     seen = chain.see(given.pixels, schedule, watch)
     cache = chain.cache(1, given.rows.input_ids.shape[1] + steps, schedule)

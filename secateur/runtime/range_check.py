@@ -1,15 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A debug run: every output of every graph is looked at, and the first that leaves its dtype's range is named.
+"""Debug check of every output of every graph: it names the first value that leaves the range of its dtype.
 
-Each graph is waited for and its outputs are copied to the host, so a guarded run is slow; it answers the same.
+The check waits for each graph and copies its outputs to the host, so it is slow; answers do not change.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -17,23 +14,23 @@ from secateur.bundle.manifest import GraphSpec, Manifest, TensorSpec
 from secateur.errors import SecateurError
 from secateur.runtime.backends import base
 from secateur.runtime.dtypes import is_float, largest
-from secateur.runtime.receipt import Stopwatch
+from secateur.runtime.observed_backend import Buffers, ObservedBackend
 
 SAFE = 0.5
 """Share of a dtype's range that is safe: a sum of two such values still fits."""
 ROWLESS = ("logits", "query", "text_query")
-"""Outputs without an axis of rows: of the last row, or of a mean over rows."""
+"""Outputs without a row axis: they belong to the last row, or to a mean over rows."""
 OWN = ("vision", "gate")
-"""Kinds of graphs of which every image size has its own."""
+"""Kinds of graphs that differ between image sizes."""
 
 
 @dataclass(frozen=True)
 class OutOfRange:
-    """Where values first left the range.
+    """The first value outside the range.
 
-    row      what the row stands for, such as "vision token 17" (counted over all images of the sample) or "text row 3";
+    row      name of the row, such as "vision token 17" (counted over all images of the sample) or "text row 3";
              "" for a tensor without rows
-    worst    the value there: inf, NaN, or a magnitude beyond the limit
+    worst    the value: inf, NaN, or a magnitude beyond the limit
     largest  magnitude of the largest finite value in the tensor; 0 if there is none
     """
 
@@ -55,58 +52,39 @@ class OutOfRange:
         )
 
 
-class RangeCheck(base.Backend):
+class RangeCheck(ObservedBackend):
     """Runs another backend; stops at the first output that is not finite, or beyond `share` of its dtype's range.
 
     largest  magnitude of the largest value that each graph has given so far
-    found    what stopped the run, if something did
-
-    Steps are not recorded, for a recorded step cannot be looked at.
+    found    what stopped the run, None if nothing did
     """
 
     def __init__(self, backend: base.Backend, manifest: Manifest, share: float = SAFE) -> None:
-        self._backend, self._share = backend, share
+        super().__init__(backend, self._check)
+        self._share = share
         self._graphs = {graph.name: graph for graph in manifest.graphs}
         self._layouts = {
             graph.name: size.layout for size in manifest.buckets for graph in size.graphs if graph.kind in OWN
         }
         self._layout = manifest.layout
-        self._seen: base.Array | None = None  # vision tokens of each image behind the encoder [B*I, k]; None: all
+        self._seen: base.Array | None = None  # vision tokens of each image after the encoder [B*I, k]; None: all
         self._alive: base.Array | None = None  # those of each sample in the decoder [B, I*k]
         self.largest: dict[str, float] = {}
         self.found: OutOfRange | None = None
-        for name in ("masked_past", "most_rows", "most_batch", "most_text"):
-            setattr(self, name, getattr(backend, name))
 
-    def load(self, graph: GraphSpec) -> None:
-        self._backend.load(graph)
-
-    def allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any] | type | str) -> base.Buffer:
-        return self._backend.allocate(shape, dtype)
-
-    def run(self, graph: str, inputs: Mapping[str, base.Buffer], outputs: Mapping[str, base.Buffer]) -> None:
-        """As the other backend.
+    def _check(self, graph: str, inputs: Buffers, outputs: Buffers) -> None:
+        """Check every output of a run.
 
         Raises:
             SecateurError: an output leaves the range; one line with the graph, the tensor and the row.
         """
-        self._backend.run(graph, inputs, outputs)
         spec = self._graphs[graph]
         self._follow(spec, outputs)
         for tensor in spec.outputs:
             self._look(spec, tensor, inputs, outputs[tensor.name].numpy())
 
-    def clock(self, watch: Stopwatch, stage: str) -> AbstractContextManager[None]:
-        return self._backend.clock(watch, stage)
-
-    def describe(self) -> dict[str, str]:
-        return self._backend.describe()
-
-    def close(self) -> None:
-        self._backend.close()
-
-    def _follow(self, spec: GraphSpec, outputs: Mapping[str, base.Buffer]) -> None:
-        """Keep in mind which vision tokens are left, and of which image size."""
+    def _follow(self, spec: GraphSpec, outputs: Buffers) -> None:
+        """Track which vision tokens are left, and the layout of the image size in use."""
         self._layout = self._layouts.get(spec.name, self._layout)
         index = next((outputs[x.name].numpy() for x in spec.outputs if x.flows_to == "vision_index"), None)
         if spec.kind == "vision":
@@ -118,7 +96,7 @@ class RangeCheck(base.Backend):
         elif index is not None:
             self._alive = index.copy()
 
-    def _look(self, spec: GraphSpec, tensor: TensorSpec, inputs: Mapping[str, base.Buffer], array: base.Array) -> None:
+    def _look(self, spec: GraphSpec, tensor: TensorSpec, inputs: Buffers, array: base.Array) -> None:
         if not array.size or not is_float(array.dtype):
             return
         sizes = np.abs(array.astype(np.float32 if array.dtype.itemsize < 4 else array.dtype))
@@ -151,7 +129,7 @@ class RangeCheck(base.Backend):
         raise SecateurError(str(self.found))
 
     def _token(self, spec: GraphSpec, row: int, image: int) -> tuple[int, str]:
-        """The sample of an image of a batch, and which of the sample's original vision tokens a row stands for."""
+        """Return the sample that an image belongs to, and the name of the original vision token of a row."""
         token = row if spec.kind == "vision" or self._seen is None else int(self._seen[image][row])
         sample, number = divmod(image, self._layout.images)
         return sample, f"vision token {number * self._layout.image_tokens + token}"
@@ -160,24 +138,24 @@ class RangeCheck(base.Backend):
         self,
         spec: GraphSpec,
         tensor: TensorSpec,
-        inputs: Mapping[str, base.Buffer],
+        inputs: Buffers,
         row: int,
         sample: int,
         rows: int,
     ) -> str:
-        """What a row stands for: an original vision token, a text row of the prompt, or a row of a later question."""
+        """Return the name of a row: a vision token, a text row of the prompt, or a row of a follow-up question."""
         tokens = {place: token for token, place in enumerate(self._layout.vision_rows)}
         dropped: set[int] = set()
         if self._alive is not None and not tensor.name.startswith("full_"):
             left = set(self._alive[min(sample, len(self._alive) - 1)].tolist())  # one prompt may serve a whole batch
             dropped = {place for place, token in tokens.items() if token not in left}
         past = next((x.shape[0] for name, x in inputs.items() if name.startswith("past_")), 0)
-        if past > self._backend.masked_past or spec.kind == "embed" and rows + len(dropped) <= self._layout.rows:
+        if past > self.masked_past or spec.kind == "embed" and rows + len(dropped) <= self._layout.rows:
             return f"new row {row} of {rows}"
         original = [n for n in range(rows + len(dropped)) if n not in dropped][row]
         return f"vision token {tokens[original]}" if original in tokens else f"text row {original}"
 
 
 def _in_encoder(spec: GraphSpec) -> bool:
-    """Whether the rows of all its outputs are vision tokens, image by image."""
+    """Return whether the rows of all outputs are vision tokens of one image each."""
     return spec.kind in ("vision", "projector") or any(x.flows_to == "features" for x in spec.outputs)
