@@ -37,7 +37,7 @@ QUESTION = " ".join(f"w{i}" for i in range(20))
 
 
 def model(width: int, layers: int, grid: int) -> Family:
-    """Random LLaVA: a decoder of `layers` x `width`, `grid` x `grid` vision tokens, a small tower."""
+    """Build a random LLaVA: a decoder of `layers` x `width`, `grid` x `grid` vision tokens, a small encoder."""
     vision = CLIPVisionConfig(
         hidden_size=64,
         intermediate_size=128,
@@ -59,7 +59,7 @@ def model(width: int, layers: int, grid: int) -> Family:
 
 
 def decoder_flops(rows: list[int], d: Dimensions) -> int:
-    """Multiply-adds times two of all decoder layers at these rows a layer, text included; attention is dense."""
+    """Return the FLOPs of all decoder layers for these rows per layer, text included; attention is dense."""
     attention = d.heads * d.head_dim
     weights = 2 * d.width * attention + 2 * d.width * d.kv_heads * d.head_dim + 3 * d.width * d.mlp_width
     return sum(2 * n * weights + 4 * n * n * attention for n in rows)
@@ -72,16 +72,16 @@ def rows_per_layer(answer: Answer, vlm: Pipeline) -> list[int]:
 
 
 def decoder_milliseconds(answer: Answer, vlm: Pipeline) -> tuple[float, float]:
-    """(segments and gates, gates alone)."""
+    """Return the milliseconds of (segments and gates, gates alone)."""
     kinds = {graph.name: graph.kind for graph in vlm.bundle.manifest.graphs}
     spent = {k: sum(ms for name, ms in answer.timings.items() if kinds.get(name) == k) for k in ("segment", "gate")}
     return spent["segment"] + spent["gate"], spent["gate"]
 
 
 def measure(family: Family, schedule: Schedule, rounds: int, threads: int | None) -> dict[str, Any]:
-    """Alternate the variants `rounds` times after a warm-up; medians and quartiles in ms.
+    """Alternate the variants `rounds` times after a warm-up; return medians and quartiles in ms.
 
-    The random control prunes as much without scoring: what it loses is the chain's, the rest is the method's.
+    The random control prunes as much without scoring, so it separates the cost of the chain from that of the method.
     """
     control = Random().like(schedule)
     rng = np.random.default_rng(0)
@@ -132,7 +132,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--decoder-layers", type=int, default=8)
-    parser.add_argument("--grid", type=int, default=24, help="vision tokens a side (default: 24)")
+    parser.add_argument("--grid", type=int, default=24, help="vision tokens per side (default: 24)")
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--json", action="store_true")

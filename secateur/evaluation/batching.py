@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Put a task's questions to every schedule of a bundle: in batches for scores and overlays, one at a time for times.
+"""Run the questions of a task on every schedule of a bundle: in batches for scores and overlays, singly for times.
 
-All schedules see a question before the next one comes, so that a drift of the machine hits all alike.
+All schedules answer a question before the next one starts, so a drift of the machine affects all equally.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ WARM_UP = 2
 
 @dataclass(frozen=True)
 class Timed:
-    """What is kept of a timed answer, see Receipt; its logits alone would fill the memory."""
+    """Part of a timed answer that is kept, see Receipt; the logits would fill the memory."""
 
     milliseconds: dict[str, float]
     cache_bytes: int
@@ -35,7 +35,7 @@ class Timed:
 def scores(
     vlm: Pipeline, task: Task, names: Sequence[str], max_new_tokens: int, batch: int, progress: Progress
 ) -> dict[str, NDArray[np.float64]]:
-    """Score [N] of every question for each schedule. Holds the pixels of one batch."""
+    """Return the score [N] of every question for each schedule; one batch of images is in memory."""
     found: dict[str, list[float]] = {name: [] for name in names}
     done, total = 0, len(task.questions) * len(names)
     for start in range(0, len(task.questions), batch):
@@ -52,7 +52,7 @@ def scores(
 def timed(
     vlm: Pipeline, questions: Sequence[Question], names: Sequence[str], progress: Progress
 ) -> dict[str, list[Timed]]:
-    """First tokens of each schedule, batch 1, after a warm-up; the schedules take turns in who comes first."""
+    """Time the first token of each schedule at batch 1, after a warm-up; the order of the schedules rotates."""
     found: dict[str, list[Timed]] = {name: [] for name in names}
     total = len(questions) * len(names)
     for turn, question in enumerate([questions[0]] * WARM_UP + list(questions), start=-WARM_UP):
@@ -69,7 +69,7 @@ def timed(
 def overlays(
     vlm: Pipeline, task: Task, names: Sequence[str], count: int, max_new_tokens: int, progress: Progress
 ) -> list[Overlay]:
-    """The first `count` questions about different images, as the model sees them, and what each schedule kept."""
+    """Return the first `count` questions about different images, with the answers and kept tokens of each schedule."""
     by_picture: dict[str, Question] = {}
     for question in task.questions:
         by_picture.setdefault(question.picture, question)
@@ -97,7 +97,7 @@ def ask(
     max_new_tokens: int,
     image_size: str | None = None,
 ) -> list[Answer]:
-    """Answers to one batch; images and options are those of Pipeline.ask.
+    """Answer one batch; images and options are those of Pipeline.ask.
 
     Raises:
         BadPrompt, BadImage: as Pipeline.ask; the message names the question.
@@ -105,7 +105,7 @@ def ask(
     try:
         return vlm.ask(list(images), [q.prompt for q in questions], schedule, max_new_tokens, image_size=image_size)
     except (BadPrompt, BadImage):
-        for question, image in zip(questions, images, strict=True):  # which of them is it?
+        for question, image in zip(questions, images, strict=True):  # find the question that failed
             try:
                 vlm.ask(image, question.prompt, schedule, max_new_tokens, image_size=image_size)
             except (BadPrompt, BadImage) as problem:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One schedule against `full` on the same questions: McNemar's exact test, and the split of VTC-Bench."""
+"""Comparison of a schedule with `full` on the same questions: McNemar's exact test and the split of VTC-Bench."""
 
 from __future__ import annotations
 
@@ -10,26 +10,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secateur.bundle.schedule import Schedule
-from secateur.evaluation.controls import DOWNSAMPLE
-from secateur.evaluation.results import McNemar, Split, SplitPart
+from secateur.evaluation.results import DOWNSAMPLE, McNemar, Split, SplitPart
 
 Array = NDArray[np.float64]
 RIGHT = 0.5
 SPREAD = 0.85
-"""Schedules are of about the same size where the smaller has at least this share of the larger one's tokens."""
+"""Two schedules have about the same budget if the smaller has at least this share of the larger one's tokens."""
 
 
 def right(scores: Array) -> NDArray[np.bool_]:
-    """Which answers count as right, of scores that may be half right."""
+    """Return which scores count as right answers."""
     return scores >= RIGHT
 
 
 def mcnemar(ours: Array, full: Array) -> McNemar:
-    """Of per-question scores [N] that are 0 or 1.
+    """Compute McNemar's exact test (McNemar 1947) of per-question scores [N] that are 0 or 1.
 
-    Questions that both runs answer alike say nothing. If the runs were equally good, each of the n others would fall to
-    either side by the toss of a coin: p is twice the binomial tail up to the smaller side, at most 1
-    (McNemar 1947, exact form).
+    Only the n questions that exactly one run answers rightly count. If the runs are equally good, each of them favors
+    either run with probability 1/2: p is twice the binomial tail up to the smaller count, at most 1.
     """
     only_full = int((right(full) & ~right(ours)).sum())
     only_this = int((~right(full) & right(ours)).sum())
@@ -37,7 +35,7 @@ def mcnemar(ours: Array, full: Array) -> McNemar:
 
 
 def sign_test(one: int, other: int) -> float:
-    """Exact two-sided p of a fair coin that fell `one` times on one side and `other` times on the other."""
+    """Return the exact two-sided p of the counts `one` and `other` for a fair coin."""
     n, smaller = one + other, min(one, other)
     ways, tail = 1, 1
     for i in range(smaller):
@@ -47,15 +45,15 @@ def sign_test(one: int, other: int) -> float:
 
 
 def _scaled(value: int, power: int) -> tuple[float, int]:
-    """value / 2^power as (mantissa, exponent), where both may be beyond the range of a float."""
+    """Return value / 2^power as (mantissa, exponent); both may exceed the range of a float."""
     shift = max(0, value.bit_length() - 64)
     return float(value >> shift), shift - power
 
 
 def nearest_downsample(schedule: Schedule, every: Mapping[str, Schedule]) -> str | None:
-    """Name of the schedule of the method downsample that is nearest in average tokens; None where none is near.
+    """Return the downsample schedule nearest in average tokens; None if none is within SPREAD.
 
-    Near is within SPREAD: an image of another size would tell hard from easy at another budget.
+    A reference of another budget would split the questions differently.
     """
     if schedule.method == DOWNSAMPLE:
         return None
@@ -66,7 +64,7 @@ def nearest_downsample(schedule: Schedule, every: Mapping[str, Schedule]) -> str
 
 
 def split(ours: Array, full: Array, downsampled: Array, reference: str) -> Split:
-    """Scores [N] on the questions that `full` gets right: those the downsampled image gets wrong, and right.
+    """Split the scores [N] on the questions that `full` gets right by whether the downsampled image gets them right.
 
     VTC-Bench, arXiv 2510.07143: groups A and B.
     """

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A bundle as the model `secateur` of lmms-eval, which finds it by its entry point (setup.cfg).
+"""Adapter that runs a bundle as the model `secateur` of lmms-eval, found by its entry point (setup.cfg).
 
     lmms-eval --model secateur --model_args bundle=build/llava-btp,schedule=btp-26 --tasks pope --batch_size 8
 
-One image a question, as the bundles take it. lmms-eval is no dependency of Secateur: pip install lmms-eval.
+Questions have one image. lmms-eval is not a dependency of Secateur: pip install lmms-eval.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PLACEHOLDER = "<image>"
 
 
 def manifest() -> ModelManifest:
-    """What the entry point hands to lmms-eval."""
+    """Return the model description for lmms-eval; called through the entry point."""
     return ModelManifest("secateur", simple_class_path=f"{__name__}.{Secateur.__name__}")
 
 
@@ -34,7 +34,7 @@ class Secateur(lmms):  # type: ignore[misc]
 
     bundle, schedule, backend, threads  as for Pipeline; without a schedule, the only one besides "full"
     batch_size                          questions answered together
-    others                              what lmms-eval tells every model (device, max_batch_size); nothing uses it
+    others                              arguments that lmms-eval gives every model (device, max_batch_size); unused
     """
 
     is_simple = True
@@ -59,7 +59,7 @@ class Secateur(lmms):  # type: ignore[misc]
         self.vlm = Pipeline.load(bundle, backend, threads)
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
-        """Answers in the order of the requests; neighbours with equal options share batches."""
+        """Return answers in the order of the requests; adjacent requests with equal options share batches."""
         answers: list[str] = []
         for _, group in itertools.groupby((request.args for request in requests), key=lambda a: repr(a[1])):
             same = list(group)
@@ -102,6 +102,6 @@ class Secateur(lmms):  # type: ignore[misc]
 
 
 def _cut(text: str, until: Sequence[str]) -> str:
-    """`text` up to the first of the strings that end an answer."""
+    """Return `text` up to the first of the strings that end an answer."""
     ends = [text.index(stop) for stop in until if stop and stop in text]
     return text[: min(ends, default=len(text))].strip()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a reader must know of the figures, in the same words beside the printed tables and on the page."""
+"""Notes that explain the results, shared by the printed tables and the HTML report."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ FLOPS_WITH_GATES = (
 
 
 def bundle(segments: int, encoder_scores: Sequence[str]) -> str:
-    """How much the schedules of a bundle pay for each other; "" where they do not.
+    """Return a note on the cost that the schedules of a bundle add to each other; "" if there is none.
 
     segments        decoder segments of the bundle
-    encoder_scores  what its encoder returns beside the features
+    encoder_scores  outputs of its encoder besides the features
     """
     causes = []
     if segments > 1:
@@ -36,7 +36,7 @@ def bundle(segments: int, encoder_scores: Sequence[str]) -> str:
 
 
 def sizes(image_sizes: Sequence[str]) -> str:
-    """Which image size the counts of tokens are of; "" where there is one."""
+    """Return a note on the image size of the token counts; "" if there is only one size."""
     if len(image_sizes) < 2:
         return ""
     first, *others = image_sizes
@@ -47,5 +47,5 @@ def sizes(image_sizes: Sequence[str]) -> str:
 
 
 def references(used: Iterable[str], tokens: Mapping[str, float]) -> str:
-    """The downsampled images that splits refer to, each with its average tokens: "downsample-21 (30.0 tokens)"."""
+    """Return the reference schedules of the splits with their average tokens: "downsample-21 (30.0 tokens)"."""
     return ", ".join(f"{name} ({tokens[name]:,.1f} tokens)" for name in dict.fromkeys(used))

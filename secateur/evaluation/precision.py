@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What less precision changes: a bundle against its checkpoint in fp32 on torch, question by question.
+"""Effect of lower precision: comparison of a bundle with its checkpoint in fp32 on torch, question by question.
 
-The bundle runs on ONNX Runtime; in bf16, which its CPU kernels lack, on torch too.
+The bundle runs on ONNX Runtime, or on torch in bf16, which ONNX Runtime's CPU kernels lack.
 
-Each side goes its own way from pixels to answer, so a token that changes place at one gate is seen by all that follow.
+Both sides run independently from pixels to answer, so a different choice at one gate affects all later gates.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ import numpy as np
 from PIL import Image
 
 from secateur.bundle.graph_plan import runs
-from secateur.bundle.manifest import GateRef, TensorSpec
+from secateur.bundle.manifest import GateRef, Manifest, TensorSpec
 from secateur.bundle.reader import Bundle
 from secateur.checkpoints.hub import DEMO
-from secateur.evaluation import batching, synthetic_questions
+from secateur.evaluation import batching
 from secateur.evaluation.tasks import demo
 from secateur.evaluation.tasks.base import Question, Source, Task
+from secateur.export.examples import noise
 from secateur.export.targets import DTYPES
 from secateur.families.base import Family
 from secateur.progress import Progress, silent
@@ -32,18 +33,26 @@ from secateur.runtime.backends import torch as eager
 from secateur.runtime.range_check import RangeCheck
 
 OVERLAP = {"fp32": 0.99, "fp16": 0.99, "bf16": 0.95}
-"""Share of the kept tokens that must be the same, mean over the gates of a schedule and over the questions; bf16 rounds
-eight times as coarsely as fp16, so scores that are close change places more often."""
+"""Least share of equal kept tokens, mean over the gates of a schedule and the questions; bf16 rounds eight times as
+coarsely as fp16, so tokens of close scores swap more often."""
 LARGEST = float(np.finfo(np.float16).max)
 QUESTIONS = 60
-"""By default. One early pick that flips can change a third of a picture's tokens, so that few questions say little."""
+"""Default number. One early difference can change a third of an image's tokens, so few questions are not enough."""
 BATCH = 8
 HALF, FLOAT32 = ("float16", "bfloat16"), "float32"
+PROMPTS = (
+    "what is in the picture ?",
+    "how many objects are there ?",
+    "is there a person ?",
+    "what is on the left ?",
+    "which colors are there ?",
+)
+"""Of models other than the demo model."""
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """|A and B| / k of the tokens that one gate kept in both precisions: mean and worst of the questions."""
+    """|A and B| / k of the tokens A, B that one gate keeps in the two precisions: mean and worst over the questions."""
 
     layer: int
     keep: int
@@ -53,7 +62,7 @@ class Overlap:
 
 @dataclass(frozen=True)
 class Answers:
-    """Share of right answers in both precisions, and of questions whose two answers are the same words."""
+    """Share of right answers in each precision, and of questions with equal answers in both."""
 
     accuracy: float
     accuracy_fp32: float
@@ -62,7 +71,7 @@ class Answers:
 
 @dataclass(frozen=True)
 class Difference:
-    """One schedule for one image size, named as by `runtime.walk.runs`.
+    """Differences of one schedule for one image size, named as by `graph_plan.runs`.
 
     logits_error     largest difference of the first token's logits, mean over the questions
     relative_error   the same over the largest magnitude in fp32
@@ -82,7 +91,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Activation:
-    """Largest magnitude in the outputs of a graph, and how many times it fits into fp16."""
+    """Largest magnitude in the outputs of a graph, and the headroom: the largest fp16 value over it."""
 
     graph: str
     largest: float
@@ -91,7 +100,7 @@ class Activation:
 
 @dataclass(frozen=True)
 class Precision:
-    """The whole comparison; `failures` is empty if every bound holds. `weights` says how integers are stored, if so."""
+    """Result of the comparison; `failures` is empty if every bound holds. `weights` describes integer weights."""
 
     dtype: str
     questions: int
@@ -101,7 +110,7 @@ class Precision:
 
     @property
     def failures(self) -> tuple[str, ...]:
-        """One line for each schedule that keeps too many other tokens; integers are another model, so without bound."""
+        """One line for each schedule whose kept tokens differ too much; integer weights have no bound."""
         if self.weights:
             return ()
         bound = OVERLAP[self.dtype]
@@ -119,10 +128,10 @@ def compare(
     progress: Progress = silent,
     family: Family | None = None,
 ) -> Precision:
-    """Put `count` questions to every schedule for every image size in both precisions, exact fp32 first.
+    """Ask every schedule, for every image size, `count` questions in both precisions, fp32 first.
 
-    The demo model is asked the questions of the demo task; any other is asked about made pictures. One model is in
-    memory at a time.
+    The demo model gets the questions of the demo task, any other model generated images. One model is in memory at a
+    time.
 
     Args:
         family: the checkpoint in fp32; None loads the one that the manifest names.
@@ -135,8 +144,7 @@ def compare(
     manifest = bundle.manifest
     task = demo.Task(Source(questions=count)) if manifest.source == DEMO else None
     asked = {
-        each.layout.size: task.questions if task else synthetic_questions.questions(each, count)
-        for each in manifest.buckets
+        each.layout.size: task.questions if task else synthetic_questions(each, count) for each in manifest.buckets
     }
     longest = task.max_new_tokens if task else 1
     single = in_fp32(bundle)
@@ -155,9 +163,9 @@ def compare(
 
 @contextmanager
 def _candidate(bundle: Bundle, family: Family | None) -> Iterator[base.Backend]:
-    """The backend that runs the bundle as it is; in bf16, for which ONNX Runtime has no CPU kernels, torch.
+    """Open the backend that runs the bundle: ONNX Runtime, or torch in bf16, for which the former has no CPU kernels.
 
-    The weights of `family` are in bf16 for as long: a copy of a model whose weights stay in its files would lose them.
+    The weights of `family` are in bf16 until the end: a copy of a model would lose weights that stay in its files.
     """
     if bundle.manifest.dtype != "bf16":
         yield ort.Backend(bundle)
@@ -173,8 +181,21 @@ def _candidate(bundle: Bundle, family: Family | None) -> Iterator[base.Backend]:
                 weight.data = data
 
 
+def synthetic_questions(manifest: Manifest, count: int) -> list[Question]:
+    """Return `count` questions without answers, each about its own generated image; the same at every call."""
+    return [_synthetic(manifest, number) for number in range(count)]
+
+
+def _synthetic(manifest: Manifest, number: int) -> Question:
+    def load() -> Image.Image:
+        values = noise((3, *manifest.layout.image_size), np.random.default_rng(number)).transpose(1, 2, 0)
+        return Image.fromarray((127.5 + 50 * values).clip(0, 255).astype(np.uint8))
+
+    return Question(str(number), f"made picture {number}", str(number), load, PROMPTS[number % len(PROMPTS)], ())
+
+
 def in_fp32(bundle: Bundle) -> Bundle:
-    """The bundle as an exact export in fp32 would describe it: for the torch backend, which reads no graph file."""
+    """Return the bundle with the manifest of an fp32 export, for the torch backend, which reads no graph file."""
     graphs = tuple(replace(g, inputs=_floats(g.inputs), outputs=_floats(g.outputs)) for g in bundle.manifest.graphs)
     exact: dict[str, Any] = {"quantization": None} if bundle.manifest.quantization else {}
     return replace(bundle, manifest=replace(bundle.manifest, dtype="fp32", graphs=graphs, **exact))
@@ -192,7 +213,7 @@ def _ask(
     stage: str,
     progress: Progress,
 ) -> dict[str, list[Answer]]:
-    """The answers of every schedule for every image size, whose questions are `asked`.
+    """Return the answers of every schedule for every image size to the questions `asked` of that size.
 
     The logits of all first tokens stay in memory.
     """
@@ -213,7 +234,7 @@ def _ask(
 
 
 def _given(image: Image.Image, images: int) -> Image.Image | tuple[Image.Image, ...]:
-    """What a prompt takes: where it has several images, one stands for all of them."""
+    """Return the image, repeated if a prompt has several images."""
     return image if images == 1 else (image,) * images
 
 
@@ -244,7 +265,7 @@ def _difference(
 
 
 def overlap(found: Sequence[int], expected: Sequence[int]) -> float:
-    """|A and B| / k of two sets of k; 1 for k = 0."""
+    """Return |A and B| / k of two sets of k; 1 for k = 0."""
     return len(set(found) & set(expected)) / len(expected) if expected else 1.0
 
 

@@ -54,7 +54,7 @@ class Line:
 def table(
     bundles: Sequence[Bundle], task: Task, batch: int = batching.BATCH, progress: Progress = silent
 ) -> list[Line]:
-    """A line for each bundle; bundles in bf16 are run by torch, which has it on the CPU, all others by ONNX Runtime.
+    """Return a line for each bundle; torch runs bundles in bf16, ONNX Runtime all others.
 
     Raises:
         InputError: no bundle, an empty batch, or a task whose questions can be half right.
@@ -100,7 +100,7 @@ def _cell(ours: NDArray[np.float64], first: NDArray[np.float64] | None, task: Ta
 
 
 def weight_bytes(bundle: Bundle) -> tuple[int, int]:
-    """Bytes of the weights of the decoder's segments, and of all graphs; what graphs share counts once."""
+    """Return the bytes of the weights of the decoder's segments, and of all graphs; shared weights count once."""
     decoder, every = 0, 0
     seen: set[tuple[Path, int]] = set()
     for graph in bundle.manifest.graphs:
@@ -121,7 +121,7 @@ def weight_bytes(bundle: Bundle) -> tuple[int, int]:
 
 
 def markdown(lines: Sequence[Line]) -> str:
-    """The table; below a score is its interval, and how many answers are lost and won against the first line."""
+    """Format the table; a score has its interval, and the numbers of answers lost and won against the first line."""
     names = list(lines[0].cells)
     rows = [["activations", "decoder weights", "run by", "decoder MB", "all MB", *names]]
     rows.append(["---"] * len(rows[0]))

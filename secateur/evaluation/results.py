@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an evaluation found: one document per run, stored as JSON and shown as tables or as an HTML page.
+"""Results of an evaluation: one document per run, stored as JSON and shown as tables or as an HTML page.
 
 Intervals are (low, high), 95 % percentile bootstrap; questions about one image are resampled together.
-None stands for a figure that is undefined.
+Undefined values are None.
 """
 
 from __future__ import annotations
@@ -15,12 +15,15 @@ from secateur.evaluation.retention import Interval
 from secateur.report.document import Document
 
 SUMS = ("encode", "prefill")
-"""Entries of `stage_ms` that are sums of others: no stages of their own."""
+"""Entries of `stage_ms` that are sums of other entries."""
+DOWNSAMPLE = "downsample"
+CONTROLS = ("random", "stride", DOWNSAMPLE)
+"""Names of the control methods, which score no token; by name, since a reader of results may lack the methods."""
 
 
 @dataclass(frozen=True)
 class GateLine:
-    """A gate of a schedule: `keep` vision tokens enter decoder layer `layer`; `kind` is the kind of the gate."""
+    """Gate of a schedule, of kind `kind`: `keep` vision tokens enter decoder layer `layer`."""
 
     layer: int
     kind: str
@@ -29,7 +32,7 @@ class GateLine:
 
 @dataclass(frozen=True)
 class McNemar:
-    """Questions that only `full` or only this schedule answers rightly, and the exact two-sided p."""
+    """Numbers of questions that only `full` or only this schedule answers rightly, and the exact two-sided p."""
 
     only_full: int
     only_this: int
@@ -38,7 +41,7 @@ class McNemar:
 
 @dataclass(frozen=True)
 class SplitPart:
-    """Some of the questions and the mean score on them; None when there are none."""
+    """Number of questions of one part, and the mean score on them; None if there are none."""
 
     questions: int
     score: float | None
@@ -48,7 +51,7 @@ class SplitPart:
 class Split:
     """The questions that `full` gets right, split by whether the image downsampled to as few tokens suffices.
 
-    VTC-Bench (arXiv 2510.07143): on `easy` ones downsampling is enough, only `hard` ones tell methods apart.
+    VTC-Bench (arXiv 2510.07143): downsampling is enough for `easy` questions; only `hard` ones differentiate methods.
     `reference` is the schedule of the method downsample that is nearest in average tokens.
     """
 
@@ -59,7 +62,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Percentiles:
-    """Of time to first token, in milliseconds."""
+    """Percentiles of the time to the first token, in milliseconds."""
 
     p50: float
     p95: float
@@ -67,7 +70,7 @@ class Percentiles:
 
 @dataclass(frozen=True)
 class ScheduleResult:
-    """One schedule. `full` is the first of an evaluation and what the others are compared with.
+    """Results of one schedule. `full` is the first of an evaluation and the reference of the others.
 
     method                "full" for full
     compression           share of vision tokens that an average decoder layer does not process
@@ -151,7 +154,7 @@ class Evaluation(Document):
 
 @dataclass(frozen=True)
 class Answered:
-    """What one schedule said to the question of an overlay.
+    """Answer of one schedule to the question of an overlay.
 
     text    the answer
     score   of this answer by the task, 0 (wrong) to 1 (right)
@@ -167,7 +170,7 @@ class Answered:
 
 @dataclass(frozen=True)
 class Overlay:
-    """One image and question, with what each schedule said and kept; `answers` goes by schedule name."""
+    """One image and question, with the answers and kept tokens of each schedule by its name."""
 
     image: Image.Image
     question: str

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Score and retention with intervals: percentile bootstrap over pictures, paired with the reference.
+"""Score and retention with intervals: percentile bootstrap over images, paired with the reference.
 
-Questions about one picture succeed and fail together, so they are resampled together: drawn one by one they would make
-the intervals too narrow. Where each question has a picture of its own this is the usual bootstrap over questions.
+Answers to questions about one image are correlated, so these questions are resampled together; else the intervals would
+be too narrow. Where each question has its own image this is the usual bootstrap over questions.
 
-A resample draws as many clusters of questions as there are, with replacement; it is a row of weights, how often each
-question was drawn, so that any metric of a task can be computed on it. Equal seeds give equal resamples, which makes
-the comparison of two schedules a paired one.
+A resample draws as many clusters of questions as there are, with replacement. It is a row of weights, the number of
+times each question was drawn, so any metric of a task can be computed on it. Equal seeds give equal resamples, so the
+comparison of two schedules is paired.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ CHUNK = 1 << 22  # weights held at once
 
 @dataclass(frozen=True)
 class Retention:
-    """Each figure with its 95 % interval (low, high).
+    """Score and retention with their 95 % intervals (low, high).
 
-    retention  score over the reference's; None where the reference scores 0. Its interval leaves out resamples in which
-               the reference scores 0, and is None where that are all.
+    retention  score over the reference's; None if the reference scores 0. Its interval ignores resamples in which the
+               reference scores 0, and is None if that is the case in all.
     """
 
     score: float
@@ -38,7 +38,7 @@ class Retention:
 
 
 def resamples(clusters: Sequence[str], seed: int = 0, count: int = RESAMPLES) -> Iterator[Array]:
-    """`count` rows of weights [., N] for N questions, in pieces; questions of one cluster have equal weights."""
+    """Yield `count` rows of weights [., N] for N questions, in chunks; questions of one cluster have equal weights."""
     names, index = np.unique(np.asarray(clusters), return_inverse=True)
     rng = np.random.default_rng(seed)
     piece = max(1, CHUNK // len(clusters))
@@ -53,8 +53,8 @@ def retention(
 ) -> Retention:
     """Compare two runs over the same questions.
 
-    ours, reference  the metric of each run, [...] of weights [..., N]
-    clusters         [N], the picture of each question: questions about one picture are resampled together
+    ours, reference  functions from weights [..., N] to the metric [...] of each run
+    clusters         [N], the image of each question: questions about one image are resampled together
 
     Raises:
         ValueError: there are no questions.

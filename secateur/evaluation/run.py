@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One evaluation: the same questions to every schedule of a bundle, then scores, comparisons and times."""
+"""Evaluation of a bundle: the same questions to every schedule, then scores, comparisons and times."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from secateur.progress import Progress
 from secateur.runtime import Pipeline
 
 TIMED = 50
-WHOLE = ("first_token", "decode", "decode_per_token", "total")  # of a receipt: times of the answer, not of a stage
+WHOLE = ("first_token", "decode", "decode_per_token", "total")  # times of the whole answer, not of a stage
 WITH_GATES = "pruned_and_selector_of_dense_flops"
-"""Entry of a schedule's `calibration`: what is left of the decoder, with its gates, as a share of the dense layers."""
+"""Entry of a schedule's `calibration`: FLOPs of the pruned decoder and its gates over those of the dense layers."""
 
 
 @dataclass(frozen=True)
 class EvaluationSettings:
-    """How to run.
+    """Settings of an evaluation.
 
-    seed            of the bootstrap
+    seed            seed of the bootstrap
     timed           questions that are timed one at a time, at most as many as there are
     batch           questions that are answered together for the scores, at most as many as the backend takes
     max_new_tokens  longest answer; None takes the task's
@@ -52,7 +52,7 @@ class EvaluationSettings:
 
 
 def chosen(available: Sequence[str], wanted: str) -> list[str]:
-    """Names of the schedules among those `available` that "all" or "a,b" asks for; full is always the first.
+    """Return the names of the schedules that "all" or "a,b" selects from `available`, with full always first.
 
     Raises:
         UnknownName: the bundle has no such schedule.
@@ -79,13 +79,13 @@ def evaluate(
     backend: str,
     command: str,
 ) -> Evaluation:
-    """Ask and compare.
+    """Ask all questions and compare the schedules.
 
     names    schedules, full first
     source   name of the task's data, backend and command: for the record
 
     Raises:
-        BadPrompt, BadImage: a question that cannot be asked, by its id.
+        BadPrompt, BadImage: a question cannot be asked; the message has its id.
     """
     manifest = vlm.bundle.manifest
     longest = settings.max_new_tokens or task.max_new_tokens
@@ -165,12 +165,12 @@ def _result(
 
 
 def encoder_scores(manifest: Manifest) -> tuple[str, ...]:
-    """Names of what the vision graph returns for gates, beside what the model itself needs."""
+    """Return the names of the outputs of the vision graph that only gates need."""
     needed = {"features", *(f"deepstack.{i}" for i in range(manifest.dimensions.planes))}
     return tuple(output.name for output in manifest.vision.outputs if output.name not in needed)
 
 
 def flops_ratio_with_gates(schedule: Schedule) -> float | None:
-    """What the method itself reports of its gates' cost, if it does."""
+    """Return the FLOPs ratio with gates that the method reports, None if it does not."""
     value: object = schedule.calibration.get(WITH_GATES)
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None

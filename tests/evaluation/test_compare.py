@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from secateur import methods, plugins
 from secateur.bundle.layout import ModelIdentity
 from secateur.bundle.schedule import Budget, Gate, Schedule
 from secateur.evaluation.compare import mcnemar, nearest_downsample, right, sign_test, split
-from secateur.evaluation.results import SplitPart
+from secateur.evaluation.results import CONTROLS, DOWNSAMPLE, SplitPart
 
 
 @given(st.integers(0, 60), st.integers(0, 60))
@@ -72,3 +73,7 @@ def test_the_nearest_downsample() -> None:
 def test_a_downsample_of_another_size_is_none(tokens: float, found: str | None) -> None:
     every = {"d": schedule("d", "downsample", 30)}
     assert nearest_downsample(schedule("a", "btp", tokens), every) == found
+
+
+def test_controls_are_names_of_methods() -> None:
+    assert DOWNSAMPLE in CONTROLS and set(CONTROLS) <= set(plugins.names(methods))

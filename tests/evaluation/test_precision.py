@@ -293,7 +293,7 @@ def test_inf_names_the_graph(trt_bundle: tuple[Path, Exported]) -> None:
 
 
 def test_a_segment_whose_weights_are_too_large_is_named(trt_bundle: tuple[Path, Exported], tmp_path: Path) -> None:
-    """Also by the row, when the graphs are run for real: rows in fp16 overflow behind weights that fit into it."""
+    """Also name the row in a real run: rows in fp16 overflow after weights that fit into fp16."""
     folder = tmp_path / "bundle"
     shutil.copytree(trt_bundle[0], folder)
     bundle = Bundle.load(folder)

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from sklearn.isotonic import IsotonicRegression
 
 from secateur.evaluation.report import formats
-from secateur.evaluation.report.bars import stages
-from secateur.evaluation.report.budgets import BudgetGroup, best, budgets
+from secateur.evaluation.report.budgets import BudgetGroup, best, budgets, stages
 from secateur.evaluation.report.curves import curves
 from secateur.evaluation.report.kept import veil
 from secateur.evaluation.report.series import all_series

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Questions in LLaVA's layout: JSON lines of question_id, image and text, with the images in a folder.
 
-The reference answers stand on the same lines (answers, answer or label), or in a file of their own that is matched to
-the questions by `keys`; never in both.
+The reference answers are on the same lines (answers, answer or label), or in a separate file that is matched to the
+questions by `keys`; never in both.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PLACEHOLDER = re.compile(r"<image>\s*")
 
 
 class FolderTask(base.Task):
-    """A task whose questions lie in a file."""
+    """Base class of tasks whose questions are in a file."""
 
     groups: ClassVar[tuple[str, ...]] = ("category",)  # fields that may name the kind of a question
     one_answer: ClassVar[bool] = False  # a question has one right answer, no list of them
@@ -50,7 +50,7 @@ class FolderTask(base.Task):
     def question(
         self, record: Record, where: str, folders: Sequence[Path], table: dict[str, tuple[str, ...]] | None
     ) -> Question:
-        """The question on one line; `table` has the answers, or is None where the line has them."""
+        """Return the question of one line; `table` has the answers, or is None if the line has them."""
         number = records.text(record, where, "question_id", "id")
         image = records.text(record, where, "image")
         path = _image_file(image, where, folders)
@@ -76,29 +76,29 @@ class FolderTask(base.Task):
 
     @property
     def name(self) -> str:
-        """What the user types behind --task."""
+        """Name of the task, as in --task."""
         return type(self).__module__.rpartition(".")[2]
 
     def prompt(self, record: Record, where: str) -> str:
         return PLACEHOLDER.sub("", records.text(record, where, "text", "question")).strip()
 
     def identity(self, record: Record, where: str) -> str:
-        """What no two questions share."""
+        """Return a text that identifies the question."""
         return records.text(record, where, "question_id", "id")
 
     def unit(self, record: Record, where: str) -> str:
-        """Questions of equal units belong together."""
+        """Return the unit of the question; questions of one unit belong together."""
         return self.identity(record, where)
 
     def keys(self, record: Record, where: str) -> tuple[str, ...]:
-        """Where the answers to a question stand in the table, best first; a record of answers goes under the first."""
+        """Return the keys of the answers in the table, best first; a record of answers is stored under the first."""
         return (records.text(record, where, "question_id", "id"),)
 
     def answers(self, record: Record, where: str) -> tuple[str, ...]:
-        """The reference answers in a record; () where it has none.
+        """Return the reference answers in a record; () if it has none.
 
         Raises:
-            InputError: an answer is no text, or there are several where the task takes one.
+            InputError: an answer is not text, or there are several and the task takes one.
         """
         found = records.answers(record, where)
         if self.one_answer and len(found) > 1:
@@ -106,7 +106,7 @@ class FolderTask(base.Task):
         return found
 
     def answer_table(self, path: Path) -> dict[str, tuple[str, ...]]:
-        """Reference answers by key, from a file or from all .json and .jsonl files of a folder.
+        """Return the reference answers by key, from a file or from all .json and .jsonl files of a folder.
 
         Raises:
             InputError: a record has no answers, or two records disagree.
@@ -131,20 +131,20 @@ class FolderTask(base.Task):
             yield from records.records(file)
 
     def checked(self, questions: list[Question]) -> list[Question]:
-        """All questions of the file, after a look at them as a whole."""
+        """Check all questions of the file together and return them."""
         return questions
 
 
 def first_line(text: str) -> str:
-    """The question proper, without the instructions that follow it."""
+    """Return the first line of a prompt: the question without the instructions after it."""
     return PLACEHOLDER.sub("", text).strip().partition("\n")[0].strip()
 
 
 def _image_file(image: str, where: str, folders: Sequence[Path]) -> Path:
-    """The first file of this name in the folders."""
+    """Return the first file of this name in the folders."""
     try:
         path = next((folder / image for folder in folders if (folder / image).is_file()), None)
-    except OSError as problem:  # the name is too long, or a folder may not be looked into
+    except OSError as problem:  # the name is too long, or a folder is not readable
         raise InputError(f"{where}: its image cannot be looked up: {problem.strerror}; mend the name") from None
     if path is None:
         raise InputError(f"{where}: image {folders[0] / image} does not exist; give its folder with --images")
@@ -152,7 +152,7 @@ def _image_file(image: str, where: str, folders: Sequence[Path]) -> Path:
 
 
 def _check_headers(questions: Sequence[Question], folders: Sequence[Path]) -> None:
-    """Open each image once, so that a damaged one is refused before any question is asked."""
+    """Read the header of each image once, to refuse a damaged image before any question is asked."""
     first: dict[str, Question] = {}
     for question in questions:
         first.setdefault(question.picture, question)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Questions and answers in files: JSON lines, or one JSON document; every complaint names file and line."""
+"""Reader of question and answer files: JSON lines, or one JSON document; every error names file and line."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Any
 from secateur.errors import InputError
 
 Record = dict[str, Any]
-LISTS = ("data", "annotations", "questions")  # under which TextVQA, VQA and others keep the records of a document
+LISTS = ("data", "annotations", "questions")  # names of the list of records in documents of TextVQA, VQA and others
 ANSWERS = ("answers", "answer", "label")
 
 
 def records(path: Path) -> Iterator[tuple[str, Record]]:
-    """(where, record) of a JSON-lines file, or of a JSON document that is a list, an object with a list, or id: record.
+    """Yield (where, record) of JSON lines, or of a JSON document: a list, an object with a list, or id: record.
 
     Raises:
-        InputError: the file cannot be read, or a line is no JSON object.
+        InputError: the file cannot be read, or a line is not a JSON object.
     """
     text = read(path)
     document = _document(text) if path.suffix == ".json" else None
@@ -37,7 +37,7 @@ def records(path: Path) -> Iterator[tuple[str, Record]]:
 
 
 def read(path: Path) -> str:
-    """Text of a file.
+    """Return the text of a file.
 
     Raises:
         InputError: it is missing, or cannot be read as UTF-8.
@@ -57,7 +57,7 @@ def _checked(where: str, record: Any) -> tuple[str, Record]:
 
 
 def _document(text: str) -> list[Any] | None:
-    """The records of a JSON document; None where it is JSON lines, whatever the file is called."""
+    """Return the records of a JSON document; None if it is JSON lines, whatever its suffix."""
     try:
         document = json.loads(text)
     except (ValueError, RecursionError):
@@ -76,10 +76,10 @@ def _document(text: str) -> list[Any] | None:
 
 
 def text(record: Record, where: str, *names: str) -> str:
-    """The first of the fields `names` that the record has, as text.
+    """Return the first of the fields `names` that the record has, as text.
 
     Raises:
-        InputError: it has none, or it is empty or neither text nor number.
+        InputError: it has none of them, or the value is empty, or neither text nor number.
     """
     value = next((record[name] for name in names if record.get(name) is not None), None)
     listed = " or ".join(f'"{name}"' for name in names)
@@ -91,10 +91,10 @@ def text(record: Record, where: str, *names: str) -> str:
 
 
 def answers(record: Record, where: str) -> tuple[str, ...]:
-    """The reference answers in a record, as text; () where it has none.
+    """Return the reference answers in a record, as text; () if it has none.
 
     Raises:
-        InputError: an answer is neither text, nor a number, nor an object with "answer".
+        InputError: an answer is not text, a number or an object with "answer".
     """
     name = next((name for name in ANSWERS if record.get(name) is not None), None)
     if name is None:

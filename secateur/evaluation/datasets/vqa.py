@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The normal form in which the VQA evaluation compares answers (visualqa.org/evaluation.html).
+"""Normalization of answers as in the VQA evaluation (visualqa.org/evaluation.html).
 
-Lower case, no full stops and articles, number words as digits, contractions with their apostrophe, punctuation removed
-where a space stands beside it and replaced by one elsewhere.
+Lower case, no periods and articles, number words as digits, contractions with their apostrophe; punctuation next to a
+space is removed, other punctuation is replaced by a space.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ y'all y'all'll you'd you'd've you'll you're you've
 
 
 def _misspelt(word: str) -> list[str]:
-    """`word` without one or more of its apostrophes."""
+    """Return the spellings of `word` that lack one or more of its apostrophes."""
     first, *parts = word.split("'")
     every = itertools.product(("'", ""), repeat=len(parts))
     return [first + "".join(j + p for j, p in zip(joints, parts, strict=True)) for joints in every if "" in joints]
@@ -38,7 +38,7 @@ SPELLING = {wrong: right for right in CONTRACTIONS for wrong in _misspelt(right)
 
 
 def normalized(answer: str) -> str:
-    """The normal form of one answer."""
+    """Return the normal form of one answer."""
     text = answer.lower().replace(",", "").replace("?", "").replace("'s", " 's")
     text = text.replace("\n", " ").replace("\t", " ").strip()
     given = text

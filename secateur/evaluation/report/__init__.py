@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One HTML page of an evaluation, see secateur/report/page.py."""
+"""HTML report of an evaluation, see secateur/report/page.py."""
 
 from __future__ import annotations
 
@@ -7,15 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from secateur.evaluation import notes as words
-from secateur.evaluation.controls import CONTROLS
 from secateur.evaluation.gate_pictures import shown_gates
 from secateur.evaluation.report import formats
-from secateur.evaluation.report.bars import bars
-from secateur.evaluation.report.budgets import best, budgets
+from secateur.evaluation.report.budgets import bars, best, budgets
 from secateur.evaluation.report.curves import curves
 from secateur.evaluation.report.kept import images, notes, pictures, samples
 from secateur.evaluation.report.series import all_series
-from secateur.evaluation.results import Evaluation, Overlay
+from secateur.evaluation.results import CONTROLS, Evaluation, Overlay
 from secateur.report.formats import milliseconds
 from secateur.report.page import Filter, render
 from secateur.report.stacked import STAGES
@@ -25,9 +23,9 @@ Details = list[tuple[str, list[str], dict[str, dict[str, str]]]]
 
 
 def report(evaluation: Evaluation, overlays: Sequence[Overlay]) -> str:
-    """The page as text. Every string of the data is escaped, by Jinja2 and MarkupSafe.
+    """Return the page as HTML text. Jinja2 and MarkupSafe escape every string of the data.
 
-    overlays   sample images to show with what each gate kept; may be empty
+    overlays   sample images, shown with the tokens that each gate keeps; may be empty
     """
     series, groups = all_series(evaluation), budgets(evaluation)
     filters: dict[str, Filter] = {
@@ -69,7 +67,7 @@ def report(evaluation: Evaluation, overlays: Sequence[Overlay]) -> str:
 
 
 def _details(evaluation: Evaluation) -> Details:
-    """Title, columns, and text by schedule and column, of the tables behind the main one that have a column."""
+    """Return title, columns, and text by schedule and column, of the tables after the main one, without empty ones."""
     marks = evaluation.full_marks
     kinds = {s.name: {k: formats.score(v, marks) for k, v in s.groups.items()} for s in evaluation.schedules}
     others = {s.name: {k: f"{v:,.4g}" for k, v in s.metrics.items()} for s in evaluation.schedules}

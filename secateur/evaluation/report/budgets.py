@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Schedules of about the same budget, side by side: only these may be compared."""
+"""Groups of schedules with about the same budget, which may be compared, and their times to the first token."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median
 
+from markupsafe import Markup
+
 from secateur.evaluation.compare import SPREAD
-from secateur.evaluation.controls import CONTROLS
-from secateur.evaluation.results import Evaluation, ScheduleResult
+from secateur.evaluation.report import formats
+from secateur.evaluation.results import CONTROLS, SUMS, Evaluation, ScheduleResult
+from secateur.report.stacked import STAGES, Bar, stacked
 
 MORE = 1.05
-"""A schedule with more than so many times the median tokens of its budget is no rival to the others."""
+"""A schedule with more than this many times the median tokens of its group is not compared with the others."""
 
 
 @dataclass(frozen=True)
@@ -25,17 +28,17 @@ class BudgetGroup:
 
     @property
     def rivals(self) -> tuple[ScheduleResult, ...]:
-        """Those that do not have clearly more tokens than the others, and so may be called the best."""
+        """Return the schedules without clearly more tokens than the others, among which the best is marked."""
         limit = MORE * median(s.average_tokens for s in self.schedules)
         return tuple(s for s in self.schedules if s.average_tokens <= limit)
 
 
 def budgets(evaluation: Evaluation) -> list[BudgetGroup]:
-    """The pruned schedules by budget, the largest first.
+    """Group the pruned schedules by budget, the largest first.
 
-    A schedule opens a new budget when it keeps less than SPREAD of the tokens of the last one's first.
-    Controls come in steps of their own (a downsampled image has a whole number of patches a side), so they join the
-    nearest budget and open one only where there is nothing else.
+    A schedule starts a new group when it keeps less than SPREAD of the tokens of the first one in the current group.
+    Controls have budgets in steps (a downsampled image has a whole number of patches per side), so they join the
+    nearest group, and start one only where there are no other methods.
     """
     pruned = evaluation.schedules[1:]
     openers = [s for s in pruned if s.method not in CONTROLS] or list(pruned)
@@ -54,9 +57,9 @@ def budgets(evaluation: Evaluation) -> list[BudgetGroup]:
 
 
 def best(schedules: Sequence[ScheduleResult]) -> frozenset[tuple[str, str]]:
-    """(schedule, column) of the best figures among `schedules`, to the digits that the table shows.
+    """Return (schedule, column) of the best values among `schedules`, rounded as in the table.
 
-    Equal figures share the honour; a column in which all are equal has no best.
+    Equal values are all marked; a column in which all are equal has none.
     """
     columns = {
         "score": {s.name: round(s.score, 3) for s in schedules},
@@ -73,8 +76,36 @@ def best(schedules: Sequence[ScheduleResult]) -> frozenset[tuple[str, str]]:
 
 
 def _positive(schedule: ScheduleResult) -> float:
-    return max(schedule.average_tokens, 0.5)  # of logarithms: a schedule may drop every token
+    return max(schedule.average_tokens, 0.5)  # for the logarithm: a schedule may drop every token
 
 
 def _centre(members: list[ScheduleResult]) -> float:
     return math.exp(sum(math.log(_positive(s)) for s in members) / len(members))
+
+
+def stages(schedule: ScheduleResult) -> dict[str, float]:
+    """Return the milliseconds of each of STAGES, with all segments added up, and all gates (any other name).
+
+    The graph of a downsample gate replaces the vision encoder, so its time counts as vision.
+    """
+    found = dict.fromkeys(STAGES, 0.0)
+    smaller = {f"{schedule.name}.{i}" for i, gate in enumerate(schedule.gates) if gate.kind == "downsample"}
+    for name, spent in schedule.stage_ms.items():
+        if name in STAGES:
+            found[name] += spent
+        elif name in smaller:
+            found["vision"] += spent
+        elif name not in SUMS:
+            found["segments" if name.startswith("segment_") else "gates"] += spent
+    return found
+
+
+def bars(evaluation: Evaluation, groups: list[BudgetGroup]) -> Markup:
+    """Draw the time to the first token as SVG, one stacked bar per schedule: `full`, then group by group."""
+    parts = [("No pruning", evaluation.schedules[:1])]
+    parts += [(f"About {formats.tokens(group.tokens)} tokens", group.schedules) for group in groups]
+    return stacked([(head, [_bar(schedule) for schedule in members]) for head, members in parts])
+
+
+def _bar(schedule: ScheduleResult) -> Bar:
+    return Bar(schedule.name, stages(schedule), schedule.ttft_ms.p50, schedule.ttft_ms.p95)

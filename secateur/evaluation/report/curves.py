@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Score against tokens: one chart of all methods, labelled at the line ends, and small ones with the intervals."""
+"""Charts of score against tokens: one of all methods, labeled at the line ends, and small ones with intervals."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from secateur.report.axes import Scale, halvings, spread, ticks
 WIDTH, LEFT, TOP, BOTTOM, GAP = 1040, 48, 30, 56, 17
 SMALL_WIDTH, SMALL_HEIGHT = 280, 190
 FEW = 3
-"""So many methods show their intervals in one chart; those of more would lie on each other."""
+"""Most methods whose intervals are drawn in one chart; with more they would overlap."""
 
 
 @dataclass(frozen=True)
 class Curves:
-    """`every` shows all methods; `each` one method a picture, over the others in grey, where there are many."""
+    """`every` shows all methods; `each` shows one method per chart over the others in gray, if there are many."""
 
     every: Markup
     each: tuple[Markup, ...]
 
 
 def curves(evaluation: Evaluation, series: list[Series]) -> Curves:
-    """SVG pictures; without a pruned schedule there is nothing to draw."""
+    """Draw the charts as SVG; empty without a pruned schedule."""
     if not series:
         return Curves(Markup(""), ())
     if len(series) <= FEW:
@@ -47,16 +47,16 @@ class Frame:
     y: Scale
 
     def place(self, tokens: float, score: float) -> tuple[float, float]:
-        """Where they stand; less than one token stands at one."""
+        """Return the coordinates of a point; less than one token is drawn at one."""
         return self.x(max(tokens, 1.0)), self.y(score)
 
     def mark(self, series: Series, evaluation: Evaluation) -> Markup:
-        """The markers of one method, with their figures under the pointer."""
+        """Draw the markers of one method, with their values as tooltips."""
         shown = ((self.place(s.average_tokens, s.score), _title(s, evaluation)) for s in series.schedules)
         return Markup("").join(series.mark(*place, title) for place, title in shown)
 
     def grid(self, evaluation: Evaluation, about: int) -> Markup:
-        """Grid lines with their figures: the score on the left, tokens and the share of them below."""
+        """Draw grid lines with labels: the score on the left, tokens and their share below."""
         left, right, floor = self.x.first, self.x.last, self.y.first
         parts = []
         for value in ticks(self.y.start, self.y.end, about):
@@ -74,7 +74,7 @@ class Frame:
 
 
 def _domain(series: list[Series]) -> tuple[float, float]:
-    """Tokens at the left and right edge, a margin beside the outermost points."""
+    """Return the tokens at the left and right edge, with a margin beside the outermost points."""
     alive = [max(s.average_tokens, 1.0) for line in series for s in line.schedules]
     ratio = max(alive) / min(alive)
     margin = max(ratio**0.08, 1.5 if ratio < 1.3 else 1.0)
@@ -82,7 +82,7 @@ def _domain(series: list[Series]) -> tuple[float, float]:
 
 
 def _scores(evaluation: Evaluation) -> tuple[float, float]:
-    """Scores at the lower and upper edge: every interval, so that a small difference does not look like a large one."""
+    """Return the scores at the lower and upper edge; all intervals fit, so small differences look small."""
     shown = [end for s in evaluation.schedules for end in (s.score, *s.score_interval)]
     margin = 0.05 * (max(shown) - min(shown)) or 0.05 * evaluation.full_marks
     return max(min(shown) - margin, 0.0), max(shown) + margin
@@ -156,7 +156,7 @@ def _every(evaluation: Evaluation, series: list[Series]) -> Markup:
 
 
 def _one(evaluation: Evaluation, one: Series, frame: Frame, backdrop: Markup | None) -> Markup:
-    """One method with its intervals; the first picture holds the grey lines that the others use again."""
+    """Draw one method with its intervals; the first chart defines the gray lines that the others reuse."""
     grey = '<g id="all-curves">{}</g>' if backdrop is not None else '<use href="#all-curves"/>'
     return Markup(
         '<svg class="chart small" viewBox="0 0 {width} {height}" role="img"><title>{name}</title><desc>{desc}</desc>'

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Figures as text: few digits, the same number of them down a column, a dash for what is undefined."""
+"""Numbers as text: few digits, equally many in a column, a dash for undefined values."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from secateur.report.formats import NONE
 
 
 def score(value: float | None, full_marks: float = 1.0) -> str:
-    """In per cent where full marks are 1, else on its own scale: 0.9342 is "93.4", 1520 of 2800 is "1,520.0"."""
+    """Format in percent if full marks are 1, else on the own scale: 0.9342 is "93.4", 1520 of 2800 is "1,520.0"."""
     return NONE if value is None else f"{100 * value if full_marks == 1 else value:,.1f}"
 
 
 def interval(pair: Interval | None, full_marks: float = 1.0) -> str:
-    """Both ends as `score`: "91.2 to 95.0"."""
+    """Format both ends as `score` does: "91.2 to 95.0"."""
     return NONE if pair is None else " to ".join(score(end, full_marks) for end in pair)
 
 
@@ -22,7 +22,7 @@ def probability(p: float) -> str:
 
 
 def megabytes(value: int) -> str:
-    """Millions of bytes, two digits behind the point."""
+    """Format in millions of bytes, with two decimals."""
     return f"{value / 1e6:,.2f}"
 
 
@@ -31,10 +31,10 @@ def tokens(value: float) -> str:
 
 
 def headed(name: str) -> str:
-    """A name at the head of a line: "CIDEr" stays, "accuracy" becomes "Accuracy"."""
+    """Capitalize the first letter: "CIDEr" stays, "accuracy" becomes "Accuracy"."""
     return name[:1].upper() + name[1:]
 
 
 def unit(full_marks: float) -> str:
-    """What `score` counts in."""
+    """Return the unit of `score`."""
     return "%" if full_marks == 1 else f"of {full_marks:,g}"

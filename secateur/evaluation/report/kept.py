@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each gate kept, as SVG: the image once per sample, and a veil over the dropped patches of each gate."""
+"""SVG pictures of kept tokens: the image once per sample, and for each gate a veil over the dropped patches."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NOTES = {
 
 @dataclass(frozen=True)
 class Picture:
-    """One sample and one schedule: the panels, and what it answered."""
+    """Panels and answer of one schedule for one sample."""
 
     overlay: Overlay
     answered: Answered
@@ -36,7 +36,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class SamplePictures:
-    """A sample on its own: the image, what `full` answered (None if it was not asked), how many others are right."""
+    """Image of a sample, the answer of `full` (None if not asked), and how many of the other `asked` are right."""
 
     overlay: Overlay
     image: Markup
@@ -46,7 +46,7 @@ class SamplePictures:
 
 
 def images(overlays: Sequence[Overlay], grid: tuple[int, int]) -> Markup:
-    """An invisible SVG with each image under the id "image-<i>", in units of patches, for `<use>` elsewhere."""
+    """Return a hidden SVG that holds each image under the id "image-<i>", in units of patches, for `<use>`."""
     rows, columns = grid
     shape = '<image id="image-{}" width="{}" height="{}" preserveAspectRatio="none" href="{}"/>'
     held = (Markup(shape).format(i, columns, rows, _data_uri(o.image)) for i, o in enumerate(overlays))
@@ -54,7 +54,7 @@ def images(overlays: Sequence[Overlay], grid: tuple[int, int]) -> Markup:
 
 
 def samples(evaluation: Evaluation, overlays: Sequence[Overlay]) -> list[SamplePictures]:
-    """Each sample with the answers to it, counted."""
+    """Return each sample with the number of right answers."""
     made = []
     full = evaluation.schedules[0].name
     rows, columns = evaluation.grid
@@ -71,7 +71,7 @@ def samples(evaluation: Evaluation, overlays: Sequence[Overlay]) -> list[SampleP
 def pictures(
     evaluation: Evaluation, overlays: Sequence[Overlay], series: Series
 ) -> list[tuple[ScheduleResult, list[Picture]]]:
-    """For each schedule of one method, its picture on each sample that it was asked about."""
+    """Return, for each schedule of one method, its picture of each sample that it was asked about."""
     return [
         (
             schedule,
@@ -86,18 +86,18 @@ def pictures(
 
 
 def notes(schedule: ScheduleResult) -> list[str]:
-    """What a reader must know of the gates of a schedule to read its pictures."""
+    """Return notes that explain the pictures of a schedule."""
     hidden = len(schedule.gates) > SHOWN
     said = [f"The first, the middle and the last of {len(schedule.gates)} gates are shown."] if hidden else []
     return said + [note for kind, note in NOTES.items() if any(gate.kind == kind for gate in schedule.gates)]
 
 
 def veil(kept: Collection[int], grid: tuple[int, int]) -> str:
-    """SVG path in units of patches: one horizontal stroke of width 1 along each run of dropped patches."""
+    """Return an SVG path in units of patches: one horizontal stroke of width 1 per run of dropped patches."""
     rows, columns = grid
     alive, parts = set(kept), []
     for row in range(rows):
-        start, pen = 0, None  # of the run at hand, and where the last stroke of this row ended
+        start, pen = 0, None  # of the current run; end of the last stroke of this row
         for dropped, run in groupby(row * columns + column not in alive for column in range(columns)):
             length = len(list(run))
             if dropped:
@@ -145,7 +145,7 @@ def _panel(at: int, caption: str, sample: int, columns: int, dropped: str) -> Ma
 
 
 def _data_uri(image: Image.Image) -> str:
-    """A small picture for the page: PNG, which keeps small scenes exact; photographs are shrunk to LARGEST pixels."""
+    """Encode an image as PNG for the page, reduced to at most LARGEST pixels per side."""
     small = image.convert("RGB")
     small.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
     held = io.BytesIO()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The lines of a chart, one per method, and how they look: a colour, a marker, dashes for controls."""
+"""Lines of a chart, one per method, and their look: a color, a marker, dashes for controls."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from statistics import mean
 
 from markupsafe import Markup
 
-from secateur.evaluation.controls import CONTROLS
-from secateur.evaluation.results import Evaluation, ScheduleResult
+from secateur.evaluation.results import CONTROLS, Evaluation, ScheduleResult
 
 COLOURS = 8
 SAME = 0.98
-"""Sizes that differ less are one size."""
+"""Two token counts are equal where the smaller has at least this share of the larger."""
 MARKERS = (  # within 5 units of the origin
     "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0-8 0z",
     "M-3.6-3.6h7.2v7.2h-7.2z",
@@ -29,7 +28,7 @@ MARKERS = (  # within 5 units of the origin
 
 @dataclass(frozen=True)
 class Series:
-    """Schedules of one line, from many tokens to few. `look` are its CSS classes, `marker` an SVG path."""
+    """Schedules of one line, from many tokens to few; `look` holds CSS classes, `marker` an SVG path."""
 
     label: str
     look: str
@@ -42,7 +41,7 @@ class Series:
 
     @property
     def points(self) -> list[tuple[float, float]]:
-        """(average tokens, score) along the line: the mean of schedules with as many tokens, as seeds of a control."""
+        """Return (average tokens, score) along the line, as means of schedules with equal tokens, such as seeds."""
         alike: list[list[ScheduleResult]] = []
         for schedule in self.schedules:
             if not alike or schedule.average_tokens < SAME * alike[-1][0].average_tokens:
@@ -51,14 +50,14 @@ class Series:
         return [(mean(s.average_tokens for s in group), mean(s.score for s in group)) for group in alike]
 
     def mark(self, x: float, y: float, title: str = "") -> Markup:
-        """The marker at (x, y); `title` is shown by browsers under the pointer."""
+        """Draw the marker at (x, y); browsers show `title` as a tooltip."""
         inner = Markup("<title>{}</title>").format(title) if title else ""
         shape = '<path class="mark {}" d="{}" transform="translate({:.1f} {:.1f})">{}</path>'
         return Markup(shape).format(self.look, self.marker, x, y, inner)
 
     @property
     def swatch(self) -> Markup:
-        """Marker and line as a small picture beside a name."""
+        """Draw marker and line as a small legend symbol."""
         line = Markup('<path class="line {}" d="M1 7h24"/>').format(self.look)
         return Markup('<svg class="swatch" viewBox="0 0 26 14" aria-hidden="true">{}{}</svg>').format(
             line, self.mark(13, 7)
@@ -66,15 +65,15 @@ class Series:
 
 
 def label(schedule: ScheduleResult) -> str:
-    """The method's name; new positions make another method of it."""
+    """Return the name of the method, with its positions unless these are the original ones."""
     return schedule.method if schedule.positions == "original" else f"{schedule.method} ({schedule.positions})"
 
 
 def by_line(evaluation: Evaluation) -> dict[tuple[str, str], list[ScheduleResult]]:
-    """The pruned schedules by method and name of the line.
+    """Group the pruned schedules by method and line name.
 
-    Where a method has several of a size, other options make other lines. They are told apart by name: fopru-22 and
-    fopru-row-22 belong to the lines "fopru" and "fopru-row". Controls of one size differ in nothing but the seed.
+    Where a method has several schedules of one size, their options make separate lines, named by the schedules:
+    fopru-22 and fopru-row-22 belong to the lines "fopru" and "fopru-row". Controls of one size differ in the seed only.
     """
     methods: dict[str, list[ScheduleResult]] = {}
     for schedule in sorted(evaluation.schedules[1:], key=lambda s: s.method in CONTROLS):
@@ -91,9 +90,9 @@ def by_line(evaluation: Evaluation) -> dict[tuple[str, str], list[ScheduleResult
 
 
 def all_series(evaluation: Evaluation) -> list[Series]:
-    """Every line but that of `full`, in the order of the document, controls last.
+    """Return every line except that of `full`, in the order of the document, controls last.
 
-    Colour and marker turn at different speeds, so that none of the first 64 methods look alike without colour.
+    Colors and markers repeat with different periods, so the first 64 methods differ even without color.
     """
     made, methods, controls = [], 0, 0
     for (_, line), schedules in by_line(evaluation).items():

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One file per kind of questions; the file name is what the user types behind --task."""
+"""Plug-ins of evaluation tasks: one file per task, named as in --task."""

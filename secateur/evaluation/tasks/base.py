@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a task is: questions about images, a score for one answer, and metrics over all of them.
+"""Base class of evaluation tasks: questions about images, a score for one answer, and metrics over all of them.
 
-To add one, write secateur/evaluation/tasks/<name>.py with `class Task(base.Task)`, or on `_folder.FolderTask` for
-questions in a JSON-lines file.
+To add one, write secateur/evaluation/tasks/<name>.py with `class Task(base.Task)`, or derive it from
+`datasets.folder.FolderTask` for questions in a JSON-lines file.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Source:
-    """Where a task's questions come from.
+    """Source of the questions of a task.
 
     data       JSON-lines file of questions, or the folder that holds it
-    answers    file (or folder, if the task says so) with the reference answers; None where `data` has them
+    answers    file (or folder, if the task says so) with the reference answers; None if `data` has them
     images     folder of the images; None looks beside the questions and in "images" there
-    questions  how many, chosen by `seed`; None takes all, or as many as the task finds sensible
+    questions  how many, chosen by `seed`; None takes all, or the task's default
     """
 
     data: Path | None = None
@@ -54,8 +54,8 @@ class Question:
     picture  name of the image; `load` reads its pixels, so that a list of questions holds none; questions about one
              picture are resampled together
     answers  right answers
-    group    kind of question, on which the score is told apart; "" for none
-    unit     questions of one unit, which are about one picture, are kept or left out together when some are chosen
+    group    kind of question, which gets a score of its own; "" for none
+    unit     questions of one unit, about one picture, are selected together
     options  text of each choice by its letter, in order
     """
 
@@ -71,11 +71,11 @@ class Question:
 
 
 class Task(ABC):
-    """Questions of one kind, and how their answers are scored.
+    """Questions of one kind, and the scoring of their answers.
 
     metric          name of the main metric, higher is better
-    binary          an answer is right (1) or wrong (0), nothing between
-    max_new_tokens  longest answer that makes sense
+    binary          a score is either 0 or 1
+    max_new_tokens  most tokens of an answer
     """
 
     metric: ClassVar[str] = "accuracy"
@@ -83,24 +83,24 @@ class Task(ABC):
     max_new_tokens: ClassVar[int] = 16
 
     def __init__(self, source: Source) -> None:
-        """Read the questions, and of the images no more than the headers.
+        """Read the questions, and only the headers of the images.
 
         Raises:
-            InputError: a file or line is not as it should be, or there are fewer questions than asked for.
-            BadImage: an image is missing, or is none; the message names the line.
+            InputError: a file or line is malformed, or there are fewer questions than requested.
+            BadImage: an image is missing or damaged; the message names the line.
         """
         self.questions: tuple[Question, ...] = tuple(self.read(source))
 
     @abstractmethod
     def read(self, source: Source) -> Sequence[Question]:
-        """The questions that `source` asks for, at least one."""
+        """Return the questions that `source` selects, at least one."""
 
     @abstractmethod
     def score(self, question: Question, answer: str) -> float:
-        """0 for a wrong answer to 1 for a right one."""
+        """Return the score of an answer, from 0 (wrong) to 1 (right)."""
 
     def metrics(self, scores: Array, weights: Array) -> dict[str, Array]:
-        """Every metric of the task, the main one first.
+        """Compute every metric of the task, the main one first.
 
         scores   [N], of the answers to `questions`
         weights  [..., N], how often each question counts; the metrics have the shape [...]
@@ -124,10 +124,10 @@ def ratio(above: Array, below: Array) -> Array:
 
 
 def choose(questions: Sequence[Question], count: int | None, seed: int) -> list[Question]:
-    """`count` of the questions in their order, whole units, drawn by `seed`; None takes all.
+    """Select `count` questions in their order, by whole units, at random by `seed`; None selects all.
 
     Raises:
-        InputError: there are fewer, or `count` would cut a unit.
+        InputError: there are fewer questions, or `count` would split a unit.
     """
     if count is None:
         return list(questions)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Multiple choice, as in MMBench (arXiv 2307.06281) and ScienceQA (arXiv 2209.09513): the letter counts.
+"""Multiple choice, as in MMBench (arXiv 2307.06281) and ScienceQA (arXiv 2209.09513), scored by the letter.
 
 A line has "text", the whole prompt, or "question", to which the choices are added in LLaVA's words. The choices are
 "options" or "choices" (a list, or an object of letter: text), or fields A, B, C ...; letters that are given stay. The
@@ -50,7 +50,7 @@ class Task(folder.FolderTask):
 
 
 def chosen(answer: str, options: Mapping[str, str]) -> str | None:
-    """The letter that an answer means; None where it is none or several. Without options, any letter may be meant.
+    """Return the letter that an answer names; None if it names none or several. Without options, any letter is valid.
 
     "A", "(A)", "A.", "A. cat", "The answer is A", or the text of one choice.
     """
@@ -71,7 +71,7 @@ def _plain(text: str) -> str:
 
 
 def _options(record: Record, where: str) -> dict[str, str]:
-    """The choices by letter; {} where the line does not list them."""
+    """Return the choices by letter; {} if the line does not list them."""
     value = next((record[name] for name in ("options", "choices") if record.get(name) is not None), None)
     if value is None:
         value = {letter: record[letter] for letter in string.ascii_uppercase if letter in record}
@@ -90,13 +90,13 @@ def _options(record: Record, where: str) -> dict[str, str]:
 
 
 def _letter(answer: str, options: dict[str, str]) -> str | None:
-    """The reference answer as a letter: it is one, or the number or the text of a choice."""
+    """Return the letter of the reference answer, which is a letter, or the number or text of a choice."""
     letters = list(options) or list(string.ascii_uppercase)
     if answer.strip().upper().strip("().") in letters:
         return answer.strip().upper().strip("().")
     if answer in options.values():
         return next(letter for letter, option in options.items() if option == answer)
-    counted = letters == list(string.ascii_uppercase[: len(letters)])  # else a number may mean one or the other
+    counted = letters == list(string.ascii_uppercase[: len(letters)])  # else a number is ambiguous
     if counted and answer.isdecimal() and int(answer) < len(letters):
         return letters[int(answer)]
     return None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Generated scenes that the demo model has never seen, exact match; needs no data."""
+"""Generated scenes that are not in the demo model's training data, scored by exact match; needs no data."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SPLIT = "test"
 
 
 class Task(base.Task):
-    """As many questions of each kind, each on a scene of its own, of digits by writers kept from training."""
+    """Equally many questions of each kind, each on its own scene, with digits by writers held out of training."""
 
     max_new_tokens = 4
 
@@ -34,7 +34,7 @@ class Task(base.Task):
 
 def _question(made: SceneSample, index: int, seed: int) -> Question:
     def load() -> Image.Image:
-        return sample(SPLIT, index, seed).image  # made again: cheaper than to hold thousands
+        return sample(SPLIT, index, seed).image  # generated again, to save memory
 
     name = str(index)
     return Question(name, f"scene {index}", name, load, made.question, (made.answer,), made.kind, name)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Short answers, exact match as GQA counts (arXiv 1902.09506): lower case, without a full stop at the end.
+"""Short answers by exact match, as GQA scores them (arXiv 1902.09506): lower case, without a final period.
 
-Any of the reference answers will do. GQA's own file of questions, an object of id: {"answer": ...}, serves as
+Any of the reference answers is right. GQA's own file of questions, an object of id: {"answer": ...}, can be given as
 --answers.
 """
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""MME (arXiv 2306.13394): two yes-or-no questions an image; accuracy plus accuracy+ of each category, summed.
+"""MME (arXiv 2306.13394): two yes-or-no questions per image; the sum of accuracy and accuracy+ of each category.
 
-accuracy counts questions, accuracy+ images with both questions right, each in percent: 200 a category. MME's own folder
-of answers (CATEGORY/IMAGE.txt, a question and its answer on each line) serves as --answers.
+accuracy counts questions, accuracy+ images with both questions right, each in percent: 200 per category. MME's own
+folder of answers (CATEGORY/IMAGE.txt, a question and its answer on each line) can be given as --answers.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Task(folder.FolderTask):
         return float(said == question.answers[0].lower())
 
     def metrics(self, scores: Array, weights: Array) -> dict[str, Array]:
-        """score and its parts perception and cognition; accuracy and accuracy_plus (0 to 1) of all and by category."""
+        """Compute score, perception and cognition, and accuracy and accuracy_plus (0 to 1), also by category."""
         first, second = self._pairs()
         both = scores[first] * scores[second]
         groups = np.array([q.group for q in self.questions])
@@ -58,14 +58,14 @@ class Task(folder.FolderTask):
         return sums | parts
 
     def _pairs(self) -> tuple[list[int], list[int]]:
-        """Positions of the first and the second question of each image."""
+        """Return the indices of the first and the second question of each image."""
         pairs: dict[str, list[int]] = {}
         for i, question in enumerate(self.questions):
             pairs.setdefault(question.unit, []).append(i)
         return [pair[0] for pair in pairs.values()], [pair[1] for pair in pairs.values()]
 
     def identity(self, record: Record, where: str) -> str:
-        # Both questions of an image bear its name as question_id.
+        # Both questions of an image have its name as question_id.
         return f"{super().identity(record, where)}\n{_asked(self.prompt(record, where))}"
 
     def unit(self, record: Record, where: str) -> str:
@@ -114,5 +114,5 @@ class Task(folder.FolderTask):
 
 
 def _asked(prompt: str) -> str:
-    """The question without the instructions that differ from file to file."""
+    """Return the question without the instructions, which differ between files."""
     return " ".join(INSTRUCTIONS.sub(" ", prompt).split())

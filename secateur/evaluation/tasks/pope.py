@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""POPE (arXiv 2305.10355): is there such an object? F1 of "yes", averaged over the categories as papers report it.
+"""POPE (arXiv 2305.10355): questions whether an object is in the image; F1 of "yes", averaged over the categories.
 
-Labels are yes and no. POPE keeps them in one file a category (coco_pope_random.json ...): give the folder as --answers;
-they are matched by image and question, since each file numbers its questions anew.
+Labels are yes and no. POPE has one file per category (coco_pope_random.json ...): give the folder as --answers. Answers
+are matched by image and question, since the question numbers of the files overlap.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Task(folder.FolderTask):
         return float(says_yes(answer) == (question.answers[0].lower() == "yes"))
 
     def metrics(self, scores: Array, weights: Array) -> dict[str, Array]:
-        """f1, and accuracy, precision, recall and yes_ratio over all questions."""
+        """Compute f1, and accuracy, precision, recall and yes_ratio over all questions."""
         yes = np.array([q.answers[0].lower() == "yes" for q in self.questions])
         said = np.where(scores > 0.5, yes, ~yes).astype(float)
         groups = np.array([q.group for q in self.questions])
@@ -60,6 +60,6 @@ class Task(folder.FolderTask):
 
 
 def says_yes(answer: str) -> bool:
-    """POPE's reading of an answer: "no" or "not" in the first sentence means no, anything else yes."""
+    """Return whether POPE counts an answer as yes: its first sentence has neither "no" nor "not"."""
     words = re.findall(r"[a-z]+", answer.partition(".")[0].lower())
     return "no" not in words and "not" not in words

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """TextVQA (arXiv 1904.08920): accuracy against ten annotators.
 
-Each annotator in turn is left out; the answer scores a third for every other one who gave it, at most 1; the mean of
-the ten is the score. TextVQA's annotations (TextVQA_0.5.1_val.json) serve as --answers. LLaVA gives the image's name
-as question_id, so its questions are told apart, and matched, by image and question.
+Each annotator in turn is left out, and the answer scores 1/3 for every other annotator who gave it, at most 1; the
+score is the mean of the ten. TextVQA's annotations (TextVQA_0.5.1_val.json) can be given as --answers. LLaVA uses the
+name of the image as question_id, so questions are identified and matched by image and question.
 """
 
 from __future__ import annotations
@@ -46,6 +46,6 @@ class Task(folder.FolderTask):
 
 
 def _asked(prompt: str) -> str:
-    """The question, whether LLaVA's hint of OCR tokens stands before or behind it."""
+    """Return the question without LLaVA's hint of OCR tokens, which comes before or after it."""
     lines = [line for line in prompt.splitlines() if not line.lower().startswith(HINT)]
     return folder.first_line("\n".join(lines)).lower()

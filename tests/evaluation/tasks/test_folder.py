@@ -39,7 +39,7 @@ def test_reads_questions_and_headers_of_images(folder: Write, tmp_path: Path) ->
     assert two.where.endswith("questions.jsonl line 2") and two.load().size == (6, 6)
     image = (tmp_path / "b.png").read_bytes()
     (tmp_path / "b.png").write_bytes(image[:45])
-    again = gqa.Task(Source(tmp_path))  # the folder; damage behind the header is found when it is asked about
+    again = gqa.Task(Source(tmp_path))  # the folder; damage after the header is found when the question is asked
     with pytest.raises(BadImage, match="b.png"):
         again.questions[1].load()
     for data, reason in ((b"no image", "is no image that Pillow knows"), (b"", r"is empty \(0 bytes\)")):
