@@ -135,7 +135,7 @@ def decoded(
     vlm: Pipeline, family: Family, images: Pictures, name: str, rows: Sequence[int], said: Sequence[int]
 ) -> list[np.ndarray]:
     """Logits [V] behind the prompt and behind each of the tokens `said`, which are fed one by one."""
-    chain, pad = vlm._eyes.first, family.prompt.pad
+    chain, pad = vlm._sizes.first, family.prompt.pad
     first = TokenBatch.prompt(family.layout, [rows], pad)
     cache = chain.cache(1, first.input_ids.shape[1] + len(said), name)
     seen = chain.see(pixels(family, images), name, Stopwatch())

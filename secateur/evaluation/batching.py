@@ -103,11 +103,13 @@ def ask(
         BadPrompt, BadImage: as Pipeline.ask; the message names the question.
     """
     try:
-        return vlm.ask(list(images), [q.prompt for q in questions], schedule, max_new_tokens, image_size=image_size)
+        return vlm.ask(
+            list(images), [q.prompt for q in questions], schedule, max_new_tokens=max_new_tokens, image_size=image_size
+        )
     except (BadPrompt, BadImage):
         for question, image in zip(questions, images, strict=True):  # find the question that failed
             try:
-                vlm.ask(image, question.prompt, schedule, max_new_tokens, image_size=image_size)
+                vlm.ask(image, question.prompt, schedule, max_new_tokens=max_new_tokens, image_size=image_size)
             except (BadPrompt, BadImage) as problem:
                 raise _named(problem, question) from None
         raise

@@ -71,8 +71,12 @@ def clock(
         for label in [*every, *every][first : first + len(every)]:
             size = every[label].manifest.layout.size
             for _ in range(UNTIMED if vlm.records_steps else 0):
-                vlm.ask(asked[label], prompt, every[label].schedule, settings.new_tokens, image_size=size)
-            answer = vlm.ask(asked[label], prompt, every[label].schedule, settings.new_tokens, image_size=size)
+                vlm.ask(
+                    asked[label], prompt, every[label].schedule, max_new_tokens=settings.new_tokens, image_size=size
+                )
+            answer = vlm.ask(
+                asked[label], prompt, every[label].schedule, max_new_tokens=settings.new_tokens, image_size=size
+            )
             if turn >= settings.warmup:
                 found[label].append(answer.timings)
         progress("rounds", "", turn + 1, turns)

@@ -9,5 +9,6 @@ from secateur.bundle.reader import Bundle
 from secateur.runtime.chat import Chat
 from secateur.runtime.pipeline import Pipeline
 from secateur.runtime.receipt import Answer, GateReceipt, Receipt
+from secateur.runtime.sampling import Sampling
 
-__all__ = ["Answer", "Bundle", "Chat", "GateReceipt", "Pipeline", "Receipt"]
+__all__ = ["Answer", "Bundle", "Chat", "GateReceipt", "Pipeline", "Receipt", "Sampling"]

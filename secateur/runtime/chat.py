@@ -1,50 +1,225 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Several questions about one image; the image and all earlier turns stay in the cache."""
+"""Questions and answers about a batch of images that share one KV cache."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
-from secateur.runtime.conversation import Conversation
-from secateur.runtime.receipt import Answer
-from secateur.runtime.sampling import Sampling
+from secateur.errors import BadPrompt, InputError
+from secateur.runtime.cache import KVCache, no_room
+from secateur.runtime.canvas import Fitted
+from secateur.runtime.chain import Chain, Walk
+from secateur.runtime.encoded_images import EncodedImages
+from secateur.runtime.receipt import Answer, GateReceipt, Receipt, Stopwatch
+from secateur.runtime.sampling import Sampler, Sampling, merge
+from secateur.runtime.token_batch import Ints, TokenBatch
+from secateur.runtime.tokenizer import TextStream, Tokenizer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from secateur.runtime.sampling import SamplingOptions
 
 
 class Chat:
-    """Made by Pipeline.open. The gates choose by the first question and hold for the whole chat. Close it when done."""
+    """Several questions about the same images, which stay in the KV cache together with all earlier turns.
 
-    def __init__(self, conversation: Conversation) -> None:
-        self._conversation = conversation
+    Made by `Pipeline.open`. The gates choose by the first question and hold for the whole chat. Close it when done.
 
-    @property
-    def schedule(self) -> str:
-        """Name of the schedule that is run."""
-        return self._conversation.schedule
+    seen      vision tokens of each sample's images, or of one sample that all share
+    fitted    how each sample's images were brought onto the canvas
+    capacity  cache rows of the whole chat, before any gate; None takes what the first turn needs
+    watch     holds the time already spent on the images
+    """
+
+    def __init__(
+        self,
+        chain: Chain,
+        tokenizer: Tokenizer,
+        seen: EncodedImages,
+        fitted: Sequence[tuple[Fitted, ...]],
+        schedule: str,
+        capacity: int | None,
+        watch: Stopwatch,
+    ) -> None:
+        self.chain, self.tokenizer, self.schedule, self.capacity = chain, tokenizer, schedule, capacity
+        self.turn: Turn | None = None
+        self.gates: tuple[GateReceipt, ...] = ()
+        self.kept: tuple[Ints, ...] = ()
+        self._seen, self.fitted, self._watch = seen, tuple(fitted), watch
+        self._cache: KVCache | None = None
+        self._closed = False
 
     @property
     def room(self) -> int:
-        """Cache rows that are free for questions and answers, 0 once it is closed."""
-        return self._conversation.room
+        """Free cache rows for questions and answers; 0 after `close`."""
+        if self._closed:
+            return 0
+        if self._cache is not None:
+            return self._cache.room()
+        return max(0, (self.capacity or 0) - self.chain.manifest.layout.rows)
 
-    def ask(
-        self, prompt: str, max_new_tokens: int = 64, temperature: float = 0.0, top_p: float = 1.0, seed: int = 0
-    ) -> Answer:
-        """The answer to the next question; options as in Pipeline.ask.
+    def ask(self, prompt: str, *, sampling: Sampling | None = None, **options: Unpack[SamplingOptions]) -> Answer:
+        """Return the answer to the next question; `sampling` and options as for `Pipeline.ask`.
 
         Raises:
-            BadPrompt: the question is empty or does not fit; the chat stays as it was.
-            InputError: an option is out of bounds.
+            BadPrompt: the question is empty or does not fit; the chat stays unchanged.
+            InputError: an option is out of bounds, or the chat is closed.
+            UnknownName: no such option.
         """
-        options = Sampling(max_new_tokens, temperature, top_p, seed)
-        return self._conversation.ask([prompt], options).answers()[0]
+        return self.begin([prompt], merge(sampling, options)).answers()[0]
 
     def stream(
-        self, prompt: str, max_new_tokens: int = 64, temperature: float = 0.0, top_p: float = 1.0, seed: int = 0
+        self, prompt: str, *, sampling: Sampling | None = None, **options: Unpack[SamplingOptions]
     ) -> Iterator[str]:
-        """Pieces of the answer to the next question; errors as for `ask`. What was not generated was not said."""
-        options = Sampling(max_new_tokens, temperature, top_p, seed)
-        return self._conversation.ask([prompt], options).text()
+        """Yield pieces of the answer to the next question; options and errors as for `ask`.
+
+        Tokens that were not consumed are not added to the chat.
+        """
+        return self.begin([prompt], merge(sampling, options)).text()
+
+    def begin(self, questions: Sequence[str], sampling: Sampling) -> Turn:
+        """Run the prefill of one question per sample; iterate over the returned turn to generate the answers.
+
+        Raises:
+            BadPrompt: a question is empty, the cache has no room, or the model's context is too short; the chat stays
+                unchanged.
+            InputError: the chat is closed.
+        """
+        if self._closed:
+            raise InputError("this chat was closed; open a new one")
+        cache, turn, watch = self._cache, self.turn, Stopwatch()
+        if cache is None or turn is None:
+            watch = self._watch  # device times are added to it at the next synchronization
+            layout, pad = self.chain.manifest.layout, self.tokenizer.prompt.pad
+            rows = TokenBatch.prompt(layout, [self.tokenizer.first(q) for q in questions], pad)
+            needed = rows.input_ids.shape[1] + sampling.max_new_tokens
+            capacity = needed if self.capacity is None else self.capacity
+            most = self.chain.backend.most_rows
+            self._check(rows, sampling, capacity if most is None else min(capacity, most), layout.rows)
+            cache = self.chain.cache(len(self.fitted), capacity, self.schedule)
+            walk = self.chain.prefill(rows, self._seen, self.schedule, cache, watch)
+            self._cache, self.gates, self.kept = cache, walk.gates, walk.kept
+        else:
+            unread = turn.unread(cache.position)
+            tails = [[*u, *self.tokenizer.next(q)] for u, q in zip(unread, questions, strict=True)]
+            rows = TokenBatch.pad(tails, self.tokenizer.prompt.pad, cache.position)
+            self._check(rows, sampling, cache.room())
+            walk = self.chain.extend(rows, cache, watch)
+        self.turn = Turn(self, cache, rows, walk, sampling, watch)
+        return self.turn
 
     def close(self) -> None:
-        """Let another conversation have the cache; nothing more can be asked."""
-        self._conversation.close()
+        """End the chat and release its cache for reuse.
+
+        The cache of an answer that failed or was not finished is not reused: it may contain NaN.
+        """
+        if self._cache is not None and self.turn is not None and self.turn.ended:
+            self.chain.give_back(self._cache)
+        self._cache, self.turn, self._closed = None, None, True
+
+    def _check(self, rows: TokenBatch, sampling: Sampling, room: int, image: int = 0) -> None:
+        """Check that rows and answer fit; the first `image` rows are the image and the text before it."""
+        new, context = sampling.max_new_tokens, self.chain.manifest.dimensions.context
+        text, most = rows.input_ids.shape[1] - image, self.chain.backend.most_text
+        if most is not None and text > most:
+            raise BadPrompt(
+                f"the question has {text} rows with its template, the engines take {most}; shorten it, or build them "
+                "with a larger --max-text"
+            )
+        first = self.chain.manifest.layout.numbered(1)[0][0]  # 1 where positions count from it
+        needed = int(rows.position_ids.max()) + 1 - first + new
+        if needed > context:
+            raise BadPrompt(
+                f"the prompt and {new} new tokens need {needed} positions, the model has {context}; "
+                "shorten the prompt, begin a new chat, or lower max_new_tokens"
+            )
+        if rows.input_ids.shape[1] + new > room:
+            raise no_room(rows.input_ids.shape[1], room, new)
+
+
+class Turn:
+    """One question per sample; iterating generates the answers token by token."""
+
+    def __init__(
+        self, chat: Chat, cache: KVCache, rows: TokenBatch, walk: Walk, sampling: Sampling, watch: Stopwatch
+    ) -> None:
+        self.tokens: list[list[int]] = [[] for _ in rows.lengths]
+        self._chat, self._cache, self._rows, self._walk, self._watch = chat, cache, rows, walk, watch
+        self._sampling = sampling
+        self._start = cache.position
+        self._steps = 0
+        self.ended = False
+
+    def __iter__(self) -> Iterator[list[int | None]]:
+        """Yield the next token of each sample, None for a sample that has ended."""
+        prompt = self._chat.tokenizer.prompt
+        samplers = [Sampler(self._sampling) for _ in self.tokens]
+        live = [True] * len(samplers)
+        logits = self._walk.logits
+        for step in range(self._sampling.max_new_tokens):
+            if step:
+                if self._chat.turn is not self:
+                    raise InputError("this answer was left for a new question; it cannot go on")
+                fed = [tokens[-1:] if alive else [] for tokens, alive in zip(self.tokens, live, strict=True)]
+                rows = TokenBatch.pad(fed, prompt.pad, self._cache.position)
+                with self._watch("decode"):
+                    logits = self._chat.chain.step(rows, self._cache)
+                self._steps += 1
+            new = [s.pick(row) if alive else None for s, row, alive in zip(samplers, logits, live, strict=True)]
+            for b, token in enumerate(new):
+                if token is not None:
+                    self.tokens[b].append(token)
+                    live[b] = token not in prompt.stop
+            self.ended = not any(live) or step + 1 == self._sampling.max_new_tokens
+            yield new
+            if self.ended:
+                return
+
+    def text(self) -> Iterator[str]:
+        """Yield the answer of the only sample, piece by piece."""
+        stream = TextStream(self._chat.tokenizer)
+        for (token,) in self:
+            if token is not None and token not in self._chat.tokenizer.prompt.stop and (piece := stream.push(token)):
+                yield piece
+        if piece := stream.finish():
+            yield piece
+
+    def answers(self) -> list[Answer]:
+        """Generate all tokens and return one answer per sample."""
+        for _ in self:
+            pass
+        return [self._answer(b) for b in range(len(self.tokens))]
+
+    def unread(self, position: Ints) -> list[list[int]]:
+        """Generated tokens of each sample that are not yet in the cache (next position: `position`), no stop tokens."""
+        stop = self._chat.tokenizer.prompt.stop
+        done = position - self._start
+        return [[t for t in tokens[n:] if t not in stop] for tokens, n in zip(self.tokens, done, strict=True)]
+
+    def _answer(self, b: int) -> Answer:
+        chat, tokens = self._chat, self.tokens[b]
+        text_tokens = [t for t in tokens if t not in chat.tokenizer.prompt.stop]
+        receipt = Receipt(
+            schedule=chat.schedule,
+            image_size=chat.chain.manifest.layout.size,
+            images=chat.fitted[b],
+            gates=chat.gates,
+            segment_rows=self._walk.segment_rows,
+            cache_bytes=self._cache.bytes,
+            prompt_rows=int(self._rows.lengths[b]),
+            generated_tokens=len(tokens),
+            milliseconds=self._milliseconds(),
+        )
+        kept = tuple(tuple(int(i) for i in indices[b]) for indices in chat.kept)
+        return Answer(chat.tokenizer.decode(text_tokens), tuple(tokens), kept, receipt, self._walk.logits[b])
+
+    def _milliseconds(self) -> dict[str, float]:
+        spent = dict(self._watch.milliseconds)
+        decode = spent.pop("decode", 0.0)
+        first = sum(spent.get(stage, 0.0) for stage in ("preprocess", "encode", "prefill"))
+        per_token = decode / self._steps if self._steps else 0.0
+        return spent | {
+            "first_token": first, "decode": decode, "decode_per_token": per_token, "total": first + decode
+        }  # fmt: skip

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From an image and a question to an answer, with the graphs of a bundle."""
+"""Answer questions about images with the graphs of a bundle."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
@@ -16,26 +16,30 @@ from secateur.errors import InputError, UnknownName
 from secateur.runtime import backends
 from secateur.runtime.backends.base import Backend
 from secateur.runtime.chat import Chat
-from secateur.runtime.conversation import Conversation
 from secateur.runtime.image import ImageLike
 from secateur.runtime.image_sizes import ImageSizes, Prepared
 from secateur.runtime.range_check import RangeCheck
 from secateur.runtime.receipt import Answer, Stopwatch
-from secateur.runtime.sampling import Sampling
+from secateur.runtime.sampling import Sampling, merge
 from secateur.runtime.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+    from secateur.runtime.sampling import SamplingOptions
 
 CHAT_ROWS = 1024
 MAX_THREADS = 1024
 
 
 class Pipeline:
-    """A loaded bundle on a backend. Threads may share it, they take turns. Close it when done (or use `with`)."""
+    """A loaded bundle on a backend. Threads may share it and take turns. Close it when done, or use `with`."""
 
     def __init__(self, bundle: Bundle, backend: Backend, schedules: Sequence[str] | None = None) -> None:
         self.bundle = bundle
         self._backend = backend
         self._tokenizer = Tokenizer.read(bundle.prompt, bundle.path("tokenizer.json"))
-        self._eyes = ImageSizes(bundle, backend, schedules)
+        self._sizes = ImageSizes(bundle, backend, schedules)
 
     @classmethod
     def load(
@@ -53,15 +57,14 @@ class Pipeline:
         backend    name of a file in secateur/runtime/backends
         threads    CPU threads, None lets the backend decide
         verify     compare the sha256 of every file with the manifest
-        device     "cpu" or "cuda", as far as the backend knows it; None is the backend's own
-        schedules  names of those that will be asked for beside "full", so that the gates of others take no memory;
-                   None is all
-        guard      look at every output, and stop at the first that leaves the range of its dtype (slow, for debugging)
+        device     "cpu" or "cuda", if the backend supports it; None takes the backend's default
+        schedules  names of the schedules to open besides "full"; the gates of others take no memory; None opens all
+        guard      check every output, and stop at the first outside the range of its dtype (slow, for debugging)
 
         Raises:
             BadBundle: damaged, unsafe or no bundle.
             UnknownName: no such backend or schedule.
-            BackendMissing: the library behind the backend is not installed.
+            BackendMissing: the backend's library is not installed.
         """
         if threads is not None and (not isinstance(threads, int) or not 1 <= threads <= MAX_THREADS):
             raise InputError(f"threads must be a whole number from 1 to {MAX_THREADS}, got {threads!r}")
@@ -81,23 +84,23 @@ class Pipeline:
 
     @property
     def most_batch(self) -> int | None:
-        """Questions that can be asked at once; None: any number."""
+        """Largest batch of questions; None: no limit."""
         return self._backend.most_batch
 
     @property
     def records_steps(self) -> bool:
-        """Whether a decode step is recorded, and only replayed as long as one asks for the same schedule and room."""
+        """Whether a decode step is recorded, and replayed while schedule and capacity stay the same."""
         return self._backend.fixed_shapes
 
     @property
     def schedules(self) -> tuple[str, ...]:
         """Names of the schedules that are open."""
-        return self._eyes.first.schedules
+        return self._sizes.first.schedules
 
     @property
     def image_sizes(self) -> tuple[str, ...]:
         """Image sizes of the bundle, WIDTHxHEIGHT."""
-        return self._eyes.sizes
+        return self._sizes.sizes
 
     def describe(self) -> dict[str, str]:
         """The backend's device and the versions of its libraries, for the record of a measurement."""
@@ -109,11 +112,10 @@ class Pipeline:
         image: ImageLike | tuple[ImageLike, ...],
         prompt: str,
         schedule: str | None = None,
-        max_new_tokens: int = 64,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int = 0,
+        *,
         image_size: str | None = None,
+        sampling: Sampling | None = None,
+        **options: Unpack[SamplingOptions],
     ) -> Answer: ...
 
     @overload
@@ -122,11 +124,10 @@ class Pipeline:
         image: list[Any],
         prompt: str | list[str],
         schedule: str | None = None,
-        max_new_tokens: int = 64,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int = 0,
+        *,
         image_size: str | None = None,
+        sampling: Sampling | None = None,
+        **options: Unpack[SamplingOptions],
     ) -> list[Answer]: ...
 
     @overload
@@ -135,11 +136,10 @@ class Pipeline:
         image: ImageLike | tuple[ImageLike, ...],
         prompt: list[str],
         schedule: str | None = None,
-        max_new_tokens: int = 64,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int = 0,
+        *,
         image_size: str | None = None,
+        sampling: Sampling | None = None,
+        **options: Unpack[SamplingOptions],
     ) -> list[Answer]: ...
 
     def ask(
@@ -147,29 +147,27 @@ class Pipeline:
         image: ImageLike | tuple[ImageLike, ...] | list[Any],
         prompt: str | list[str],
         schedule: str | None = None,
-        max_new_tokens: int = 64,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int = 0,
+        *,
         image_size: str | None = None,
+        sampling: Sampling | None = None,
+        **options: Unpack[SamplingOptions],
     ) -> Answer | list[Answer]:
-        """The answer to `prompt` about `image` (a path, a PIL image, or a uint8 array [H,W,3]).
+        """Return the answer to `prompt` about `image` (a path, a PIL image, or a uint8 array [H,W,3]).
 
         Where the bundle was exported for several images in a prompt, `image` is a tuple of them. Lists give a list of
         answers, run as one batch; one image or one prompt is used for all the others.
 
-        schedule        name of a schedule in the bundle; None takes the only one besides "full"
-        image_size      one of `image_sizes`; None takes the one that fits each (first) image best, see fitting.choose
-        max_new_tokens  tokens generated at most
-        temperature     0 is greedy; above 0 tokens are drawn, with `top_p` and `seed`
+        schedule    name of a schedule in the bundle; None takes the only one besides "full"
+        image_size  one of `image_sizes`; None takes the one that fits each (first) image best, see canvas.choose
+        sampling    options for generating; keywords such as `max_new_tokens=16` replace single ones, see `Sampling`
 
         Raises:
             BadImage: not an image.
             BadPrompt: empty, or too long for the model.
-            UnknownName: no such schedule.
+            UnknownName: no such schedule or option.
             InputError: lists of different lengths, an option out of bounds, or several schedules and none named.
         """
-        options = Sampling(max_new_tokens, temperature, top_p, seed)
+        chosen = merge(sampling, options)
         images = image if isinstance(image, list) else [image]
         prompts = prompt if isinstance(prompt, list) else [prompt]
         batch = max(len(images), len(prompts))
@@ -181,8 +179,8 @@ class Pipeline:
         if not images or not prompts or {len(images), len(prompts)} - {1, batch}:
             raise InputError(f"{len(images)} images and {len(prompts)} prompts do not pair; give as many of each")
         prompts = prompts if len(prompts) == batch else prompts * batch
-        prepared = [self._eyes.prepare(i, image_size) for i in images]
-        answers = self._answers(prepared * (batch // len(images)), prompts, schedule, options)
+        prepared = [self._sizes.prepare(i, image_size) for i in images]
+        answers = self._answers(prepared * (batch // len(images)), prompts, schedule, chosen)
         return answers if isinstance(image, list) or isinstance(prompt, list) else answers[0]
 
     def stream(
@@ -190,16 +188,15 @@ class Pipeline:
         image: ImageLike | tuple[ImageLike, ...],
         prompt: str,
         schedule: str | None = None,
-        max_new_tokens: int = 64,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seed: int = 0,
+        *,
         image_size: str | None = None,
+        sampling: Sampling | None = None,
+        **options: Unpack[SamplingOptions],
     ) -> Iterator[str]:
-        """Pieces of the answer as they are generated; options and errors as for `ask`."""
-        options = Sampling(max_new_tokens, temperature, top_p, seed)
-        conversation = self._converse([self._eyes.prepare(image, image_size)], 1, schedule, None)
-        return _to_the_end(conversation, conversation.ask([prompt], options).text())
+        """Yield pieces of the answer as they are generated; options and errors as for `ask`."""
+        chosen = merge(sampling, options)
+        chat = self._chat([self._sizes.prepare(image, image_size)], 1, schedule, None)
+        return _to_the_end(chat, chat.begin([prompt], chosen).text())
 
     def open(
         self,
@@ -208,18 +205,18 @@ class Pipeline:
         capacity: int | None = None,
         image_size: str | None = None,
     ) -> Chat:
-        """A chat about `image`, or several as a tuple, see `ask`.
+        """Open a chat about `image`, or about several as a tuple, see `ask`.
 
-        capacity  cache rows for image, questions and answers together; None leaves 1024 behind the image,
-                  or what the model's context has
+        capacity  cache rows for image, questions and answers together; None leaves 1024 after the image,
+                  or the rest of the model's context
 
         Raises:
             BadImage, UnknownName, InputError: as for `ask`.
         """
-        prepared = self._eyes.prepare(image, image_size)
+        prepared = self._sizes.prepare(image, image_size)
         context = self.bundle.manifest.dimensions.context
         context = min(context, self._backend.most_rows or context)
-        image_rows = self._eyes.chain(prepared.size).manifest.layout.rows
+        image_rows = self._sizes.chain(prepared.size).manifest.layout.rows
         if capacity is None:
             capacity = min(context, image_rows + CHAT_ROWS)
         if not isinstance(capacity, int) or not image_rows < capacity <= context:
@@ -227,7 +224,7 @@ class Pipeline:
                 f"capacity must be above {image_rows} (the image's rows) and at most {context} (what model and backend "
                 f"take), got {capacity!r}"
             )
-        return Chat(self._converse([prepared], 1, schedule, capacity))
+        return self._chat([prepared], 1, schedule, capacity)
 
     def close(self) -> None:
         """Free the graphs; the pipeline and its chats cannot be used afterwards."""
@@ -242,29 +239,27 @@ class Pipeline:
         self.close()
 
     def _answers(
-        self, prepared: list[Prepared], prompts: list[str], schedule: str | None, options: Sampling
+        self, prepared: list[Prepared], prompts: list[str], schedule: str | None, sampling: Sampling
     ) -> list[Answer]:
-        """A batch for each image size; answers in the order of the prompts."""
+        """Run one batch for each image size; the answers are in the order of the prompts."""
         answers: dict[int, Answer] = {}
         for size in dict.fromkeys(each.size for each in prepared):
             numbers = [i for i, each in enumerate(prepared) if each.size == size]
             chosen = [prepared[i] for i in numbers]
             shared = len({id(each) for each in chosen}) == 1
-            conversation = self._converse(chosen[:1] if shared else chosen, len(numbers), schedule, None)
-            found = conversation.ask([prompts[i] for i in numbers], options).answers()
-            conversation.close()
+            chat = self._chat(chosen[:1] if shared else chosen, len(numbers), schedule, None)
+            found = chat.begin([prompts[i] for i in numbers], sampling).answers()
+            chat.close()
             answers |= dict(zip(numbers, found, strict=True))
         return [answers[i] for i in range(len(prompts))]
 
-    def _converse(
-        self, prepared: list[Prepared], batch: int, schedule: str | None, capacity: int | None
-    ) -> Conversation:
-        """About the images of each of `batch` samples, or of one that all samples share; they have one image size."""
-        name, chain, watch = self._schedule(schedule), self._eyes.chain(prepared[0].size), Stopwatch()
+    def _chat(self, prepared: list[Prepared], batch: int, schedule: str | None, capacity: int | None) -> Chat:
+        """A chat about the images of `batch` samples, or about those of one sample that all share; one image size."""
+        name, chain, watch = self._schedule(schedule), self._sizes.chain(prepared[0].size), Stopwatch()
         watch.add("preprocess", sum(each.milliseconds for each in prepared))
         seen = chain.see(np.concatenate([each.pixels for each in prepared]), name, watch)
-        how = [each.fitted for each in prepared] * (batch // len(prepared))
-        return Conversation(chain, self._tokenizer, seen, how, name, capacity, watch)
+        fitted = [each.fitted for each in prepared] * (batch // len(prepared))
+        return Chat(chain, self._tokenizer, seen, fitted, name, capacity, watch)
 
     def _schedule(self, name: str | None) -> str:
         names = self.schedules
@@ -280,10 +275,10 @@ class Pipeline:
         return pruned[0] if pruned else "full"
 
 
-def _to_the_end(conversation: Conversation, pieces: Iterator[str]) -> Iterator[str]:
-    """All pieces, then close."""
+def _to_the_end(chat: Chat, pieces: Iterator[str]) -> Iterator[str]:
+    """Yield all pieces, then close the chat."""
     yield from pieces
-    conversation.close()
+    chat.close()
 
 
 def _unknown(name: str, names: Iterable[str]) -> UnknownName:

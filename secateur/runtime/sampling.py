@@ -1,21 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which token comes next: greedy, or temperature and top-p with a seed."""
+"""Choice of the next token: greedy, or by temperature and top-p with a seed."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields, replace
+from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
-from secateur.errors import InputError, SecateurError
+from secateur.errors import InputError, SecateurError, UnknownName
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """Options of one answer.
+    """Options for generating one answer.
 
     max_new_tokens  tokens generated at most, at least 1
     temperature     0 takes the most likely token; above 0 logits are divided by it and a token is drawn
@@ -40,6 +40,29 @@ class Sampling:
             raise InputError(f"top_p must be above 0 and at most 1, got {self.top_p!r}")
         if not _whole(self.seed) or self.seed < 0:
             raise InputError(f"seed must be a whole number of at least 0, got {self.seed!r}")
+
+
+class SamplingOptions(TypedDict, total=False):
+    """The fields of `Sampling` as keyword arguments."""
+
+    max_new_tokens: int
+    temperature: float
+    top_p: float
+    seed: int
+
+
+def merge(sampling: Sampling | None, options: SamplingOptions) -> Sampling:
+    """Return `sampling` (default: `Sampling()`) with the given options replaced.
+
+    Raises:
+        UnknownName: no such option.
+        InputError: an option is out of bounds.
+    """
+    known = [field.name for field in fields(Sampling)]
+    for name in options:
+        if name not in known:
+            raise UnknownName("option", name, known)
+    return replace(sampling or Sampling(), **options)
 
 
 def _whole(value: object) -> bool:

@@ -124,19 +124,17 @@ def test_each_stage_has_its_profile(any_mode: Opened, batch: int) -> None:
     """A long question, an answer, and a follow-up question that fills the cache to the last row."""
     opened, manifest = any_mode, any_mode.manifest
     made = profiles(manifest, LIMITS, "full", opened.backend.masked_past)
-    talk = opened.vlm._converse(
-        [opened.vlm._eyes.prepare(IMAGE, None)], batch, "full", LIMITS.capacity(manifest.layout)
-    )
+    chat = opened.vlm._chat([opened.vlm._sizes.prepare(IMAGE, None)], batch, "full", LIMITS.capacity(manifest.layout))
     opened.drain()
-    turn = talk.ask([opened.question(LIMITS.text - 1)] * batch, Sampling(2, 0.0, 1.0, 0))
+    turn = chat.begin([opened.question(LIMITS.text - 1)] * batch, Sampling(2, 0.0, 1.0, 0))
     segments = [run for run in opened.drain() if run[0].startswith("segment")]
     assert segments and all(fitting(made, manifest, run) == ["prefill"] for run in segments)
     turn.answers()
     segments = [run for run in opened.drain() if run[0].startswith("segment")]
     assert segments and all("decode" in fitting(made, manifest, run) for run in segments)
     with pytest.raises(BadPrompt, match="without room in the cache"):
-        talk.ask([opened.question(LIMITS.text)] * batch, Sampling(1, 0.0, 1.0, 0))
-    talk.ask([opened.question(opened.template + 1)] * batch, Sampling(1, 0.0, 1.0, 0))
+        chat.begin([opened.question(LIMITS.text)] * batch, Sampling(1, 0.0, 1.0, 0))
+    chat.begin([opened.question(opened.template + 1)] * batch, Sampling(1, 0.0, 1.0, 0))
     for run in opened.drain():
         assert fitting(made, manifest, run), run
 
@@ -150,8 +148,8 @@ def test_cases_are_what_a_schedule_runs(trt_bundle: Trt, past: int, new: int) ->
     made = cases(opened.manifest, limits, past)
     for schedule in opened.manifest.schedules:
         opened.drain()
-        talk = opened.vlm._converse([opened.vlm._eyes.prepare(IMAGE, None)], 1, schedule, None)
-        turn = talk.ask([opened.question(USUAL_TEXT)], Sampling(min(Sampling().max_new_tokens, new)))
+        chat = opened.vlm._chat([opened.vlm._sizes.prepare(IMAGE, None)], 1, schedule, None)
+        turn = chat.begin([opened.question(USUAL_TEXT)], Sampling(min(Sampling().max_new_tokens, new)))
         answers = iter(turn)
         next(answers), next(answers)
         runs = opened.drain()

@@ -307,10 +307,10 @@ def test_a_segment_whose_weights_are_too_large_is_named(trt_bundle: tuple[Path, 
             tensor.CopyFrom(onnx.numpy_helper.from_array((weight * scale).astype(np.float16), tensor.name))
     onnx.save(model, folder / spec.file)
     with Pipeline(bundle, RangeCheck(ort.Backend(Bundle.load(trt_bundle[0])), bundle.manifest)) as vlm:
-        vlm.ask(image, "w1 w2 w3", "full", 2)
+        vlm.ask(image, "w1 w2 w3", "full", max_new_tokens=2)
     guard = RangeCheck(ort.Backend(bundle), bundle.manifest)
     with Pipeline(bundle, guard) as vlm, pytest.raises(SecateurError, match=f"graph '{spec.name}' gives"):
-        vlm.ask(image, "w1 w2 w3", "full", 2)
+        vlm.ask(image, "w1 w2 w3", "full", max_new_tokens=2)
     assert guard.found is not None and guard.found.row and guard.largest[bundle.manifest.segments[0].name] < 1e4
 
 

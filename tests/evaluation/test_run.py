@@ -74,7 +74,7 @@ class Canned:
 
     def ask(self, image: Any, prompt: Any, schedule: str, max_new_tokens: int, image_size: str | None = None) -> Any:
         if not isinstance(image, list):
-            return self.ask([image], [prompt], schedule, max_new_tokens)[0]
+            return self.ask([image], [prompt], schedule, max_new_tokens=max_new_tokens)[0]
         self.calls.append((schedule, len(image), max_new_tokens))
         if any(len(p) > 50 for p in prompt):
             raise BadPrompt("the prompt is too long")

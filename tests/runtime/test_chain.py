@@ -89,17 +89,17 @@ def test_decode_equals_fresh_masked_runs(
     vlm: Pipeline, picture: Picture, oracle: Oracle, schedule: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps: list[Array] = []
-    step_once = vlm._eyes.first.step
+    step_once = vlm._sizes.first.step
 
     def recorded(*arguments: Any) -> Any:
         logits = step_once(*arguments)
         steps.append(logits[0])
         return logits
 
-    monkeypatch.setattr(vlm._eyes.first, "step", recorded)
+    monkeypatch.setattr(vlm._sizes.first, "step", recorded)
     for seed in range(3):
         steps.clear()
-        answer = vlm.ask(picture(seed), QUESTION, schedule, 12, temperature=float(seed), seed=seed)
+        answer = vlm.ask(picture(seed), QUESTION, schedule, max_new_tokens=12, temperature=float(seed), seed=seed)
         assert len(steps) == len(answer.tokens) - 1
         tail = tokens(vlm).first(QUESTION)
         for step, logits in enumerate([answer.first_logits, *steps]):
@@ -181,14 +181,14 @@ def test_a_batch_of_conversations_equals_single_ones(vlm: Pipeline, picture: Pic
     """Rows that a finished sample gets while others go on must not count in its next turn."""
     turns = [[QUESTION, "red ?"], ["and the blue ?", "where is the red three ?"]]
     images, options = [picture(0), picture(1)], Sampling(20, temperature=8.0, seed=0)
-    together = vlm._converse([vlm._eyes.prepare(image, None) for image in images], 2, "prune", 120)
+    together = vlm._chat([vlm._sizes.prepare(image, None) for image in images], 2, "prune", 120)
     chats = [vlm.open(image, "prune", 120) for image in images]
     for questions in turns:
-        answers = together.ask(questions, options).answers()
+        answers = together.begin(questions, options).answers()
         ended = {len(a.tokens) for a in answers}
         assert len(ended) == 2 or questions is not turns[0], "samples should end at different steps"
         for got, chat, question in zip(answers, chats, questions, strict=True):
-            want = chat.ask(question, 20, temperature=8.0, seed=0)
+            want = chat.ask(question, max_new_tokens=20, temperature=8.0, seed=0)
             np.testing.assert_allclose(got.first_logits, want.first_logits, rtol=1e-4, atol=1e-4)
             assert got.tokens == want.tokens
 
@@ -197,7 +197,7 @@ def test_a_left_stream_said_only_what_it_gave(vlm: Pipeline, picture: Picture, o
     chat = vlm.open(picture(4), schedule="prune")
     stream = chat.stream(QUESTION, max_new_tokens=20)
     said = next(stream), next(stream)
-    turn = chat._conversation.turn
+    turn = chat.turn
     assert turn is not None and len(turn.tokens[0]) == len(said)
     tail = tokens(vlm).first(QUESTION) + turn.tokens[0] + tokens(vlm).next("red ?")
     answer = chat.ask("red ?")

@@ -30,11 +30,11 @@ QUESTION = "what color is the seven ?"
 
 def test_stream_equals_ask(vlm: Pipeline, picture: Picture) -> None:
     for options in ({}, {"temperature": 2.0, "seed": 3}):
-        answer = vlm.ask(picture(0), QUESTION, "prune", 25, **options)  # type: ignore[call-overload]
-        pieces = list(vlm.stream(picture(0), QUESTION, "prune", 25, **options))  # type: ignore[arg-type]
+        answer = vlm.ask(picture(0), QUESTION, "prune", max_new_tokens=25, **options)  # type: ignore[call-overload]
+        pieces = list(vlm.stream(picture(0), QUESTION, "prune", max_new_tokens=25, **options))  # type: ignore[arg-type]
         assert "".join(pieces) == answer.text != "" and len(pieces) > 1
         chat = vlm.open(picture(0), "prune")
-        assert list(chat.stream(QUESTION, 25, **options)) == pieces  # type: ignore[arg-type]
+        assert list(chat.stream(QUESTION, max_new_tokens=25, **options)) == pieces  # type: ignore[arg-type]
 
 
 def test_two_streams_do_not_disturb_each_other(vlm: Pipeline, picture: Picture) -> None:
@@ -50,21 +50,21 @@ def test_stop_tokens_end_an_answer(
     vlm: Pipeline, bundle_path: Path, tmp_path: Path, picture: Picture, rewrite: Callable[..., None]
 ) -> None:
     varied: dict[str, Any] = {"temperature": 3.0, "seed": 1}
-    long = vlm.ask(picture(0), QUESTION, "full", 12, **varied)
+    long = vlm.ask(picture(0), QUESTION, "full", max_new_tokens=12, **varied)
     stop = next(t for t in long.tokens[2:] if t not in long.tokens[:2])
     n = long.tokens.index(stop)
     root = Path(shutil.copytree(bundle_path, tmp_path / "copy"))
     rewrite(root, "prompt.json", stop=[2, stop])
     with Pipeline.load(root, threads=1) as pipeline:
-        answer = pipeline.ask(picture(0), QUESTION, "full", 12, **varied)
+        answer = pipeline.ask(picture(0), QUESTION, "full", max_new_tokens=12, **varied)
         assert answer.tokens == long.tokens[: n + 1] and answer.receipt.generated_tokens == n + 1
-        assert answer.text == vlm.ask(picture(0), QUESTION, "full", n, **varied).text
-        assert "".join(pipeline.stream(picture(0), QUESTION, "full", 12, **varied)) == answer.text
+        assert answer.text == vlm.ask(picture(0), QUESTION, "full", max_new_tokens=n, **varied).text
+        assert "".join(pipeline.stream(picture(0), QUESTION, "full", max_new_tokens=12, **varied)) == answer.text
 
 
 def test_seeds(vlm: Pipeline, picture: Picture) -> None:
     def draw(seed: int) -> Answer:
-        return vlm.ask(picture(0), QUESTION, "full", 20, temperature=3.0, seed=seed)
+        return vlm.ask(picture(0), QUESTION, "full", max_new_tokens=20, temperature=3.0, seed=seed)
 
     assert draw(1).tokens == draw(1).tokens
     assert len({draw(seed).tokens for seed in range(4)}) > 1
@@ -108,7 +108,7 @@ def test_lists_that_do_not_pair(vlm: Pipeline, picture: Picture) -> None:
 def test_no_room(vlm: Pipeline, picture: Picture) -> None:
     with pytest.raises(BadPrompt, match="need 1[0-9]{2} positions, the model has 128"):
         vlm.ask(picture(0), "red " * 60, schedule="full")
-    room = 128 - vlm.ask(picture(0), QUESTION, "full", 1).receipt.prompt_rows
+    room = 128 - vlm.ask(picture(0), QUESTION, "full", max_new_tokens=1).receipt.prompt_rows
     vlm.ask(picture(0), QUESTION, schedule="full", max_new_tokens=room)
     with pytest.raises(BadPrompt, match=f"and {room + 1} new tokens need 129"):
         vlm.ask(picture(0), QUESTION, schedule="full", max_new_tokens=room + 1)
@@ -141,9 +141,9 @@ def test_a_chat_fills_its_capacity(vlm: Pipeline, picture: Picture) -> None:
     """The last row fits, and one more is an error that names it."""
     answer = vlm.ask(picture(0), QUESTION, schedule="prune", max_new_tokens=5)
     rows = answer.receipt.prompt_rows
-    assert vlm.open(picture(0), "prune", rows + 5).ask(QUESTION, 5).tokens == answer.tokens
+    assert vlm.open(picture(0), "prune", rows + 5).ask(QUESTION, max_new_tokens=5).tokens == answer.tokens
     with pytest.raises(BadPrompt, match="without room"):
-        vlm.open(picture(0), "prune", rows + 4).ask(QUESTION, 5)
+        vlm.open(picture(0), "prune", rows + 4).ask(QUESTION, max_new_tokens=5)
 
 
 def test_the_model_context_ends_a_chat(vlm: Pipeline, picture: Picture) -> None:

@@ -163,7 +163,7 @@ def test_an_overflow_is_an_error_and_its_cache_is_not_used_again(bundle_path: Pa
             chat.ask(QUESTION, max_new_tokens=6)
         chat.close()
         backend.spoiled = False
-        assert vlm._eyes.first._spare is None
+        assert vlm._sizes.first._spare is None
         assert vlm.ask(picture(1), QUESTION, schedule="prune", max_new_tokens=6).tokens == expected.tokens
 
 
@@ -180,7 +180,7 @@ def test_streams_and_closed_chats_hand_their_cache_on(fixed: Pipeline, picture: 
 
 
 def test_caches_have_round_sizes_and_are_not_mixed_up(fixed: Pipeline) -> None:
-    chain = fixed._eyes.first
+    chain = fixed._sizes.first
     cache = chain.cache(1, 20, "prune")
     assert cache.capacity == (64, 60, 57)
     chain.give_back(cache)
@@ -194,7 +194,7 @@ def test_caches_have_round_sizes_and_are_not_mixed_up(fixed: Pipeline) -> None:
 
 
 def test_an_old_cache_goes_before_the_new_one_comes(fixed: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    chain = fixed._eyes.first
+    chain = fixed._sizes.first
     chain.give_back(chain.cache(1, 20, "prune"))
     old = weakref.ref(chain._spare)
     alive: list[bool] = []

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -8,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from secateur.errors import InputError, SecateurError
-from secateur.runtime.sampling import Sampler, Sampling
+from secateur.errors import InputError, SecateurError, UnknownName
+from secateur.runtime.sampling import Sampler, Sampling, SamplingOptions, merge
 
 LOGITS = np.log(np.array([0.1, 0.4, 0.2, 0.3], np.float32))
 
@@ -82,3 +83,15 @@ def test_options_out_of_bounds(options: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=f"{name} must be .*got") as caught:
         Sampling(**options)
     assert repr(value) in str(caught.value)
+
+
+def test_options_replace_those_of_a_sampling() -> None:
+    merged = merge(Sampling(max_new_tokens=5, seed=3), {"temperature": 1.5})
+    assert merged == Sampling(max_new_tokens=5, temperature=1.5, seed=3)
+    assert merge(None, {}) == Sampling()
+    assert list(SamplingOptions.__annotations__) == [field.name for field in fields(Sampling)]
+
+
+def test_a_misspelt_option_is_refused_with_a_hint() -> None:
+    with pytest.raises(UnknownName, match="max_new_token.*max_new_tokens"):
+        merge(None, {"max_new_token": 5})  # type: ignore[typeddict-unknown-key]
