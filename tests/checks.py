@@ -117,7 +117,7 @@ def check_pruned(vlm: Pipeline, family: Family, name: str, seed: int = 0) -> Non
 def check_decode(vlm: Pipeline, family: Family, name: str, seed: int = 0) -> None:
     """Decode step t is a fresh masked run of the longer sequence with the same kept indices.
 
-    The tokens of the answer are its likeliest, and the logits behind them and behind further tokens are the same: a
+    The tokens of the answer are its likeliest, and the logits after them and after further tokens are the same: a
     random model says one token again and again, which a wrong position or cache may not change.
     """
     images, rows = pictures(family, seed), tokenizer(family).first(QUESTION)
@@ -134,7 +134,7 @@ def check_decode(vlm: Pipeline, family: Family, name: str, seed: int = 0) -> Non
 def decoded(
     vlm: Pipeline, family: Family, images: Pictures, name: str, rows: Sequence[int], said: Sequence[int]
 ) -> list[np.ndarray]:
-    """Logits [V] behind the prompt and behind each of the tokens `said`, which are fed one by one."""
+    """Logits [V] after the prompt and after each of the tokens `said`, which are fed one by one."""
     chain, pad = vlm._sizes.first, family.prompt.pad
     first = TokenBatch.prompt(family.layout, [rows], pad)
     cache = chain.cache(1, first.input_ids.shape[1] + len(said), name)

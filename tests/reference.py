@@ -55,11 +55,11 @@ def masked_run(
 ) -> Seen:
     """Text and images, then `tokens`; from layer l on only the original vision tokens kept[l] are seen.
 
-    A dropped row is still computed, but nobody attends to it: gathering with original positions is the same.
+    A dropped row is still computed, but no row attends to it: gathering with original positions is the same.
 
     compact    from layer l on the rows that are seen count their positions anew
     route      a row that is not seen leaves the layer as it entered it
-    vision     [1, k, D] what stands in the place of the vision tokens kept[0]
+    vision     [1, k, D] replacement for the vision tokens kept[0]
     generated  so many of the last tokens are an answer: where a prompt is read both ways, they are not
     """
     text: Any = family.decoder

@@ -74,7 +74,7 @@ def test_something_is_pruned(ort: Pipeline, method: str) -> None:
 
 @pytest.mark.parametrize("method", [*SCHEDULES, "full"])
 def test_the_time_to_the_first_token_counts_every_graph(ort: Pipeline, method: str) -> None:
-    """Gates in the encoder, and what stands in its place, too."""
+    """Gates in the encoder, and those that replace it."""
     spent = ort.ask(picture(0), QUESTION, schedule=method, max_new_tokens=1).timings
     names = {graph.name for graph in ort.bundle.manifest.graphs}
     graphs = sum(milliseconds for name, milliseconds in spent.items() if name in names)

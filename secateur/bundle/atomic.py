@@ -15,11 +15,11 @@ from secateur.errors import BadOutput
 
 
 def check_file_free(path: Path, force: bool) -> None:
-    """To be called before long work: nothing is at `path`, or a file that `force` lets us replace.
+    """Check, before long work, that `path` is free or is a file that `force` allows to replace.
 
     Raises:
         BadOutput: it exists and `force` is not set, or it is something that must not be replaced: a folder, a link, a
-            device; or what stands on the way to it is no folder.
+            device; or a parent of it is not a writable folder.
     """
     if path.is_dir():
         raise BadOutput(f"output {path} is a folder; name a file")
@@ -33,20 +33,20 @@ def check_file_free(path: Path, force: bool) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """`write_bytes` of `text` as UTF-8."""
+    """Write `text` as UTF-8, atomically."""
     write_bytes(path, text.encode("utf-8"))
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """`write_with` all of `data`."""
+    """Write `data` atomically."""
     write_with(path, lambda partial: partial.write_bytes(data))
 
 
 def write_with(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` make a file, which then becomes `path`; folders on the way are made, and leftovers are removed.
+    """Call `write` with a temporary path, then rename that file to `path`; parents are made, leftovers removed.
 
     Raises:
-        BadOutput: `write` raised OSError, or there is no way to `path`; what was there before is still there.
+        BadOutput: `write` raised OSError, or a parent of `path` cannot be made; an existing file is unchanged.
     """
     partial = beside(path)
     try:
@@ -62,12 +62,12 @@ def write_with(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def beside(path: Path) -> Path:
-    """Where this process writes what is to become `path`."""
+    """Return the temporary path beside `path` that this process writes to."""
     return path.with_name(f".{path.name}.partial-{os.getpid()}")
 
 
 def leftovers(path: Path) -> list[Path]:
-    """What killed processes wrote `beside` it, which may be as large as what they were to become."""
+    """Return the temporary files or folders of `path` that killed processes left, which may be large."""
     name = re.compile(re.escape(f".{path.name}.partial-") + r"(\d+)")
     found = [(other, name.fullmatch(other.name)) for other in path.parent.glob(".*.partial-*")]
     return [other for other, process in found if process and not _is_alive(int(process[1]))]
@@ -89,13 +89,13 @@ RENAME_EXCHANGE = 2
 
 @contextmanager
 def atomic_folder(target: Path, force: bool, marker: str, keep: str = "") -> Iterator[Path]:
-    """A fresh folder beside `target` that takes its place when the block ends well, and is removed when it does not.
+    """Yield a new folder that becomes `target` when the block succeeds, and is removed when it fails.
 
-    An existing `target` is kept to the last moment and, with `force`, exchanged in one step; its subfolder `keep` is
-    moved into the new one. What killed runs left behind is cleared away.
+    An existing `target` is kept until the end and, with `force`, exchanged in one step; its subfolder `keep` is
+    moved into the new one. Leftovers of killed runs are removed.
 
     Raises:
-        BadOutput: see `check_free`; or the disk is full, or it cannot be written there.
+        BadOutput: see `check_folder_free`; or the disk is full, or it cannot be written there.
     """
     check_folder_free(target, force, marker)
     target = target.resolve()
@@ -107,7 +107,7 @@ def atomic_folder(target: Path, force: bool, marker: str, keep: str = "") -> Ite
         partial.mkdir()
         yield partial
         _sync(partial)
-        check_folder_free(target, force, marker)  # another run may have been quicker
+        check_folder_free(target, force, marker)  # another run may have finished first
         if target.exists():
             _exchange_keeping(partial, target, keep)
         else:
@@ -122,9 +122,9 @@ def atomic_folder(target: Path, force: bool, marker: str, keep: str = "") -> Ite
 
 
 def check_folder_free(target: Path, force: bool, marker: str) -> None:
-    """To be called before long work: `target` can be written.
+    """Check, before long work, that `target` can be written.
 
-    `force` replaces only what this program made: an empty folder, or one that holds the file `marker`.
+    `force` replaces only an empty folder, or one that contains the file `marker`.
 
     Raises:
         BadOutput: it exists and `force` is not set, or it is something that `force` must not replace.
@@ -143,7 +143,7 @@ def check_folder_free(target: Path, force: bool, marker: str) -> None:
 
 
 def _exchange_keeping(new: Path, old: Path, keep: str) -> None:
-    """`_exchange`, with the subfolder `keep` of the old one in the new one; if that fails, all is as before."""
+    """Exchange the folders and move the subfolder `keep` of the old one to the new one; undo all on failure."""
     kept = bool(keep) and (old / keep).is_dir() and not (old / keep).is_symlink()
     if kept:
         (old / keep).rename(new / keep)
@@ -156,7 +156,7 @@ def _exchange_keeping(new: Path, old: Path, keep: str) -> None:
 
 
 def _exchange(new: Path, old: Path) -> None:
-    """Swap two folders; in one step where the system can (Linux), else with a moment in which `old` stands aside."""
+    """Swap two folders; in one step where the system can (Linux), else in three renames."""
     renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if renameat2 is not None:
         if renameat2(AT_FDCWD, os.fsencode(new), AT_FDCWD, os.fsencode(old), RENAME_EXCHANGE) == 0:
@@ -168,7 +168,7 @@ def _exchange(new: Path, old: Path) -> None:
 
 
 def _sync(folder: Path) -> None:
-    """Have every file on the disk before the rename makes it visible."""
+    """Flush every file to disk, before the rename makes it visible."""
     for path in folder.rglob("*"):
         if path.is_file():
             with path.open("rb") as file:

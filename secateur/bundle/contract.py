@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The chain that the runtime expects, checked against the graphs of a manifest.
+"""Check that the graphs of a manifest form the chain that the runtime expects.
 
 graph      inputs -> outputs (an output may be called `x.out` where an input is called `x`)
 vision     pixel_values -> features, and deepstack.i where the model adds planes
@@ -7,14 +7,14 @@ projector  features -> vision_tokens
 embed      input_ids -> hidden_states
 segment    hidden_states, position_ids, attention_mask, last_index, past_key.l, past_value.l, question_position,
            deepstack.l of its layers
-           -> hidden_states (the last one: logits), new_key.l, new_value.l, and what gates ask for
-gate       prune: hidden_states, position_ids, attention_mask, vision_index, and outputs of the segment before
+           -> hidden_states (the last one: logits), new_key.l, new_value.l, and the inputs of gates
+gate       prune: hidden_states, position_ids, attention_mask, vision_index, outputs of the preceding segment
                   -> hidden_states, position_ids, attention_mask, vision_index
            route: the same and full_states, full_position_ids, full_attention_mask
                   -> the same as prune and, from the second one on, full_states
            vision: features, vision_index, and further outputs of vision -> features, vision_index
            downsample: pixel_values -> features, vision_index
-           all but the last hand on deepstack.i, too
+           all but the last pass deepstack.i on, too
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ FRONT = {
     "embed": ({"input_ids"}, {"hidden_states"}),
 }
 CACHED, POSITIONS = ("past_", "new_"), ("position_ids", "full_position_ids", "question_position")
-"""Tensors whose first two dimensions vary, and those whose first one need not: it may be that of the rotary axes."""
+"""Tensors whose first two dimensions are dynamic, and of those whose first one may be fixed (rotary axes)."""
 ROWS = {"hidden_states", "position_ids", "attention_mask"}
 
 
 def check_graphs(manifest: Manifest) -> None:
-    """Kinds, names, layers and tensors of all graphs fit together, for every image size.
+    """Check that kinds, names, layers and tensors of all graphs fit together, for every image size.
 
     Raises:
-        BadBundle: with the graph and what is wrong.
+        BadBundle: names the graph and the mismatch.
     """
     for graph in manifest.graphs:
         if graph.kind not in GRAPHS:
@@ -114,12 +114,12 @@ def _check_gate(manifest: Manifest, schedule: str, gate: GateRef, alive: int) ->
         raise BadBundle(f"{where} has the unknown kind '{gate.kind}'")
     layers = [s.layers for s in manifest.segments if s.layers]
     if gate.layer not in [first for first, _ in layers]:
-        raise BadBundle(f"{where} stands before layer {gate.layer}, where no segment starts")
+        raise BadBundle(f"{where} is at layer {gate.layer}, where no segment starts")
     if graph.layers != (gate.layer, gate.layer):
         raise BadBundle(f"{where} was made for layer {graph.layers and graph.layers[0]}, not {gate.layer}")
     if gate.kind in ENCODER_GATES:
         if gate.layer != 0:
-            raise BadBundle(f"{where} stands before layer {gate.layer}, but a gate in the encoder before layer 0")
+            raise BadBundle(f"{where} is at layer {gate.layer}, but a gate in the encoder must be at layer 0")
         first, result = ("features", "vision_index") if gate.kind == "vision" else ("pixel_values", "pixel_values")
         seen = {t.name for t in manifest.vision.outputs} | {"vision_index"}
         given = {"features", "vision_index"} | _planes(manifest, 0)
@@ -136,7 +136,7 @@ def _check_gate(manifest: Manifest, schedule: str, gate: GateRef, alive: int) ->
     if len(gate.of_views) != len(manifest.layout.views):
         raise BadBundle(f"{where} is for {len(gate.of_views)} views, the prompt has {len(manifest.layout.views)}")
     counts, keep = (_vision_tokens(graph.inputs), _vision_tokens(graph.outputs)), gate.keep
-    if gate.kind in ENCODER_GATES:  # those see one image
+    if gate.kind in ENCODER_GATES:  # their graphs process one image
         own = gate.of_views[: len(manifest.layout.image_views)]
         if gate.of_views != own * manifest.layout.images:
             raise BadBundle(f"{where} keeps {gate.of_views} tokens of the views, but one graph serves all images")
@@ -146,7 +146,7 @@ def _check_gate(manifest: Manifest, schedule: str, gate: GateRef, alive: int) ->
 
 
 def _planes(manifest: Manifest, layer: int) -> set[str]:
-    """What decoder layers from `layer` on add to vision rows."""
+    """Names of the DeepStack planes that decoder layers from `layer` on add to vision rows."""
     return {f"deepstack.{i}" for i in range(layer, manifest.dimensions.planes)}
 
 

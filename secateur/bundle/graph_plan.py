@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The graphs that a schedule runs and the sizes it runs them at, told from the manifest alone.
+"""Graphs that a schedule runs, and their sizes, computed from the manifest alone.
 
-The same walk as chain.py, in numbers: text rows up to the question, vision tokens that are still alive, the question.
-Each walk is one through the first image size of a manifest; `runs` has a manifest for every size.
+Same order as in runtime/chain.py, in numbers: text rows up to the question, remaining vision tokens, the question.
+`prefill` and `decode` use the first image size of a manifest; `runs` has a manifest for every size.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from secateur.bundle.schedule import ENCODER_GATES, FULL
 from secateur.errors import UnknownName
 
 USUAL_TEXT = 32
-"""Rows behind the image of an ordinary question with its template; shorter if the limits are."""
+"""Rows of an ordinary question with its template; fewer if the limits are lower."""
 
 
 @dataclass(frozen=True)
 class GraphRun:
-    """One run of a graph. `symbols` are the sizes S, P, T or n of its inputs, as far as it has them.
+    """One run of a graph. `symbols` are those of the sizes S, P, T and n that its inputs have.
 
-    B is left open; it is `images` for each sample, of which the encoder's graphs have several.
+    The batch size B is left open: it is `images` times the samples (above 1 for the encoder's graphs only).
     """
 
     graph: str
@@ -34,16 +34,16 @@ class GraphRun:
 
 
 class SizedSchedule(NamedTuple):
-    """What can be asked of a bundle: a schedule for an image size. `manifest` knows that size only."""
+    """A schedule for one image size; `manifest` contains that size only."""
 
     manifest: Manifest
     schedule: str
 
 
 def runs(manifest: Manifest, names: Iterable[str] | None = None) -> dict[str, SizedSchedule]:
-    """Every schedule, or those of `names`, for every image size.
+    """Return every schedule, or those in `names`, for every image size.
 
-    By name: that of the schedule, and behind it @WIDTHxHEIGHT where the bundle has several sizes.
+    The key is the schedule's name, followed by @WIDTHxHEIGHT where the bundle has several sizes.
     """
     buckets = manifest.buckets
     return {
@@ -54,15 +54,15 @@ def runs(manifest: Manifest, names: Iterable[str] | None = None) -> dict[str, Si
 
 
 def largest(manifest: Manifest) -> Layout:
-    """The layout of most rows over all image sizes."""
+    """Return the layout with the most rows of all image sizes."""
     return max((bucket.layout for bucket in manifest.buckets), key=lambda layout: layout.rows)
 
 
 def prefill(manifest: Manifest, schedule: str, text: int, past: int = 0) -> Iterator[GraphRun]:
-    """Everything from the image to the first token.
+    """Yield the runs from the image to the first token.
 
-    text  rows behind the images
-    past  masked rows that the empty cache is given
+    text  rows after the images
+    past  masked rows at the beginning of the cache
     """
     layout, gates = manifest.layout, manifest.schedules[schedule].gates
     alive = layout.vision_tokens
@@ -86,9 +86,9 @@ def prefill(manifest: Manifest, schedule: str, text: int, past: int = 0) -> Iter
 
 
 def decode(manifest: Manifest, schedule: str, capacity: int, past: int = 0) -> Iterator[GraphRun]:
-    """One further token, which attends over the whole cache, filled or not; see steps.py.
+    """Yield the runs of one decode step, which attends over the whole cache, filled or not; see RecordedStep.
 
-    capacity  rows of the cache before any gate; segments behind a gate have fewer
+    capacity  rows of the cache before any gate; segments after a gate have fewer
     past      masked rows at its beginning
     """
     yield GraphRun("embed", "decode", {"T": 1})
@@ -98,7 +98,7 @@ def decode(manifest: Manifest, schedule: str, capacity: int, past: int = 0) -> I
 
 
 def usual_schedule(manifest: Manifest, name: str | None = None) -> str:
-    """The schedule that the profiles are best at: `name`, else the only one with gates, else the one of median rows.
+    """Return the schedule to optimize profiles for: `name`, else the only one with gates, else the one of median rows.
 
     Raises:
         UnknownName: the bundle has no schedule `name`.
@@ -113,7 +113,7 @@ def usual_schedule(manifest: Manifest, name: str | None = None) -> str:
 
 
 def _rows(manifest: Manifest, schedule: str) -> int:
-    """Rows that the decoder layers read, summed."""
+    """Rows read by the decoder layers, summed over the layers."""
     layers = {s.name: s.layers[1] - s.layers[0] for s in manifest.segments if s.layers}
     steps = prefill(manifest, schedule, 0)
     return sum(layers[step.graph] * step.symbols["S"] for step in steps if step.graph in layers)

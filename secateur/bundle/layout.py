@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The model that a schedule is for, how large its decoder is, and where the images stand in its prompt."""
+"""Identity of a model, sizes of its decoder, and positions of the images in its prompt."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class ModelIdentity:
 
 @dataclass(frozen=True)
 class View:
-    """Vision tokens that are pruned by themselves: an image, or a tile of one.
+    """Vision tokens that are pruned independently of others: an image, or a tile of one.
 
     start   its first row in the prompt
     tokens  as many rows, in raster order of `grid`, (rows, columns)
@@ -60,7 +60,7 @@ class View:
 
     @property
     def end(self) -> int:
-        """The row behind its last one."""
+        """One past its last row."""
         return self.start + (self.grid[0] - 1) * (self.stride or self.grid[1]) + self.grid[1]
 
 
@@ -68,11 +68,11 @@ class View:
 class Layout:
     """The rows of a prompt that are known at export: text and images up to the end of the last image.
 
-    head           token ids of the text rows, in front of the views and between them
+    head           token ids of the text rows, before and between the views
     views          of all images, in the order of their first rows
     images         each of them has as many views, of the same sizes
     positions      () if rows count from 0, else the position of every row on each rotary axis
-    next_position  that of the first row behind
+    next_position  position of the first row after these
     image_size     (height, width) of the canvas that an image is fitted to
     vision         name of the vision encoder's graph
     """
@@ -92,7 +92,7 @@ class Layout:
             tokens, starts = sum(view.tokens for view in run), [view.start for view in run]
             if tokens != row - first or len({r for v in run for r in v.rows}) != tokens or starts != sorted(starts):
                 raise BadBundle(
-                    f"views of {tokens} tokens are not one behind the other or line by line in rows {first} to "
+                    f"views of {tokens} tokens are not one after the other or line by line in rows {first} to "
                     f"{row - 1}: they overlap, leave rows out, or stand in another order"
                 )
         if not self.views or row > self.rows:
@@ -105,7 +105,7 @@ class Layout:
         if self.next_position < 0:
             object.__setattr__(self, "next_position", self.rows)
         if not self.positions and self.next_position != self.rows:
-            raise BadBundle(f"the next position is {self.next_position}, behind {self.rows} rows that count from 0")
+            raise BadBundle(f"the next position is {self.next_position}, after {self.rows} rows that count from 0")
 
     @property
     def size(self) -> str:
@@ -114,7 +114,7 @@ class Layout:
 
     @property
     def preprocess(self) -> str:
-        """File of the steps from an image to the pixels that the encoder takes."""
+        """File name of the preprocessing steps from an image to the encoder's pixel values."""
         return f"{self.vision.replace('vision', 'preprocess')}.json"
 
     @property
@@ -150,7 +150,7 @@ class Layout:
 
     @property
     def image_views(self) -> tuple[View, ...]:
-        """Those of one image."""
+        """Views of one image."""
         return self.views[: len(self.views) // self.images]
 
     @property
@@ -160,7 +160,7 @@ class Layout:
 
     @cached_property
     def runs(self) -> tuple[tuple[View, ...], ...]:
-        """The views, those together whose lines interleave; the rows of a run are one span."""
+        """Views grouped into runs: views whose lines interleave share one; the rows of a run are one span."""
         runs: list[list[View]] = []
         end = 0
         for view in self.views:
@@ -178,10 +178,10 @@ class Layout:
     @cached_property
     def members(self) -> tuple[NDArray[np.int64], ...]:
         """Numbers of each view's tokens among all vision tokens, in raster order of the view, so ascending."""
-        found, behind = [], 0
+        found, first = [], 0
         for run in self.runs:
-            found += [np.array(view.rows, np.int64) - run[0].start + behind for view in run]
-            behind += sum(view.tokens for view in run)
+            found += [np.array(view.rows, np.int64) - run[0].start + first for view in run]
+            first += sum(view.tokens for view in run)
         return tuple(found)
 
     @property
@@ -196,7 +196,7 @@ class Layout:
         return (indices.reshape(samples, self.images, kept) + first).reshape(samples, self.images * kept)
 
     def ids(self, image: int) -> list[int]:
-        """Token ids of all rows; `image` stands for every vision token."""
+        """Token ids of all rows; `image` is used for every vision token."""
         ids = [image] * self.rows
         text = iter(self.head)
         for row in self.text_rows():
@@ -206,8 +206,8 @@ class Layout:
     def numbered(self, rows: int) -> list[list[int]]:
         """Positions of the first `rows` rows of a prompt, the question's included, on each axis."""
         known = self.positions or (tuple(range(self.rows)),)
-        behind = range(self.next_position, self.next_position + max(0, rows - self.rows))
-        return [[*axis, *behind][:rows] for axis in known]
+        further = range(self.next_position, self.next_position + max(0, rows - self.rows))
+        return [[*axis, *further][:rows] for axis in known]
 
     def text_rows(self) -> Iterator[int]:
         """Rows up to the question that are text."""
@@ -228,12 +228,12 @@ class Layout:
 
     @property
     def features(self) -> Layout:
-        """The views of one image in front of the decoder, where there is no text."""
+        """Layout of one image's views before the decoder, where there is no text."""
         first = zip(self.image_views, self.members, strict=False)
         return Layout((), tuple(replace(view, start=int(numbers[0])) for view, numbers in first))
 
     def alone(self, view: View) -> Layout:
-        """A prompt with this view only, behind the text that stands in front of the first one."""
+        """Layout of a prompt with this view only, after the text that precedes the first one."""
         start = self.image_start
         chosen = [*range(start), *view.rows]
         positions = self.positions or (tuple(range(self.rows)),)
@@ -252,8 +252,8 @@ class Dimensions:
 
     vision_width   width of the vision features
     class_token    whether the encoder has a class token
-    bidirectional  whether the rows of a prompt see those behind them too (PaliGemma)
-    planes         DeepStack planes: number i is added to the vision rows behind decoder layer i (Qwen3-VL)
+    bidirectional  whether the rows of a prompt attend to later ones too (PaliGemma)
+    planes         DeepStack planes: number i is added to the vision rows after decoder layer i (Qwen3-VL)
     """
 
     layers: int

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What lies in a bundle: its graphs and their tensors, its schedules, its image sizes (manifest.json)."""
+"""Contents of a bundle: graphs and their tensors, schedules, image sizes (manifest.json)."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ SCHEMA = 2
 class TensorSpec:
     """One graph input or output. A dimension is a number, or a sum of symbols such as "P+S" or "S-72".
 
-    ONNX forbids an output to bear the name of an input, so what a graph passes on comes out as "hidden_states.out":
-    `flows_to` is the name under which the next graph takes it.
+    In ONNX an output cannot have the name of an input, so a tensor passed on is called "hidden_states.out":
+    `flows_to` is its name as an input of the next graph.
     """
 
     name: str

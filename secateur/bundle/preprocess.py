@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The steps from an image to pixel values, as a bundle stores them (preprocess.json)."""
+"""Preprocessing steps from an image to pixel values (preprocess.json)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Tile:
     """One view of an image: resized, one size after the other, then a window of it.
 
     resizes  (height, width) each
-    window   (top, left, height, width); what lies outside of the image has the colour `fill`; None: all of it
+    window   (top, left, height, width); outside of the image it has the colour `fill`; None: the whole image
     """
 
     resizes: tuple[Size, ...] = ()
@@ -39,14 +39,14 @@ class Tile:
 
 @dataclass(frozen=True)
 class Preprocess:
-    """The steps; None leaves a step out.
+    """Preprocessing steps in order; None skips a step.
 
     resize    (height, width) to resize to exactly, or (edge,) to bring the shortest edge to
     resample  Pillow's resampling filter: "nearest", "bilinear", "bicubic", "lanczos", "box" or "hamming"
     crop      (height, width) of the centre crop
     rescale   factor on 0..255
     mean, std per RGB channel, after rescaling
-    fit       how the image is brought onto the canvas, before all else: one of fitting.FITS
+    fit       how the image is brought onto the canvas, before all else: one of FITS
     canvas    (height, width) of the bucket; None for "square" and where nothing is fitted
     fill      colour of the canvas where there is no image
     tiles     the views, all of one size; empty: the whole image is the one view
@@ -152,4 +152,4 @@ square     keep the size, pad the shorter edge on both sides; the canvas is as l
 
 
 PROCESSOR = "processor"
-"""Nothing was fitted: the image went through the steps of the model's own processor only."""
+"""No fit: only the steps of the model's own processor are applied."""

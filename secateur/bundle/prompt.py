@@ -10,8 +10,8 @@ from dataclasses import dataclass
 class Prompt:
     """A conversation is the images, first[0] + question + first[1], answer, next[0] + question + next[1], ...
 
-    first  text around the first question, right behind the last image token
-    next   text around each further question, right behind an answer without its stop token; None: one question only
+    first  text around the first question, right after the last image token
+    next   text around each further question, right after an answer without its stop token; None: one question only
     stop   token ids that end an answer
     pad    token id that fills a batch on the right
     """

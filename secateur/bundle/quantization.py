@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a bundle stores the weights of its decoder layers, if not as floating-point numbers."""
+"""Integer format of the decoder weights of a bundle."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Quantization:
     """Integers of `name`, and a scale for each block of consecutive inputs to one output.
 
     symmetric       zero is in the middle of the integers; else every block has a zero point of its own
-    operator        "MatMulNBits", of ONNX Runtime, or "DequantizeLinear" in front of a MatMul, of ONNX
+    operator        "MatMulNBits", of ONNX Runtime, or "DequantizeLinear" before a MatMul, of ONNX
     accuracy_level  of MatMulNBits: 0 multiplies in the dtype of the activations, 4 first rounds these to 8 bits
     """
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A bundle on disk: every file is there, is the one that was exported, and stays inside the folder."""
+"""Read a bundle: check that every file exists, is unchanged since export, and is inside the folder."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MEND = "export the bundle again"
 
 @dataclass(frozen=True)
 class Bundle:
-    """A checked bundle; `root` is its absolute folder, `steps` has those from image to pixels for every image size."""
+    """A checked bundle; `root` is its absolute folder, `steps` has the preprocessing of every image size."""
 
     root: Path
     manifest: Manifest
@@ -60,7 +60,7 @@ class Bundle:
                 raise BadBundle(f"{root / MANIFEST} does not list '{name}', which a bundle needs; {MEND}")
         for data in (root / "onnx").rglob("*.data"):
             if data.relative_to(root).as_posix() not in manifest.files:
-                raise BadBundle(f"{data} is not in the manifest, so nothing vouches for it; {MEND}")
+                raise BadBundle(f"{data} is not in the manifest, so its sha256 is unknown; {MEND}")
         for name, digest in manifest.files.items():
             _check_file(root, name, digest if verify else None)
         try:
@@ -74,7 +74,7 @@ class Bundle:
         return cls(root, manifest, prompt, tuple(_steps(root, bucket) for bucket in manifest.buckets))
 
     def path(self, name: str) -> Path:
-        """Where the file `name` of the manifest lies.
+        """Return the path of the file `name` of the manifest.
 
         Raises:
             BadBundle: the manifest has no such file.
@@ -84,7 +84,7 @@ class Bundle:
         return self.root / name
 
     def schedule(self, name: str, image_size: str | None = None) -> Schedule:
-        """The schedule called `name`, for an image size, WIDTHxHEIGHT; None is the first.
+        """Return the schedule `name` for an image size, WIDTHxHEIGHT; None is the first.
 
         Raises:
             UnknownName: the bundle has no such schedule or image size.
@@ -99,7 +99,7 @@ class Bundle:
 
 
 def _check_tokens(root: Path, manifest: Manifest, prompt: Prompt) -> None:
-    """Token ids are within the vocabulary: a graph would take others for ids counted from the end, or stop."""
+    """Check that token ids are within the vocabulary: graphs fail on others, or count negative ones from the end."""
     most = manifest.dimensions.vocabulary
     if not prompt.stop:
         raise BadBundle(f"{root / 'prompt.json'} names no token that ends an answer; {MEND}")
@@ -111,7 +111,7 @@ def _check_tokens(root: Path, manifest: Manifest, prompt: Prompt) -> None:
 
 
 def _steps(root: Path, manifest: Manifest) -> Preprocess:
-    """From an image to the pixels that the encoder of the first image size takes."""
+    """Read the preprocessing for the encoder of the first image size."""
     path = root / manifest.layout.preprocess
     steps = read_json(Preprocess, path, BadBundle)
     made, taken = steps.pixels, manifest.vision.inputs[0].shape[1:]
@@ -135,7 +135,7 @@ def _manifest(root: Path, given: Path) -> Manifest:
 
 
 def _check_file(root: Path, name: str, digest: str | None) -> None:
-    """One file: there, plain, inside the bundle and, unless `digest` is None, with this sha256."""
+    """Check that a file exists, is plain, is inside the bundle and, unless `digest` is None, has this sha256."""
     path = root / name
     try:
         inside = path.resolve().is_relative_to(root)

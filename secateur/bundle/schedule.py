@@ -1,10 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the stages hand to each other: frozen dataclasses, stored as JSON.
+"""Schedules: which layers prune, how many tokens they keep, how these are chosen (schedule.json).
 
-    schedule.json   Schedule   which layers prune, how many tokens stay, how they are chosen
-    manifest.json   Manifest   the graphs of a bundle, their tensors, the files and their hashes
-
-Schedules, gates and manifests check themselves when they are made; the files are read strictly (strict.py).
+Schedules and gates are checked when constructed.
 """
 
 from __future__ import annotations
@@ -30,7 +27,7 @@ FULL = "full"
 
 @dataclass(frozen=True)
 class ViewGate:
-    """What a gate does to one of several views: `tensors` is what the names of its tensors begin with."""
+    """Pruning of one of several views by a gate; `tensors` is the prefix of its tensors' names."""
 
     keep: int
     selector: Json = field(default_factory=dict)
@@ -41,13 +38,13 @@ class ViewGate:
 class Gate:
     """Reduce the vision tokens *entering* decoder layer `layer` (0-based) to `keep`.
 
-    `selector` holds the parameters of the method for this gate, and nothing else does. Where the prompt has several
-    views each is pruned by itself: then `parts` has one entry a view, and `keep` is their sum. The kinds:
+    `selector` holds all parameters of the method for this gate. If the prompt has several views, each is pruned
+    independently: `parts` has one entry per view, and `keep` is their sum. Kinds:
 
-    prune       between two segments; what is dropped is gone from `layer` on
-    route       every such gate chooses anew among all tokens; the others skip the layers up to the next gate
+    prune       between two segments; dropped tokens are absent from `layer` on
+    route       every such gate chooses among all tokens; the others skip the layers up to the next gate
     vision      between the vision encoder and the projector (layer 0)
-    downsample  the encoder sees a smaller image (layer 0)
+    downsample  the encoder takes a smaller image (layer 0)
     """
 
     layer: int
@@ -60,7 +57,7 @@ class Gate:
         if self.kind not in KINDS:
             raise BadSchedule(f"gate kind '{self.kind}' is not known; use one of {', '.join(KINDS)}")
         if self.kind in ENCODER_GATES and self.layer != 0:
-            raise BadSchedule(f"a gate of kind '{self.kind}' stands before layer 0, not {self.layer}")
+            raise BadSchedule(f"a gate of kind '{self.kind}' must be at layer 0, not {self.layer}")
         if self.layer < 0:
             raise BadSchedule(f"gate layer {self.layer} is below 0; layers count from 0")
         if self.keep < 0:
@@ -76,7 +73,7 @@ class Gate:
 
     @property
     def of_views(self) -> tuple[ViewGate, ...]:
-        """One part for each view."""
+        """One part per view."""
         return self.parts or (ViewGate(self.keep, self.selector),)
 
 
@@ -86,7 +83,7 @@ def _is_grid(value: Any) -> bool:
 
 @dataclass(frozen=True)
 class Budget:
-    """What a schedule costs, in every unit the field uses.
+    """Cost of a schedule in the usual units.
 
     average_tokens       vision tokens alive in a decoder layer, averaged over the layers
     compression          1 - average_tokens / vision tokens
@@ -138,10 +135,10 @@ class Schedule:
 
 
 def check_gates(gates: tuple[Gate, ...], layers: int, vision_tokens: int) -> None:
-    """Layers increase within the model, kept counts never grow, and the kinds go together.
+    """Check that layers increase within the model, kept counts never grow, and kinds are compatible.
 
     Raises:
-        BadSchedule: with the gate, the value and the bound.
+        BadSchedule: names the gate, the value and the bound.
     """
     if len({gate.kind == "route" for gate in gates}) > 1:
         raise BadSchedule("gates of kind 'route' do not go together with other kinds in one schedule")

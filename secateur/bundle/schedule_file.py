@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Schedules on disk: NAME.json and, when the method has trained something, NAME.safetensors beside it."""
+"""Read and write schedules: NAME.json and, if the method has trained tensors, NAME.safetensors beside it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ WEIGHTS = ".safetensors"
 
 
 def encode(schedule: Schedule) -> dict[str, bytes]:
-    """File contents by suffix: ".json" and, if the schedule has tensors, ".safetensors"."""
+    """Return file contents by suffix: ".json" and, if the schedule has tensors, ".safetensors"."""
     if not schedule.tensors:
         return {".json": to_json(schedule).encode()}
     tensors = save(dict(schedule.tensors))
@@ -28,10 +28,10 @@ def encode(schedule: Schedule) -> dict[str, bytes]:
 
 
 def check_schedule_free(path: Path, force: bool, weights: bool = False) -> None:
-    """A schedule can be written to `path` and, with `weights`, its tensors to the file beside it.
+    """Check that a schedule can be written to `path` and, with `weights`, its tensors beside it.
 
     Raises:
-        BadOutput: see `files.check_free`; or `path` does not end in .json.
+        BadOutput: see `check_file_free`; or `path` does not end in .json.
     """
     if path.suffix != ".json":
         raise BadOutput(f"output {path} must end in .json: weights of a schedule go beside it under the same name")
@@ -51,7 +51,7 @@ def write_schedule(schedule: Schedule, path: Path) -> None:
 
 
 def read_schedule(path: Path) -> Schedule:
-    """The schedule in the file `path`, with its tensors.
+    """Read the schedule in the file `path`, with its tensors.
 
     Raises:
         BadSchedule: a file is missing, damaged, or the two do not belong together.

@@ -18,7 +18,7 @@ Json = dict[str, Any]
 
 
 def decode(cls: type[T], data: Any) -> T:
-    """`data`, as json.loads gives it, as the dataclass `cls`.
+    """Convert `data`, a result of json.loads, to the dataclass `cls`.
 
     Raises:
         TypeError, ValueError: it does not describe one; the message names the field.
@@ -28,7 +28,7 @@ def decode(cls: type[T], data: Any) -> T:
 
 
 def _decode(hint: Any, data: Any, where: str) -> Any:
-    """`data` as the type `hint`, strictly: no missing, unknown or wrongly typed field."""
+    """Convert `data` to the type `hint`, strictly: no missing, unknown or wrongly typed field."""
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return _decode_dataclass(hint, data, where)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
@@ -74,7 +74,7 @@ def _decode_dataclass(cls: type, data: Any, where: str) -> Any:
 
 
 def _key(field: dataclasses.Field[Any]) -> str:
-    """The JSON key of a field: its name, unless its metadata has another `key`."""
+    """Return the JSON key of a field: its name, unless its metadata has another `key`."""
     return str(field.metadata.get("key", field.name))
 
 
@@ -83,7 +83,7 @@ def _wrong(where: str, data: Any, wanted: str) -> Any:
 
 
 def to_json(value: Any) -> str:
-    """JSON text of a dataclass, stable to the byte: keys in field order, two-space indent."""
+    """Return a dataclass as JSON text, stable to the byte: keys in field order, two-space indent."""
     hidden: Json = {f.name: {} for f in dataclasses.fields(value) if not f.metadata.get("json", True)}
     shown = dataclasses.asdict(dataclasses.replace(value, **hidden))
     keys = {f.name: _key(f) for f in dataclasses.fields(value) if f.name not in hidden}

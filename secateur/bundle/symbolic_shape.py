@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Dimensions of a TensorSpec: a number, or a sum of numbers and symbols such as "B", "P+S" or "S-72"."""
+"""Symbolic dimensions of a TensorSpec: a number, or a sum of numbers and symbols such as "B", "P+S" or "S-72"."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _TERM = re.compile(r"([+-]?)(\w+)", re.ASCII)
 
 @cache
 def terms(dimension: str) -> tuple[tuple[int, int | str], ...]:
-    """The (sign, number or symbol) terms of a sum.
+    """Return the (sign, number or symbol) terms of a sum.
 
     Raises:
         ValueError: it is no sum of numbers and symbols.
@@ -32,7 +32,7 @@ def terms(dimension: str) -> tuple[tuple[int, int | str], ...]:
 
 
 def resolve(dimension: int | str, symbols: Mapping[str, int]) -> int:
-    """The size that `dimension` stands for, at least 0.
+    """Return the size of `dimension` for given symbols, at least 0.
 
     Raises:
         ValueError: a symbol has no value, or the size is negative.
@@ -52,11 +52,11 @@ def resolve(dimension: int | str, symbols: Mapping[str, int]) -> int:
 
 
 def resolve_shapes(specs: Iterable[TensorSpec], symbols: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
-    """The shape of each of `specs` by name, given the symbols."""
+    """Return the shape of each of `specs` by name, for given symbols."""
     shapes: dict[str, tuple[int, ...]] = {}
     known: dict[tuple[int | str, ...], tuple[int, ...]] = {}
     for spec in specs:
-        # The tensors of all layers look alike, and this runs for every token.
+        # The tensors of all layers have the same shapes, and this runs for every token.
         if spec.shape not in known:
             known[spec.shape] = tuple(resolve(dimension, symbols) for dimension in spec.shape)
         shapes[spec.name] = known[spec.shape]
@@ -64,7 +64,7 @@ def resolve_shapes(specs: Iterable[TensorSpec], symbols: Mapping[str, int]) -> d
 
 
 def bind(specs: Iterable[TensorSpec], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
-    """Values of the symbols, from the shapes of the tensors of `specs`; every dimension is checked.
+    """Return the values of the symbols from the tensors' shapes; check every dimension.
 
     Raises:
         ValueError: rank, number or symbol do not agree; the message names tensor, dimension and sizes.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks that several backends share: the device they are asked for, and the buffers of a run."""
+"""Checks shared by backends: the requested device, and the buffers of a run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from secateur.errors import InputError
 
 
 def check_device(backend: str, device: str | None, choices: tuple[str, ...]) -> str:
-    """The device to use: the one asked for, or the first of `choices`.
+    """Return the requested device, or the first of `choices`.
 
     Raises:
         InputError: the backend does not run there.
@@ -25,7 +25,7 @@ def check_device(backend: str, device: str | None, choices: tuple[str, ...]) -> 
 
 
 def check_slices(index: Sequence[slice]) -> None:
-    """The slices are those that `Buffer.view` takes.
+    """Check that `Buffer.view` supports the slices.
 
     Raises:
         ValueError: a step is not 1, or that of the first axis not positive.
@@ -36,7 +36,7 @@ def check_slices(index: Sequence[slice]) -> None:
 
 
 def check_buffers(graph: GraphSpec, inputs: Mapping[str, Any], outputs: Mapping[str, Any], kind: type[Any]) -> None:
-    """The buffers are of this `kind` and those that `graph` declares: a run gets bare addresses, so it must be sure.
+    """Check that buffers are of this `kind` and match `graph`; a run uses bare addresses and cannot check them.
 
     Raises:
         ValueError: a tensor is missing, unknown, of another dtype or shape, or has gaps.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keys and values of a conversation: one preallocated buffer each per layer, filled in place."""
+"""KV cache of one conversation: preallocated buffers for every layer, filled in place."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from secateur.runtime.backends.base import Backend, Buffer
 from secateur.runtime.token_batch import Ints
 
 ROUNDED = 64
-"""Where decode steps have fixed shapes, a cache has a multiple of so many rows: then they fit the next question too."""
+"""With fixed decode shapes, cache rows are a multiple of this, so that a recorded step also fits later questions."""
 
 
 def rounded(rows: int, most: int | None) -> int:
@@ -28,11 +28,11 @@ def rounded(rows: int, most: int | None) -> int:
 class KVCache:
     """Keys and values [rows,B,Hkv,dh] of every decoder layer; sequence first, so that the filled part is contiguous.
 
-    A segment behind a gate needs fewer rows, so each segment has its own capacity and its own filled length.
-    A walk through the segments binds `past` and `slot`, and `advance` at its end makes the new rows count: a walk
-    that was interrupted leaves the cache as it was. Where a backend wants them, the first rows are masked ones.
+    A segment after a gate needs fewer rows, so each segment has its own capacity and its own filled length.
+    A run of the segments binds `past` and `slot`, and calls `advance` at its end to commit the new rows: an interrupted
+    run leaves the cache unchanged. If the backend needs them, the first rows are masked.
 
-    ahead  how much larger the position behind the images is than the number of rows so far (M-RoPE: below 0)
+    ahead  position after the images minus the number of rows so far (M-RoPE: below 0)
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class KVCache:
         self.batch, self.ahead = batch, ahead
         self.capacity = tuple(rows + backend.masked_past for rows in capacity)
         self.shift = tuple(shift)
-        """How far new rows move up in each segment: the rows dropped before it, or 0 if positions stay original."""
+        """Position shift of new rows in each segment: the rows dropped before it, or 0 if positions stay original."""
         self._masked = backend.masked_past
         self.clear()
         self._places: dict[int, tuple[int, int]] = {}
@@ -70,11 +70,11 @@ class KVCache:
         self._masks: list[Ints] = [np.zeros((self.batch, self._masked), np.int64) for _ in self.capacity]
 
     def filled(self, segment: int) -> int:
-        """Rows of segment number `segment` that count."""
+        """Number of filled rows of segment number `segment`."""
         return int(self._masks[segment].shape[1])
 
     def room(self) -> int:
-        """Rows that fit behind the filled part in every segment."""
+        """Free rows after the filled part, minimum over the segments."""
         return min(rows - self.filled(i) for i, rows in enumerate(self.capacity))
 
     def mask(self, segment: int) -> Ints:
@@ -90,7 +90,7 @@ class KVCache:
         return self._view(layer, 0, self.capacity[self._places[layer][0]])
 
     def slot(self, layer: int, rows: int) -> tuple[Buffer, Buffer]:
-        """Keys and values of the `rows` rows behind the filled part.
+        """Keys and values of the `rows` rows after the filled part.
 
         Raises:
             BadPrompt: there is no room.
@@ -100,21 +100,21 @@ class KVCache:
         return self._view(layer, self.filled(segment), rows)
 
     def append(self, segment: int, new: Buffer) -> None:
-        """Copy one row of each layer's keys and values [2 * layers,B,Hkv,dh] behind the filled part."""
+        """Copy one row of each layer's keys and values [2 * layers,B,Hkv,dh] to the end of the filled part."""
         self._blocks[segment].view(slice(self.filled(segment), None, self.capacity[segment])).write(new)
 
     def check_room(self, segment: int, rows: int) -> None:
-        """See that `rows` rows fit behind the filled part.
+        """Check that `rows` rows fit after the filled part.
 
         Raises:
-            BadPrompt: they do not.
+            BadPrompt: they do not fit.
         """
         room = self.capacity[segment] - self.filled(segment)
         if rows > room:
             raise no_room(rows, room)
 
     def advance(self, masks: Sequence[Ints], lengths: Ints) -> None:
-        """Make the rows written into the slots count: a mask [B,rows] per segment, and real rows per sample [B]."""
+        """Commit the rows written into the slots: a mask [B,rows] per segment, and real rows per sample [B]."""
         self._masks = [np.concatenate([old, new], axis=1) for old, new in zip(self._masks, masks, strict=True)]
         self.position = self.position + lengths
 
@@ -140,7 +140,7 @@ def row(segment: GraphSpec, batch: int) -> tuple[tuple[int, ...], np.dtype[Any]]
 
 
 def no_room(rows: int, room: int, answer: int = 0) -> BadPrompt:
-    """The error for `rows` rows and `answer` further ones where `room` are free."""
+    """Return the error for `rows` rows and `answer` further ones where `room` are free."""
     needed = f"{rows + answer} rows ({rows} of the prompt, {answer} for the answer)" if answer else f"{rows} rows"
     return BadPrompt(
         f"a prompt without room in the cache: it needs {needed}, {max(room, 0)} are free; shorten the prompt, "

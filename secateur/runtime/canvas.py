@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How an image of any size is brought onto the canvas of a bucket, and which bucket it takes."""
+"""Choice of the bucket for an image, and resizing or padding of the image to its canvas."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from secateur.errors import BadImage
 
 @dataclass(frozen=True)
 class Fitted:
-    """What became of an image, for a receipt.
+    """How an image was fitted to its canvas, for a receipt.
 
     bucket   (height, width) of the canvas
     scale    pixels of the canvas per pixel of the image, down and across
-    padding  rows above and below, columns left and right that show no image; negative: so many were cut off
+    padding  rows above and below, columns left and right without image content; negative: cropped
     fit      how it was brought onto the canvas: one of FITS, or PROCESSOR
     """
 
@@ -40,7 +40,7 @@ class CanvasPlace:
 
 
 def place(size: Size, how: str, canvas: Size | None) -> CanvasPlace:
-    """Where an image of height and width `size` goes; `how` is one of FITS, and "square" has no canvas.
+    """Return the place of an image of height and width `size`; `how` is one of FITS, and "square" has no canvas.
 
     An odd row is padded or cut below.
     """
@@ -93,7 +93,7 @@ def fit(image: Image.Image, how: str, canvas: Size | None, resample: Image.Resam
 
 
 def choose(size: Size, buckets: Mapping[str, Size]) -> str:
-    """The bucket that an image of height and width `size` takes, whatever the fit.
+    """Return the bucket for an image of height and width `size`; it does not depend on the fit.
 
     It is the one with the largest share x match. `share` is the part of the canvas that the letterboxed image covers.
     `match` is the smaller over the larger of the image's own area and the area that it covers: 1 at the image's own

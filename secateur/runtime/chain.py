@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The walk through the graphs: vision, projector, embed, then gate and segment in turn, up to the logits.
+"""Run the graphs in order: vision, projector, embed, then gates and segments in turn, up to the logits.
 
-A gate stands in the encoder (before the projector) or before a segment; see artifacts.Gate for the kinds.
+A gate is in the encoder (before the projector) or before a segment; see bundle.schedule.Gate for the kinds.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Buffers = dict[str, Buffer]
 
 @dataclass(frozen=True)
 class Walk:
-    """What one walk through the decoder gave.
+    """Results of one run of the decoder.
 
     logits        [B,V] float32 of each sample's last row
     segment_rows  rows that each segment read
@@ -76,7 +76,7 @@ class Chain:
                 backend.load(graph)
 
     def see(self, pixels: Array, schedule: str, watch: Stopwatch) -> EncodedImages:
-        """Vision tokens of pixel values [B*I,...], and the gate of the schedule that stands in the encoder."""
+        """Encode pixel values [B*I,...] to vision tokens; run the schedule's gate in the encoder, if any."""
         layout, images = self.manifest.layout, pixels.shape[0]
         index = own = np.tile(np.arange(layout.image_tokens, dtype=np.int64), (images, 1))
         gate = next((g for g in self.manifest.schedules[schedule].gates if g.kind in ENCODER_GATES), None)
@@ -98,7 +98,7 @@ class Chain:
         return EncodedImages(tokens, planes, index, (gate_receipt(gate, every, index, layout),) if gate else ())
 
     def cache(self, batch: int, capacity: int, schedule: str) -> KVCache:
-        """An empty cache for `capacity` prompt rows and answers; segments behind a gate get fewer."""
+        """An empty cache for `capacity` prompt rows and answers; segments after a gate get fewer."""
         if self.backend.fixed_shapes:
             capacity = rounded(capacity, self.backend.most_rows)
         dropped = self._dropped(schedule)
@@ -110,18 +110,18 @@ class Chain:
             if spare is not None and (spare.batch, spare.capacity, spare.shift) == wanted:
                 spare.clear()
                 return spare
-            del spare  # its memory is needed for the new one
+            del spare  # frees its memory for the new one
             ahead = self.manifest.layout.next_position - self.manifest.layout.rows
             return KVCache(self.backend, self.manifest.segments, rows, batch, shift, ahead)
 
     def give_back(self, cache: KVCache) -> None:
-        """Nobody needs `cache` any more: it, and the step recorded for it, may serve the next conversation."""
+        """Release `cache`, so that it and the step recorded for it may be reused by the next conversation."""
         if self.backend.fixed_shapes:
             with self._lock:
                 self._spare = cache
 
     def prefill(self, rows: TokenBatch, seen: EncodedImages, schedule: str, cache: KVCache, watch: Stopwatch) -> Walk:
-        """First rows of a conversation: vision rows become what was seen, of each sample or one, and gates are run."""
+        """Run the prefill of a first question: write the vision tokens into their rows and run the gates."""
         layout, ref = self.manifest.layout, self.manifest.schedules[schedule]
         index = np.repeat(seen.vision_index, cache.batch // len(seen.vision_index), axis=0)
         rows = rows.without(layout, index, ref.positions == "compact")
@@ -136,12 +136,12 @@ class Chain:
         return replace(walk, gates=(*seen.gates, *walk.gates), kept=(*([index] if seen.gates else []), *walk.kept))
 
     def extend(self, rows: TokenBatch, cache: KVCache, watch: Stopwatch) -> Walk:
-        """A follow-up question. Every segment reads all its cached rows."""
+        """Run the prefill of a follow-up question. Every segment reads all its cached rows."""
         with self._lock, self.backend.clock(watch, "prefill"):
             return self._extend(rows, cache, watch)
 
     def step(self, rows: TokenBatch, cache: KVCache) -> NDArray[np.float32]:
-        """Logits [B,V] behind one generated token of each sample."""
+        """Run a decode step: return logits [B,V] after one generated token of each sample."""
         with self._lock:
             if not self.backend.fixed_shapes:
                 return self._extend(rows, cache, Stopwatch()).logits
@@ -163,7 +163,7 @@ class Chain:
         return copy
 
     def _planes(self, shape: tuple[int, ...]) -> Buffers:
-        """What is added behind the first layers, by name: nothing yet."""
+        """DeepStack planes by name, filled with zeros."""
         planes: Buffers = {}
         for i in range(self.manifest.dimensions.planes):
             name, dtype = f"deepstack.{i}", self._graphs["embed"].outputs[0].dtype
@@ -184,7 +184,7 @@ class Chain:
     ) -> Walk:
         """`index` [B,N] names the vision tokens among the rows; in segment i all rows move up by `shift[i]`.
 
-        What gates kept is read, and checked, behind the last segment: no graph waits for the host.
+        Kept indices are read and checked after the last segment, so that no graph waits for the host.
         """
         every, moved = index, 0
         named = self._named(hidden, planes, rows, index)
@@ -194,7 +194,7 @@ class Chain:
         passed: list[tuple[GateRef, Buffer]] = []
         for i, segment in enumerate(self.manifest.segments):
             if gate := gates.get(_start(segment)):
-                if gate.kind == "route":  # puts its choice of all rows beside them
+                if gate.kind == "route":  # chooses among all rows, which it needs as inputs
                     named.setdefault("full_states", named["hidden_states"])
                 named |= self._run(gate.graph, named | given, watch)
                 passed.append((gate, named["vision_index"]))
@@ -226,10 +226,10 @@ class Chain:
 
     def _named(self, hidden: Buffer, planes: Buffers, rows: TokenBatch, index: Ints) -> Buffers:
         """The tensors that go through the chain, by name; routing gates read the full rows again and again."""
-        behind = np.array([self.manifest.layout.next_position], np.int64)
+        question = np.array([self.manifest.layout.next_position], np.int64)
         named: Buffers = planes | {
             "hidden_states": hidden,
-            "question_position": self._upload("question_position", behind),
+            "question_position": self._upload("question_position", question),
             "position_ids": self._upload("position_ids", self._positions(rows)),
             "attention_mask": self._upload("attention_mask", rows.attention_mask),
             "last_index": self._upload("last_index", rows.last_index),
@@ -238,7 +238,7 @@ class Chain:
         return named | {f"full_{name}": named[name] for name in ("position_ids", "attention_mask", *planes)}
 
     def _dropped(self, schedule: str) -> list[int]:
-        """Vision tokens that each segment does not see."""
+        """Number of vision tokens dropped before each segment."""
         total = alive = self.manifest.layout.vision_tokens
         gates = {gate.layer: gate for gate in self.manifest.schedules[schedule].gates}
         dropped = []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one dtype that numpy lacks: bf16, which the package ml_dtypes adds."""
+"""Support for bf16, which numpy lacks and the package ml_dtypes adds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BF16 = "bfloat16"
 
 
 def learn(dtype: str) -> None:
-    """Let numpy know the dtype that a manifest names, so that np.dtype("bfloat16") works from here on.
+    """Register the dtype of a manifest with numpy, so that np.dtype("bfloat16") works.
 
     Raises:
         BackendMissing: it is bf16, and ml_dtypes is not installed.

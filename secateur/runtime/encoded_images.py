@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the encoder made of the images of a prompt, and how it gets into the decoder's rows."""
+"""Encoded images of a prompt, and how they are written into the decoder's rows."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from secateur.runtime.token_batch import Ints
 
 @dataclass(frozen=True)
 class EncodedImages:
-    """What the encoder's gate left. B samples of I images each, or one sample that all of a batch share.
+    """Vision tokens after the encoder and its gate: B samples of I images each, or one sample that a batch shares.
 
     tokens        [B*I,k,D] vision tokens of each image, in a buffer of their own
-    planes        likewise what is added to them behind the first decoder layers (DeepStack)
+    planes        DeepStack planes of the same shape, added to them after the first decoder layers
     vision_index  [B,I*k] their original indices among the vision tokens of the sample
     gates         receipt of the gate in the encoder, if there is one
     """
@@ -29,7 +29,7 @@ class EncodedImages:
     def write(self, hidden: Buffer, planes: Iterable[Buffer], spans: Sequence[tuple[int, int]]) -> None:
         """Write the tokens into the rows [B,S,D] of `hidden`, and each plane into its rows.
 
-        spans  (start, tokens) of each run of vision rows; an image's runs stand in the order of its tokens
+        spans  (start, tokens) of each run of vision rows; an image's runs are in the order of its tokens
         """
         self._place(self.tokens, hidden, spans)
         for tokens, rows in zip(self.planes, planes, strict=True):

@@ -37,7 +37,7 @@ def load_image(source: ImageLike) -> Image.Image:
 
 
 def check_header(path: str | os.PathLike[str]) -> None:
-    """Open a file as an image and read no pixels: damage behind its header is found by `load_image` alone.
+    """Open a file as an image and read no pixels: only `load_image` finds damage after its header.
 
     Raises:
         BadImage: missing, a folder, not an image, or too large to be one; the message says which.

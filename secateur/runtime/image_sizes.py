@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The image sizes of a bundle: which one an image takes, and the graphs that serve it."""
+"""Image sizes of a bundle: choice of the size for an image, and the chain of each size."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Prepared:
 
 
 class ImageSizes:
-    """A chain, and the steps from an image to pixels, for each image size, WIDTHxHEIGHT.
+    """A chain and preprocessing steps for each image size, WIDTHxHEIGHT.
 
     schedules  those whose gates to open; None opens all
     """
@@ -58,9 +58,9 @@ class ImageSizes:
         return self._chains[size]
 
     def prepare(self, image: Any, image_size: str | None) -> Prepared:
-        """The images of one prompt, an image or a tuple of them, as pixels.
+        """Preprocess the images of one prompt, an image or a tuple of them.
 
-        image_size  None takes the one that fits the first image best, see fitting.choose
+        image_size  None takes the one that fits the first image best, see canvas.choose
 
         Raises:
             BadImage: not an image.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Text that spells special tokens, encoded as text."""
+"""Encode text that contains the spelling of special tokens as plain text."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any
 
 import tokenizers
 
-# A noncharacter of Unicode, which no text that is meant to be exchanged contains.
+# A Unicode noncharacter, which valid text for interchange does not contain.
 ANCHOR = "\U0010fffe"
 
 
 class LiteralTokenizer:
-    """A second tokenizer, made of the first, that does not know the spelling of its special tokens.
+    """A copy of a tokenizer that does not recognize the spelling of special tokens.
 
-    They are no added tokens there, and where the vocabulary lists them (whole words and unigrams match its entries)
-    their entries have other names. Ids stay the same.
+    They are removed from the added tokens and, where the vocabulary lists them (whole words and unigrams match its
+    entries), renamed. Ids stay the same.
     """
 
     def __init__(self, tokenizer: tokenizers.Tokenizer, special: Mapping[int, str]) -> None:
@@ -30,13 +30,13 @@ class LiteralTokenizer:
         self._tokenizer.add_special_tokens([tokenizers.AddedToken(ANCHOR, normalized=False, special=True)])
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text` as it is behind a special token; none of them is special, but for "unknown"."""
+        """Return the ids of `text` following a special token; none of them is special, except "unknown"."""
         ids = self._tokenizer.encode(ANCHOR + text.replace(ANCHOR, "\ufffd"), add_special_tokens=False).ids
         return list(ids[1:])
 
 
 def _rename(model: dict[str, Any], names: Mapping[str, str]) -> None:
-    """Give entries of a model's vocabulary other names; merges that make them go."""
+    """Rename entries of a model's vocabulary, and remove the merges that produce them."""
     vocabulary = model["vocab"]
     if isinstance(vocabulary, dict):
         model["vocab"] = {names.get(entry, entry): number for entry, number in vocabulary.items()}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an answer carries: its text, and a receipt of what was really run."""
+"""Answers, and receipts of what was actually run."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from secateur.runtime.token_batch import Ints
 
 @dataclass(frozen=True)
 class GateReceipt:
-    """Vision tokens before the gate, kept as the schedule asks, and kept in fact, at decoder layer `layer`.
+    """Vision tokens before the gate, requested by the schedule, and actually kept, at decoder layer `layer`.
 
-    kind is that of artifacts.Gate.
+    kind is that of bundle.schedule.Gate.
     """
 
     layer: int
@@ -35,12 +35,12 @@ class GateReceipt:
 
 
 def gate_receipt(gate: GateRef, before: Ints, after: Ints, layout: Layout) -> GateReceipt:
-    """Count what the gate kept in fact: different tokens, in order, each one of those before, of each view its quota.
+    """Check what the gate actually kept: distinct tokens, ascending, a subset of those before, each view's quota.
 
     before, after  [B,N] and [B,k] original indices of the vision tokens
 
     Raises:
-        BadBundle: it is not what the schedule asks for.
+        BadBundle: it is not what the schedule requests.
     """
     applied = min(
         int(np.isin(np.unique(new), old).sum()) if (np.diff(new) > 0).all() else 0
@@ -63,13 +63,13 @@ def gate_receipt(gate: GateRef, before: Ints, after: Ints, layout: Layout) -> Ga
 
 @dataclass(frozen=True)
 class Receipt:
-    """What one answer cost.
+    """Cost of one answer.
 
     schedule          name of the schedule that was run
     image_size        WIDTHxHEIGHT of the canvas that the images were fitted to
     images            how each of them was: the canvas (height, width), pixels of it per pixel of the image down and
                       across, rows above and below, columns left and right of it that show no image (below 0: cut), and
-                      the way (fitting.FITS, or "processor": the model's own)
+                      the way (bundle.preprocess.FITS, or "processor": the model's own)
     gates             each gate of the conversation, in order
     segment_rows      rows each segment read before the first token (of the longest sample, if a batch)
     cache_bytes       keys and values, of the whole batch
@@ -99,7 +99,7 @@ class Receipt:
 class Answer:
     """One answer.
 
-    text          what was said, without special tokens
+    text          the answer, without special tokens
     tokens        generated ids; the last one is a stop token unless max_new_tokens cut the answer
     kept          original vision-token indices (raster order, ascending) that stay after each gate
     timings       milliseconds per stage, see Receipt
@@ -118,7 +118,7 @@ class Answer:
 
 
 class Stopwatch:
-    """Adds up milliseconds per stage. A device adds its own when somebody waited for it."""
+    """Adds up milliseconds per stage. Device times are added when the device was synchronized."""
 
     def __init__(self, already: Mapping[str, float] | None = None) -> None:
         self.milliseconds: dict[str, float] = dict(already or {})

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A decode step whose shapes and buffers never change, so that a device can record it once and replay it.
+"""A decode step with fixed shapes and buffers, so that a device can record it once and replay it.
 
-It attends over the whole cache, filled or not, and masks what is empty; the new rows land in buffers of their own and
-are copied into the cache when the step is done.
+It attends over the whole cache, and masks empty rows; the new rows are written to separate buffers and copied into the
+cache after the step.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from secateur.runtime.token_batch import Ints, TokenBatch
 
 
 class RecordedStep:
-    """One row for each sample of a cache, through `graphs`: embed, then every decoder segment."""
+    """Runs one row of each sample of a cache through `graphs`: embed, then every decoder segment."""
 
     def __init__(self, backend: Backend, graphs: Sequence[GraphSpec], cache: KVCache) -> None:
         self._backend, self._segments = backend, graphs[1:]
@@ -59,7 +59,7 @@ class RecordedStep:
         self._logits = given["logits"]
 
     def run(self, rows: TokenBatch, cache: KVCache) -> NDArray[np.float32]:
-        """Logits [B,V] behind one row for each sample of `cache`, the one this was made for; it has the rows then.
+        """Return logits [B,V] after one row of each sample, and append the rows to `cache`, the one this was made for.
 
         Raises:
             BadPrompt: the cache has no room.
@@ -83,7 +83,7 @@ class RecordedStep:
     def _plan(self, graph: GraphSpec, named: Mapping[str, Buffer], places: Mapping[str, Buffer]) -> dict[str, Buffer]:
         """Note a run of `graph` on the buffers that its inputs name; outputs by the name they flow on under.
 
-        places  where outputs go that must not have buffers of their own
+        places  existing buffers for some of the outputs
         """
         inputs = {spec.name: named[spec.name] for spec in graph.inputs}
         symbols = bind(graph.inputs, {name: buffer.shape for name, buffer in inputs.items()})
@@ -101,12 +101,12 @@ class RecordedStep:
 
 
 def _constants(segment: GraphSpec) -> list[TensorSpec]:
-    """Inputs that are zero behind a prompt: no plane is added to text, and no gate is run that reads the question."""
+    """Inputs that are zero after a prompt: no plane is added to text, and no gate reads the question."""
     return [x for x in segment.inputs if x.name.startswith("deepstack.") or x.name == "question_position"]
 
 
 def _mask(cache: KVCache, segment: int, now: Ints) -> Ints:
-    """[B,capacity+1]: the filled part, then nothing, then this row."""
+    """[B,capacity+1]: the filled part, then zeros, then this row."""
     filled = cache.mask(segment)
     empty = np.zeros((cache.batch, cache.capacity[segment] - filled.shape[1]), np.int64)
     return np.concatenate([filled, empty, now], axis=1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Token sequences of a batch as the rows of one graph call."""
+"""Token sequences of a batch, padded to the rows of one graph call."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class TokenBatch:
 
     @classmethod
     def prompt(cls, layout: Layout, questions: Sequence[Sequence[int]], filler: int) -> TokenBatch:
-        """Rows of a conversation's first turn: what `layout` says, `filler` for vision tokens, then the question."""
+        """Rows of a conversation's first turn: the rows of `layout` (`filler` for vision tokens), then the question."""
         start = layout.ids(filler)
         rows = cls.pad([[*start, *question] for question in questions], filler)
         positions = np.array(layout.numbered(rows.input_ids.shape[1]), np.int64)
@@ -52,13 +52,13 @@ class TokenBatch:
     def without(self, layout: Layout, kept: Ints, compact: bool) -> TokenBatch:
         """Rows of a prompt of which only the vision tokens `kept` [B,k] are left.
 
-        With `compact` positions what stands behind a dropped row moves up.
+        With `compact` positions the rows after a dropped one move up.
         """
         batch, rows = self.input_ids.shape
         text = np.array([*layout.text_rows(), *range(layout.rows, rows)], np.int64)
         columns = np.sort(np.concatenate([np.tile(text, (batch, 1)), np.array(layout.vision_rows)[kept]], axis=1))
         positions = self.position_ids
-        if compact:  # they count, so the first ones are those of the rows that are left
+        if compact:  # consecutive, so the first ones belong to the remaining rows
             positions = positions[..., : columns.shape[1]]
         else:
             positions = np.take_along_axis(

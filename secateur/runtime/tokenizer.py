@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The chat template, rendered once at export (prompt.json), and the tokenizer that a device needs."""
+"""Tokenizer of a bundle, with the chat template rendered at export (prompt.json)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from secateur.runtime.literal_tokenizer import LiteralTokenizer
 
 
 class Tokenizer:
-    """Questions to token ids and back, with the template of `prompt` around them. Takes the tokenizer for itself."""
+    """Encode questions with the template of `prompt`, and decode answers. Modifies the given tokenizer."""
 
     def __init__(self, prompt: Prompt, tokenizer: tokenizers.Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -43,7 +43,7 @@ class Tokenizer:
             raise BadBundle(f"{path} is no tokenizer ({problem}); export the bundle again") from None
 
     def first(self, question: str) -> list[int]:
-        """Token ids behind the last image token, up to the answer.
+        """Return the token ids after the last image token, up to the answer.
 
         Raises:
             BadPrompt: the question is empty.
@@ -51,7 +51,7 @@ class Tokenizer:
         return self._encode(question, self.prompt.first)
 
     def next(self, question: str) -> list[int]:
-        """Token ids behind an answer without its stop token, up to the next answer.
+        """Return the token ids after an answer without its stop token, up to the next answer.
 
         Raises:
             BadPrompt: the question is empty, or the model takes a single one.
@@ -103,7 +103,7 @@ class Tokenizer:
         return [i for i in ids if i in self._special and i != known]
 
     def _template(self, text: str) -> list[int]:
-        """Ids of text in the middle of a prompt: behind a special token no prefix space is added."""
+        """Ids of text in the middle of a prompt: after a special token no prefix space is added."""
         if self._anchor is None:
             return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
         ids = self._tokenizer.encode(self._special[self._anchor] + text, add_special_tokens=False).ids
@@ -127,7 +127,7 @@ class TextStream:
         return self._give(text)
 
     def finish(self) -> str:
-        """The text that was held back."""
+        """Return the remaining text."""
         return self._give(self._tokenizer.decode(self._ids))
 
     def _give(self, text: str) -> str:

@@ -127,7 +127,7 @@ def test_indices_of_a_sample_count_over_its_images() -> None:
 
 
 @pytest.mark.parametrize(
-    ("positions", "behind", "counted"),
+    ("positions", "next_position", "counted"),
     [
         ((), -1, True),
         (((1, 2, 3, 4, 5),), 6, True),
@@ -136,8 +136,8 @@ def test_indices_of_a_sample_count_over_its_images() -> None:
         (((0, 1, 2, 3, 4),) * 3, 5, False),
     ],
 )
-def test_positions_that_are_a_count(positions: tuple[tuple[int, ...], ...], behind: int, counted: bool) -> None:
-    assert Layout((9,), (ONE,), positions=positions, next_position=behind).counted is counted
+def test_positions_that_are_a_count(positions: tuple[tuple[int, ...], ...], next_position: int, counted: bool) -> None:
+    assert Layout((9,), (ONE,), positions=positions, next_position=next_position).counted is counted
 
 
 def test_names_of_sizes() -> None:
@@ -155,7 +155,7 @@ ONE = View(1, 4, (2, 2))
     [
         ({"views": ()}, "0 views end at row 0 of a prompt of 1 rows"),
         ({"views": (View(3, 4, (2, 2)),)}, "1 views end at row 7 of a prompt of 5 rows"),
-        ({"views": (ONE, View(4, 4, (2, 2)))}, "views of 8 tokens are not one behind the other .* rows 1 to 7"),
+        ({"views": (ONE, View(4, 4, (2, 2)))}, "views of 8 tokens are not one after the other .* rows 1 to 7"),
         ({"views": (View(5, 4, (2, 2)), ONE)}, "rows 5 to 8: they overlap, leave rows out, or stand in another order"),
         ({"views": (View(1, 4, (2, 2), 3),)}, "views of 4 tokens are not .* in rows 1 to 5"),
         ({"views": (View(1, 4, (2, 2), 4), View(3, 4, (2, 2), 3))}, "views of 8 tokens are not .* in rows 1 to 7"),

@@ -154,7 +154,7 @@ CHANGES: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
     ("model", lambda m: m["model"].update(fingerprint="sha256:x"), "another model"),
     ("head", lambda m: m["layout"].update(head=[1]), "end at row 11 of a prompt of 10 rows"),
     ("token", lambda m: m["layout"]["head"].__setitem__(0, -1), "has the token -1, the model has 0 to"),
-    ("next", lambda m: m["layout"].update(next_position=0), "the next position is 0, behind 11 rows that count from"),
+    ("next", lambda m: m["layout"].update(next_position=0), "the next position is 0, after 11 rows that count from"),
     ("heads", lambda m: m["dimensions"].update(kv_heads=0), "kv_heads is 0; it must be at least 1"),
     ("many", lambda m: graph(m, "segment_2").update(layers=[3, 10**12]), "'segment_2' has the layers (3, 10000000000"),
     (

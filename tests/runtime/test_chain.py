@@ -34,7 +34,7 @@ class Oracle:
     layout: Layout
 
     def logits(self, pixels: Array, ids: Sequence[int], kept: Mapping[int, Sequence[int]]) -> Array:
-        """Logits [V] behind `ids` (image rows included); kept: layer -> vision tokens alive from that layer on."""
+        """Logits [V] after `ids` (image rows included); kept: layer -> vision tokens alive from that layer on."""
         start, heads, size = self.layout.image_start, self.sizes.heads, self.sizes.head_dim
         image = slice(start, start + self.layout.vision_tokens)
         patches = pixels.reshape(3, 3, 4, 3, 4).transpose(1, 3, 0, 2, 4).reshape(self.layout.vision_tokens, -1)

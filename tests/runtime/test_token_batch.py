@@ -61,4 +61,4 @@ def test_without_what_was_dropped(layout: Layout, compact: bool, data: st.DataOb
         length = 10 + len(question) - (6 - count)
         assert left.attention_mask[b].tolist() == [1] * length + [0] * (len(stay) - length)
         assert left.last_index[b] == length - 1
-        assert left.lengths[b] == 10 + len(question), "dropped rows count: generated tokens go on behind them"
+        assert left.lengths[b] == 10 + len(question), "dropped rows count: generated tokens continue after them"

@@ -40,7 +40,7 @@ def byte_level() -> tokenizers.Tokenizer:
 
 
 def sentence_piece() -> tokenizers.Tokenizer:
-    """Llama 2's kind: a prefix space in front of every part, characters that are unknown as bytes."""
+    """Llama 2's kind: a prefix space before every part, characters that are unknown as bytes."""
     made = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     bytes_ = [f"<0x{i:02X}>" for i in range(256)]
@@ -55,7 +55,7 @@ def sentence_piece() -> tokenizers.Tokenizer:
 
 
 def first_only() -> tokenizers.Tokenizer:
-    """A newer Llama 2 file: the prefix space stands in front of the text only, not behind special tokens."""
+    """A newer Llama 2 file: the prefix space comes before the text only, not after special tokens."""
     made = sentence_piece()
     made.normalizer = None
     made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)

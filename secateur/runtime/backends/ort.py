@@ -53,7 +53,7 @@ class HostBuffer:
 
     @property
     def contiguous(self) -> bool:
-        """Rows lie behind each other without gaps, as a graph needs them."""
+        """Whether its rows have no gaps between them, as graphs require."""
         return bool(self._array.flags.c_contiguous)
 
     @property

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long work takes on the device: events in the stream around it, read when the stream was waited for."""
+"""Measure time on the device with CUDA events, which are read after the stream was synchronized."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from secateur.runtime.receipt import Stopwatch
 
 
 class Clock:
-    """Events of one stream; those that were read are used again."""
+    """Events of one stream; events are reused after they were read."""
 
     def __init__(self, cudart: Any, stream: Any) -> None:
         self._cudart, self._stream = cudart, stream
@@ -18,17 +18,17 @@ class Clock:
         self._unread: list[tuple[Stopwatch, str, Any, Any]] = []
 
     def mark(self) -> Any:
-        """An event behind the work so far."""
+        """Record an event after the work so far."""
         event = self._events.pop() if self._events else check(self._cudart.cudaEventCreate())
         check(self._cudart.cudaEventRecord(event, self._stream))
         return event
 
     def note(self, watch: Stopwatch, stage: str, start: Any, end: Any) -> None:
-        """The time from one event to the other belongs to `stage`."""
+        """Assign the time between two events to `stage`."""
         self._unread.append((watch, stage, start, end))
 
     def read(self) -> None:
-        """The stream is at rest: tell the watches, in milliseconds."""
+        """Add all noted times to their watches, in milliseconds; the stream must be synchronized."""
         for watch, stage, start, end in self._unread:
             spent = check(self._cudart.cudaEventElapsedTime(start, end))
             watch.add(stage, spent)

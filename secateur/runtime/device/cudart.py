@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""cuda-python: imported when asked for, its error codes as exceptions. Only names that 12.6 and 13 share are used."""
+"""Import cuda-python on demand and raise its error codes as exceptions. Uses only names that 12.6 and 13 share."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def import_cudart() -> Any:
 
 
 def describe(cudart: Any) -> dict[str, str]:
-    """The device 0 and what drives it, for the record of a measurement."""
+    """Name of device 0, and CUDA versions, for the record of a measurement."""
     properties = check(cudart.cudaGetDeviceProperties(0))
     versions = check(cudart.cudaRuntimeGetVersion()), check(cudart.cudaDriverGetVersion())
     runtime, driver = (f"{number // 1000}.{number % 1000 // 10}" for number in versions)  # 12060 is 12.6
@@ -38,7 +38,7 @@ def describe(cudart: Any) -> dict[str, str]:
 
 
 def check(result: tuple[Any, ...]) -> Any:
-    """What a call of cuda-python gives behind its error code: nothing, or one value.
+    """Return the value of a cuda-python call (None if it has only an error code).
 
     Raises:
         SecateurError: with CUDA's name of the error.

@@ -16,9 +16,9 @@ from secateur.runtime.device.strides import StridedLayout
 
 
 class DeviceBuffer:
-    """A Buffer on one CUDA stream: views and copies are only noted, `numpy` waits.
+    """A Buffer on one CUDA stream: views and copies are asynchronous, `numpy` waits.
 
-    block  the memory that it, and every view of it, lies in
+    block  the device memory that it shares with all its views
     """
 
     def __init__(self, stream: Stream, block: Block, layout: StridedLayout, dtype: np.dtype[Any]) -> None:
@@ -46,7 +46,7 @@ class DeviceBuffer:
 
     @property
     def contiguous(self) -> bool:
-        """Rows lie behind each other without gaps, as a graph needs them."""
+        """Whether its rows have no gaps between them, as graphs require."""
         return self._layout.contiguous
 
     def view(self, *index: slice) -> DeviceBuffer:

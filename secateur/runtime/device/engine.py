@@ -42,7 +42,7 @@ class Context:
         self._context.nvtx_verbosity = trt.ProfilingVerbosity.NONE  # plans have every layer's name, and marks take time
         try:
             self._context.set_optimization_profile_async(index, stream.handle)
-        except RuntimeError:  # it tells nothing, the recorder knows
+        except RuntimeError:  # the exception has no text, the recorder has it
             raise SecateurError(f"TensorRT refuses the profile '{profile.name}': {_said(errors)}") from None
         self._memory: Block | None = None
         self._shapes: dict[str, Shape] = {}
@@ -50,7 +50,7 @@ class Context:
         self.aligned: dict[str, DeviceBuffer] = {}
 
     def refuses(self, shapes: Mapping[str, Shape]) -> str:
-        """The first input whose shape is outside of the profile, "" if all are inside."""
+        """Return the first input whose shape is outside of the profile, "" if there is none."""
         for name, bounds in self.profile.ranges.items():
             within = zip(bounds.min, shapes[name], bounds.max, strict=True)
             if not all(low <= size <= high for low, size, high in within):
@@ -65,10 +65,10 @@ class Context:
         )
 
     def run(self, inputs: Mapping[str, DeviceBuffer], outputs: Mapping[str, DeviceBuffer], memory: Block) -> None:
-        """Put the engine into the stream; `memory` is for its activations.
+        """Enqueue the engine; `memory` is for its activations.
 
         Raises:
-            SecateurError: TensorRT refuses; with its own words.
+            SecateurError: TensorRT refuses; with its message.
         """
         if memory is not self._memory:
             self._context.set_device_memory(memory.address, memory.size)
@@ -112,10 +112,10 @@ class Engine:
         self._contexts = sorted(contexts, key=_room)
 
     def context(self, shapes: Mapping[str, Shape]) -> Context:
-        """The context whose profile admits these input shapes most tightly.
+        """Return the context with the smallest profile that admits these input shapes.
 
         Raises:
-            InputError: there is none; with the tensor, its shape and the bounds.
+            InputError: no profile admits them; names the tensor, its shape and the bounds.
         """
         for context in self._contexts:
             if not context.refuses(shapes):
@@ -129,7 +129,7 @@ class Engine:
         )
 
     def _compare(self, trt: Any, plan: EnginePlan) -> None:
-        """The engine has the tensors and the profiles that it should have."""
+        """Check the tensors and the profiles of the engine against the manifest."""
         engine, graph = self._engine, self.graph
         found = {engine.get_tensor_name(i) for i in range(engine.num_io_tensors)}
         inputs = {name for name in found if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT}
@@ -159,7 +159,7 @@ def _room(context: Context) -> int:
 
 
 def _said(errors: Recorder) -> str:
-    """TensorRT's own words since the last time."""
+    """Return and clear TensorRT's messages."""
     text = described(errors) or "TensorRT gives no reason"
     errors.clear()
     return text

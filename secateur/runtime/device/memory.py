@@ -26,10 +26,10 @@ class Block:
 
 
 class DeviceMemory:
-    """Blocks, and those that are idle.
+    """Owns device memory blocks and reuses idle ones.
 
-    There is one stream only, so an idle block may be handed out at once: whatever still uses it stands before the new
-    use in the stream. It may be freed only when the stream is at rest.
+    There is one stream only, so an idle block may be reused immediately: earlier work that uses it comes before the new
+    work in the stream. It may be freed only after the stream was synchronized.
     """
 
     def __init__(self, cudart: Any) -> None:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A step that is done again and again, as one CUDA graph: first for warming up, then recorded, then only launched.
+"""Run a repeated step as one CUDA graph: the first run warms up, the second is recorded, later ones replay it.
 
-A CUDA graph holds bare addresses, and the state of the TensorRT contexts that it was recorded from. So it is good only
-as long as its memory lives and none of its contexts was given another shape or address; else it is recorded anew.
+A CUDA graph contains bare addresses and the state of the TensorRT contexts at recording. It is valid only while its
+memory exists and no context got another shape or address; otherwise it is recorded again. `runtime.recorded_step`
+provides such a step for decoding.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 class StepGraph:
-    """At most one recording: another step on the same contexts would spoil it anyway."""
+    """Holds at most one recording: another step on the same contexts would invalidate it."""
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
@@ -33,9 +34,9 @@ class StepGraph:
         self._refused: str | None = None
 
     def repeat(self, key: Hashable, step: Callable[[], None]) -> None:
-        """Do `step`; the second time in a row that the key is the same object it is recorded, then only launched.
+        """Run `step`; record it the second time in a row with the same key object, then replay the recording.
 
-        The key is not kept alive: with it goes the memory of its buffers, and with that the recording.
+        The key is not kept alive: when it is deleted, its buffers are freed and the recording is dropped.
         """
         same = self._warm and self._key is not None and self._key() is key
         if same and self._graph is not None:
@@ -46,7 +47,7 @@ class StepGraph:
             self._warm_up(key, step)
 
     def use(self, context: object, changed: bool, blocks: Iterable[Block]) -> None:
-        """To be called before each run: `changed` if the context got another shape or address for it.
+        """Call this before each run of a context; `changed`: it got another shape or address for it.
 
         Raises:
             SecateurError: it changes while it is recorded.
@@ -60,13 +61,13 @@ class StepGraph:
             self.clear()
 
     def clear(self) -> None:
-        """Forget the step and what it uses; the next one warms up."""
+        """Drop the recording and its contexts and blocks; the next step warms up."""
         self._void()
         self._contexts.clear()
         self._blocks.clear()
 
     def _void(self, _: object = None) -> None:
-        """Forget the step; also called when one of its blocks is no more."""
+        """Drop the recording; also called when one of its blocks is freed."""
         graph, self._graph, self._warm, self._key = self._graph, None, False, None
         if graph is not None:
             self._stream.forget(graph)

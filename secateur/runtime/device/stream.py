@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One CUDA stream: everything happens in the order of the calls, and nothing waits but `download` and `synchronize`."""
+"""One CUDA stream: work runs in the order of the calls, and only `download` and `synchronize` wait."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from secateur.runtime.device.strides import StridedLayout, copies
 from secateur.runtime.receipt import Stopwatch
 
 STAGED = 64 << 20
-"""Bytes on their way to the device before an upload waits."""
+"""Limit of bytes in pending uploads; above it an upload waits."""
 IDLE = 256 << 20
-"""Bytes of device memory that are kept for the next buffers; `synchronize` gives back the rest."""
+"""Idle device memory in bytes that is kept for reuse; `synchronize` frees the rest."""
 
 
 class Stream:
@@ -40,14 +40,14 @@ class Stream:
         self.handle = int(self._stream)
         self.capturing = False
         self.busy = False
-        """Work was put into the stream since the last `synchronize`; whoever does that says so."""
+        """Whether work was enqueued since the last `synchronize`; set by whoever enqueues it."""
         self._open = True
         self._device, self._pinned = DeviceMemory(cudart), PinnedMemory(cudart)
         self._clock = Clock(cudart, self._stream)
         self._later: list[Callable[[], None]] = []
 
     def block(self, size: int) -> Block:
-        """Device memory, with anything in it.
+        """Return uninitialized device memory.
 
         Raises:
             SecateurError: there is not so much, the stream is closed, or a step is being recorded.
@@ -93,9 +93,9 @@ class Stream:
 
     @contextmanager
     def clock(self, watch: Stopwatch, stage: str) -> Iterator[None]:
-        """Add the time that the block's work takes on the device to `stage`; `synchronize` does it."""
+        """Add the device time of the work in this block to `stage`, at the next `synchronize`."""
         self._check_open()
-        if self.capturing:  # what is only noted takes no time
+        if self.capturing:  # recorded work does not run yet
             yield
             return
         start = self._clock.mark()
@@ -103,11 +103,11 @@ class Stream:
             yield
         finally:
             self._clock.note(watch, stage, start, self._clock.mark())
-        if not self.busy:  # somebody waited inside the block, and may read the time right behind it
+        if not self.busy:  # the block already waited, so its time can be read now
             self.synchronize()
 
     def record(self, step: Callable[[], None]) -> Any:
-        """A CUDA graph of what `step` puts into the stream, which is not done yet; see `launch` and `forget`.
+        """Record the work that `step` enqueues as a CUDA graph, without running it; see `launch` and `forget`.
 
         Raises:
             SecateurError: something in it cannot be recorded.
@@ -121,23 +121,23 @@ class Stream:
         finally:
             self.capturing = False
             error, graph = cudart.cudaStreamEndCapture(self._stream)
-            cudart.cudaGetLastError()  # an error is told once, and must not show in the next call of somebody
+            cudart.cudaGetLastError()  # clears the error, so that the next call does not report it
             if int(error) == 0:
                 self._later.append(lambda: check(cudart.cudaGraphDestroy(graph)))
         check((error,))
         return check(cudart.cudaGraphInstantiate(graph, 0))
 
     def launch(self, recorded: Any) -> None:
-        """Do what was recorded."""
+        """Replay a recorded graph."""
         self.busy = True
         check(self.cudart.cudaGraphLaunch(recorded, self._stream))
 
     def forget(self, recorded: Any) -> None:
-        """Free a recorded graph once it is no longer at work."""
+        """Free a recorded graph after its work has finished."""
         self._later.append(lambda: check(self.cudart.cudaGraphExecDestroy(recorded)))
 
     def synchronize(self) -> None:
-        """Wait for all that was asked for, and free what only that still needed."""
+        """Wait for all enqueued work, and free what it used."""
         if not self._open:
             return
         self._check_host()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a tensor lies in memory, perhaps with gaps, and how few copies bring it from one place to another."""
+"""Strided memory layout of a tensor, and the smallest list of 2D copies between two layouts."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class StridedLayout:
 
     @property
     def contiguous(self) -> bool:
-        """There are no gaps."""
+        """Whether there are no gaps."""
         packed = StridedLayout.packed(self.address, self.shape, self.itemsize).strides
         axes = zip(self.shape, self.strides, packed, strict=True)
         return self.nbytes == 0 or all(size == 1 or stride == want for size, stride, want in axes)
@@ -72,7 +72,7 @@ class Copy:
 
 
 def copies(target: StridedLayout, source: StridedLayout) -> Iterator[Copy]:
-    """Copies of all elements of `source` to `target`, which have the same shape and itemsize."""
+    """Yield copies of all elements of `source` to `target`, which have the same shape and itemsize."""
     if source.nbytes == 0:
         return
     *loops, (height, target_pitch, source_pitch), (width, _, _) = _axes(target, source)

@@ -231,7 +231,7 @@ def test_the_clock_is_read_when_somebody_waits(stream: Stream, simulated: Any) -
     assert watch.milliseconds["all"] >= watch.milliseconds["upload"] > 0
     with stream.clock(watch, "download"):
         buffer.numpy()
-    assert watch.milliseconds["download"] > 0, "the block waited, so its time is known right behind it"
+    assert watch.milliseconds["download"] > 0, "the block waited, so its time is known right after it"
 
 
 def test_without_cuda_python(monkeypatch: pytest.MonkeyPatch) -> None:

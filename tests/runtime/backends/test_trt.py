@@ -102,7 +102,7 @@ def test_nothing_waits_between_the_stages(trt: Pipeline, picture: Any, simulated
         trt.ask(picture(0), QUESTIONS[1], schedule=schedule, max_new_tokens=1)
         simulated.reset()
         trt.ask(picture(1), QUESTIONS[1], schedule=schedule, max_new_tokens=1)
-        # for the logits and what the gates kept, and for the clock behind it
+        # for the logits and what the gates kept, and for the clock after it
         assert simulated.executions > 5 and simulated.syncs <= 4
         simulated.reset()
     steps = 5

@@ -95,7 +95,7 @@ def test_plans_that_are_damaged(engines_copy: Path) -> None:
 
 
 def test_plans_of_another_version(engines_copy: Path) -> None:
-    """engines.json lies, TensorRT notices."""
+    """engines.json is wrong, and TensorRT detects it."""
     plan = (folder(engines_copy) / "embed.plan").read_bytes()
     packed = importlib.import_module("tensorrt._plan")
     foreign = dataclasses.replace(packed.Plan.unpack(plan), version="10.16.1.11").pack()
