@@ -81,7 +81,7 @@ def test_onnx_of_the_average(site: Any, random_rows: Any, exported_slots: Any) -
 @pytest.mark.parametrize(
     ("selector", "says"),
     [
-        ({}, "selector of a fastv gate: score lacks the field 'query'"),
+        ({}, "selector of a fastv gate: queryscore lacks the field 'query'"),
         ({"query": "mean"}, "query 'mean' is not known; use one of last, all"),
         ({"query": "last", "k": 2}, "unknown field 'k'"),
         ({"query": 1}, "query is 1"),
