@@ -91,7 +91,7 @@ def test_a_profile_taken_here() -> None:
     )
     here = dataclasses.replace(found, apart=False, source="ort", rounds=30, graphs=graphs, chains=chains, failures=())
     page = Tree(report(here)).root
-    assert "ort, 30 rounds" in page.text and "Python between the graphs" in page.text and "in turn" in page.text
+    assert "ort, 30 rounds" in page.text and "Python code between the graphs" in page.text and "in turn" in page.text
     assert "enqueue" not in [e.text for e in page.all("th")] and "Slowest layers" not in page.text
     assert len([e for e in page.all("path") if e.attributes.get("class") == "late"]) == 2
 
