@@ -4,7 +4,7 @@
     SecateurError                 exit code 1: a check failed
     ├── ExportMismatch            an exported graph does not equal its module
     ├── BuildFailed               TensorRT could not build a plan
-    ├── BackendMissing            (2) the library behind a backend, or the tool behind a command, is not installed
+    ├── BackendMissing            (2) the library of a backend, or the tool of a command, is not installed
     └── InputError (ValueError)   (2) wrong use or bad input
         ├── UnknownName           no method, model, backend or schedule of that name
         ├── BadSchedule           an invalid schedule, or one of another model

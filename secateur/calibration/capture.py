@@ -27,7 +27,7 @@ ON_LAYERS = ("similarity", "attention", "cross_attention", "self_attention", "dr
 KNOWN = frozenset({*ON_LAYERS, "encoder_variance", "layers"})
 DROPPED = 20
 """Samples of `drop_divergence` at most: the text rows of each are run from every layer on, all side by side, so that
-each layer is read once; behind layer l they are held l + 1 times."""
+each layer is read once; after layer l they are held l + 1 times."""
 
 
 def capture(
@@ -151,7 +151,7 @@ class _Measuring:
         self.progress, self.done = progress, 0
         runs = self.depth * samples if self.on_layers else 0
         self.total = samples + runs + self.dropped * self.depth * (self.depth + 1) // 2
-        # Of each dropped sample the last row [1, D] behind the last layer, and see `measures.without_image`.
+        # Of each dropped sample the last row [1, D] after the last layer, and see `measures.without_image`.
         self.full: list[Tensor] = []
         self.without: list[Tensor | None] = [None] * self.dropped
 
@@ -178,15 +178,15 @@ class _Measuring:
                 self._step(number + 1)
         resume.done()
         with held(*((decoder.norm, decoder.head) if self.dropped else ())):
-            for i, behind in enumerate(self.without):
-                assert behind is not None
-                self.found["drop_divergence"][:, i] = measures.divergence(decoder, self.full[i], behind[:, -1])
+            for i, last in enumerate(self.without):
+                assert last is not None
+                self.found["drop_divergence"][:, i] = measures.divergence(decoder, self.full[i], last[:, -1])
 
     def _measured(self) -> dict[str, Tensor]:
         """All that was found up to now; "found" shares the memory of the arrays."""
         sizes = enumerate(self.sizes)
         found = {f"found.{i}.{name}": torch.from_numpy(array) for i, own in sizes for name, array in own.found.items()}
-        return found | {f"without.{i}": rows for i, rows in enumerate(self.without) if rows is not None}
+        return found | {f"without.{i}": last for i, last in enumerate(self.without) if last is not None}
 
     def _go_on(self, state: MeasuringState | None, start: Sequence[Start]) -> tuple[int, list[Tensor]] | None:
         """Take over what an earlier run found, if it is of the same shapes: the layer to go on from, and its rows."""

@@ -57,7 +57,7 @@ class Start(NamedTuple):
     """What a sample brings into the decoder.
 
     rows    [1, S, D] that enter layer 0: text, images, question
-    planes  [1, N, D] each, added to the vision rows behind the first layers (DeepStack)
+    planes  [1, N, D] each, added to the vision rows after the first layers (DeepStack)
     read    scores [1, N] of the encoder
     """
 

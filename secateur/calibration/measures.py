@@ -45,9 +45,9 @@ def received(passage: Passage, layout: Layout, first: int, end: int, bidirection
 
 
 def without_image(decoder: Decoder, layout: Layout, before: Tensor | None, rows: Tensor, number: int) -> Tensor:
-    """The text rows [n + 1, T, D] behind layer n = `number`: entry l as if no vision row had entered layers l to n.
+    """The text rows [n + 1, T, D] after layer n = `number`: entry l as if no vision row had entered layers l to n.
 
-    before  the same behind the layer before, [n, T, D]; None of the first
+    before  the same after the layer before, [n, T, D]; None of the first
     rows    [1, S, D], the unpruned prompt as it enters layer n: what entry n begins with
 
     The rows keep their positions.
@@ -59,7 +59,7 @@ def without_image(decoder: Decoder, layout: Layout, before: Tensor | None, rows:
 
 @torch.no_grad()
 def divergence(decoder: Decoder, full: Tensor, dropped: Tensor) -> Floats:
-    """KL(full || dropped) of the next token in nats: rows [1, D] and [L, D] behind the last layer -> [L]."""
+    """KL(full || dropped) of the next token in nats: rows [1, D] and [L, D] after the last layer -> [L]."""
     log_full, log_dropped = (F.log_softmax(decoder.head(decoder.norm(row)).float(), dim=-1) for row in (full, dropped))
     out: Floats = (log_full.exp() * (log_full - log_dropped)).sum(-1).numpy()
     return out

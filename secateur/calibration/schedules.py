@@ -3,7 +3,7 @@
 
 A method is calibrated on one view, as if the prompt had no other, and prunes every view alike. Views of another size
 (LLaVA-NeXT's tiles at the right end hold line breaks, and outer ones lose their padding) are calibrated by themselves,
-with the same gates and the same shares. A view of one token (LLaVA-OneVision's line break behind one of several images)
+with the same gates and the same shares. A view of one token (LLaVA-OneVision's line break after one of several images)
 leaves nothing to choose: it stays as long as any token does.
 """
 

@@ -106,7 +106,7 @@ def test_scores_are_the_sum_over_the_patches_of_a_token(family: internvl.Family,
 
 
 def test_keys_are_the_mean_over_the_patches_of_a_token(family: internvl.Family) -> None:
-    """Behind the norm of the keys, as attention uses them."""
+    """After the norm of the keys, as attention uses them."""
     pixels, attention = random_pixels(family.pixels), family.model.model.vision_tower.encoder.layer[-2].attention
     seen: list[Tensor] = []
     hook = attention.k_norm.register_forward_hook(lambda module, given, out: seen.append(out))

@@ -41,7 +41,7 @@ class Work:
 
 @dataclass(eq=False)
 class Event:
-    """`stream` and `due`: recorded behind so many pieces of that stream's work; `at`: when it was reached."""
+    """`stream` and `due`: recorded after so many pieces of that stream's work; `at`: when it was reached."""
 
     timing: bool
     stream: Stream | None = None
@@ -177,7 +177,7 @@ class Device:
             stream.run()
 
     def record(self, event: Event, stream: Stream) -> None:
-        """Put the event behind the work of the stream."""
+        """Put the event after the work of the stream."""
         event.stream, event.at, event.captured = stream, None, stream.capture is not None
         if event.captured:
             return
@@ -189,7 +189,7 @@ class Device:
         event.due = stream.submitted
 
     def reach(self, event: Event) -> None:
-        """Do the work in front of the event."""
+        """Do the work before the event."""
         if event.captured:
             raise Refused("cudaErrorCapturedEvent")
         if event.stream is not None:

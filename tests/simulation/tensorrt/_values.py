@@ -76,7 +76,7 @@ def dims(shape: Any) -> tuple[int, ...]:
 
 
 class IHostMemory(bytearray):
-    """Bytes behind the buffer protocol: bytes(x), memoryview(x), file.write(x) and nbytes work, len(x) does not."""
+    """Bytes with the buffer protocol: bytes(x), memoryview(x), file.write(x) and nbytes work, len(x) does not."""
 
     @property
     def nbytes(self) -> int:
