@@ -13,8 +13,8 @@ from transformers.models.auto.modeling_auto import (
 
 from secateur import families, plugins
 from secateur.checkpoints.checkpoint import Checkpoint
+from secateur.checkpoints.config import check_config, check_files, read_config
 from secateur.checkpoints.hub import DEMO, Found, resolve
-from secateur.checkpoints.resolve import check_config, check_files, read_config
 from secateur.checkpoints.weights import first_line
 from secateur.errors import BadModel, SecateurError
 from secateur.families.base import Family

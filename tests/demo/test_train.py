@@ -60,7 +60,7 @@ def test_resumed_run_ends_like_an_undisturbed_one(kind: type[DenseStage] | type[
 
 def test_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     train(DenseStage(build_model(), 1, 0, 1), tmp_path, QUIET, resume=False, workers=0)
-    with pytest.raises(ValueError, match="of a run of 1 steps, this one has 2"):
+    with pytest.raises(ValueError, match="belongs to a run of 1 steps, this run has 2"):
         train(DenseStage(build_model(), 2, 0, 1), tmp_path, QUIET, resume=True, workers=0)
 
 

@@ -19,8 +19,8 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor, LlavaForConditionalGeneration, MixtralConfig
 
-from secateur import families, plugins
-from secateur.checkpoints import resolve, weights
+from secateur import families, load_model, plugins
+from secateur.checkpoints import weights as weights_module
 from secateur.checkpoints.checkpoint import INDEX, SINGLE
 from secateur.checkpoints.hub import Found
 from secateur.checkpoints.streaming import is_streamed
@@ -286,7 +286,7 @@ def test_the_mend_for_pickles_fetches_the_commit_that_was_asked_for(
 ) -> None:
     (copy / SINGLE).rename(copy / "pytorch_model.bin")
     commit = "0123456789" * 4
-    monkeypatch.setattr(resolve, "resolve", lambda source, revision: Found(copy, f"{source}@{commit}"))
+    monkeypatch.setattr(load_model, "resolve", lambda source, revision: Found(copy, f"{source}@{commit}"))
     with pytest.raises(BadModel, match=f"`hf download org/name --revision {commit} --local-dir name`, then `python"):
         load("org/name", revision="v1")
 
@@ -308,7 +308,7 @@ def test_what_must_be_converted_as_a_whole_must_fit(tmp_path: Path, monkeypatch:
     """A large one that cannot be streamed is loaded where there is room, else refused; the mend mends."""
     folder, found = mixture(tmp_path / "experts"), list[int | None]()
     monkeypatch.setattr(base, "STREAMED", 0)
-    monkeypatch.setattr(weights, "free_memory", lambda: found[-1])
+    monkeypatch.setattr(weights_module, "free_memory", lambda: found[-1])
     for free in (1 << 30, None):
         found.append(free)
         assert not is_streamed(load(str(folder)).model)
