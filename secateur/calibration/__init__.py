@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Statistics of a model over a small calibration set, and the budget a schedule costs."""
+"""Measure a model on a small calibration set, and make schedules from the measurements."""

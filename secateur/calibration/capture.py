@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run a model over calibration samples and measure what a method asks for."""
+"""Run a model over calibration samples and measure what a method needs."""
 
 from __future__ import annotations
 
@@ -7,18 +7,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from secateur.bundle.layout import Layout, View
-from secateur.calibration import measures
-from secateur.calibration.layer_walk import Passage, Start, entering, prompts, walk
+from secateur.calibration.layer_walk import Start, layers, prompts, walk
+from secateur.calibration.measures import DropDivergence, ViewMeasures
 from secateur.calibration.resume import MeasuringState, Resume
 from secateur.calibration.samples import Sample
-from secateur.checkpoints.streaming import held
 from secateur.errors import BadModel
 from secateur.families.base import Family
 from secateur.selection.statistics import Statistics
@@ -26,8 +24,7 @@ from secateur.selection.statistics import Statistics
 ON_LAYERS = ("similarity", "attention", "cross_attention", "self_attention", "drop_divergence")
 KNOWN = frozenset({*ON_LAYERS, "encoder_variance", "layers"})
 DROPPED = 20
-"""Samples of `drop_divergence` at most: the text rows of each are run from every layer on, all side by side, so that
-each layer is read once; after layer l they are held l + 1 times."""
+"""Samples of `drop_divergence` at most, as in VTW: its cost grows with the square of the depth."""
 
 
 def capture(
@@ -40,50 +37,69 @@ def capture(
 ) -> list[Statistics]:
     """Measure the fields of `Statistics` named in `wanted`, on the unpruned model; an empty `wanted` runs nothing.
 
-    Returns statistics of each size of view, in the order of `alike`; the model is walked through once for all. Views of
-    one size are each measured as if the prompt had no other, and count as samples of their own. `work` is a folder in
-    which a killed run leaves what the next one goes on from.
+    Returns statistics of each size of view, in the order of `alike`, from one run of the model. Views of one size are
+    each measured as if the prompt had no other, and count as samples of their own.
 
-    `progress` counts encoded images and samples through a layer. Deterministic; `seed` is only noted (it chose the
-    samples). `drop_divergence` takes the first 20 samples, as VTW does: its cost grows with the square of the depth.
+    seed      only recorded: it chose the samples; the measurement is deterministic
+    progress  called with encoded images plus samples run through a layer, and their total
+    work      folder for the state that a killed run resumes from
 
     Raises:
         ValueError: `wanted` names something that is not measured.
-        BadModel: what was measured is not a number.
+        BadModel: a measurement is NaN.
     """
     if unknown := sorted(wanted - KNOWN):
         raise ValueError(f"statistics {unknown} are not measured; known: {', '.join(sorted(KNOWN))}")
-    chosen = samples if wanted else ()
-    measuring = _Measuring(family, len(chosen), wanted, progress)
-    start = measuring.encode(chosen) if chosen else []
+    chosen, on_layers = samples if wanted else (), bool(wanted.intersection(ON_LAYERS))
+    sizes = [ViewMeasures(family, views, len(chosen), wanted) for views in alike(family.layout)]
+    dropped = min(len(chosen), DROPPED) if "drop_divergence" in wanted else 0
+    counter = _Counter(progress, len(chosen), family.dimensions.layers * on_layers, dropped)
+
+    start = _encode(family, chosen, wanted, sizes, counter)
     entered = list(start) if "layers" in wanted else []
-    if measuring.on_layers:
-        measuring.walk(start, work)
-    found = [own.found | measuring.found for own in measuring.sizes]
-    if damaged := sorted({name for each in found for name, array in each.items() if np.isnan(array).any()}):
+    drop = DropDivergence(family, [each.rows for each in start[:dropped]])
+    if on_layers:
+        resume = Resume(work, (family.fingerprint, family.layout, sorted(wanted)), [each.rows for each in start])
+        state = _restored(resume.read(), start, sizes, drop, family.dimensions.layers)
+        counter.skip(state[0] if state else 0)
+        for number, rows, passages in layers(family, start, state):
+            resume.write(number, rows, _measured(sizes, drop))
+            for sample in range(dropped):
+                drop.enter(number, sample, rows[sample])
+                counter.step(number + 1)
+            for passage in passages:
+                for size in sizes:
+                    size.layer(passage)
+                drop.leave(passage)
+                counter.step()
+        resume.done()
+
+    shared = {"drop_divergence": drop.result()} if dropped else {}
+    found = [size.arrays | shared for size in sizes]
+    if damaged := sorted({name for arrays in found for name, array in arrays.items() if np.isnan(array).any()}):
         raise BadModel(
             f"what was measured of '{family.source}' is not a number ({', '.join(damaged)}); its weights are damaged, "
             "take the checkpoint anew"
         )
     return [
         Statistics(
-            replace(family.identity, vision_tokens=own.layout.vision_tokens),
+            replace(family.identity, vision_tokens=size.layout.vision_tokens),
             family.dimensions,
-            own.layout,
-            own.samples,
+            size.layout,
+            size.samples,
             seed,
-            layers=partial(walk, family, entered, own.views) if "layers" in wanted else None,
+            layers=partial(walk, family, entered, size.views) if "layers" in wanted else None,
             work=work,
             **arrays,
         )
-        for own, arrays in zip(measuring.sizes, found, strict=True)
+        for size, arrays in zip(sizes, found, strict=True)
     ]
 
 
 def alike(layout: Layout) -> list[list[View]]:
-    """The views by size, in the order in which they first stand in the prompt.
+    """Return the views grouped by size, in the order in which the sizes first occur in the prompt.
 
-    A view of one token leaves nothing to choose, and is in none of the lists unless there is no other.
+    A view of one token leaves nothing to choose, and is in none of the groups unless there is no other.
     """
     found: dict[tuple[int, int], list[View]] = {}
     for view in [view for view in layout.views if view.tokens > 1] or layout.views:
@@ -91,128 +107,65 @@ def alike(layout: Layout) -> list[list[View]]:
     return list(found.values())
 
 
-class _Views:
-    """What is measured of views of one size, sample by sample and layer by layer."""
+class _Counter:
+    """Count encoded images and samples run through a layer, and report them to `progress`."""
 
-    def __init__(self, family: Family, views: Sequence[View], samples: int, wanted: frozenset[str]) -> None:
-        self.whole, self.views, self.wanted = family.layout, views, wanted
-        self.layout = self.whole if len(self.whole.views) == 1 else self.whole.alone(views[0])
-        self.bidirectional, self.samples = family.dimensions.bidirectional, samples * len(views)
-        depth, tokens = family.dimensions.layers, self.layout.vision_tokens
-        shapes = {
-            "similarity": (depth, self.samples, tokens),
-            "attention": (depth, self.samples),
-            "cross_attention": (depth, self.samples, tokens),
-            "self_attention": (depth, self.samples, tokens),
-            "encoder_variance": (self.samples, 2),
-        }
-        self.found: dict[str, Any] = {n: np.zeros(s, np.float32) for n, s in shapes.items() if n in wanted}
+    def __init__(self, progress: Callable[[int, int], None], samples: int, depth: int, dropped: int) -> None:
+        self.progress, self.samples, self.dropped, self.done = progress, samples, dropped, 0
+        self.total = samples + depth * samples + dropped * depth * (depth + 1) // 2
 
-    def encoded(self, sample: int, read: Sequence[Tensor]) -> None:
-        """Measure the encoder's scores `read` of a sample, [1, N] of all images."""
-        for i, view in enumerate(self.views):
-            tokens = torch.from_numpy(self.whole.members[self.whole.views.index(view)])
-            variance = [float(score[:, tokens].float().var(correction=0)) for score in read]
-            self.found["encoder_variance"][sample * len(self.views) + i] = variance
-
-    def passed(self, passage: Passage) -> None:
-        """Measure a sample's way through a layer."""
-        for i, view in enumerate(self.views):
-            self._measure(passage.only(self.whole, view), passage.sample * len(self.views) + i)
-
-    def _measure(self, passage: Passage, number: int) -> None:
-        """One view; `number` is its own among those of all samples."""
-        layout, at, rows = self.layout, (passage.number, number), passage.before.shape[1]
-        start, end, both = layout.image_start, layout.image_start + layout.vision_tokens, self.bidirectional
-        if "similarity" in self.wanted:
-            self.found["similarity"][at] = measures.similarity(passage, layout)
-        if "attention" in self.wanted:
-            self.found["attention"][at] = measures.attention(passage, layout)
-        if "cross_attention" in self.wanted:
-            self.found["cross_attention"][at] = measures.received(passage, layout, end, rows, both)
-        if "self_attention" in self.wanted:
-            self.found["self_attention"][at] = measures.received(passage, layout, start, end, both)
-
-
-class _Measuring:
-    """One run of all samples through the model."""
-
-    def __init__(
-        self, family: Family, samples: int, wanted: frozenset[str], progress: Callable[[int, int], None]
-    ) -> None:
-        self.family, self.wanted, self.depth = family, wanted, family.dimensions.layers
-        self.sizes = [_Views(family, views, samples, wanted) for views in alike(family.layout)]
-        self.on_layers = bool(wanted.intersection(ON_LAYERS))
-        self.dropped = min(samples, DROPPED) if "drop_divergence" in wanted else 0
-        # What does not depend on the size of views.
-        self.found: dict[str, Any] = {}
-        if "drop_divergence" in wanted:
-            self.found["drop_divergence"] = np.zeros((self.depth, self.dropped), np.float32)
-        self.progress, self.done = progress, 0
-        runs = self.depth * samples if self.on_layers else 0
-        self.total = samples + runs + self.dropped * self.depth * (self.depth + 1) // 2
-        # Of each dropped sample the last row [1, D] after the last layer, and see `measures.without_image`.
-        self.full: list[Tensor] = []
-        self.without: list[Tensor | None] = [None] * self.dropped
-
-    def encode(self, samples: Sequence[Sample]) -> list[Start]:
-        """What enters layer 0 of each sample."""
-        reads = ("received.-2", "given.-2") if "encoder_variance" in self.wanted else ()
-        start = []
-        for number, each in enumerate(prompts(self.family, samples, reads)):
-            start.append(each)
-            for own in self.sizes if reads else ():
-                own.encoded(number, each.read)
-            self._step()
-        return start
-
-    def walk(self, start: list[Start], work: Path | None) -> None:
-        """Fill what is measured on layers and empty `start`; `work` is a folder for what a killed run leaves."""
-        decoder, layout = self.family.decoder, self.family.layout
-        key = (self.family.fingerprint, layout, sorted(self.wanted))
-        resume = Resume(work, key, [each.rows for each in start])
-        for number, rows in entering(self.family, start, self._passed, self._go_on(resume.read(), start)):
-            resume.write(number, rows, self._measured())
-            for i, before in enumerate(self.without):
-                self.without[i] = measures.without_image(decoder, layout, before, rows[i], number)
-                self._step(number + 1)
-        resume.done()
-        with held(*((decoder.norm, decoder.head) if self.dropped else ())):
-            for i, last in enumerate(self.without):
-                assert last is not None
-                self.found["drop_divergence"][:, i] = measures.divergence(decoder, self.full[i], last[:, -1])
-
-    def _measured(self) -> dict[str, Tensor]:
-        """All that was found up to now; "found" shares the memory of the arrays."""
-        sizes = enumerate(self.sizes)
-        found = {f"found.{i}.{name}": torch.from_numpy(array) for i, own in sizes for name, array in own.found.items()}
-        return found | {f"without.{i}": last for i, last in enumerate(self.without) if last is not None}
-
-    def _go_on(self, state: MeasuringState | None, start: Sequence[Start]) -> tuple[int, list[Tensor]] | None:
-        """Take over what an earlier run found, if it is of the same shapes: the layer to go on from, and its rows."""
-        if state is None or not 0 < state.layer < self.depth:
-            return None
-        text = [each.rows.shape[1] - self.family.layout.vision_tokens for each in start[: self.dropped]]
-        found = self._measured()
-        shapes: dict[str, tuple[int, ...]] = {name: tuple(tensor.shape) for name, tensor in found.items()}
-        shapes |= {f"without.{i}": (state.layer, count, start[i].rows.shape[2]) for i, count in enumerate(text)}
-        same = [rows.shape for rows in state.rows] == [each.rows.shape for each in start]
-        if not same or {name: tuple(tensor.shape) for name, tensor in state.measured.items()} != shapes:
-            return None
-        for name, tensor in found.items():
-            tensor.copy_(state.measured[name])
-        self.without = [state.measured[f"without.{i}"] for i in range(self.dropped)]
-        for number in range(state.layer):
-            self._step(len(start) + self.dropped * (number + 1))
-        return state.layer, state.rows
-
-    def _passed(self, passage: Passage) -> None:
-        for own in self.sizes:
-            own.passed(passage)
-        if passage.number == self.depth - 1 and passage.sample < self.dropped:
-            self.full.append(passage.after[:, -1])
-        self._step()
-
-    def _step(self, count: int = 1) -> None:
+    def step(self, count: int = 1) -> None:
         self.done += count
         self.progress(self.done, self.total)
+
+    def skip(self, layers: int) -> None:
+        """Count the first layers, which an earlier run finished."""
+        for number in range(layers):
+            self.step(self.samples + self.dropped * (number + 1))
+
+
+def _encode(
+    family: Family, samples: Sequence[Sample], wanted: frozenset[str], sizes: Sequence[ViewMeasures], counter: _Counter
+) -> list[Start]:
+    """Return the decoder input of each sample, and measure the encoder."""
+    if not samples:
+        return []
+    reads = ("received.-2", "given.-2") if "encoder_variance" in wanted else ()
+    start = []
+    for number, each in enumerate(prompts(family, samples, reads)):
+        for size in sizes:
+            size.encoder(number, each.read)
+        start.append(each)
+        counter.step()
+    return start
+
+
+def _measured(sizes: Sequence[ViewMeasures], drop: DropDivergence) -> dict[str, Tensor]:
+    """Return the measurements so far; those of `sizes` share the memory of their arrays."""
+    named = [(f"found.{i}.{name}", array) for i, size in enumerate(sizes) for name, array in size.arrays.items()]
+    return {name: torch.from_numpy(array) for name, array in named} | {
+        f"without.{i}": text for i, text in enumerate(drop.text)
+    }
+
+
+def _restored(
+    state: MeasuringState | None,
+    start: Sequence[Start],
+    sizes: Sequence[ViewMeasures],
+    drop: DropDivergence,
+    depth: int,
+) -> tuple[int, list[Tensor]] | None:
+    """Restore the measurements of an earlier run, if they fit: the layer to go on from, and its input rows."""
+    if state is None or not 0 < state.layer < depth:
+        return None
+    measured = _measured(sizes, drop)
+    shapes = {name: tuple(tensor.shape) for name, tensor in measured.items()}
+    shapes |= {f"without.{i}": (state.layer, *text.shape[1:]) for i, text in enumerate(drop.text)}
+    same = [rows.shape for rows in state.rows] == [each.rows.shape for each in start]
+    if not same or {name: tuple(tensor.shape) for name, tensor in state.measured.items()} != shapes:
+        return None
+    drop.text = [state.measured[f"without.{i}"] for i in range(len(drop.text))]
+    for name, tensor in measured.items():
+        if name.startswith("found."):
+            tensor.copy_(state.measured[name])
+    return state.layer, state.rows

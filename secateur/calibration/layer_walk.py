@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A walk through the unpruned model, one decoder layer at a time, all samples side by side.
+"""Run calibration samples through the unpruned model, one decoder layer at a time.
 
-What it needs beside one layer of the model is one hidden state a sample, as the rows between two layers replace those
-before them; and DeepStack planes, of the vision rows alone, until their layer has added them. Who wants to walk again
-keeps the rows of layer 0 too.
+Memory: one layer of a streamed model, one hidden state per sample, and the DeepStack planes that are not added yet. A
+caller that runs the layers more than once keeps the input rows of layer 0 too.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -28,9 +27,9 @@ from secateur.selection.statistics import LayerRows
 
 
 class Passage(NamedTuple):
-    """One sample's way through one layer.
+    """Inputs and outputs of one decoder layer for one sample.
 
-    number, sample  of the layer and of the sample (of one view, if the prompt has several)
+    number, sample  index of the layer and of the sample
     before, after   rows [1, S, D]
     query           [1, H, S, dh] post-RoPE
     key             [S, 1, Hkv, dh] post-RoPE
@@ -44,7 +43,7 @@ class Passage(NamedTuple):
     key: Tensor
 
     def only(self, layout: Layout, view: View) -> Passage:
-        """The same without the other views and the text between them."""
+        """Return the passage without the other views and the text between them."""
         if len(layout.views) == 1:
             return self
         before, after = (only(rows, layout, view) for rows in (self.before, self.after))
@@ -54,10 +53,10 @@ class Passage(NamedTuple):
 
 
 class Start(NamedTuple):
-    """What a sample brings into the decoder.
+    """Input of the decoder for one sample.
 
-    rows    [1, S, D] that enter layer 0: text, images, question
-    planes  [1, N, D] each, added to the vision rows after the first layers (DeepStack)
+    rows    input rows of layer 0 [1, S, D]: text, images, question
+    planes  DeepStack planes [1, N, D], one added to the vision rows after each of the first layers
     read    scores [1, N] of the encoder
     """
 
@@ -68,9 +67,9 @@ class Start(NamedTuple):
 
 @torch.no_grad()
 def prompts(family: Family, samples: Iterable[Sample], reads: tuple[str, ...] = ()) -> Iterator[Start]:
-    """Each sample's way into the decoder, with the encoder's scores `reads`, named as in `methods.base.Selector`.
+    """Encode each sample: its decoder input, and the encoder scores named in `reads` (see `selector.Selector`).
 
-    Where a prompt has several images, a sample's image stands for all of them.
+    If the prompt has several images, all of them are the sample's image.
 
     Raises:
         BadImage: the file of a sample is damaged.
@@ -79,7 +78,7 @@ def prompts(family: Family, samples: Iterable[Sample], reads: tuple[str, ...] = 
     vision, projector, embed = family.vision(reads), family.projector(), family.decoder.embed
     layout, planes = family.layout, family.dimensions.planes
     at = torch.tensor(layout.vision_rows)
-    with held(vision, projector, embed):  # a streamed model is read once for all samples
+    with held(vision, projector, embed):  # weights of a streamed model are read once for all samples
         for sample in samples:
             pixels = pixel_values(load_image(sample.image), family.preprocess).repeat(layout.images, axis=0)
             encoded = vision(torch.from_numpy(pixels))
@@ -90,13 +89,15 @@ def prompts(family: Family, samples: Iterable[Sample], reads: tuple[str, ...] = 
 
 
 def walk(family: Family, start: Sequence[Start], views: Sequence[View]) -> Iterator[LayerRows]:
-    """The rows that enter each decoder layer, of every view of every sample as if it were the only one."""
-    for number, rows in entering(family, list(start)):
+    """Yield the input rows of each decoder layer, of every view of every sample as if it were the only view."""
+    for number, rows, passages in layers(family, list(start)):
         yield LayerRows(
             number,
             [only(each, family.layout, view) for each in rows for view in views],
             family.decoder.projections(number),
         )
+        for _ in passages:
+            pass
 
 
 def only(rows: Tensor, layout: Layout, view: View) -> Tensor:
@@ -107,39 +108,41 @@ def only(rows: Tensor, layout: Layout, view: View) -> Tensor:
     return rows[:, chosen]
 
 
-@torch.no_grad()
-def entering(
-    family: Family,
-    start: list[Start],
-    passed: Callable[[Passage], None] = lambda passage: None,
-    state: tuple[int, list[Tensor]] | None = None,
-) -> Iterator[tuple[int, list[Tensor]]]:
-    """Each layer's number and the rows that enter it, whole; the list is the walk's own, which replaces what is in it.
+def layers(
+    family: Family, start: list[Start], state: tuple[int, list[Tensor]] | None = None
+) -> Iterator[tuple[int, list[Tensor], Iterator[Passage]]]:
+    """Yield each decoder layer: its number, the input rows of each sample, and the samples' passages through it.
 
-    start   of every sample; it is emptied, so that nothing is held that no layer needs any longer
-    passed  is told of every sample's way through the layer whose rows were just given
-    state   number of the layer to begin with, and the rows that enter it, a list to be used up; None: the first
+    The caller consumes the passages, which replace the rows in the list: this is what runs the layer.
+
+    start   is emptied, so that no rows are held that no layer needs any longer
+    state   number of the first layer and its input rows, a list that is used up; None: layer 0
     """
-    decoder, at = family.decoder, torch.tensor(family.layout.vision_rows)
+    decoder = family.decoder
     first, rows = state or (0, [each.rows for each in start])
     planes = [list(each.planes[first:]) for each in start]
     start.clear()
     for number in range(first, len(decoder.layers)):
-        with held(decoder.layers[number]):  # of a streamed model, all samples pass while the layer is in memory
-            yield number, rows
-            for sample, before in enumerate(rows):
-                tap = attention.Tap()
-                position_ids = positions(family.layout, before.shape[1])
-                after = run(decoder, (number,), before, position_ids, tap)
-                if planes[sample]:
-                    after = after.index_add(1, at, planes[sample].pop(0))
-                rows[sample] = after
-                assert tap.query is not None
-                passed(Passage(number, sample, before, after, tap.query, tap.rows[number][0]))
+        with held(decoder.layers[number]):  # a layer of a streamed model is read once for all samples
+            yield number, rows, _passages(family, number, rows, planes)
+
+
+@torch.no_grad()
+def _passages(family: Family, number: int, rows: list[Tensor], planes: list[list[Tensor]]) -> Iterator[Passage]:
+    """Run layer `number` on each sample and replace its rows; take one of its DeepStack planes, if any is left."""
+    at = torch.tensor(family.layout.vision_rows)
+    for sample, before in enumerate(rows):
+        tap = attention.Tap()
+        after = run(family.decoder, (number,), before, positions(family.layout, before.shape[1]), tap)
+        if planes[sample]:
+            after = after.index_add(1, at, planes[sample].pop(0))
+        rows[sample] = after
+        assert tap.query is not None
+        yield Passage(number, sample, before, after, tap.query, tap.rows[number][0])
 
 
 def positions(layout: Layout, rows: int) -> Tensor:
-    """Position ids of a prompt, [1, rows], with M-RoPE [3, 1, rows]."""
+    """Return the position ids of a prompt: [1, rows], or [3, 1, rows] with M-RoPE."""
     found = torch.tensor(layout.numbered(rows))
     return found[:, None] if len(found) > 1 else found
 
@@ -148,7 +151,7 @@ def positions(layout: Layout, rows: int) -> Tensor:
 def run(
     decoder: Decoder, numbers: Iterable[int], rows: Tensor, position_ids: Tensor, tap: attention.Tap | None = None
 ) -> Tensor:
-    """Rows [B, S, D] at `position_ids` through the layers `numbers`, each row seeing those before it, or all."""
+    """Run rows [B, S, D] at `position_ids` through the layers `numbers`, with the decoder's own mask."""
     count = rows.shape[1]
     mask = attention.additive_mask(torch.ones(1, count), count, 0, rows.dtype, decoder.bidirectional)
     position_embeddings = decoder.rotary(rows, position_ids)

@@ -17,7 +17,7 @@ from PIL import Image
 
 from secateur.calibration import measures
 from secateur.calibration.capture import DROPPED, KNOWN, capture
-from secateur.calibration.layer_walk import entering, positions, prompts, run
+from secateur.calibration.layer_walk import layers, positions, prompts, run
 from secateur.calibration.samples import QUESTION, Sample, samples
 from secateur.checkpoints.safetensors_file import Entry
 from secateur.checkpoints.streaming import stream
@@ -152,7 +152,12 @@ def test_divergence_runs_every_layer_while_it_is_there(tiny: Family, tmp_path: P
 
 
 def entered(family: Family, chosen: list[Sample]) -> list[tuple[int, list[torch.Tensor]]]:
-    return [(number, list(rows)) for number, rows in entering(family, list(prompts(family, chosen)))]
+    found = []
+    for number, rows, passages in layers(family, list(prompts(family, chosen))):
+        found.append((number, list(rows)))
+        for _ in passages:
+            pass
+    return found
 
 
 @contextmanager

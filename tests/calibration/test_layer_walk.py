@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from secateur.calibration.layer_walk import entering, prompts, walk
+from secateur.calibration.layer_walk import layers, prompts, walk
 from secateur.calibration.samples import Sample
 from secateur.families.base import Family
 from secateur.runtime.image import load_image
@@ -93,8 +93,8 @@ def test_nothing_is_held_that_no_layer_needs(tiny: Family) -> None:
     """One layer's rows of each sample, and two of the one that passed last."""
     start = list(prompts(tiny, pictures()))
     held = [weakref.ref(each.rows) for each in start]
-    steps = entering(tiny, start)
-    next(steps)
+    steps = layers(tiny, start)
+    _, _, passages = next(steps)
     assert not start and all(ref() is not None for ref in held)
-    next(steps)
-    assert all(ref() is None for ref in held[:-1])
+    for passage in passages:
+        assert [ref() is None for ref in held].index(False) == passage.sample
