@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The state of a long measurement between two layers, so that a killed calibration goes on where it was.
+"""Save the state of a measurement between two layers, so that a killed calibration can resume.
 
-One file, replaced as a whole: what the samples have become up to a layer, and what was measured so far.
+The state is one file, replaced atomically: the input rows of a layer, and the measurements so far.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from secateur.bundle.atomic import write_with
 
 FORMAT = 3
 EVERY = 30.0
-"""Seconds between two writes at least: a small model is done before."""
+"""Minimum seconds between two writes; a small model finishes earlier."""
 
 
 class MeasuringState(NamedTuple):
-    """Rows [1, S, D] of each sample that enter layer `layer`, and measured tensors by name."""
+    """Input rows [1, S, D] of layer `layer` for each sample, and measured tensors by name."""
 
     layer: int
     rows: list[Tensor]
@@ -35,12 +35,12 @@ class MeasuringState(NamedTuple):
 
 
 class Resume:
-    """The state in a file of `folder`; None: nothing is kept."""
+    """State file in `folder`; with None nothing is saved."""
 
     def __init__(
         self, folder: Path | None, key: Sequence[object], rows: Sequence[Tensor], every: float | None = None
     ) -> None:
-        """`key` and the rows that enter layer 0 tell one calibration from another."""
+        """`key` and the input rows of layer 0 identify the calibration."""
         digest = hashlib.sha256(json.dumps([FORMAT, torch.__version__, *key], default=str).encode())
         for each in rows:
             digest.update(each.contiguous().view(torch.uint8).numpy().tobytes())
@@ -49,7 +49,7 @@ class Resume:
         self._path = None if folder is None else folder / f"measure-{self._name[:16]}.safetensors"
 
     def read(self) -> MeasuringState | None:
-        """What an earlier run left; None if there is nothing, or nothing whole."""
+        """Return the state that an earlier run saved, or None if there is none or it is damaged."""
         if self._path is None:
             return None
         try:
@@ -62,7 +62,7 @@ class Resume:
         return MeasuringState(layer, [tensors.pop(f"rows.{i}") for i in range(count)], tensors)
 
     def write(self, layer: int, rows: Sequence[Tensor], measured: Mapping[str, Tensor]) -> None:
-        """Keep the state before layer `layer`, if the last time is long enough ago.
+        """Save the state before layer `layer`, unless the last write was less than `every` seconds ago.
 
         Raises:
             BadOutput: the folder cannot be written.
@@ -77,17 +77,13 @@ class Resume:
         self._written = time.monotonic()
 
     def done(self) -> None:
-        """The measurement is complete: nothing is to be resumed."""
+        """Delete the state: the measurement is complete."""
         if self._path is not None:
             self._path.unlink(missing_ok=True)
 
 
 def _save(tensors: dict[str, Tensor], path: Path) -> None:
-    """Write straight from the tensors' own memory.
-
-    Raises:
-        OSError: whatever went wrong.
-    """
+    """Write the tensors without copying them; any failure is raised as OSError."""
     try:
         save_file(tensors, path)
     except SafetensorError as problem:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calibration samples: an image and a question each; answers are not needed."""
+"""Calibration samples: an image and a question each, without answers."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 @dataclass(frozen=True)
 class Sample:
-    """`image` may be a file: it is read when it is encoded, as hundreds of photographs would fill the memory."""
+    """`image` may be a file, which is read when it is encoded: hundreds of photographs would fill the memory."""
 
     image: Image.Image | Path
     question: str
 
 
 def samples(source: str, path: Path | None, count: int, seed: int) -> list[Sample]:
-    """`count` samples, chosen by `seed`, for the model `source`.
+    """Return `count` samples for the model `source`, chosen by `seed`.
 
-    path is a JSON-lines file with "image" (relative to the file) and "text" or "question" on each line, or a folder
-    of images, each asked to be described. None is the demo model's own generator.
+    path  JSON-lines file with "image" (relative to the file) and "text" or "question" on each line; or a folder of
+          images, each with the question "Describe the image."; None: generated scenes of the demo model
 
     Raises:
-        InputError: no samples, too few of them, an unreadable line, or a file that is no image.
+        InputError: there are too few samples, a line cannot be read, or a file is not an image.
     """
     if count < 1:
         raise InputError(f"the number of calibration samples is {count}; it must be at least 1")

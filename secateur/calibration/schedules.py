@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Schedules for prompts of several views: several images, or one that is shown in tiles.
+"""Make schedules from measurements, also for prompts with several views (images or tiles).
 
 A method is calibrated on one view, as if the prompt had no other, and prunes every view alike. Views of another size
-(LLaVA-NeXT's tiles at the right end hold line breaks, and outer ones lose their padding) are calibrated by themselves,
-with the same gates and the same shares. A view of one token (LLaVA-OneVision's line break after one of several images)
-leaves nothing to choose: it stays as long as any token does.
+(LLaVA-NeXT: tiles at the right edge have line breaks, outer tiles lose their padding) are calibrated separately, with
+the same gates and the same shares. A view of one token (LLaVA-OneVision: the line break after one of several images)
+leaves nothing to choose: it is kept as long as any token of the prompt.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def measure(
     progress: Progress = silent,
     work: Path | None = None,
 ) -> list[Statistics]:
-    """Statistics of each size of view; see `capture`."""
+    """Return the statistics of each size of view; see `capture`."""
     measured = capture(family, samples, wanted, seed, lambda done, total: progress("measure", "", done, total), work)
     return [replace(each, progress=lambda step, done, total: progress(step, "", done, total)) for each in measured]
 
@@ -75,11 +75,11 @@ def make_schedules(
 
 
 def calibrate(method: Method, family: Family, statistics: Sequence[Statistics], request: BudgetRequest) -> Schedule:
-    """The schedule of `method` for `family`, from what `measure` found.
+    """Return the schedule of `method` for `family` from the statistics of `measure`.
 
     Raises:
-        BadSchedule: see `Method.calibrate`; or the method's gates for views of different sizes do not go together, or
-            make the image smaller where it has several views.
+        BadSchedule: see `Method.calibrate`; or the gates for views of different sizes are at different layers, or the
+            method downsamples an image that has several views.
     """
     first = method.calibrate(statistics[0], request)
     layout = family.layout
@@ -114,7 +114,7 @@ def calibrate(method: Method, family: Family, statistics: Sequence[Statistics], 
 
 
 def _part(known: tuple[Schedule, str] | None, number: int, single: int) -> ViewGate:
-    """Gate `number` of the schedule for a view of this size; `single` is what stays of a view of one token."""
+    """Return gate `number` of the schedule for a view of this size; `single` is the quota of a view of one token."""
     if known is None:
         return ViewGate(single)
     schedule, prefix = known
@@ -122,7 +122,7 @@ def _part(known: tuple[Schedule, str] | None, number: int, single: int) -> ViewG
 
 
 def _alike(schedule: Schedule, statistics: Statistics) -> BudgetRequest:
-    """A request for the same layers and shares on another number of tokens."""
+    """Request the same layers and shares for another number of tokens."""
     shares = tuple(gate.keep / statistics.model.vision_tokens for gate in schedule.gates)
     if schedule.gates[0].kind in (*ENCODER_GATES, "route"):
         return BudgetRequest(keep=shares[:1])

@@ -46,7 +46,7 @@ def tail(family: Family, sample: Sample) -> list[int]:
 
 @contextmanager
 def eager(model: Any) -> Iterator[None]:
-    """transformers' own attention, which can show its maps."""
+    """Run transformers' own eager attention, which returns its maps."""
     before = model.config.text_config._attn_implementation
     model.set_attn_implementation("eager")
     try:
@@ -57,7 +57,7 @@ def eager(model: Any) -> Iterator[None]:
 
 @contextmanager
 def counted(family: Family) -> Iterator[list[int]]:
-    """The decoder layers that were run, by number."""
+    """Record the numbers of the decoder layers that run."""
     runs: list[int] = []
     hooks = [
         layer.register_forward_hook(lambda *_, n=number: runs.append(n))
@@ -100,7 +100,7 @@ def test_equals_what_transformers_reports(tiny: Family) -> None:
 
 
 def received(maps: NDArray[np.float32], rows: Iterable[int], start: int, end: int) -> NDArray[np.float64]:
-    """Attention maps [H, S, S] -> what each vision token receives: largest head of each row, summed."""
+    """Return the attention each vision token receives from maps [H, S, S]: largest head of each row, summed."""
     total = np.zeros(end - start)
     for row in rows:
         for column in range(start, end):
@@ -116,7 +116,7 @@ def test_attention_does_not_depend_on_the_chunk(tiny: Family, monkeypatch: pytes
 
 
 def test_divergence_of_a_model_that_loses_the_image(tiny: Family) -> None:
-    """The oracle masks the image from a layer on, with all rows in their places, in transformers' own layers."""
+    """The oracle runs transformers' own layers and masks the image from one layer on; all rows keep their places."""
     chosen = pictures(2)
     found = capture(tiny, chosen, frozenset({"drop_divergence"}))[0].drop_divergence
     assert found.shape == (tiny.dimensions.layers, 2)
@@ -130,8 +130,8 @@ def test_divergence_of_a_model_that_loses_the_image(tiny: Family) -> None:
 
 
 def test_divergence_runs_every_layer_while_it_is_there(tiny: Family, tmp_path: Path) -> None:
-    """Of a model in files each weight is read once, however many samples there are; the numbers are those of runs
-    that drop the image before one layer and go on to the end."""
+    """Each weight of a streamed model is read once for all samples; the oracle drops the image before one layer and
+    runs the rest."""
     tiny.model.save_pretrained(tmp_path)
     model = stream(type(tiny).architecture, tmp_path)
     assert model is not None
@@ -162,7 +162,7 @@ def entered(family: Family, chosen: list[Sample]) -> list[tuple[int, list[torch.
 
 @contextmanager
 def reads() -> Iterator[Counter[str]]:
-    """How often each tensor is read from its file."""
+    """Count the reads of each tensor from its file."""
     found, read = Counter[str](), Entry.read
 
     def counted(entry: Entry) -> torch.Tensor:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The walk through the layers against transformers' own."""
+"""Layer by layer against the forward pass of transformers."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_rows_queries_and_keys_are_those_of_transformers(tiny: Family) -> None:
             torch.testing.assert_close(key, oracle.key[step.number], atol=1e-4, rtol=1e-4)
 
 
-def test_a_walk_can_be_taken_again_and_stopped(tiny: Family) -> None:
+def test_a_walk_can_be_repeated_and_stopped(tiny: Family) -> None:
     start = list(prompts(tiny, pictures()))
     for step in walk(tiny, start, tiny.layout.views):
         if step.number == 2:
@@ -62,8 +62,8 @@ def test_a_walk_can_be_taken_again_and_stopped(tiny: Family) -> None:
     assert all(a is b.rows for a, b in zip(first[0], start, strict=True))
 
 
-def test_who_walks_may_train(tiny: Family) -> None:
-    """Gradients stay on between the layers, the rows can be used in a graph, and the model is as it was."""
+def test_the_caller_may_train(tiny: Family) -> None:
+    """Between the layers gradients are on, the rows can be used in a graph, and the model is unchanged."""
     before = tiny.decoder.config._attn_implementation
     start = list(prompts(tiny, pictures()))
     weight = torch.ones(tiny.dimensions.width, requires_grad=True)
@@ -89,8 +89,8 @@ def test_planes_are_added_to_the_rows_of_images() -> None:
             torch.testing.assert_close(step.rows[i], states[step.number], atol=1e-5, rtol=1e-4)
 
 
-def test_nothing_is_held_that_no_layer_needs(tiny: Family) -> None:
-    """One layer's rows of each sample, and two of the one that passed last."""
+def test_only_one_layer_of_rows_is_held(tiny: Family) -> None:
+    """The rows of each sample are freed when it has passed the layer; the last passage holds both of its own."""
     start = list(prompts(tiny, pictures()))
     held = [weakref.ref(each.rows) for each in start]
     steps = layers(tiny, start)

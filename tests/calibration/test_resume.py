@@ -23,7 +23,7 @@ WANTED = frozenset({"similarity", "attention", "drop_divergence"})
 
 
 class Killed(Exception):
-    """What a kill looks like from inside."""
+    """Stands for the end of a killed process."""
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def few() -> list[Sample]:
 def test_a_killed_calibration_goes_on(
     tiny: Family, few: list[Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layer: int
 ) -> None:
-    """The same numbers to the bit, without passing the finished layers again, and no file is left at the end."""
+    """The numbers are bit-equal, finished layers do not run again, and no file is left at the end."""
     monkeypatch.setattr(resume, "EVERY", 0.0)
     whole = capture(tiny, few, WANTED)[0]
     measure, seen = measures.similarity, list[int]()
@@ -60,7 +60,7 @@ def test_a_killed_calibration_goes_on(
 
 
 def test_all_sizes_of_views_are_measured_in_one_walk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """LLaVA-NeXT shows the whole image, and tiles of it: two sizes; a killed calibration goes on with both."""
+    """LLaVA-NeXT has views of two sizes, the whole image and tiles; a killed calibration resumes both."""
     monkeypatch.setattr(resume, "EVERY", 0.0)
     family = tiny_family("llava_next")
     few = [Sample(s.image, "w1 w2 w3") for s in samples("calibration", 2, 0)]

@@ -12,7 +12,7 @@ from tests.conftest import method, schedules, tiny_family
 
 @pytest.mark.parametrize(("name", "images", "views"), [("llava_next", 1, 5), ("llava_onevision", 2, 2)])
 def test_an_image_of_several_views_is_not_made_smaller(name: str, images: int, views: int) -> None:
-    """Whatever the views: tiles of many tokens each, or one of many and a line break."""
+    """For tiles of many tokens each, and for one view of many tokens plus a line break."""
     family = tiny_family(name).at(images=images)
     with pytest.raises(BadSchedule, match=f"a smaller image needs one grid, not {views} views; use another method"):
         schedules(family, {"downsample": method("downsample")}, BudgetRequest(compression=0.5))
