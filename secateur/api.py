@@ -110,7 +110,7 @@ class Calibration:
     name          name of the only schedule (None: METHOD-PERCENT KEPT)
     controls      random choices to add to each schedule, with the same layers and counts
     samples       samples, a folder of images or a .jsonl of image and text (None: generated, for the demo model)
-    sample_count  samples to read (None: as many as each method wants)
+    sample_count  samples to read (None: the default of each method)
     seed          seed of the samples and the controls
     work          folder for the state that a killed calibration resumes from
 
@@ -178,7 +178,7 @@ class Calibration:
         made += [Random(seed=seed).like(schedule) for schedule in made for seed in seeds]
         names = [schedule.name for schedule in made]
         if twice := next((name for name in names if names.count(name) > 1), None):
-            raise BadSchedule(f"two schedules would be called '{twice}'; ask for compressions further apart")
+            raise BadSchedule(f"two schedules would be called '{twice}'; choose compressions further apart")
         return made
 
 

@@ -22,18 +22,18 @@ from secateur.errors import InputError, SecateurError
 from secateur.version import __version__
 
 BASE = ("numpy", "PIL", "tokenizers", "onnxruntime", "rich", "jinja2", "markupsafe")
-"""What every installation has, by the names of import; what else is missing comes with the extra `export`."""
+"""Import names of the packages in every installation; others come with the extra `export`."""
 
 
 class Printer(Console):
-    """Leaves it to `one_line` to say that the reader of our output has gone."""
+    """Console that raises an error when the output pipe is closed, for `one_line` to handle."""
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, as every other error."""
+    """Parser that reports a mistake in one line, as for every other error."""
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message} (see {self.prog} -h)")
@@ -43,7 +43,7 @@ def one_line(command: Callable[[], object]) -> int:
     """Run a command and return its exit code; errors raised on purpose become one line on stderr."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # an answer is not lost for want of a letter
+            stream.reconfigure(errors="backslashreplace")  # characters that the terminal lacks are escaped
     try:
         command()
         if sys.stdout is not None:
@@ -60,7 +60,7 @@ def one_line(command: Callable[[], object]) -> int:
     except KeyboardInterrupt:
         print("secateur: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of our output has gone, as in `secateur ... | head`
+    except BrokenPipeError:  # the output pipe is closed, as in `secateur ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except MemoryError as problem:
@@ -87,12 +87,12 @@ def _run(argv: list[str]) -> None:
         print(json.dumps(result, indent=2))
     else:
         command.show(result, Printer(highlight=False))
-    if "failed" in result:  # a check did not pass: the result is worth seeing all the same
+    if "failed" in result:  # a check failed; its result is printed above
         raise SecateurError(result["failed"])
 
 
 def _parser(argv: list[str]) -> argparse.ArgumentParser:
-    """The parser; only the command that is asked for adds its options, which may need the export packages."""
+    """Return the parser; only the chosen command adds its options, which may need the export packages."""
     available = plugins.names(commands)
     name = next((word for word in argv if not word.startswith("-")), None)
     if name is not None and name not in available:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every error Secateur raises on purpose.
+"""Errors that Secateur raises on purpose.
 
     SecateurError                 exit code 1: a check failed
     ├── ExportMismatch            an exported graph does not equal its module
@@ -11,7 +11,7 @@
         ├── BadModel              a checkpoint that cannot be loaded or exported
         ├── BadBundle             a bundle that is damaged, foreign or unsafe
         ├── BadEngine             damaged plans, or plans of another device or TensorRT
-        ├── BadMeasurement        a file that holds no valid timings
+        ├── BadMeasurement        a file without valid timings
         ├── Unparsable            a graph that a TensorRT version cannot take
         ├── BadImage              a file that is not an image
         ├── BadPrompt             a prompt that does not fit
@@ -27,7 +27,7 @@ from collections.abc import Iterable
 
 
 class SecateurError(Exception):
-    """Base of all; `exit_code` is what the command line returns."""
+    """Base class of all errors; `exit_code` is the exit code of the command line."""
 
     exit_code = 1
 

@@ -21,7 +21,7 @@ from secateur.families.base import Family
 
 
 def check_usable(family: Family) -> None:
-    """See that processor, chat template, image size and number of images fit the model.
+    """Check that processor, chat template, image size and number of images fit the model.
 
     Raises:
         BadModel: one of them does not, or the prompt is longer than the model's context.
@@ -32,10 +32,10 @@ def check_usable(family: Family) -> None:
         _check_rows(family, family.layout.rows)
     except SecateurError:
         raise
-    except Exception as problem:  # processors check few of their settings
+    except Exception as problem:  # processors check only a few of their settings
         raise BadModel(
             f"the processor of '{family.source}' cannot be used ({first_line(problem)}); compare its .json files "
-            "with those where it comes from"
+            "with those of its source"
         ) from problem
 
 
@@ -54,8 +54,8 @@ def load(source: str = DEMO, dtype: torch.dtype = torch.float32, revision: str |
     `revision` is a branch, tag or commit of a hub id, which may also be given as org/name@revision.
 
     Raises:
-        BadModel: the checkpoint is missing, incomplete, quantized, holds pickles only, wants code of its own, or is of
-            a family that is not supported.
+        BadModel: the checkpoint is missing, incomplete, quantized, has only pickles, needs its own code, or is of a
+            family that is not supported.
     """
     found = resolve(source, revision)
     config = read_config(found)
@@ -67,21 +67,21 @@ def load(source: str = DEMO, dtype: torch.dtype = torch.float32, revision: str |
         loaded = family.from_pretrained(str(found.folder), found.name)
     except (SecateurError, ImportError, MemoryError):
         raise
-    except Exception as problem:  # transformers raises all sorts of them on what its configurations do not expect
+    except Exception as problem:  # transformers raises many types of errors for unexpected settings
         raise BadModel(
             f"model '{found.name}' cannot be loaded ({first_line(problem)}); compare its .json files with "
-            "those where it comes from"
+            "those of its source"
         ) from problem
     loaded.to(dtype)
     return loaded
 
 
 def _family(found: Found, config: dict[str, Any]) -> type[Family]:
-    """The family of the checkpoint's model_type."""
+    """Return the family of the checkpoint's model_type."""
     kind, supported = config["model_type"], plugins.names(families)
     if "auto_map" in config:
         raise BadModel(
-            f"model '{found.name}' wants Python code of its own (auto_map in config.json), which is not run; "
+            f"model '{found.name}' needs its own Python code (auto_map in config.json), which is not run; "
             f"take its version in transformers' own format; supported: {', '.join(supported)}"
         )
     if kind in supported:

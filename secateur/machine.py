@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much memory this machine has left."""
+"""Free memory and description of this machine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from secateur.version import __version__
 
 
 def free_memory() -> int | None:
-    """Bytes that can be had without swapping; None where the system does not say (it is not Linux)."""
+    """Return the bytes available without swapping; None if the system does not report them (not Linux)."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
         return next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
@@ -22,7 +22,7 @@ def free_memory() -> int | None:
 
 
 def package_version(package: str) -> str:
-    """Of `package`, or of its build for GPUs, which bears another name; "not installed" if there is neither."""
+    """Return the version of `package` or of its GPU build, a package of another name; "not installed" if neither is."""
     for name in (package, f"{package}-gpu"):
         try:
             return metadata.version(name)
@@ -32,7 +32,7 @@ def package_version(package: str) -> str:
 
 
 def machine(device: Mapping[str, str]) -> dict[str, str]:
-    """What the times were taken on; `device` is what the backend says of its own, see Pipeline.describe."""
+    """Return the description of the measuring machine; `device` is the backend's, see Pipeline.describe."""
     return {
         "cpu": _cpu(),
         "cores": str(os.cpu_count()),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoint directories as `save_pretrained` writes them are loaded; what is wrong with one is said in one line."""
+"""Checkpoint directories written by `save_pretrained` are loaded; an error in one is reported in one line."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_a_directory_is_the_demo(demo: Family, copy: Path) -> None:
 
 
 def test_a_schedule_fits_every_dtype(copy: Path, demo: Family) -> None:
-    """Weights stored in fp32 do not survive fp16; the identity is that of the file."""
+    """Weights stored in fp32 are rounded in fp16; the identity is that of the file."""
     again = load("demo")
     with torch.no_grad():
         for weight in again.model.parameters():
@@ -84,7 +84,7 @@ def test_fingerprints_tell_weights_apart_but_not_storage(demo: Family) -> None:
 
 
 def test_prompt_and_pixels_equal_the_processor(demo: Family) -> None:
-    """Token for token and pixel for pixel what transformers' own processor makes of a chat."""
+    """Tokens and pixels of a chat equal those of transformers' own processor."""
     processor = AutoProcessor.from_pretrained(model_directory())
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 80, 3), np.uint8))
     question, further = "what color is the seven ?", "where is it ?"
@@ -114,7 +114,7 @@ def write(name: str, content: str) -> Spoil:
 
 
 def config(**fields: Any) -> Spoil:
-    """config.json with other fields; None leaves one out."""
+    """Change fields of config.json; None removes one."""
 
     def spoil(folder: Path) -> None:
         found = json.loads((folder / "config.json").read_text()) | fields
@@ -137,7 +137,7 @@ def drop_weight(folder: Path) -> None:
 
 
 def store(dtype: torch.dtype) -> Spoil:
-    """All weights in another dtype, rounded to it."""
+    """Store all weights in another dtype, rounded to it."""
 
     def spoil(folder: Path) -> None:
         weights = {name: weight.to(dtype) for name, weight in load_file(folder / SINGLE).items()}
@@ -147,7 +147,7 @@ def store(dtype: torch.dtype) -> Spoil:
 
 
 def decoder(**fields: Any) -> Spoil:
-    """config.json with other fields of the decoder."""
+    """Change fields of the decoder in config.json."""
 
     def spoil(folder: Path) -> None:
         text = json.loads((folder / "config.json").read_text())["text_config"]
@@ -161,7 +161,7 @@ def end_at(token: object) -> Spoil:
 
 
 def processor(**fields: Any) -> Spoil:
-    """processor_config.json with other fields of the image processor."""
+    """Change fields of the image processor in processor_config.json."""
 
     def spoil(folder: Path) -> None:
         images = json.loads((folder / "processor_config.json").read_text())["image_processor"]
@@ -171,7 +171,7 @@ def processor(**fields: Any) -> Spoil:
 
 
 def beside(**fields: Any) -> Spoil:
-    """processor_config.json with other fields."""
+    """Change fields of processor_config.json."""
 
     def spoil(folder: Path) -> None:
         found = json.loads((folder / "processor_config.json").read_text()) | fields
@@ -206,7 +206,7 @@ BAD: dict[str, tuple[Spoil, str]] = {
     "text only": (config(model_type="qwen2"), "is a 'qwen2', which reads text only.*vision-language model; supported"),
     "remote code": (
         config(model_type="glimpse", auto_map={"AutoModel": "modeling.Glimpse"}),
-        r"wants Python code of its own \(auto_map in config.json\), which is not run; take its version in",
+        r"needs its own Python code \(auto_map in config.json\), which is not run; take its version in",
     ),
     "another class": (
         config(architectures=["LlavaLlamaForCausalLM"]),
@@ -220,7 +220,7 @@ BAD: dict[str, tuple[Spoil, str]] = {
         r"quantized already \(fp8\); take",
     ),
     "no weights": (remove(SINGLE), f"has neither {SINGLE} nor {INDEX}; download it again"),
-    "no safetensors": (write(SINGLE, "\0" * 100), "is no safetensors file, or it is truncated; download it again"),
+    "no safetensors": (write(SINGLE, "\0" * 100), "is not a safetensors file, or it is truncated; download it again"),
     "a missing shard": (lose_shard, "lacks 1 of its files, the first is model-00002-of-00002.safetensors; download"),
     "a missing weight": (drop_weight, "lacks 1 weights, the first is .*down_proj"),
     "integers": (store(torch.int8), "stores .* as I8: it is quantized; take the checkpoint in"),
@@ -262,14 +262,14 @@ def test_broken_checkpoints(copy: Path, spoil: Spoil, message: str) -> None:
     assert "\n" not in str(problem.value)
 
 
-def test_an_index_needs_no_more_than_its_map(copy: Path, demo: Family) -> None:
+def test_an_index_needs_only_its_weight_map(copy: Path, demo: Family) -> None:
     weights = load_file(copy / SINGLE)
     (copy / SINGLE).rename(copy / "model-00001-of-00001.safetensors")
     (copy / INDEX).write_text(json.dumps({"weight_map": dict.fromkeys(weights, "model-00001-of-00001.safetensors")}))
     assert load(str(copy)).identity == demo.identity
 
 
-def test_pickles_are_refused_and_the_mend_mends(copy: Path, demo: Family) -> None:
+def test_pickles_are_refused_and_the_suggested_command_works(copy: Path, demo: Family) -> None:
     torch.save(load_file(copy / SINGLE), copy / "pytorch_model.bin")
     (copy / SINGLE).unlink()
     with pytest.raises(BadModel, match=r"pickles \(.bin, .pt\) are not read, as they can run code") as problem:
@@ -281,9 +281,7 @@ def test_pickles_are_refused_and_the_mend_mends(copy: Path, demo: Family) -> Non
     assert load(str(copy)).identity == demo.identity
 
 
-def test_the_mend_for_pickles_fetches_the_commit_that_was_asked_for(
-    copy: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_suggested_command_downloads_the_requested_commit(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (copy / SINGLE).rename(copy / "pytorch_model.bin")
     commit = "0123456789" * 4
     monkeypatch.setattr(load_model, "resolve", lambda source, revision: Found(copy, f"{source}@{commit}"))
@@ -292,7 +290,7 @@ def test_the_mend_for_pickles_fetches_the_commit_that_was_asked_for(
 
 
 def mixture(folder: Path) -> Path:
-    """A LLaVA whose decoder has experts, which transformers joins when it reads them."""
+    """A LLaVA whose decoder has experts, which transformers joins when it loads them."""
     config = MixtralConfig(
         hidden_size=48, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
         num_local_experts=2, vocab_size=64, max_position_embeddings=256,
@@ -304,8 +302,10 @@ def mixture(folder: Path) -> Path:
     return folder
 
 
-def test_what_must_be_converted_as_a_whole_must_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A large one that cannot be streamed is loaded where there is room, else refused; the mend mends."""
+def test_a_checkpoint_that_must_be_converted_has_to_fit_into_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large checkpoint that cannot be streamed is loaded if memory is free, else refused; the suggested fix works."""
     folder, found = mixture(tmp_path / "experts"), list[int | None]()
     monkeypatch.setattr(base, "STREAMED", 0)
     monkeypatch.setattr(weights_module, "free_memory", lambda: found[-1])
@@ -331,6 +331,6 @@ def test_a_layer_that_the_encoder_does_not_have(copy: Path, layer: int) -> None:
             load(str(copy)).vision(grid=grid)
 
 
-def test_more_images_than_the_context_holds_are_refused_before_they_are_prepared(demo: Family) -> None:
+def test_too_many_images_are_refused_before_they_are_prepared(demo: Family) -> None:
     with pytest.raises(BadModel, match=r"the prompt has 144000000 rows before the question, and the model takes \d+"):
         check_usable(demo.at(images=1_000_000))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The prompt of a transformers processor in parts, for a device without transformers.
+"""Split the prompt of a transformers processor into parts, for devices without transformers.
 
 The chat template is rendered with the images in the first turn, and the processor itself expands them, so markers
 around images, between tiles and after lines come from transformers' own code.
@@ -55,7 +55,7 @@ def conversation(
 
     Raises:
         BadModel: the template does not show images, question and turns once each and in this order, or it has no room
-            for `system`; the tokenizer does not keep the image token apart.
+            for `system`; or the tokenizer does not split the prompt at the image token.
     """
     tokenizer, marker = processor.tokenizer, str(processor.image_token)
     _check_marker(tokenizer, marker, image_id)
@@ -139,18 +139,18 @@ def _check_stop(tokenizer: PreTrainedTokenizerBase, stop: tuple[int, ...]) -> No
 
 
 def _check_system(tokenizer: PreTrainedTokenizerBase, system: str) -> None:
-    """A system prompt goes through the template as it is, where the text of a special token would become one."""
+    """Refuse a system prompt with the text of a special token, which the tokenizer would encode as that token."""
     try:
         system.encode("utf-8")
     except UnicodeEncodeError:
         raise BadModel("the system prompt is not valid UTF-8; send it as UTF-8 text") from None
     special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
     if spelled := [word for word in (*special, QUESTION, ANSWER, FURTHER) if word in system]:
-        raise BadModel(f"the system prompt holds '{spelled[0]}', which would become a special token; leave it out")
+        raise BadModel(f"the system prompt contains '{spelled[0]}', which would become a special token; leave it out")
 
 
 def _rendered(processor: Any, marker: str, images: int, system: str) -> tuple[str, tuple[str, str]]:
-    """The chat up to the first answer, and the text around a follow-up question after an answer."""
+    """Return the chat up to the first answer, and the text around a follow-up question after an answer."""
     first = [_message("system", system)] if system.strip() else []
     first.append(_message("user", QUESTION, images))
     opening = _render(processor, first)
@@ -177,7 +177,7 @@ def _rendered(processor: Any, marker: str, images: int, system: str) -> tuple[st
 def _render(processor: Any, messages: list[Message]) -> str:
     template = None if processor.chat_template else processor.tokenizer.chat_template
     if not (processor.chat_template or template):
-        raise BadModel("the processor has no chat template; add chat_template.jinja beside its config.json")
+        raise BadModel("the processor has no chat template; add chat_template.jinja next to its config.json")
     try:
         text = str(processor.apply_chat_template(messages, template, add_generation_prompt=True))
     except (TemplateError, ValueError, TypeError) as problem:
@@ -194,7 +194,7 @@ def _message(role: str, text: str, images: int = 0) -> Message:
 
 
 def _expanded(processor: Any, text: str, size: tuple[int, int], images: int) -> tuple[list[int], str]:
-    """Ids of a prompt, with the image tokens that the processor makes of blank images, and the text after these."""
+    """Return the ids of a prompt with blank images, and the text after the last image token."""
     pictures = [[Image.new("RGB", (size[1], size[0]))] * images]
     bos, marker = processor.tokenizer.bos_token, processor.image_token
     try:

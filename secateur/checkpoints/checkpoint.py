@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files of a checkpoint directory: which file holds which weight of a model. Only headers are read."""
+"""The files of a checkpoint directory: which file contains which weight of a model. Only headers are read."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class Checkpoint:
 
     @classmethod
     def open(cls, folder: Path) -> Checkpoint:
-        """Read the index file and the headers of the files it names, or of the one file.
+        """Read the index file and the headers of its files, or the header of a single file.
 
         Raises:
-            BadModel: a file or a tensor is missing, damaged or outside of the folder; or there are pickles only.
+            BadModel: a file or a tensor is missing, damaged or outside the folder; or there are only pickles.
         """
         if (folder / SINGLE).exists():
             return cls(folder, entries(folder / SINGLE))
@@ -42,19 +42,18 @@ class Checkpoint:
         if any(next(folder.glob(pattern), None) for pattern in PICKLES):
             raise BadModel(
                 f"model '{folder}' has no safetensors, only pickles, which can run code when they are read; "
-                "save it anew with transformers' save_pretrained"
+                "save it again with transformers' save_pretrained"
             )
         raise BadModel(f"model '{folder}' has neither {SINGLE} nor {INDEX}; {MEND}")
 
     def of(self, model: PreTrainedModel) -> dict[str, Entry] | None:
-        """The place of every weight and persistent buffer of `model`, by the name it has there.
+        """Return the file entry of every weight and persistent buffer of `model`, by its name in the model.
 
-        Tied weights may have one under each of their names or under one of them. transformers' own rules rename what
-        was saved under older names. None: for some weight they do more than that (join, split or transpose), so the
-        model has to be loaded as a whole.
+        Tied weights may be stored once or under each of their names. Older names are renamed by transformers' rules.
+        None: the rules also join, split or transpose some weight, so the model must be loaded as a whole.
 
         Raises:
-            BadModel: a weight is missing, of another shape or no float, or there are more layers than in the model.
+            BadModel: a weight is missing, has another shape or is not a float; or the checkpoint has more layers.
         """
         rules = get_model_conversion_mapping(model)
         renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]

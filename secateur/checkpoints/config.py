@@ -21,6 +21,7 @@ PROCESSOR = (
 
 
 def read_config(found: Found) -> dict[str, Any]:
+    """Return config.json, which must name a model_type."""
     path = found.folder / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))

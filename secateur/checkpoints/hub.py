@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub import constants, snapshot_download
-from huggingface_hub.errors import (  # type: ignore[attr-defined]  # of HTTPError
+from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError is not typed
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
@@ -44,7 +44,7 @@ FILES = (
     "chat_template.json",
     "chat_template.jinja",
 )
-"""What is downloaded of a repository: neither pickles nor code, and no second copy of the weights in another format."""
+"""Files to download: no pickles, no code, and no second copy of the weights in another format."""
 ID = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@(.*))?", re.ASCII)
 REVISION = re.compile(r"\w[\w./-]*", re.ASCII)
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -60,10 +60,10 @@ class Found:
 
 
 def resolve(source: str, revision: str | None = None) -> Found:
-    """The files of `source`: "demo", a folder, org/name, or org/name@revision; an existing folder comes first.
+    """Find the files of `source`: "demo", a folder, org/name, or org/name@revision; an existing folder has priority.
 
-    A repository is downloaded to the cache of huggingface_hub (HF_HOME), as far as it is not there. Without a network,
-    or with HF_HUB_OFFLINE=1, what is in the cache is taken. The name that is given back has the commit.
+    Missing files of a repository are downloaded to the cache of huggingface_hub (HF_HOME). Without a network, or with
+    HF_HUB_OFFLINE=1, only the cache is used. The returned name includes the commit.
 
     Raises:
         BadModel: there is no such model, revision or network, no access, or no room; the message says what to do.
@@ -86,10 +86,10 @@ def resolve(source: str, revision: str | None = None) -> Found:
 
 
 def split(source: str) -> tuple[str, str | None]:
-    """ "org/name@revision" -> ("org/name", "revision")
+    """Split "org/name@revision" into "org/name" and "revision".
 
     Raises:
-        BadModel: it does not have that form.
+        BadModel: `source` does not have this form.
     """
     found = ID.fullmatch(source)
     if found is None:
@@ -100,7 +100,7 @@ def split(source: str) -> tuple[str, str | None]:
 
 
 def base_model(source: str) -> str | None:
-    """The hub id in the name of a `Found`; None if the model is not from the hub."""
+    """Return the hub id in the name of a `Found`; None if the model is not from the hub."""
     repository, at, commit = source.rpartition("@")
     return repository if at and ID.fullmatch(repository) and COMMIT.fullmatch(commit) else None
 
@@ -136,7 +136,7 @@ def _explain(problem: Exception, repository: str, revision: str | None) -> str:
         reason = "HF_HUB_OFFLINE is set" if offline else first_line(cause or problem)
         at = f" --revision {revision}" if revision else ""
         return (
-            f"{model} is not, or not wholly, in the cache {constants.HF_HUB_CACHE}, and the hub cannot be reached "
+            f"{model} is not, or not completely, in the cache {constants.HF_HUB_CACHE}, and the hub cannot be reached "
             f"({reason}); download it where there is a network with `hf download {repository}{at} --local-dir DIR`, "
             "and give --model DIR"
         )
@@ -144,4 +144,4 @@ def _explain(problem: Exception, repository: str, revision: str | None) -> str:
         return f"{model} does not fit on the disk of {constants.HF_HUB_CACHE}; make room there, or set HF_HOME"
     if isinstance(problem, PermissionError):
         return f"{model} cannot be written to the cache {constants.HF_HUB_CACHE}; set HF_HOME to a folder of yours"
-    return f"{model} cannot be downloaded ({first_line(problem)}); try again, what is there already is kept"
+    return f"{model} cannot be downloaded ({first_line(problem)}); try again; files already downloaded are kept"

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Load the transformers processor of a checkpoint, for still images only.
 
-transformers builds the processors of families that also take videos (LLaVA-OneVision, Qwen-VL, InternVL, SmolVLM) only
-where torchvision is installed, and SmolVLM's only with num2words, which spells the number of frames. Neither is needed
-for images, so a stand-in takes the place of the video part.
+transformers creates the processors of families that also support videos (LLaVA-OneVision, Qwen-VL, InternVL, SmolVLM)
+only if torchvision is installed, and SmolVLM's only with num2words, which spells the number of frames. Images need
+neither, so a stand-in replaces the video part.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class NoVideo(VideoProcessorMixin):
 
 
 def build(kind: str, image_processor: Any, tokenizer: Any, **options: Any) -> ProcessorMixin:
-    """The processor of model family `kind` (a `model_type`) from its parts; `options` go to its class."""
+    """Return the processor of model family `kind` (a `model_type`), made of its parts; `options` go to its class."""
     cls = _class(kind)
     parts = {"image_processor": image_processor, "tokenizer": tokenizer, "video_processor": NoVideo()}
     with _images_only():
@@ -47,13 +47,13 @@ def build(kind: str, image_processor: Any, tokenizer: Any, **options: Any) -> Pr
 
 
 def read(kind: str, path: str, **hub: Any) -> ProcessorMixin:
-    """The processor in a checkpoint directory or hub repository; `hub` is revision, local_files_only and so on.
+    """Return the processor in a checkpoint directory or hub repository; `hub` is revision, local_files_only and so on.
 
-    Images go through the PIL classes, whether torchvision is installed or not.
+    Images are processed by the PIL classes, whether torchvision is installed or not.
 
     Raises:
         BadModel: a library is missing.
-        OSError, ValueError: files are missing or damaged, in transformers' words.
+        OSError, ValueError: raised by transformers if files are missing or damaged.
     """
     cls = _class(kind)
     try:

@@ -2,8 +2,8 @@
 """Offsets of the tensors in a safetensors file, and reading one tensor at a time.
 
 A file is eight bytes with the length of the header, the header (JSON), and the tensors. The safetensors library
-gives no byte offsets, and it maps the file, whose pages would count as memory of the process; so tensors are read with
-plain reads into memory of their own.
+returns no byte offsets, and it maps the file, whose pages would count as memory of the process; so tensors are read
+with plain reads into new memory.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ MEND = "download it again"
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor in a file: `size` bytes from `offset` on; dtype is the format's own name, such as "F16"."""
+    """A tensor in a file: `size` bytes from `offset`; dtype is the name in the format, such as "F16"."""
 
     file: Path
     name: str
@@ -48,7 +48,7 @@ class Entry:
     size: int
 
     def read(self) -> Tensor:
-        """The tensor, in memory of its own and in the dtype it is stored in.
+        """Read the tensor into new memory, in its stored dtype.
 
         Raises:
             BadModel: the file is gone, or shorter than its header says.
@@ -66,17 +66,17 @@ class Entry:
 
 
 def entries(path: Path) -> dict[str, Entry]:
-    """The tensors of a file by name; no weight is read.
+    """Return the tensors of a file by name; reads only the header.
 
     Raises:
-        BadModel: it is no safetensors file, or it is truncated.
+        BadModel: it is not a safetensors file, or it is truncated.
     """
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if not 2 <= length <= min(LARGEST_HEADER, size - 8):
-                raise BadModel(f"{path} is no safetensors file, or it is truncated; {MEND}")
+                raise BadModel(f"{path} is not a safetensors file, or it is truncated; {MEND}")
             header = json.loads(file.read(length))
         header.pop("__metadata__", None)
         found = {name: _entry(path, name, 8 + length, fields) for name, fields in header.items()}

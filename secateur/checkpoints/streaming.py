@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Models whose weights stay in the files of a checkpoint: read before a module runs, freed after it has run.
 
-Parameters in files are on the meta device and know where they are stored, so shapes, dtypes, ties and casts work as
-usual; buffers are in memory. Every function here takes ordinary models as well.
+Parameters in files are on the meta device, with a reference to their file entry, so shapes, dtypes, ties and casts work
+as usual; buffers are in memory. Every function here also accepts ordinary models.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from secateur.errors import BadModel
 Model = TypeVar("Model", bound=PreTrainedModel)
 GENERATION = "generation_config.json"
 HELD_BYTES = 64 << 20
-"""A module with no more weights than this has all of them while it runs; of a larger one only those it owns itself."""
+"""Modules up to this size have all their weights in memory while they run; larger ones only their direct parameters."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class Stored:
 
 
 def stream(cls: type[Model], folder: Path) -> Model | None:
-    """`cls` with the weights of the checkpoint in `folder`, none of which is read yet.
+    """Return `cls` with weights that stay in the checkpoint in `folder`.
 
-    None: transformers does more than rename for this checkpoint, so it must be loaded as a whole.
+    None: transformers must convert weights of this checkpoint, so it must be loaded as a whole.
 
     Raises:
         BadModel: see `Checkpoint`; or the checkpoint is quantized.
@@ -46,12 +46,12 @@ def stream(cls: type[Model], folder: Path) -> Model | None:
     model = _placed(cls, folder)
     for module in () if model is None else model.modules():
         _hook(module)
-        _say_cpu(module)
+        _report_cpu(module)
     return model
 
 
 def fill(cls: type[Model], folder: Path) -> Model | None:
-    """As `stream`, with all weights in memory."""
+    """Return `cls` as `stream` does, with all weights in memory."""
     model = _placed(cls, folder)
     if model is not None:
         with torch.no_grad():
@@ -60,7 +60,7 @@ def fill(cls: type[Model], folder: Path) -> Model | None:
 
 
 def _placed(cls: type[Model], folder: Path) -> Model | None:
-    """`cls` as config.json describes it; its parameters know where they are stored."""
+    """Return `cls` as config.json describes it; its parameters refer to their file entries."""
     checkpoint = Checkpoint.open(folder)
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if getattr(config, "quantization_config", None) is not None:
@@ -82,19 +82,19 @@ def _placed(cls: type[Model], folder: Path) -> Model | None:
 
 
 def value(weight: Tensor) -> Tensor:
-    """The values of a parameter or buffer in its dtype: a copy read from its file, or what is in memory (shared)."""
+    """Return the values of a parameter or buffer in its dtype: read from its file, or shared if in memory."""
     stored: Stored | None = getattr(weight, "stored", None)
     return weight.detach() if stored is None else stored.entry.read().to(stored.dtype).to(weight.dtype)
 
 
 def is_streamed(module: nn.Module) -> bool:
-    """Whether some weight of `module` is in a file and not in memory."""
+    """Return whether some weight of `module` is in a file and not in memory."""
     return any(hasattr(weight, "stored") for weight in module.parameters())
 
 
 @contextmanager
 def held(*modules: nn.Module) -> Iterator[None]:
-    """Within the block all weights of `modules` are in memory: for many runs, and for code that reads them directly."""
+    """Within the block, all weights of `modules` are in memory: for many runs, or code that reads weights directly."""
     put = [slot for module in modules for slot in _slots(module)]
     with torch.no_grad():
         _put_in(put)
@@ -132,7 +132,7 @@ def _take_out(slots: list[Slot]) -> None:
 
 
 def _hook(module: nn.Module) -> None:
-    """Let `module` have its weights while it runs. Around modules that are held, and in a trace, this does nothing."""
+    """Load the weights of `module` while it runs. Has no effect on modules that are `held`, nor in a trace."""
     small = sum(weight.nbytes for weight in module.parameters()) <= HELD_BYTES
     if not small and not module._parameters or next(module.parameters(), None) is None:
         return
@@ -151,7 +151,7 @@ def _hook(module: nn.Module) -> None:
     module.register_forward_hook(after, always_call=True)
 
 
-def _say_cpu(module: nn.Module) -> None:
+def _report_cpu(module: nn.Module) -> None:
     """Report the CPU as the device of a transformers module: some move their inputs to the device of their weights."""
     if isinstance(module, PreTrainedModel):
         own = type(module)
@@ -159,7 +159,7 @@ def _say_cpu(module: nn.Module) -> None:
 
 
 def _place(model: PreTrainedModel, places: dict[str, Entry]) -> None:
-    """Tell every parameter where it is stored, and read the buffers; a tie that the files contradict is undone."""
+    """Attach file entries to all parameters, and read the buffers; tied weights that differ in the files are untied."""
     own = dict[int, Entry]()
     for name, weight in model.state_dict(keep_vars=True).items():
         if name not in places:
@@ -180,9 +180,9 @@ def _place(model: PreTrainedModel, places: dict[str, Entry]) -> None:
 
 @contextmanager
 def meta_parameters() -> Iterator[None]:
-    """Within the block new parameters go to the meta device as modules register them; buffers are made as usual.
+    """Within the block, modules register new parameters on the meta device; buffers are made as usual.
 
-    torch.device("meta") would leave out the buffers that no checkpoint holds, such as rotary frequencies.
+    torch.device("meta") would also apply to buffers that no checkpoint contains, such as rotary frequencies.
     """
     register: Callable[..., None] = nn.Module.register_parameter
 

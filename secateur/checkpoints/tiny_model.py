@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models of random weights, for tests and measurements."""
+"""Models with random weights, for tests and measurements."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Model = TypeVar("Model", bound=PreTrainedModel)
 
 
 def random_model(architecture: type[Model], config: PreTrainedConfig, seed: int = 0) -> Model:
-    """`architecture` with weights spread enough for attention and logits to mean something."""
+    """Return an `architecture` with random weights, large enough for distinct attention and logits."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = architecture(config)
@@ -25,7 +25,7 @@ def random_model(architecture: type[Model], config: PreTrainedConfig, seed: int 
 
 
 def sizes(processor: Any) -> dict[str, Any]:
-    """Arguments of a configuration of the Llama kind: four layers, grouped heads, the vocabulary of the processor."""
+    """Return settings of a Llama-style decoder: four layers, grouped heads, the vocabulary of the processor."""
     tokenizer = processor.tokenizer
     return {
         "hidden_size": 48,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small processors built in memory: a family's own processor class, its form and a tiny tokenizer."""
+"""Small processors made in memory: a family's own processor class, its form and a tiny tokenizer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PARTS = (
     "{% for p in m['content'] if p['type'] == 'image' %}IMAGE{% endfor %}"
     "{% for p in m['content'] if p['type'] == 'text' %}{{ p['text'] }}{% endfor %}"
 )
-"""Template of the content of a message `m`; IMAGE is replaced by what stands for an image."""
+"""Template of the content of a message `m`; IMAGE is replaced by the text of an image."""
 CHATML = (
     "{% for m in messages %}SYSTEM<|im_start|>{{ m['role'] }}\n"
     + PARTS
@@ -27,11 +27,11 @@ CHATML_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
 @dataclass(frozen=True)
 class Form:
-    """What the checkpoints of a family have in common.
+    """Kind of tokenizer, special tokens and chat template of a family's checkpoints.
 
     tokens    kind of tokenizer, see `tiny_tokenizers`
     special   special tokens, in the order of their ids
-    template  chat template; None: a single question, as in bundle.prompt
+    template  chat template; None: a single question, see bundle.prompt
     named     further token attributes of the tokenizer, such as image_token
     """
 
@@ -50,7 +50,7 @@ def chatml(named: Mapping[str, str], image: str, system: str = "", more: tuple[s
 
     Args:
         named: the tokens of images and videos, by attribute.
-        image: what stands for an image in a message.
+        image: text of an image in a message.
         system: template before each message, for a default system prompt.
         more: further special tokens, before the named ones.
     """

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Small tokenizers of the usual kinds, trained in memory on a few lines.
 
-words     one id a word: tests can name ids
+words     one id per word: tests can name ids
 bytes     byte-level BPE: GPT-2, Llama 3, Qwen, SmolLM
 pieces    SentencePiece BPE with a space before the text, unknown characters as bytes: Llama 2, Mistral
 bare      the same without that space: Gemma
@@ -25,7 +25,7 @@ CORPUS = (
 
 
 def build(kind: str, special: Sequence[str], vocabulary: int) -> Tokenizer:
-    """A tokenizer of `kind` with at most `vocabulary` ids; those of `special` come first, in their order.
+    """Return a tokenizer of `kind` with at most `vocabulary` ids; those of `special` come first, in order.
 
     Raises:
         ValueError: `vocabulary` is too small for the kind.
@@ -71,7 +71,7 @@ def _bare(special: list[str], vocabulary: int) -> Tokenizer:
     trainer = trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=[*special, *BYTES], show_progress=False)
     trained.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
     trained.train_from_iterator(CORPUS, trainer)
-    made = Tokenizer(trained.model)  # the same pieces; the bytes among them are no special tokens here
+    made = Tokenizer(trained.model)  # the same pieces, but bytes are not special tokens
     made.normalizer = normalizers.Replace(" ", "▁")
     made.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
     return made

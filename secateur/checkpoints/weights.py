@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights of a checkpoint, and the hash that tells one model from another."""
+"""Weights of a checkpoint, and the hash that identifies a model."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from secateur.machine import free_memory
 
 PASSING = ("dtype", "torch_dtype", "transformers_version", "architectures", "use_cache", "output_attentions")
 LONGEST = 300
-"""Letters of what an error of another library says."""
+"""Characters shown of an error of another library."""
 Model = TypeVar("Model", bound=PreTrainedModel)
 
 
 def fingerprint(model: PreTrainedModel) -> str:
-    """Hash of the configuration and of names, shapes and values of all weights.
+    """Return a hash of the configuration and of names, shapes and values of all weights.
 
-    Read as fp32; sharding, storage type and the place it came from do not count.
+    Weights are hashed as fp32; sharding, stored dtype and source make no difference.
     """
     digest = hashlib.sha256(json.dumps(_lasting(model.config.to_dict()), sort_keys=True, default=str).encode())
     for name, weight in sorted(model.state_dict(keep_vars=True).items()):
@@ -37,23 +37,21 @@ def fingerprint(model: PreTrainedModel) -> str:
 
 
 def _lasting(config: Any) -> Any:
-    """A configuration without what does not change the model's function."""
+    """Return a configuration without settings that do not affect the model's results."""
     if not isinstance(config, dict):
         return config
     return {k: _lasting(v) for k, v in config.items() if k not in PASSING and str(k)[:1] != "_"}
 
 
 def load_weights(cls: type[Model], path: str) -> Model:
-    """`cls` as transformers itself loads it, for checkpoints whose weights it converts.
-
-    Safetensors only, no remote code, and every weight must be there.
+    """Load `cls` with transformers, for checkpoints whose weights it converts: safetensors only, no remote code.
 
     Raises:
-        BadModel: weights are missing or of another shape (transformers would make them up).
+        BadModel: weights are missing or have another shape (transformers would replace them by random ones).
     """
     shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
-    logging.set_verbosity_error()  # what it would report is raised below
+    logging.set_verbosity_error()  # its warnings become errors below
     try:
         loaded: Any = cls.from_pretrained(
             path,
@@ -77,10 +75,10 @@ def load_weights(cls: type[Model], path: str) -> Model:
 
 
 def check_fits(folder: Path) -> None:
-    """To be called before a large checkpoint is loaded as a whole, as one is whose weights transformers converts.
+    """Check that a large checkpoint fits into memory before transformers loads and converts it.
 
     Raises:
-        BadModel: it is larger than the memory that is free, in fp32.
+        BadModel: in fp32 it is larger than the free memory.
     """
     needed = sum(4 * math.prod(entry.shape) for entry in Checkpoint.open(folder).tensors.values())
     free = free_memory()
@@ -88,12 +86,12 @@ def check_fits(folder: Path) -> None:
         raise BadModel(
             f"model '{folder}' is stored in a form that transformers converts as a whole, which takes "
             f"{needed / 2**30:.1f} GiB of memory, and {free / 2**30:.1f} GiB are free; where there is more, save it "
-            "anew with transformers' save_pretrained(FOLDER, save_original_format=False)"
+            "again with transformers' save_pretrained(FOLDER, save_original_format=False)"
         )
 
 
 def first_line(problem: BaseException) -> str:
-    """The first line of what an error says, and the next one if that only announces it; the kind of a bare error."""
+    """Return the first line of an error's message, and the next if it ends with a colon; else the type of the error."""
     lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
     said = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
     if isinstance(problem, LookupError | AttributeError | ArithmeticError) or not said:

@@ -29,7 +29,7 @@ class Tap:
     past        per layer index: keys and values [P, B, Hkv, dh] cached earlier, sequence first
     rows        per layer index: this run's keys and values [S, B, Hkv, dh]
     query       [B, H, S, dh] post-RoPE queries of the layer that ran last
-    decomposed  spell attention out as MatMul and Softmax, for targets without a fused operator
+    decomposed  compute attention as MatMul and Softmax, for targets without a fused operator
     """
 
     past: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
@@ -38,7 +38,7 @@ class Tap:
     query: Tensor | None = None
 
     def update(self, key: Tensor, value: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """transformers' cache protocol: take the new rows [B, Hkv, S, dh], return all rows [B, Hkv, P + S, dh]."""
+        """Store the new rows [B, Hkv, S, dh] and return all rows [B, Hkv, P + S, dh]: transformers' cache protocol."""
         self.rows[layer] = (key.permute(2, 0, 1, 3), value.permute(2, 0, 1, 3))
         if layer not in self.past:
             return key, value
@@ -60,7 +60,7 @@ def attention(
     """Grouped-query attention with an additive mask [B, 1, S, P + S]. Returns [B, S, H, dh].
 
     Raises:
-        BadModel: the layer wants something of its attention that is not done here.
+        BadModel: the layer uses an attention feature that is not supported.
     """
     if extra.get("s_aux") is not None:
         raise BadModel("the decoder's attention uses 's_aux', which is not supported; choose another model")
@@ -79,9 +79,9 @@ def attention(
 def _decomposed(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, softcap: float | None = None
 ) -> Tensor:
-    """The same in plain MatMul and Softmax; the scale goes on the query first, TensorRT's fusion wants it there.
+    """Return attention as MatMul and Softmax; the query is scaled first, as TensorRT's fusion expects.
 
-    With `softcap` the scores stay within -softcap and softcap (Gemma 2); no fused operator of torch does that.
+    `softcap` limits the scores to -softcap .. softcap (Gemma 2), for which torch has no fused operator.
     """
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
@@ -102,7 +102,7 @@ def _repeat(x: Tensor, groups: int) -> Tensor:
 def run_layer(
     layer: nn.Module, rows: Tensor, mask: Tensor, position_ids: Tensor, position_embeddings: object, tap: Tap
 ) -> Tensor:
-    """One decoder layer within `active`: rows [B, S, D] in and out, the rest as `Tap` and `additive_mask` describe."""
+    """Run one decoder layer within `active`: rows [B, S, D] -> [B, S, D]; for the mask see `additive_mask`."""
     out: Tensor = layer(
         rows,
         attention_mask=mask,
@@ -116,7 +116,7 @@ def run_layer(
 
 @contextmanager
 def calling(config: PreTrainedConfig, name: str, function: Callable[..., tuple[Tensor, None]]) -> Iterator[None]:
-    """Within the block models of this config call `function`; no other model and no registered name changes."""
+    """Within the block, models of this config call `function` as attention; other models are not affected."""
     AttentionInterface.register(name, function)
     before = config._attn_implementation
     config._attn_implementation = name
@@ -127,18 +127,18 @@ def calling(config: PreTrainedConfig, name: str, function: Callable[..., tuple[T
 
 
 def active(config: PreTrainedConfig) -> AbstractContextManager[None]:
-    """Within the block the decoder of this config calls `attention`."""
+    """Within the block, the decoder of this config calls `attention`."""
     return calling(config, NAME, attention)
 
 
 def additive_mask(
     attention_mask: Tensor, rows: int, past: int, dtype: torch.dtype, bidirectional: bool = False
 ) -> Tensor:
-    """Additive mask [B, 1, rows, past + rows]: row r sees columns up to r + past that `attention_mask` calls valid.
+    """Return the additive mask [B, 1, rows, past + rows]: row r attends to valid columns up to r + past.
 
-    With `bidirectional` it sees later columns too: each call is a whole prompt, or one generated row.
+    With `bidirectional` it attends to later columns too: each call is a whole prompt, or one generated row.
 
-    The masked value is finite, so that a row without any valid column gives no NaN and fp16 does not overflow.
+    The masked value is finite, so that a row without valid columns gives no NaN and fp16 does not overflow.
     """
     column = torch.arange(past + rows, device=attention_mask.device)
     row = torch.arange(rows, device=attention_mask.device) + past

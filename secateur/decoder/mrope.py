@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 
 class MRope(nn.Module):
-    """The same as `rotary`, a rotary embedding of a Qwen-VL decoder, for dh the width of a head."""
+    """Equivalent of `rotary`, the rotary embedding of a Qwen-VL decoder; dh is the width of a head."""
 
     frequencies: Tensor
 
@@ -29,7 +29,7 @@ class MRope(nn.Module):
         self.register_buffer("frequencies", (chosen * source.inv_freq.float())[:, None, None], persistent=False)
 
     def forward(self, rows: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """position_ids [3, B, S], or [B, S] the same on each axis -> cos and sin [B, S, dh] in the dtype of `rows`."""
+        """position_ids [3, B, S], or [B, S] if equal on all axes -> cos and sin [B, S, dh] in the dtype of `rows`."""
         angles = (position_ids[..., None].float() * self.frequencies).sum(0)
         both = torch.cat([angles, angles], dim=-1)
         return (both.cos() * self.scaling).to(rows.dtype), (both.sin() * self.scaling).to(rows.dtype)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A decoder of the Llama kind: its pieces, and its sizes from its configuration."""
+"""Modules and sizes of a Llama-style decoder."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ ROPE_TYPES = ("default", "linear", "llama3", "yarn", "mrope")
 
 
 def decoder(text: Any, head: nn.Module, bidirectional: bool = False) -> Decoder:
-    """The pieces of `text`, a language model of transformers without its head."""
+    """Return the modules of `text`, a language model of transformers without its head."""
     return Decoder(text.config, text.embed_tokens, text.layers, text.rotary_emb, text.norm, head, bidirectional)
 
 
 def dimensions(text: Any, vision_width: int, **further: Any) -> Dimensions:
-    """Sizes of the decoder that `text` configures; `further` fields of `Dimensions` as the family knows them.
+    """Return the sizes of the decoder with configuration `text`; `further` are other fields of `Dimensions`.
 
     Raises:
         BadModel: its rotary positions depend on the length of the prompt.
     """
     rope = (text.rope_parameters or {}).get("rope_type", "default")
     if rope not in ROPE_TYPES:
-        raise BadModel(f"rotary type '{rope}' depends on the live length; supported: {', '.join(ROPE_TYPES)}")
+        raise BadModel(f"rotary type '{rope}' depends on the prompt's length; supported: {', '.join(ROPE_TYPES)}")
     heads = text.num_attention_heads
     windowed = getattr(text, "use_sliding_window", True)
     window = (getattr(text, "sliding_window", None) if windowed else None) or text.max_position_embeddings
@@ -41,7 +41,7 @@ def dimensions(text: Any, vision_width: int, **further: Any) -> Dimensions:
         head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
         mlp_width=text.intermediate_size,
         vocabulary=text.vocab_size,
-        context=min(text.max_position_embeddings, window),  # within the window it is plain causal attention
+        context=min(text.max_position_embeddings, window),  # within the window, attention is plain causal
         vision_width=vision_width,
         **further,
     )
@@ -49,9 +49,9 @@ def dimensions(text: Any, vision_width: int, **further: Any) -> Dimensions:
 
 @dataclass(frozen=True)
 class Decoder:
-    """The language model in pieces, as transformers' decoder-only classes name them.
+    """Modules of the language model, named as in transformers' decoder-only classes.
 
-    bidirectional  the rows of a prompt see later rows too
+    bidirectional  rows of a prompt attend to later rows too
     """
 
     config: PreTrainedConfig
@@ -63,9 +63,9 @@ class Decoder:
     bidirectional: bool = False
 
     def projections(self, layer: int) -> LlamaProjections:
-        """Norm, query and key projections of decoder layer `layer`.
+        """Return norm, query and key projections of decoder layer `layer`.
 
         Raises:
-            BadModel: the layer is not of the Llama kind.
+            BadModel: it is not a Llama-style layer.
         """
         return LlamaProjections(self.layers[layer], self.rotary)

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Queries and keys of one decoder layer of the Llama kind (Llama, Mistral, Qwen2, Qwen3), outside of the layer.
+"""Queries and keys of one Llama-style decoder layer (Llama, Mistral, Qwen2, Qwen3), computed outside the layer.
 
-The norm, the head norms and the rotary module are the model's own, so nothing is computed in another way than the
-layer does. What `self_attn` projects is left to the caller, who may use other weights. Where the layer caps its scores
-(Gemma 2), a softmax that the caller forms of the heads (ALVTS) is that of the uncapped ones, see docs/families.md.
+Norms and rotary embedding are the model's own modules. The caller multiplies by the projection weights, or by other
+weights. If the layer soft-caps its scores (Gemma 2), a softmax over these heads (ALVTS) has no cap, see
+docs/families.md.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ class LlamaProjections(nn.Module):
     rotary: nn.Module
 
     def __init__(self, layer: nn.Module, rotary: nn.Module) -> None:
-        """Take `layer` apart; `rotary` gives (cos, sin) of positions. No weight is copied.
+        """Read the modules of `layer`; `rotary` returns (cos, sin) of positions. Weights are shared, not copied.
 
         Raises:
-            BadModel: the layer is not of the Llama kind.
+            BadModel: it is not a Llama-style layer.
         """
         super().__init__()
         attention = getattr(layer, "self_attn", None)
         for module, name in ((layer, "input_layernorm"), (attention, "q_proj"), (attention, "k_proj")):
             if not isinstance(getattr(module, name, None), nn.Module):
                 raise BadModel(
-                    f"{type(layer).__name__} has no '{name}': it is not of the Llama kind; choose another model"
+                    f"{type(layer).__name__} has no '{name}': it is not a Llama-style layer; choose another model"
                 )
         assert attention is not None
         self.head_dim: int = attention.head_dim
@@ -58,12 +58,12 @@ class LlamaProjections(nn.Module):
             setattr(self, f"{name}_bias", None if linear.bias is None else value(linear.bias))
 
     def normalize(self, rows: Tensor) -> Tensor:
-        """The layer's own norm before attention: [B, S, D] -> [B, S, D], fp32 for fp32 rows whatever the weights."""
+        """Apply the norm before attention: [B, S, D] -> [B, S, D]; fp32 rows stay fp32 for weights of any dtype."""
         normalized: Tensor = self.norm(rows)
         return normalized
 
     def heads(self, query: Tensor, key: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Projected rows [B, S, H * dh] and [B, S, Hkv * dh] as heads after RoPE: [B, H, S, dh], [B, Hkv, S, dh].
+        """Return projected rows [B, S, H * dh], [B, S, Hkv * dh] as heads after RoPE: [B, H, S, dh], [B, Hkv, S, dh].
 
         position_ids [B, S] are the rows' positions; half of a head is rotated against the other half (Llama's RoPE).
         """

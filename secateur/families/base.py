@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Base class of the model families: pieces of a transformers model, prompt and preprocessing.
 
-A family knows transformers modules, not methods. Its file is named after the checkpoint's `model_type`.
+A family deals with transformers modules, not with pruning methods. Its file is named after the `model_type` of its
+checkpoints.
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ from secateur.vision.preprocessing import StepsFunction, preprocess
 
 Size = tuple[int, int]
 STREAMED = 1 << 30
-"""Checkpoints of more bytes are read tensor by tensor when a module runs; they are never in memory as a whole."""
+"""Size in bytes above which the weights of a checkpoint stay in its files and are read when a module runs."""
 
 
 class Family(ABC):
-    """A loaded model for one size and number of images, which fix everything that is exported.
+    """A loaded model for one image size and number of images; both are fixed in every exported graph.
 
     model, processor  transformers' own
     source            the model as the user named it: "demo", a directory or a hub id
@@ -50,11 +51,11 @@ class Family(ABC):
     architecture: ClassVar[type[PreTrainedModel]]
     """The transformers class of its checkpoints."""
     image_processors: ClassVar[Mapping[str, StepsFunction]]
-    """Class names of its image processors, without the backend's suffix, and the function that gives their steps."""
+    """Function that returns the preprocessing steps, by class name of the image processor without backend suffix."""
     form: ClassVar[Form]
     """Tokenizer and chat template of the processor that `tiny` makes."""
     has_template: ClassVar[bool] = True
-    """Whether its processor has a chat template; without one it takes a single question."""
+    """Whether its processor has a chat template; without one, a conversation has a single question."""
 
     def __init__(
         self,
@@ -76,11 +77,11 @@ class Family(ABC):
 
     @classmethod
     def from_pretrained(cls, path: str, source: str) -> Family:
-        """Load a checkpoint directory, in the dtype it is stored in; the weights of a large one stay in its files.
+        """Load a checkpoint directory in its stored dtype; the weights of a large checkpoint stay in its files.
 
         Raises:
-            BadModel: see `load_weights`, `_processor` and `_processing`; or transformers would have to convert the
-                weights of a large one in memory, where they do not fit.
+            BadModel: see `load_weights` and `load_processor.read`; or a large checkpoint must be converted as a whole
+                and does not fit into memory.
         """
         config: Any = cls.architecture.config_class
         large = sum(file.stat().st_size for file in Path(path).glob("*.safetensors")) > STREAMED
@@ -90,7 +91,7 @@ class Family(ABC):
         return cls(model or load_weights(cls.architecture, path), load_processor.read(config.model_type, path), source)
 
     def at(self, image_size: Size | None = None, images: int = 1, system: str = "", fit: str | None = None) -> Family:
-        """Return the same model, weights shared, for another size and number of images."""
+        """Return the same model for another image size and number of images; the weights are shared."""
         other = copy.copy(self)
         for name in ("conversation", "preprocess", "layout", "identity"):
             other.__dict__.pop(name, None)
@@ -100,7 +101,7 @@ class Family(ABC):
     @classmethod
     @abstractmethod
     def tiny(cls, seed: int = 0) -> Family:
-        """Make a random model of four layers with a working processor, for tests; no file is read."""
+        """Return a random four-layer model with a working processor, for tests; reads no file."""
 
     @property
     @abstractmethod
@@ -108,7 +109,7 @@ class Family(ABC):
         """(height, width) of the canvas that an image is fitted to.
 
         Raises:
-            BadModel: the family does not take `image_size`; the message names sizes that it takes.
+            BadModel: the family does not support `image_size`; the message lists supported sizes.
         """
 
     @property
@@ -118,7 +119,7 @@ class Family(ABC):
 
     @property
     def views(self) -> tuple[View, ...]:
-        """The views of one image, counted in its vision tokens; override if they do not simply follow each other."""
+        """Views of one image, in units of vision tokens; override if views are not contiguous."""
         views, start = [], 0
         for rows, columns in self.grids:
             views.append(View(start, rows * columns, (rows, columns)))
@@ -132,21 +133,21 @@ class Family(ABC):
 
     @abstractmethod
     def vision(self, reads: tuple[str, ...] = (), grid: Size | None = None) -> nn.Module:
-        """pixel_values [B, *pixels] fp32 -> features [B, n, Dv], the planes [B, n, D], one score for each of `reads`.
+        """Vision encoder: pixel_values [B, *pixels] fp32 -> features [B, n, Dv], planes [B, n, D], scores.
 
-        n are the tokens of one image. Without reads and planes the module returns the bare tensor. The names are those
-        of `methods.base.Selector`. With `grid` the image is first made smaller within the graph, to that many rows
-        and columns of patches; the module returns features [B, k, Dv] and vision_index [B, k] int64, ascending: the
-        place of each on the full grid.
+        n is the number of tokens of one image. `reads` names the scores, see `selection.selector.Selector`. Without
+        planes and scores, the module returns one tensor. With `grid`, the graph first downsamples the image to that
+        many rows and columns of patches, and returns features [B, k, Dv] and vision_index [B, k] int64: the place of
+        each on the full grid, ascending.
 
         Raises:
-            BadModel: the encoder lacks such a score, or cannot take a smaller image.
+            BadModel: the encoder does not have such a score, or does not support smaller images.
             BadSchedule: the grid is larger than the image's.
         """
 
     @abstractmethod
     def projector(self) -> nn.Module:
-        """features [B, n, Dv] -> vision_tokens [B, n, D], row by row."""
+        """Projector: features [B, n, Dv] -> vision_tokens [B, n, D], row by row."""
 
     @property
     @abstractmethod
@@ -163,28 +164,28 @@ class Family(ABC):
 
     @abstractmethod
     def inputs(self, input_ids: Tensor, pixel_values: NDArray[np.float32]) -> dict[str, Tensor]:
-        """Arguments of transformers' own `forward` and `generate` for one prompt.
+        """Arguments of transformers' `forward` and `generate` for one prompt.
 
-        input_ids [1, S] with all image tokens, pixel_values [images, *pixels] as `preprocess` makes them.
+        input_ids [1, S] contains all image tokens; pixel_values [images, *pixels] is preprocessed.
         """
 
     def position_ids(self, input_ids: Tensor) -> Tensor | None:
-        """Positions [A, S] of a prompt [1, S] on each rotary axis; None: they count from 0."""
+        """Positions [A, S] of a prompt [1, S] on each rotary axis; None: 0, 1, 2, ..."""
         return None
 
     @property
     def image_token_id(self) -> int:
-        """Token id that stands for every vision token in a prompt."""
+        """Token id of every vision token in a prompt."""
         return int(self.model.config.image_token_id)
 
     @property
     def name(self) -> str:
-        """The family's name: its file's name."""
+        """Name of the family: the name of its file."""
         return type(self).__module__.rpartition(".")[2]
 
     @cached_property
     def conversation(self) -> chat_template.ChatTemplate:
-        """The parts of the chat template."""
+        """Parts of the prompt, split by the chat template."""
         stop = self.model.generation_config.eos_token_id
         stop = self.tokenizer.eos_token_id if stop is None else stop
         return chat_template.conversation(
@@ -225,9 +226,9 @@ class Family(ABC):
 
     @torch.inference_mode()
     def logits(self, input_ids: Sequence[int], pixel_values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the logits [V] fp32 of the last row by the model's own forward pass, the reference of the segments.
+        """Return the logits [V] fp32 of the last row from transformers' forward pass, the reference for the segments.
 
-        input_ids holds all rows up to the question, and the question; pixel_values [images, *pixels].
+        input_ids contains all rows, the question included; pixel_values [images, *pixels].
         """
         given = self.inputs(torch.tensor([list(input_ids)]), pixel_values)
         out = self.model(**{k: v.to(self.dtype) if v.is_floating_point() else v for k, v in given.items()})
@@ -242,7 +243,7 @@ class Family(ABC):
     def to(self, dtype: torch.dtype) -> None:
         """Cast the weights. Buffers keep their precision: rotary frequencies must not be rounded.
 
-        The identity stays that of the weights as they were loaded, so a schedule fits every dtype.
+        The identity remains that of the loaded weights, so a schedule fits every dtype.
         """
         _ = self.fingerprint
         for weight in self.model.parameters():

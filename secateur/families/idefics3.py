@@ -38,7 +38,7 @@ IMAGE_TOKENS = (
 
 
 def form(*special: str, bos: str, pad: str) -> Form:
-    """Return a form with the chat template of Idefics3; `special` are the tokens of the decoder."""
+    """Return a form with the chat template of Idefics3; `special` are the special tokens of the decoder."""
     template = (
         bos + "{% for m in messages %}{{ m['role'] | capitalize }}:"
         "{% if m['content'][0]['type'] == 'text' %} {% endif %}"
@@ -51,8 +51,8 @@ def form(*special: str, bos: str, pad: str) -> Form:
 class Family(base.Family):
     """Idefics3, and the base of SmolVLM, which differs only in class names and special tokens.
 
-    An image is cut into tiles, row by row; the whole image, made smaller, is the last one. Each tile is a view, and
-    text tokens with its row and column come before it in the prompt.
+    An image is split into tiles, row by row; the last one is the whole image, downsampled. Each tile is a view,
+    and text tokens with its row and column come before it in the prompt.
     """
 
     architecture: ClassVar[type[PreTrainedModel]] = Idefics3ForConditionalGeneration
@@ -98,12 +98,12 @@ class Family(base.Family):
 
     @property
     def _edge(self) -> int:
-        """Pixels along a tile."""
+        """Edge of a tile in pixels."""
         return int(self.processor.image_processor.max_image_size["longest_edge"])
 
     @property
     def _side(self) -> int:
-        """Patches along a tile."""
+        """Edge of a tile in patches."""
         return int(self._edge // self._tower.config.patch_size)
 
     @property
@@ -113,7 +113,7 @@ class Family(base.Family):
     def vision(self, reads: tuple[str, ...] = (), grid: base.Size | None = None) -> nn.Module:
         if grid is not None:
             raise BadModel(
-                f"{self.name} cuts an image into tiles, of which a smaller image has fewer; "
+                f"{self.name} splits an image into tiles, so it cannot be downsampled within the graph; "
                 "export a smaller --image-size, or use another method"
             )
         grid = (self._side, self._side)
@@ -146,7 +146,7 @@ class Family(base.Family):
 
 
 class Tower(VisionEncoder):
-    """The vision encoder for whole tiles of `edge` x `edge` pixels, through its last norm.
+    """Vision encoder for full tiles of `edge` x `edge` pixels, including its last norm.
 
     transformers derives the position of each patch from a mask of valid pixels. Tiles have no padding, so the
     positions are constants here.
@@ -168,9 +168,9 @@ class Tower(VisionEncoder):
 
 @torch.no_grad()
 def position_ids(tower: PreTrainedModel, edge: int) -> Tensor:
-    """[1, N] int64: the position embedding of each patch of a whole tile, as transformers' own code finds them.
+    """Return [1, N] int64: index of the position embedding of each patch of a full tile.
 
-    That code runs on embeddings of width one, so the model's weights need not be in memory.
+    Runs transformers' code on embeddings of width 1, so that the model's weights need not be in memory.
     """
     config: Any = copy.deepcopy(tower.config)
     config.hidden_size = 1

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""InternVL 2.5 to 3.5 as converted for transformers: InternViT, pixel shuffle, and a decoder of the Llama kind.
+"""InternVL 2.5 to 3.5 as converted for transformers: InternViT, pixel shuffle, and a Llama-style decoder.
 
-An image is cut into tiles, row by row; if there are several, the whole image is added as the last one. Each tile is a
-view. Chen et al., "Expanding Performance Boundaries of Open-Source Multimodal Models", arXiv 2412.05271.
+An image is split into tiles, row by row; if there are several, the whole image is added as the last one. Each tile is
+a view. Chen et al., "Expanding Performance Boundaries of Open-Source Multimodal Models", arXiv 2412.05271.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Family(base.Family):
 
     @property
     def bucket(self) -> base.Size:
-        """Any size; the default is two tiles by two."""
+        """Any size; the default is 2 x 2 tiles."""
         return self.image_size or (2 * self._edge[0], 2 * self._edge[1])
 
     @property
@@ -82,13 +82,13 @@ class Family(base.Family):
     def vision(self, reads: tuple[str, ...] = (), grid: base.Size | None = None) -> nn.Module:
         if grid is not None:
             raise BadModel(
-                "the vision encoder of this model takes whole tiles only; use another method, or an --image-size of "
+                "the vision encoder of this model supports full tiles only; use another method, or an --image-size of "
                 "fewer tiles"
             )
         layer = self.model.config.vision_feature_layer
         if not isinstance(layer, int):
             raise BadModel(f"vision_feature_layer {layer} must be one layer; correct it in config.json")
-        feature_layers = () if layer == -1 else (layer,)  # transformers takes layer -1 after the last norm
+        feature_layers = () if layer == -1 else (layer,)  # transformers reads layer -1 after the last norm
         encoder = VisionEncoder(self.model.model.vision_tower, feature_layers, 1, reads)
         return Tiles(PixelShuffle(encoder, self._patches, self._factor, reads))
 
@@ -123,7 +123,7 @@ class Family(base.Family):
 
     @property
     def _patches(self) -> base.Size:
-        """Rows and columns of patches of a tile."""
+        """Rows and columns of patches in a tile."""
         rows, columns = (edge // patch for edge, patch in zip(self._edge, self._tower.patch_size, strict=True))
         return rows, columns
 

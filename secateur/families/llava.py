@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""LLaVA-1.5 and models like it: a ViT, a two-layer projector, and a decoder of the Llama kind (Vicuna, Mistral, Qwen2).
+"""LLaVA-1.5 and similar models: a ViT, a two-layer projector, and a Llama-style decoder (Vicuna, Mistral, Qwen2).
 
-The decoder must use transformers' AttentionInterface and compute nothing besides its layers; the check after an
-export compares it with the model's own forward pass. Liu et al., "Improved Baselines with Visual Instruction
+The decoder must use transformers' AttentionInterface and compute nothing outside its layers; the check after an export
+compares it with the model's own forward pass. Liu et al., "Improved Baselines with Visual Instruction
 Tuning", arXiv 2310.03744.
 """
 
@@ -86,7 +86,7 @@ class Family(base.Family):
 
     @classmethod
     def random(cls, vision: CLIPVisionConfig | SiglipVisionConfig, text: LlamaConfig, seed: int = 0) -> Family:
-        """Make a model of random weights; its words are <pad> <s> </s> <image> <unk> ... w0 w1 w2 ..."""
+        """Return a model with random weights; its vocabulary is <pad> <s> </s> <image> <unk> ... w0 w1 w2 ..."""
         text.pad_token_id, text.bos_token_id, text.eos_token_id = 0, 1, 2
         config = LlavaConfig(
             vision_config=vision,

@@ -91,7 +91,7 @@ class Family(base.Family):
 
     @property
     def bucket(self) -> base.Size:
-        """Any size; the default is that of the canvas nearest to two tiles by two."""
+        """Any size; the default is the canvas nearest to 2 x 2 tiles."""
         if self.image_size is not None:
             return self.image_size
         edge, canvases = self._tower.image_size, self.model.config.image_grid_pinpoints
@@ -100,10 +100,10 @@ class Family(base.Family):
 
     @property
     def arrangement(self) -> anyres.Arrangement:
-        """How an image of the bucket's size is shown.
+        """Tiles and rows of an image of the bucket's size.
 
         Raises:
-            BadModel: the bucket does not suit, or the checkpoint's configuration contradicts itself.
+            BadModel: the bucket is not supported, or the checkpoint's configuration is inconsistent.
         """
         return self._arranged(self.bucket)
 
@@ -112,7 +112,7 @@ class Family(base.Family):
 
     @property
     def _side(self) -> int:
-        """Patches along a tile."""
+        """Edge of a tile in patches."""
         if self._class_token != (self.model.config.vision_feature_select_strategy == "default"):
             raise BadModel("the class token must be left out: set vision_feature_select_strategy to 'default' for CLIP")
         return int(self._tower.image_size // self._tower.patch_size)
@@ -132,7 +132,7 @@ class Family(base.Family):
     def vision(self, reads: tuple[str, ...] = (), grid: base.Size | None = None) -> nn.Module:
         if grid is not None:
             raise BadModel(
-                "an image of several tiles is not made smaller within the graph; export a smaller --image-size, "
+                "an image of several tiles cannot be downsampled within the graph; export a smaller --image-size, "
                 "which has fewer tiles, or use another method"
             )
         encoder = VisionEncoder(self.model.model.vision_tower, self._feature_layers, int(self._class_token), reads)
@@ -147,7 +147,7 @@ class Family(base.Family):
 
     @property
     def dimensions(self) -> Dimensions:
-        width = self._tower.hidden_size * len(self._feature_layers) + 1  # the flag of a newline
+        width = self._tower.hidden_size * len(self._feature_layers) + 1  # 1 for the newline flag
         return pieces.dimensions(self.model.config.text_config, width, class_token=self._class_token)
 
     @property

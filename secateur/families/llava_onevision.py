@@ -5,7 +5,7 @@ If a canvas has too many tiles, transformers shrinks the joined grid after the p
 rows, so no gate could be placed before the projector, and such a size is refused. Li et al.,
 "LLaVA-OneVision: Easy Visual Task Transfer", arXiv 2408.03326.
 
-Several images in a prompt are shown whole, one tile each, whatever their size.
+If a prompt has several images, each is one tile, whatever its size.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class Family(llava_next.Family):
         return super().inputs(input_ids, pixel_values) | {"batch_num_images": torch.tensor([len(pixel_values)])}
 
     def _shrinks(self, arranged: anyres.Arrangement) -> bool:
-        """Whether transformers would interpolate the joined grid."""
+        """Return whether transformers would interpolate the joined grid."""
         tile = arranged.views[0].tokens
         patches = sum(row >= 0 for row in arranged.rows) - tile
         return math.sqrt(patches / (self._most * tile)) > SHRINKS_ABOVE

@@ -55,7 +55,7 @@ class Family(base.Family):
 
     @classmethod
     def random(cls, kind: type[GemmaConfig | Gemma2Config], seed: int = 0, **text: Any) -> base.Family:
-        """Make a small model of random weights; `text` are further settings of its decoder."""
+        """Return a small model with random weights; `text` are further settings of its decoder."""
         images = SiglipImageProcessorPil(size={"height": 24, "width": 24}, image_seq_length=36)
         processor: Any = tiny_processor.processor("paligemma", cls.form, images)
         sizes = tiny_model.sizes(processor) | {"num_key_value_heads": 1, "head_dim": 16}
@@ -124,7 +124,7 @@ class Family(base.Family):
         return torch.arange(1, input_ids.shape[1] + 1)[None]
 
     def inputs(self, input_ids: Tensor, pixel_values: NDArray[np.float32]) -> dict[str, Tensor]:
-        """Give each row of the prompt the type 0, which attends to all others of type 0; generated rows have type 1."""
+        """Include token types: rows of the prompt have type 0 and attend to each other; generated rows have type 1."""
         return {
             "input_ids": input_ids,
             "pixel_values": torch.from_numpy(pixel_values),
@@ -133,7 +133,7 @@ class Family(base.Family):
 
 
 class SmallTower(Downsampled):
-    """SigLIP on a smaller image, through its last norm."""
+    """SigLIP on a downsampled image, including its last norm."""
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
         features, index = super().forward(pixel_values)
@@ -141,7 +141,7 @@ class SmallTower(Downsampled):
 
 
 class Capped(nn.Module):
-    """A head whose logits stay within -cap and cap (Gemma 2)."""
+    """Head with logits soft-capped to -cap .. cap (Gemma 2)."""
 
     def __init__(self, head: nn.Module, cap: float) -> None:
         super().__init__()

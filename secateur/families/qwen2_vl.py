@@ -28,7 +28,7 @@ from secateur.vision.preprocessing import native_view
 from secateur.vision.qwen import QwenDownsampled, QwenProjector, QwenVisionEncoder
 
 EDGE = 448
-"""The default bucket is what the processor makes of a square image with this edge, in pixels."""
+"""Edge in pixels of a square image; the processor resizes it to the default bucket."""
 DEFAULT_SYSTEM = (
     "{% if loop.first and m['role'] != 'system' %}"
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
@@ -45,9 +45,9 @@ def form(system: str) -> Form:
 class Family(base.Family):
     """Qwen2-VL, and the base of Qwen2.5-VL and Qwen3-VL.
 
-    The processor takes an image of any size whose pixels lie within its limits, resizes it to whole vision tokens, and
-    adds nothing, so a bucket is any size of whole tokens; a token is a square of patches that the merger joins.
-    Positions have three axes (M-RoPE): time, row and column for an image, three times the same for text.
+    The processor resizes an image of any size within its pixel limits to whole vision tokens and adds no padding, so a
+    bucket is any size of whole tokens. A token is a square of patches that the merger joins. Positions have three axes
+    (M-RoPE): time, row and column for an image; all three are equal for text.
     """
 
     architecture: ClassVar[type[PreTrainedModel]] = Qwen2VLForConditionalGeneration
@@ -147,7 +147,7 @@ class Family(base.Family):
         return {"input_ids": input_ids, "pixel_values": patches, **self._images(input_ids)}
 
     def _images(self, input_ids: Tensor) -> dict[str, Tensor]:
-        """Which rows are of an image, and the grid of patches of each image."""
+        """Return the image mask of the rows, and the grid of patches of each image."""
         mine = input_ids == self.image_token_id
         (rows, columns), merge = self.grids[0], self._tower.spatial_merge_size
         grid = torch.tensor([[1, rows * merge, columns * merge]])
@@ -160,11 +160,11 @@ class Family(base.Family):
 
     @property
     def _edge(self) -> int:
-        """Pixels along a side of a token."""
+        """Edge of a token in pixels."""
         return int(self.model.config.vision_config.patch_size * self.model.config.vision_config.spatial_merge_size)
 
     @property
     def _limits(self) -> tuple[int, int]:
-        """Fewest and most pixels that the processor leaves as they are."""
+        """Lowest and highest number of pixels that the processor does not resize."""
         size = self.processor.image_processor.size
         return int(size["shortest_edge"]), int(size["longest_edge"])

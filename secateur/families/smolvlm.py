@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SmolVLM and SmolVLM2 (images, no videos): Idefics3 made small.
+"""SmolVLM and SmolVLM2 (images, no videos): a small Idefics3.
 
 Marafioti et al., "SmolVLM: Redefining small and efficient multimodal models", arXiv 2504.05299.
 """

@@ -35,11 +35,11 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Arrangement:
-    """The rows of one image. Tiles are counted from the whole image (0) on, then in raster order.
+    """Tiles, views and rows of one image. Tile 0 is the whole image; the others follow in raster order.
 
-    tiles  how many, with the whole image
-    views  the whole image, and what is left of each tile, counted in vision tokens
-    rows   for each vision token, the place of its patch among those of all tiles; -1: a newline
+    tiles  number of tiles, the whole image included
+    views  the whole image, then the unpadded part of each tile, in units of vision tokens
+    rows   for each vision token, the index of its patch among those of all tiles; -1: a newline
     """
 
     tiles: int
@@ -79,7 +79,7 @@ def arrangement(bucket: Size, pinpoints: Sequence[Sequence[int]], edge: int, sid
 
 
 def _tiles(joined: Tensor, start: int) -> Iterator[View]:
-    """What is left of each tile. `joined` has its number at each of its places of the grid, without newlines."""
+    """Yield the unpadded part of each tile; `joined` contains the tile number of each patch, without newlines."""
     heights, widths = (line.unique_consecutive(return_counts=True)[1].tolist() for line in (joined[:, 0], joined[0]))
     widths[-1] += 1  # the newlines
     stride = sum(widths) if len(widths) > 1 else 0
@@ -92,16 +92,16 @@ def _tiles(joined: Tensor, start: int) -> Iterator[View]:
 
 
 def single(side: int) -> Arrangement:
-    """Return one tile and then a newline, each a view: one of several images in LLaVA-OneVision."""
+    """Return the arrangement of one of several images in LLaVA-OneVision: one tile and a newline, each a view."""
     whole = View(0, side * side, (side, side))
     return Arrangement(1, (whole, View(whole.end, 1, (1, 1))), (*range(whole.end), -1))
 
 
 class AnyRes(nn.Module):
-    """Features of all rows of an image, and the scores of those that are patches; a newline's are 0.
+    """Features and scores of all rows of an image; the scores of a newline are 0.
 
     Raises:
-        BadModel: a score that merges rows, or that the encoder does not have.
+        BadModel: a score for merging rows, or one that the encoder does not have.
     """
 
     places: Tensor
@@ -133,7 +133,7 @@ class AnyRes(nn.Module):
 
 
 class AnyResProjector(nn.Module):
-    """The model's projector for patches, and its newline for the rows that are one.
+    """The model's projector for patches; newline rows become the learned newline.
 
     Args:
         projector: rows [..., Dv] -> [..., D].
@@ -147,7 +147,5 @@ class AnyResProjector(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """features [B, n, Dv + 1] -> vision_tokens [B, n, D]."""
-        newline = value(
-            self.newline
-        )  # transformers' module that owns it does not run here, so its hook does not read it
+        newline = value(self.newline)  # the module that owns it does not run here, so its hook does not read it
         return torch.where(features[..., -1:] > 0.5, newline, self.projector(features[..., :-1]))

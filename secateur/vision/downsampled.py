@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A vision encoder on a smaller image: fewer patches, and less work in the encoder too.
+"""Vision encoder on a downsampled image: fewer patches, and less work in the encoder.
 
-Everything that depends on the size is a constant: one matrix an axis resizes the pixels, and the position embeddings
-are those that transformers interpolates for that size.
+Everything that depends on the size is a constant: one matrix per axis resizes the pixels, and the position embeddings
+are interpolated by transformers.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ TOWERS = ("clip_vision_model", "siglip_vision_model")
 
 
 class Downsampled(nn.Module):
-    """Features of `grid` patches of the resized image, and the place of each on the full grid.
+    """Features of `grid` patches of the downsampled image, and the place of each on the full grid.
 
     Args:
         tower: a CLIP or SigLIP vision encoder.
-        feature_layers, class_tokens: as in `Vision`.
+        feature_layers, class_tokens: as in `VisionEncoder`.
         grid: rows and columns of the smaller image, each from 1 to that of the full image.
 
     Raises:
@@ -74,9 +74,8 @@ class Downsampled(nn.Module):
         patches: Tensor = tower.embeddings.patch_embedding(pixels.to(next(tower.parameters()).dtype))
         rows = patches.flatten(2).transpose(1, 2)
         if self.class_tokens:
-            first = value(
-                tower.embeddings.class_embedding
-            )  # its module does not run here, so its hook does not read it
+            # Its module does not run here, so its hook does not read it.
+            first = value(tower.embeddings.class_embedding)
             rows = torch.cat([first.expand(rows.shape[0], 1, -1), rows], dim=1)
         rows = rows + self.positions
         if hasattr(tower, "pre_layrnorm"):
@@ -89,9 +88,9 @@ class Downsampled(nn.Module):
 
 
 def resize_matrix(covered: int, size: int, edge: int) -> Tensor:
-    """[size, edge] fp32: antialiased bicubic resizing of the first `covered` of `edge` pixels, as Pillow's.
+    """Return [size, edge] fp32: antialiased bicubic resizing, as Pillow's, of the first `covered` of `edge` pixels.
 
-    The full encoder does not see pixels after the last whole patch either.
+    Pixels after the last full patch are ignored, as in the full encoder.
     """
     eye = torch.eye(covered)[None, None]
     matrix = F.interpolate(eye, size=(size, covered), mode="bicubic", antialias=True)[0, 0]
@@ -99,7 +98,7 @@ def resize_matrix(covered: int, size: int, edge: int) -> Tensor:
 
 
 def centres(full: tuple[int, int], grid: tuple[int, int]) -> Tensor:
-    """[rows * columns] int64, ascending: raster index of the full grid's cell under the centre of each small cell."""
+    """Return [rows * columns] int64, ascending: index of the full grid's cell at the center of each small cell."""
     rows, columns = (
         (2 * torch.arange(small) + 1) * whole // (2 * small) for whole, small in zip(full, grid, strict=True)
     )
@@ -108,7 +107,7 @@ def centres(full: tuple[int, int], grid: tuple[int, int]) -> Tensor:
 
 @torch.no_grad()
 def _positions(embeddings: Any, class_tokens: int, grid: tuple[int, int]) -> Tensor:
-    """[1, c + k, Dv] by transformers' own interpolation; the first argument gives it nothing but a shape."""
+    """Return [1, c + k, Dv], interpolated by transformers, which reads only the shape of the first argument."""
     weight = embeddings.position_embedding.weight
     like = weight.new_empty(1, class_tokens + grid[0] * grid[1], weight.shape[1])
     positions: Tensor = embeddings.interpolate_pos_encoding(like, *(side * embeddings.patch_size for side in grid))

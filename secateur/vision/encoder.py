@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A vision encoder and the scores that its attention gives to patches.
+"""Vision encoder with attention scores of its patches.
 
-The scores are a side branch: a layer's queries and keys, as they stand, go through a softmax of their own, and the
-layer's attention stays one fused operator. transformers lets a caller register an attention function, but SigLIP hands
-it no arguments of ours: the run records into a context variable.
+The scores are a side branch: queries and keys of a layer go through a separate softmax, and the layer's attention stays
+one fused operator. transformers calls a registered attention function, but SigLIP does not pass further arguments to
+it, so queries and keys are recorded in a context variable.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ SCORES = ("received", "given", "class_token", "patch_key")
 
 
 def parsed(name: str, depth: int, class_token: bool) -> tuple[str, int]:
-    """The score `name` of an encoder of `depth` layers: its kind and its layer, counted from the end (-1 is the last).
+    """Return the kind and the layer of the score `name`; the layer is counted from the end (-1 is the last).
 
     Raises:
-        BadModel: an encoder of this depth, with or without a class token, does not have it.
+        BadModel: an encoder of `depth` layers, with or without a class token, does not have it.
     """
     kind, _, layer = name.rpartition(".")
     if kind not in SCORES or not layer.removeprefix("-").isdigit():
@@ -54,7 +54,7 @@ def check_features(layers: Sequence[int], depth: int) -> None:
 
 
 class Heads(NamedTuple):
-    """Queries and keys [B, H, c + N, dh] of one layer, and the factor on their products."""
+    """Queries and keys [B, H, c + N, dh] of one layer, and the factor of their products."""
 
     query: Tensor
     key: Tensor
@@ -74,7 +74,7 @@ def attention(
     dropout: float = 0.0,
     **extra: Any,
 ) -> tuple[Tensor, None]:
-    """Fused attention that notes its queries and keys. Returns [B, n, H, dh]."""
+    """Record queries and keys, and return fused attention [B, n, H, dh]."""
     record = _record.get()
     if record is not None:
         record.append(Heads(query, key, scaling))
@@ -84,7 +84,7 @@ def attention(
 
 @contextmanager
 def recorded(config: PreTrainedConfig) -> Iterator[list[Heads]]:
-    """Within the block the encoder of this config calls `attention`; yields what its layers leave, in their order."""
+    """Within the block, record queries and keys of the encoder with this config; yield them in the order of layers."""
     record = list[Heads]()
     token = _record.set(record)
     try:
@@ -95,13 +95,13 @@ def recorded(config: PreTrainedConfig) -> Iterator[list[Heads]]:
 
 
 class VisionEncoder(nn.Module):
-    """Patch features of the configured encoder layers, and scores of patches; class tokens are left out of both.
+    """Patch features of chosen encoder layers, and scores of patches; both without class tokens.
 
     Args:
-        feature_layers: indices into transformers' hidden_states; several are joined along the width; none means the
-            encoder's own output, which may be normalized once more.
+        feature_layers: indices into transformers' hidden_states; several are concatenated along the width; none: the
+            encoder's final output, which may have one more norm.
         class_tokens: tokens before the patches: 1 for CLIP, 0 for SigLIP.
-        reads: scores to return after the features, named as in `methods.base.Selector`.
+        reads: scores to return after the features, named as in `selection.selector.Selector`.
 
     Raises:
         BadModel: a layer or a score that this encoder does not have.
@@ -141,9 +141,9 @@ class VisionEncoder(nn.Module):
 
 
 def score(kind: str, heads: Heads, first: int) -> Tensor:
-    """One score of the patches, which start at token `first`; see `methods.base.Selector` for names and shapes.
+    """Return one score of the patches, which start at token `first`; for names and shapes see `Selector`.
 
-    The softmax runs over all tokens; the class token is sliced off after it, without renormalization (FoPru,
+    The softmax runs over all tokens; the class token is removed after it, without renormalization (FoPru,
     arXiv 2411.14164). "received" is a sum over patches, not a mean: the ranking is the same and the numbers are of
     order one.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sizes of an image that a model takes as they are: one (LLaVA), or many (Qwen-VL), with the nearest to any other."""
+"""Image sizes that a model accepts without resizing: one (LLaVA) or many (Qwen-VL)."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from secateur.bundle.preprocess import MAX_PIXELS, Size
 from secateur.errors import BadModel
 
 MAX_RATIO = 200
-"""transformers refuses longer and narrower images."""
+"""Highest ratio of an image's sides that transformers accepts."""
 
 
 def shown(size: Size) -> str:
-    """As --image-size takes it: WIDTHxHEIGHT, while `size` is (height, width)."""
+    """Return WIDTHxHEIGHT, the form of --image-size, of a (height, width)."""
     return f"{size[1]}x{size[0]}"
 
 
 def only(wanted: Size | None, own: Size) -> Size:
-    """`own`, the one size that the model takes.
+    """Return `own`, the only size that the model accepts.
 
     Raises:
-        BadModel: another one is wanted.
+        BadModel: another size is requested.
     """
     if wanted not in (None, own):
         raise BadModel(f"this model takes images of {shown(own)} only; leave out --image-size")
@@ -31,14 +31,14 @@ def only(wanted: Size | None, own: Size) -> Size:
 
 
 def check_native(size: Size, unit: int, bounds: tuple[int, int] | None) -> None:
-    """Check that the processor leaves an image of height and width `size` as it is.
+    """Check that the processor does not resize an image of `size`, (height, width).
 
     Args:
-        unit: pixels on the edge of a vision token.
+        unit: edge of a vision token in pixels.
         bounds: lowest and highest number of pixels; None: the processor resizes nothing.
 
     Raises:
-        BadModel: it would resize or refuse the image; the message names up to two sizes near by.
+        BadModel: it would resize or refuse the image; the message lists up to two of the nearest sizes.
     """
 
     def kept(size: Size) -> bool:
@@ -59,7 +59,7 @@ def check_native(size: Size, unit: int, bounds: tuple[int, int] | None) -> None:
 
 
 def _near(size: Size, unit: int, least: int, most: int) -> set[Size]:
-    """Sizes of multiples of `unit` around `size`, scaled so that they have `least` to `most` pixels where possible."""
+    """Return sizes of multiples of `unit` around `size`, scaled to `least` to `most` pixels where possible."""
     scale = math.sqrt(min(max(size[0] * size[1], least), most) / (size[0] * size[1]))
     found = set()
     for axis in (0, 1):
@@ -77,7 +77,7 @@ def _around(length: float, unit: int) -> Size:
 
 
 def round_up(length: float, unit: int) -> int:
-    """The next multiple of `unit`, at least one."""
+    """Round up to a multiple of `unit`, at least `unit`."""
     return max(unit, math.ceil(length / unit) * unit)
 
 

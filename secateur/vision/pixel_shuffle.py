@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pixel shuffle: a square of neighbouring patches becomes one vision token, its patches side by side.
+"""Pixel shuffle: a square of neighboring patches becomes one vision token, whose row concatenates them.
 
-The token's row holds the patches in raster order of the square, so a projector that mixes them works row by row, and
-a gate may be placed before it.
+So a projector works row by row, and a gate may be placed before it.
 """
 
 from __future__ import annotations
@@ -20,24 +19,24 @@ def squares(rows: Tensor, grid: tuple[int, int], factor: int) -> Tensor:
 
 
 class PixelShuffle(nn.Module):
-    """A vision encoder whose patches are merged, `factor` x `factor` into one token.
+    """Vision encoder whose patches are merged, `factor` x `factor` into one token, in raster order.
 
     Args:
-        vision: pixel_values -> features [B, r * c, Dv], or those and the scores of `reads`.
+        vision: pixel_values -> features [B, r * c, Dv], and the scores of `reads` if any.
         grid: r rows and c columns of patches.
         factor: patches of a token along an axis.
-        reads: names of the scores: keys are averaged over the patches of a token, all others added.
+        reads: names of the scores; keys are averaged over the patches of a token, other scores are summed.
 
     Raises:
-        BadModel: the grid does not fall into whole squares.
+        BadModel: the grid cannot be divided into squares.
     """
 
     def __init__(self, vision: nn.Module, grid: tuple[int, int], factor: int, reads: tuple[str, ...] = ()) -> None:
         super().__init__()
         if any(side % factor for side in grid):
             raise BadModel(
-                f"{grid[0]} x {grid[1]} patches do not fall into squares of {factor} x {factor}; "
-                "choose an image size whose patches do"
+                f"{grid[0]} x {grid[1]} patches cannot be divided into squares of {factor} x {factor}; "
+                "choose another image size"
             )
         self.vision = vision
         self.grid = grid

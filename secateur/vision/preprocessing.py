@@ -159,7 +159,7 @@ def canvas_tiles(settings: ProcessorSettings, bucket: Size, fit: str | None) -> 
 
 
 def square_view(settings: ProcessorSettings, bucket: Size, fit: str | None) -> Preprocess:
-    """Return the steps for one of several images in a prompt: padded to a square and made small, for any bucket."""
+    """Return the steps for one of several images in a prompt: padded to a square and resized, for any bucket."""
     if fit not in (None, "square"):
         raise BadModel(f"several images in a prompt are padded to squares by this model, not fitted by '{fit}'")
     edge = _edge(settings)
@@ -167,7 +167,7 @@ def square_view(settings: ProcessorSettings, bucket: Size, fit: str | None) -> P
 
 
 def _edge(settings: ProcessorSettings) -> int:
-    """Return the edge of a tile in pixels."""
+    """Return the edge of a square tile in pixels."""
     height, width, short = settings.size("size", "height", "width", "shortest_edge")
     cropped = settings.size("crop_size", "height", "width")
     edge = height or short

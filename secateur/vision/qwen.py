@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Vision encoders of Qwen2-VL, Qwen2.5-VL and Qwen3-VL at a fixed size of the image.
 
-transformers runs the patches of all images as one row, cut by lengths that are data. Here a batch is a batch, and what
-depends on the grid is a constant: the order of the tokens, their rotary angles, the windows. Weights, norms, MLPs and
-mergers are the model's own modules.
+transformers runs the patches of all images as one sequence, split by lengths that are inputs. Here images are a batch,
+and everything that depends on the grid is a constant: the order of the tokens, their rotary angles, the windows.
+Weights, norms, MLPs and mergers are the model's own modules.
 
-B images, N tokens of an image, p = m * m patches of a token, Dv width of a patch, D width of the decoder.
+B images, N tokens per image, p = m * m patches per token, Dv width of a patch, D width of the decoder.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from secateur.vision.windows import WindowSpan, windows
 
 
 class QwenVisionEncoder(nn.Module):
-    """Patches of the last layer, those of a token side by side; then DeepStack planes; then scores of tokens.
+    """Vision encoder: patches of the last layer, concatenated per token; DeepStack planes; scores of tokens.
 
     Args:
         tower: the vision encoder of a Qwen2-VL, Qwen2.5-VL or Qwen3-VL.
         grid: rows and columns of tokens.
-        reads: scores to return, named as in `methods.base.Selector`. In a windowed layer a patch neither gives to nor
-            receives from patches outside of its window.
+        reads: scores to return, named as in `selection.selector.Selector`. In a windowed layer, patches of different
+            windows do not attend to each other.
 
     Raises:
         BadModel: a score that this encoder does not have.
@@ -104,7 +104,7 @@ class QwenVisionEncoder(nn.Module):
     def _embedded(self, pixel_values: Tensor) -> Tensor:
         """[B, 3, h, w] -> [B, N * p, Dv], tokens in `order`.
 
-        The patch embedding is a convolution over time and place, and an image is a film of equal pictures.
+        The patch embedding is a 3-D convolution, and an image is a video of equal frames.
         """
         convolution = self.tower.patch_embed.proj
         pixels = pixel_values.to(convolution.weight.dtype)
@@ -127,7 +127,7 @@ class QwenVisionEncoder(nn.Module):
         return tokens.index_select(1, self.back) if self.reordered else tokens
 
     def _attend(self, attention: Any, rows: Tensor, spans: list[WindowSpan]) -> tuple[Tensor, list[Heads]]:
-        """Attention [B, N * p, Dv] within windows; queries and keys [B * windows, H, patches, dh] of each span."""
+        """Return attention [B, N * p, Dv] within windows; and heads [B * windows, H, patches, dh] of each span."""
         query, key, value = attention.qkv(rows).unflatten(-1, (3, attention.num_heads, -1)).unbind(2)
         query, key = self._turned(query), self._turned(key)
         mixed, seen = list[Tensor](), list[Heads]()
@@ -141,13 +141,13 @@ class QwenVisionEncoder(nn.Module):
         return found, seen
 
     def _turned(self, heads: Tensor) -> Tensor:
-        """RoPE in fp32 on [B, N * p, H, dh]: half of a head is rotated against the other half."""
+        """Apply RoPE in fp32 to [B, N * p, H, dh]: half of a head is rotated against the other half."""
         wide = heads.float()
         left, right = wide.chunk(2, dim=-1)
         return (wide * self.cos + torch.cat([-right, left], dim=-1) * self.sin).to(heads.dtype)
 
     def _scored(self, kind: str, seen: list[Heads], spans: list[WindowSpan]) -> Tensor:
-        """A score of tokens [B, N, ...] in raster order from those of patches, which are counted window by window."""
+        """Return a score of tokens [B, N, ...] in raster order, from the heads of each span."""
         parts = [score(kind, heads, 0) for heads in seen]  # [B * windows, patches, ...]
         rows = torch.cat([x.reshape(-1, span.rows, *x.shape[2:]) for x, span in zip(parts, spans, strict=True)], dim=1)
         tokens = torch.unflatten(rows, 1, (self.tokens, self.patches))
@@ -156,7 +156,7 @@ class QwenVisionEncoder(nn.Module):
 
 
 def merged(merger: nn.Module, features: Tensor, patches: int) -> Tensor:
-    """features [B, n, p * Dv] -> [B, n, D] by a merger of transformers, which takes patches one below the other."""
+    """Apply a merger of transformers, which expects one patch per row: features [B, n, p * Dv] -> [B, n, D]."""
     batch, tokens, width = features.shape
     out: Tensor = merger(features.reshape(-1, width // patches))
     return out.reshape(batch, tokens, -1)
@@ -174,14 +174,14 @@ class QwenProjector(nn.Module):
 
 
 class QwenDownsampled(nn.Module):
-    """Features of `grid` tokens of the resized image, and the place of each on the full grid.
+    """Features of `grid` tokens of the downsampled image, and the place of each on the full grid.
 
     Args:
         tower: the vision encoder of a Qwen2-VL or Qwen2.5-VL.
-        full, grid: rows and columns of tokens of the full and of the smaller image.
+        full, grid: rows and columns of tokens of the full and of the downsampled image.
 
     Raises:
-        BadModel: the encoder gives DeepStack planes, which the graph of a smaller image has no outputs for.
+        BadModel: the encoder has DeepStack planes, for which the graph has no outputs.
         BadSchedule: the grid is larger than that of the full image.
     """
 

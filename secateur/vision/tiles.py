@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A vision encoder that sees an image as several tiles: each is encoded alone, their tokens follow each other."""
+"""Vision encoder of images in several tiles: each tile is encoded alone, and their tokens are concatenated."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ class Tiles(nn.Module):
     """`vision` over every tile of an image.
 
     Args:
-        vision: pixel_values [B, 3, h, w] -> features [B, n, Dv], or those and scores [B, n, ...].
+        vision: pixel_values [B, 3, h, w] -> features [B, n, Dv], and scores [B, n, ...] if any.
     """
 
     def __init__(self, vision: nn.Module) -> None:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Windows of a vision encoder at a fixed size of the image: sorted by size, so that none needs a mask.
+"""Windows of a vision encoder at a fixed image size: grouped by size into batches, so that none needs a mask.
 
-An image that is no multiple of the window has smaller windows at its right and lower edge and in the corner: four sizes
-at most. Windows of one size are a batch.
+An image that is not a multiple of the window has smaller windows at its right edge, lower edge and corner: four sizes
+at most.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from transformers.vision_utils import get_vision_window_index
 
 
 class WindowSpan(NamedTuple):
-    """Windows of one size, side by side: patch rows [first, first + windows * size)."""
+    """Consecutive windows of one size: patch rows [first, first + windows * size)."""
 
     first: int
     windows: int
@@ -26,12 +26,12 @@ class WindowSpan(NamedTuple):
         return self.windows * self.size
 
     def of(self, patches: Tensor) -> Tensor:
-        """The rows of [B, rows, ...] in these windows, as [B * windows, size, ...]."""
+        """Return the rows of [B, rows, ...] in these windows, as [B * windows, size, ...]."""
         return patches[:, self.first : self.first + self.rows].reshape(-1, self.size, *patches.shape[2:])
 
 
 def windows(shape: Tensor, merge: int, window_size: int, patch_size: int) -> tuple[Tensor, list[WindowSpan]]:
-    """Order of the tokens, window by window, and the spans of their patches, largest windows first.
+    """Return the order of the tokens, window by window, and the spans of their patches, largest windows first.
 
     shape is transformers' [[1, rows, columns]] of patches; window_size and patch_size are in pixels. A token is a
     square of merge x merge patches.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Conversations taken apart and put together again are those of transformers' own processors."""
+"""Conversations encoded from the parts of a prompt equal those of transformers' own processors."""
 
 from __future__ import annotations
 
@@ -61,8 +61,8 @@ def test_a_user_cannot_type_a_special_token(family: str, tokens: str | None, tmp
                 assert question in made.tokenizer.decode(ids)
 
 
-# transformers cannot do it where the processor counts tokens by characters (Idefics3) or the image token is typed
-# (InternVL), nor where the vocabulary has the spelling (words, unigrams).
+# transformers cannot do this if the processor counts tokens by characters (Idefics3), if the image token is typed
+# (InternVL), or if the vocabulary contains the text (words, unigrams).
 @pytest.mark.parametrize("family", sorted(set(CASES) - {"llava", "idefics3", "paligemma"}))
 def test_typed_special_tokens_get_the_ids_that_transformers_gives_to_text(family: str) -> None:
     made = processor(family)
@@ -96,7 +96,7 @@ def test_images_and_system_prompt(family: str, images: int) -> None:
     mine = Tokenizer(talk.prompt, made.tokenizer.backend_tokenizer)
     assert [*talk.head_ids, *mine.first("w1")] == ids
     assert talk.head_ids[-1] == made.image_token_id not in mine.first("w1")
-    # Among other images LLaVA-OneVision shows each as one tile and a newline.
+    # With several images, each is one tile and a newline in LLaVA-OneVision.
     each = 37 if family == "llava_onevision" and images > 1 else CASES[family].tokens
     assert talk.head_ids.count(made.image_token_id) == images * each
     assert system in made.tokenizer.decode(talk.head_ids)
@@ -113,7 +113,7 @@ def test_a_saved_processor_has_the_same_conversation(family: str, tmp_path: Path
         assert apart(AutoProcessor.from_pretrained(tmp_path), family) == apart(made, family)
 
 
-def test_videos_are_refused_and_nothing_is_left_patched() -> None:
+def test_videos_are_refused_and_patches_are_undone() -> None:
     modules: list[Any] = [processing_utils.__dict__["transformers_module"], processing_smolvlm]
     before = [dict(vars(module)).get(name) for module, name in zip(modules, PATCHED, strict=True)]
     made: Any = tiny_processor.processor("smolvlm", form("smolvlm"), SmolVLMImageProcessorPil(), image_seq_len=4)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model that stays in its files is the model that transformers loads from them."""
+"""A model whose weights stay in their files equals the model that transformers loads."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_held_weights_are_read_once(llava: Family, tmp_path: Path, monkeypatch: 
         assert not is_streamed(want)
 
 
-def test_a_cast_applies_to_what_is_read(llava: Family, tmp_path: Path) -> None:
+def test_a_cast_applies_to_weights_in_files(llava: Family, tmp_path: Path) -> None:
     llava.model.save_pretrained(tmp_path)
     model = streamed(llava, tmp_path)
     for weight in model.parameters():
@@ -106,7 +106,7 @@ def test_tied_weights_are_one(llava: Family, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
     weights = load_file(tmp_path / SINGLE)
     head = next(name for name in weights if "lm_head" in name)
-    apart = streamed(llava, tmp_path)  # both are there, and differ
+    apart = streamed(llava, tmp_path)  # both are stored, and differ
     assert apart.get_input_embeddings().weight is not apart.get_output_embeddings().weight
     save_file({name: weight for name, weight in weights.items() if name != head}, tmp_path / SINGLE, {"format": "pt"})
     tied = streamed(llava, tmp_path)
@@ -189,7 +189,7 @@ def shard(folder: Path) -> str:
 BAD = {
     "missing shard": (drop_shard, "lacks 1 of its files, the first is model-00002-of"),
     "truncated": (truncate, "is truncated: it has .* bytes of .*; download it again"),
-    "truncated header": (cut_header, "is no safetensors file, or it is truncated"),
+    "truncated header": (cut_header, "is not a safetensors file, or it is truncated"),
     "missing tensor": (drop_tensor, "lacks '.*', which model.safetensors.index.json says is there"),
     "path outside": (leave_folder, "names '../model-.*', which leaves the folder"),
     "missing weight": (forget, "lacks 1 weights, the first is .*; download it again"),
@@ -213,7 +213,7 @@ def test_bad_checkpoints(llava: Family, tmp_path: Path, spoil: Callable[[Path], 
     assert "\n" not in str(refused.value)
 
 
-def test_an_index_file_that_is_none(llava: Family, tmp_path: Path) -> None:
+def test_a_bad_index_file(llava: Family, tmp_path: Path) -> None:
     save(llava, tmp_path)
     for text in ("{", "[]", "{}", '{"weight_map": [1]}'):
         (tmp_path / INDEX).write_text(text)

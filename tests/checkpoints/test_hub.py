@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models by hub id: from a cache built by hand, and from a hub of one repository that this process serves."""
+"""Models by hub id: from a cache written by the test, and from a hub of one repository in this process."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ NAME = f"org/name@{COMMIT}"
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty cache, and a hub that nobody serves."""
+    """An empty cache, and a hub that cannot be reached."""
     folder = tmp_path / "hub"
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
@@ -46,7 +46,7 @@ def point_to(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def fill(cache: Path, model: Path, revision: str = "main") -> Path:
-    """`model` as huggingface_hub keeps it: links of a snapshot into blobs, and a file for the revision."""
+    """Write `model` to the cache as huggingface_hub does: links of a snapshot to blobs, and a file for the revision."""
     repository = cache / "models--org--name"
     snapshot, ref = repository / "snapshots" / COMMIT, repository / "refs" / revision
     for folder in (snapshot, ref.parent, repository / "blobs"):
@@ -56,7 +56,7 @@ def fill(cache: Path, model: Path, revision: str = "main") -> Path:
         blob = repository / "blobs" / f"blob-of-{file.name}"
         blob.write_bytes(file.read_bytes())
         (snapshot / file.name).symlink_to(Path("../../blobs") / blob.name)
-    trees = repository / "trees"  # what a commit has; without it every look at a commit waits for the network
+    trees = repository / "trees"  # file lists of commits; without one every lookup of the commit waits for the network
     trees.mkdir()
     files = {file.name: {"size": file.stat().st_size, "blob_id": "b" * 40} for file in model.iterdir()}
     (trees / f"{COMMIT}.json").write_text(json.dumps({"format_version": 1, "files": files}))
@@ -65,7 +65,7 @@ def fill(cache: Path, model: Path, revision: str = "main") -> Path:
 
 @dataclass
 class Served:
-    """What the hub says: `files`, or for every request a status with the hub's error code and message."""
+    """Responses of the hub: `files`, or for every request a status with the hub's error code and message."""
 
     files: dict[str, bytes] = field(default_factory=dict)
     status: int = 200
@@ -139,7 +139,7 @@ def test_the_demo_and_folders_stay_where_they_are(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("offline", [True, False])
 @pytest.mark.parametrize("revision", [None, "main", COMMIT])
-def test_what_is_cached_needs_no_network(
+def test_cached_models_need_no_network(
     cache: Path, monkeypatch: pytest.MonkeyPatch, offline: bool, revision: str | None
 ) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
@@ -155,7 +155,7 @@ def test_a_cached_model_is_loaded_and_found_again(cache: Path, demo: Family, mon
     loaded = load("org/name", revision="refs/pr/1")
     assert loaded.source == NAME and loaded.identity == demo.identity
     assert load(loaded.source).identity == demo.identity
-    assert "is not, or not wholly, in the cache" in refused("org/name")
+    assert "is not, or not completely, in the cache" in refused("org/name")
 
 
 def test_without_network_and_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,7 +163,7 @@ def test_without_network_and_cache(cache: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     said = refused("org/name", "v1")
     assert said.startswith(
-        f"model 'org/name', revision 'v1', is not, or not wholly, in the cache {cache}, and the hub cannot be"
+        f"model 'org/name', revision 'v1', is not, or not completely, in the cache {cache}, and the hub cannot be"
     )
     assert "(HF_HUB_OFFLINE is set)" in said
     assert "with `hf download org/name --revision v1 --local-dir DIR`, and give --model DIR" in said
@@ -185,14 +185,14 @@ def test_a_download_takes_neither_pickles_nor_code(hub: Served) -> None:
     assert found.name == NAME
     assert {file.name: file.read_bytes() for file in found.folder.iterdir()} == wanted
     asked = len(hub.asked)
-    assert resolve(NAME) == found and len(hub.asked) == asked  # a commit does not change: nothing is asked again
+    assert resolve(NAME) == found and len(hub.asked) == asked  # a commit does not change: no further request
 
 
-def test_a_download_that_broke_off(hub: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_incomplete_download(hub: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     hub.files = {"config.json": b"{}", "model.safetensors": b"weights"}
     (resolve("org/name").folder / "model.safetensors").unlink()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert "is not, or not wholly, in the cache" in refused("org/name") and "not wholly" in refused(NAME)
+    assert "is not, or not completely, in the cache" in refused("org/name") and "not completely" in refused(NAME)
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_a_download_that_broke_off(hub: Served, monkeypatch: pytest.MonkeyPatch)
         (418, "", "", r"cannot be reached \(.*418"),
     ],
 )
-def test_what_a_hub_refuses(hub: Served, status: int, code: str, message: str, expected: str) -> None:
+def test_errors_of_the_hub(hub: Served, status: int, code: str, message: str, expected: str) -> None:
     hub.status, hub.code, hub.message = status, code, message
     with pytest.raises(BadModel, match=expected) as problem:
         resolve("org/name", "v1")
@@ -221,7 +221,7 @@ def test_what_a_hub_refuses(hub: Served, status: int, code: str, message: str, e
         (RuntimeError("broken\npipe"), r"cannot be downloaded \(broken\); try again"),
     ],
 )
-def test_what_a_disk_refuses(monkeypatch: pytest.MonkeyPatch, problem: Exception, expected: str) -> None:
+def test_errors_of_the_disk(monkeypatch: pytest.MonkeyPatch, problem: Exception, expected: str) -> None:
     def fail(*_: object, **__: object) -> str:
         raise problem
 
@@ -234,17 +234,17 @@ def test_what_a_disk_refuses(monkeypatch: pytest.MonkeyPatch, problem: Exception
     "source",
     ["no-such-thing", "./nowhere", "/nowhere/at/all", "~/model", "a/b/c", "org/", "", "org/na me", "https://hub/a/b"],
 )
-def test_what_is_no_model(source: str) -> None:
+def test_sources_that_are_not_models(source: str) -> None:
     assert "is neither a directory nor a hub id; use 'demo', a path, or organisation/name" in refused(source)
 
 
 @pytest.mark.parametrize("source", ["a--b/c", "a/b.git", "a/b-", "a/" + "b" * 100])
-def test_what_cannot_be_a_hub_id(source: str) -> None:
+def test_bad_hub_ids(source: str) -> None:
     assert f"model '{source}' cannot be a hub id" in refused(source)
 
 
 @pytest.mark.parametrize("revision", ["", "../../etc", "a..b", "-x", "a b", "/main"])
-def test_what_cannot_be_a_revision(revision: str) -> None:
+def test_bad_revisions(revision: str) -> None:
     assert f"'{revision}' cannot be a revision" in refused("org/name", revision)
     assert f"'{revision}' cannot be a revision" in refused(f"org/name@{revision}")
 

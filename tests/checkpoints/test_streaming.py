@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A family whose model stays in its files does all that the family in memory does, to the bit."""
+"""A family whose weights stay in files gives the same results as in memory, bit for bit."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def streamed(family: Family, folder: Path) -> Family:
 
 @pytest.fixture(scope="module", params=NAMES)
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Family, Family]:
-    """The tiny model of a family, in memory and in files; no module is held as a whole if it has parts."""
+    """The tiny model of a family, in memory and in files; modules with submodules are not held as a whole."""
     family = tiny_family(request.param)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(streaming, "HELD_BYTES", 0)
@@ -104,10 +104,10 @@ def test_every_graph_that_the_torch_backend_runs(pair: tuple[Family, Family], dt
         assert ours.spec == theirs.spec
         with torch.inference_mode():
             check_same(ours.module(*ours.example()), theirs.module(*theirs.example()))
-    files.to(torch.float32)  # of weights in files, no bit is lost on the way
+    files.to(torch.float32)  # weights in files lose no precision
 
 
-def test_what_is_measured(pair: tuple[Family, Family]) -> None:
+def test_measured_statistics(pair: tuple[Family, Family]) -> None:
     few = [Sample(s.image, "w1 w2" + " w3" * i) for i, s in enumerate(samples("calibration", 2, 0))]
     wanted = frozenset(KNOWN - {"layers"})
     found, expected = (capture(family, few, wanted)[0] for family in pair)
@@ -122,7 +122,7 @@ def test_what_is_measured(pair: tuple[Family, Family]) -> None:
         assert torch.equal(ours.projections.query, theirs.projections.query)
 
 
-def test_what_is_not_measured_is_not_read(pair: tuple[Family, Family], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_statistics_no_weight_is_read(pair: tuple[Family, Family], monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise AssertionError("weights are read")
 
@@ -134,7 +134,7 @@ def test_what_is_not_measured_is_not_read(pair: tuple[Family, Family], monkeypat
 
 @pytest.mark.slow
 def test_a_bundle_is_the_same_to_the_byte(tmp_path: Path) -> None:
-    """And it passes the check against torch, which runs the model that was exported."""
+    """It also passes the check against torch, which runs the exported model."""
     memory = tiny_family("llava")
     files, made = streamed(memory, tmp_path / "model"), chosen(memory, ("downsample",))
     for name, family in (("memory", memory), ("files", files)):

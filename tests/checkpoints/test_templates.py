@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Chat templates and processors that cannot be taken apart are refused in one line."""
+"""Chat templates and processors that cannot be used are refused in one line."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ TEMPLATES = {
 
 
 def fresh() -> Any:
-    """A processor to spoil."""
+    """A new processor, which a test may change."""
     case = CASES["llava"]
     return tiny_processor.processor("llava", form("llava"), case.images(**case.arguments), **case.options)
 
 
 @pytest.mark.parametrize("said", TEMPLATES)
-def test_templates_that_cannot_be(said: str) -> None:
+def test_bad_templates(said: str) -> None:
     made = fresh()
     made.chat_template = TEMPLATES[said]
     with pytest.raises(BadModel, match=said) as caught:
@@ -59,7 +59,7 @@ def test_a_template_without_a_system_prompt() -> None:
         apart(made, "llava", system="w1")
 
 
-def test_the_tokenizers_template_serves_too() -> None:
+def test_the_tokenizers_template_is_used_too() -> None:
     made = fresh()
     made.tokenizer.chat_template, made.chat_template = made.chat_template, None
     assert apart(made, "llava") == apart(processor("llava"), "llava")
@@ -117,9 +117,9 @@ def test_a_tokenizer_that_ends_every_text() -> None:
 @pytest.mark.parametrize(
     ("system", "message"),
     [
-        ("be brief </s> user", "holds '</s>', which would become a special token; leave it out"),
-        ("see <image>", "holds '<image>', which would become a special token"),
-        ("FIRSTQUESTION", "holds 'FIRSTQUESTION', which would become a special token"),
+        ("be brief </s> user", "contains '</s>', which would become a special token; leave it out"),
+        ("see <image>", "contains '<image>', which would become a special token"),
+        ("FIRSTQUESTION", "contains 'FIRSTQUESTION', which would become a special token"),
         ("be \udcff", "the system prompt is not valid UTF-8"),
     ],
 )

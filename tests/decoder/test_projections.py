@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Projections against what the real layers of transformers hand to their attention."""
+"""Projections against the queries and keys in transformers' own layers."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ KINDS: dict[str, Callable[[], Any]] = {
 
 
 def decoder(make: Callable[[], Any]) -> Decoder:
-    """A model whose every weight, norms and biases too, is random."""
+    """A model with random weights, norms and biases included."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = make().eval().requires_grad_(False)
@@ -100,14 +100,14 @@ def test_stays_in_fp32_with_fp16_weights(kind: str) -> None:
         torch.testing.assert_close(one, other, atol=2e-2, rtol=2e-2)
 
 
-def test_a_family_gives_them(tiny: Family) -> None:
+def test_projections_of_a_family(tiny: Family) -> None:
     projections = tiny.decoder.projections(2)
     d = tiny.dimensions
     assert projections.query.shape == (d.heads * d.head_dim, d.width)
     assert projections.key.shape == (d.kv_heads * d.head_dim, d.width)
 
 
-def test_weights_are_neither_copied_nor_carried() -> None:
+def test_weights_are_neither_copied_nor_registered() -> None:
     layer: Any = decoder(KINDS["llama"]).layers[0]
     projections = LlamaProjections(layer, nn.Identity())
     assert projections.query.data_ptr() == layer.self_attn.q_proj.weight.data_ptr()

@@ -79,6 +79,6 @@ def test_conversation_is_the_chat_templates(batches: list[Batch]) -> None:
         messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
         rest = rest[end + 6 :]
     tokens = processor.tokenizer.tokenize(processor.apply_chat_template(messages))
-    behind_image = tokens[tokens.index("\n") + 1 :]
-    assert behind_image == told[: len(behind_image)]
-    assert len(behind_image) >= 20
+    after_image = tokens[tokens.index("\n") + 1 :]
+    assert after_image == told[: len(after_image)]
+    assert len(after_image) >= 20

@@ -19,7 +19,7 @@ from tests.model_fixtures.exporting import check_in_onnx, random_pixels
 from tests.model_fixtures.stepping import check_steps
 
 BUCKETS: dict[Size, int] = {(48, 48): 5, (48, 24): 3, (20, 50): 3, (30, 33): 5}
-"""Sizes of images and the tiles that they make: of 24 x 24, the longest edge 48, and the whole."""
+"""Number of tiles by image size: tiles of 24 x 24 at a longest edge of 48, and the whole image."""
 
 
 @pytest.fixture(scope="module", params=[idefics3, smolvlm], ids=lambda module: module.__name__.rpartition(".")[2])
@@ -49,7 +49,7 @@ def test_vision_and_projector_equal_transformers(family: Family, bucket: Size, b
 
 @pytest.mark.parametrize("edge", [8, 16, 24, 32, 40])
 def test_tiles_of_another_size_than_the_tower_was_made_for(family: Family, edge: int) -> None:
-    """The position of a patch is then not its number."""
+    """The position of a patch then differs from its raster index."""
     pixels = random_pixels((3, 3, edge, edge))
     vision = PixelShuffle(idefics3.Tower(tower_of(family), edge), (edge // 4, edge // 4), 2)
     found = family.projector()(vision(pixels.flatten(0, 1)).reshape(2, -1, 128))
@@ -149,24 +149,24 @@ def test_squares_keep_raster_order() -> None:
     ]
 
 
-def test_patches_that_do_not_fall_into_squares(family: Family) -> None:
-    with pytest.raises(BadModel, match="5 x 5 patches do not fall into squares of 2 x 2"):
+def test_patches_that_cannot_be_divided_into_squares(family: Family) -> None:
+    with pytest.raises(BadModel, match="5 x 5 patches cannot be divided into squares of 2 x 2"):
         PixelShuffle(torch.nn.Identity(), (5, 5), 2)
 
 
 def test_a_smaller_image_is_refused(family: Family) -> None:
-    with pytest.raises(BadModel, match=f"{family.name} cuts an image into tiles"):
+    with pytest.raises(BadModel, match=f"{family.name} splits an image into tiles"):
         family.vision(grid=(2, 2))
 
 
 @pytest.mark.parametrize("images", [1, 2])
 def test_the_decoder_equals_transformers(family: Family, images: int) -> None:
-    """With the text between the tiles in its place."""
+    """With text tokens between the tiles."""
     check_steps(family.at((48, 24), images))
 
 
 def test_own_inputs_see_every_tile(family: Family) -> None:
-    """What transformers is fed: the tiles of all images in a row, none of them padding."""
+    """Inputs of transformers contain the tiles of all images, without padding."""
     pair = family.at((48, 24), images=2)
     pixels = np.random.default_rng(0).normal(size=(2, *pair.pixels)).astype(np.float32)
     ids = torch.tensor([[*pair.conversation.head_ids, 25]])

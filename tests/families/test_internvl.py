@@ -88,7 +88,7 @@ def test_every_tile_is_a_view(family: internvl.Family, size: Size, tiles: int) -
 
 
 def squares(family: internvl.Family, score: Tensor) -> Tensor:
-    """Scores [B * T, patches] as the four of each token [B * T, tokens, 4], by transformers' own pixel shuffle."""
+    """Group scores [B * T, patches] by token, [B * T, tokens, 4], with transformers' own pixel shuffle."""
     side = int(score.shape[1] ** 0.5)
     shuffled: Tensor = family.model.model.pixel_shuffle(score.reshape(-1, side, side, 1), 0.5)
     return shuffled.flatten(1, 2)
@@ -106,7 +106,7 @@ def test_scores_are_the_sum_over_the_patches_of_a_token(family: internvl.Family,
 
 
 def test_keys_are_the_mean_over_the_patches_of_a_token(family: internvl.Family) -> None:
-    """After the norm of the keys, as attention uses them."""
+    """Keys are read after their norm, as attention uses them."""
     pixels, attention = random_pixels(family.pixels), family.model.model.vision_tower.encoder.layer[-2].attention
     seen: list[Tensor] = []
     hook = attention.k_norm.register_forward_hook(lambda module, given, out: seen.append(out))
@@ -135,11 +135,11 @@ def test_a_streamed_model_gives_the_same(family: internvl.Family, tmp_path: Path
 
 
 def test_refusals(family: internvl.Family) -> None:
-    with pytest.raises(BadModel, match="takes whole tiles only; use another method"):
+    with pytest.raises(BadModel, match="supports full tiles only; use another method"):
         family.vision(grid=(2, 2))
     with pytest.raises(BadModel, match="set vision_feature_select_strategy to 'default'"):
         _ = changed({}, vision_feature_select_strategy="full").grids
-    with pytest.raises(BadModel, match="5 x 5 patches do not fall into squares of 2 x 2"):
+    with pytest.raises(BadModel, match="5 x 5 patches cannot be divided into squares of 2 x 2"):
         changed({"image_size": 20}).vision()
 
 

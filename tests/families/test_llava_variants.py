@@ -69,7 +69,7 @@ DECODERS: dict[str, tuple[Any, dict[str, Any]]] = {
 
 
 def family(tower: str, decoder: str, seed: int = 0, **config: Any) -> llava.Family:
-    """A random LLaVA of these parts; `config` are settings of LlavaConfig."""
+    """A random LLaVA with this encoder and decoder; `config` are settings of LlavaConfig."""
     made = llava.Family.random(TOWERS[tower](**VISION), DECODERS[decoder][0](**TEXT | DECODERS[decoder][1]), seed)
     if config:
         whole = LlavaConfig(**made.model.config.to_diff_dict() | config)
@@ -101,7 +101,7 @@ def test_two_images(tower: str) -> None:
 @pytest.mark.parametrize("tower", TOWERS)
 @pytest.mark.parametrize("layers", [-1, -2, [-3, -1], [0, 1, 3]])
 def test_feature_layers(tower: str, layers: int | list[int], tmp_path: Path) -> None:
-    """Several layers stand side by side, and the projector is as wide."""
+    """Several layers are concatenated, and the projector has their total width."""
     made = family(tower, "llama", vision_feature_layer=layers)
     pixels = random_pixels(made.pixels)
     found = made.vision()(pixels)
@@ -120,7 +120,7 @@ def test_a_strategy_that_does_not_fit_the_tower(tower: str, strategy: str) -> No
 
 
 def test_a_sliding_window_bounds_the_context() -> None:
-    """Up to the window it is plain causal attention; what is longer, a segment would see too much of."""
+    """Up to the window, attention is plain causal; in a longer context a segment would attend to too many rows."""
     made = family("clip", "mistral")
     assert made.dimensions.context == 96 and made.dimensions.head_dim == 16
     assert len(question_ids(made)) < 96
@@ -128,6 +128,6 @@ def test_a_sliding_window_bounds_the_context() -> None:
 
 
 def test_qwen2_has_biases() -> None:
-    """And random ones: none of them is left out by chance."""
+    """They are random and large, so that a missing bias would be noticed."""
     layers: Any = family("clip", "qwen2").decoder.layers
     assert all(layer.self_attn.q_proj.bias.abs().max() > 0.4 for layer in layers)

@@ -55,7 +55,7 @@ def test_vision_and_projector_equal_transformers(tiny: Family, batch: int) -> No
 
 @pytest.mark.parametrize("grid", [(1, 1), (2, 5), (4, 4)])
 def test_a_smaller_image(tiny: Family, grid: tuple[int, int]) -> None:
-    """Through the last norm, which LLaVA's features do not see."""
+    """Includes the last norm, unlike the features of LLaVA."""
     pixels = random_pixels(tiny.pixels)
     features, index = tiny.vision(grid=grid)(pixels)
     small = F.interpolate(pixels, size=(grid[0] * 4, grid[1] * 4), mode="bicubic", antialias=True)
@@ -108,13 +108,13 @@ def test_vision_in_onnx(opset: int, dtype: torch.dtype, tmp_path: Path) -> None:
 @pytest.mark.parametrize("decomposed", [False, True])
 @pytest.mark.parametrize("images", [1, 2])
 def test_the_decoder_equals_transformers(family: Family, decomposed: bool, images: int) -> None:
-    """The rows of a prompt see each other; generated rows see only earlier rows."""
+    """Rows of a prompt attend to each other; generated rows attend to earlier rows only."""
     check_steps(family.at(images=images), decomposed)
 
 
 @torch.inference_mode()
 def test_the_prompt_is_seen_in_both_directions(tiny: Family) -> None:
-    """The last word changes what stands in the row of the first image token."""
+    """The last word changes the hidden state of the first image token."""
     pixels = random_pixels(tiny.pixels, 1)
     hidden = [
         tiny.model(**tiny.inputs(torch.tensor([question_ids(tiny, text)]), pixels.numpy()), output_hidden_states=True)
@@ -132,7 +132,7 @@ def test_own_logits(family: Family) -> None:
 
 
 def test_the_head_is_the_embedding(family: Family) -> None:
-    """The same weights, of which the embedding gives scaled rows."""
+    """The weights are shared; the embedding returns scaled rows."""
     head = [p for p in family.decoder.head.parameters()]
     assert len(head) == 1 and head[0] is family.decoder.embed.weight
     rows = family.decoder.embed(torch.tensor([[7]]))

@@ -26,7 +26,7 @@ from tests.model_fixtures.exporting import check_in_onnx
 
 FAMILIES = (qwen2_vl.Family, qwen2_5_vl.Family, qwen3_vl.Family)
 SIZES = [(40, 56), (48, 40), (48, 48), (24, 72), (8, 8)]
-"""Windows are 24 high and wide: ragged on both sides, on one, whole ones, a single row of them, a single token."""
+"""Windows are 24 x 24: partial on both axes, on one axis, full, a single row of windows, a single token."""
 
 
 @pytest.fixture(scope="module", params=FAMILIES, ids=lambda cls: cls.__module__.rpartition(".")[2])
@@ -44,7 +44,7 @@ def pixels_of(family: Any, batch: int, seed: int = 0) -> Tensor:
 
 
 def patches_of(family: Any, pixels: Tensor) -> dict[str, Tensor]:
-    """What transformers' vision encoder takes for these images."""
+    """Arguments of transformers' vision encoder for these images."""
     rows, columns = family.grids[0]
     ids = torch.full((1, len(pixels) * rows * columns), family.image_token_id)
     given = family.inputs(ids, pixels.numpy())
@@ -75,7 +75,7 @@ def test_the_projector_works_row_by_row(qwen: Any) -> None:
 
 
 def eager(family: Any, pixels: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Of each encoder layer the attention [N * p, N * p] and the keys [N * p, dh], mean over heads, in raster order."""
+    """Attention [N * p, N * p] and keys [N * p, dh] of each encoder layer, mean over heads, in raster order."""
     tower, calls = family.model.model.visual, list[tuple[Tensor, Tensor]]()
 
     def recording(module: Any, query: Tensor, key: Tensor, *further: Any, **named: Any) -> tuple[Tensor, None]:
@@ -104,7 +104,7 @@ def eager(family: Any, pixels: Tensor) -> list[tuple[Tensor, Tensor]]:
 
 @pytest.mark.parametrize("size", SIZES[:3], ids=str)
 def test_scores_equal_eager_attention(qwen: Any, size: tuple[int, int]) -> None:
-    """Summed over the patches of a token, keys averaged; nothing between patches of different windows."""
+    """Summed over the patches of a token, keys averaged; patches of different windows do not attend to each other."""
     family = qwen.at(size)
     pixels = pixels_of(family, 2)
     depth = len(family.model.model.visual.blocks)
@@ -134,7 +134,7 @@ def test_reading_changes_no_feature(qwen: Any) -> None:
         ("query", "has no score 'query'"),
     ],
 )
-def test_scores_that_are_not_there(qwen: Any, name: str, says: str) -> None:
+def test_scores_that_do_not_exist(qwen: Any, name: str, says: str) -> None:
     with pytest.raises(BadModel, match=says):
         qwen.vision((name,))
 
@@ -160,7 +160,7 @@ def test_the_encoder_shares_the_weights_of_the_model(qwen: Any) -> None:
 
 
 def chain(family: Any, prompt: Tensor, pixels: Tensor, steps: int) -> tuple[list[int], list[Tensor]]:
-    """Greedy answer and logits of each step by the pieces alone: embedding, encoder, projector, decoder layers."""
+    """Greedy answer and logits of each step, computed by embedding, encoder, projector and decoder layers."""
     decoder, d = family.decoder, family.dimensions
     seen = family.vision()(pixels)
     features, planes = (seen[0], seen[1:]) if isinstance(seen, tuple) else (seen, ())
@@ -242,7 +242,7 @@ def test_downsampled_equals_transformers_encoder(cls: type[qwen2_vl.Family], gri
     assert index.shape == (2, grid[0] * grid[1]) and bool((index.diff() > 0).all()) and int(index.max()) < 35
 
 
-def test_a_smaller_image_that_cannot_be() -> None:
+def test_smaller_images_that_are_refused() -> None:
     with pytest.raises(BadModel, match="DeepStack planes.*use another method"):
         qwen3_vl.Family.tiny().at((40, 56)).vision(grid=(2, 2))
     with pytest.raises(BadSchedule, match="6 x 3 tokens must be within 1 x 1 and 5 x 7"):
@@ -258,7 +258,7 @@ def test_a_smaller_image_that_cannot_be() -> None:
         ((8, 2400), "2400x8 is not .* no side over 200 x the other; the nearest: "),
     ],
 )
-def test_buckets_that_cannot_be(qwen: Any, size: tuple[int, int], says: str) -> None:
+def test_buckets_that_are_refused(qwen: Any, size: tuple[int, int], says: str) -> None:
     with pytest.raises(BadModel, match=says):
         _ = qwen.at(size).bucket
 
@@ -277,7 +277,7 @@ def test_a_processor_that_resizes_nothing_has_no_bounds(qwen: Any) -> None:
 
 
 def test_a_sliding_window_bounds_the_context(windowed: Any) -> None:
-    """Within the window it is plain causal attention."""
+    """Within the window, attention is plain causal."""
     family = copy.deepcopy(windowed)
     text = family.model.config.text_config
     assert family.dimensions.context == text.max_position_embeddings
@@ -286,7 +286,7 @@ def test_a_sliding_window_bounds_the_context(windowed: Any) -> None:
 
 
 def test_the_graph_equals_torch(qwen: Any, tmp_path: Path) -> None:
-    """Every size of window is one fused attention."""
+    """Windows of one size share one fused attention."""
     vision = qwen.at((48, 40)).vision(("received.-2", "patch_key.-2"))
     model = check_in_onnx(vision, (3, 48, 40), 23, tmp_path)
     fused = [node for node in model.graph.node if node.op_type == "Attention"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Modules with one input through ONNX Runtime."""
+"""Run modules with one input in ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def check_in_onnx(
     tolerance: float = 1e-4,
     dtype: torch.dtype = torch.float32,
 ) -> Any:
-    """Export with one batch size, compare ONNX Runtime with torch on another; the ONNX model."""
+    """Export at one batch size, compare ONNX Runtime with torch at another, and return the ONNX model."""
     made = module(random_pixels(shape).to(dtype))
     outputs = made if isinstance(made, tuple) else (made,)
     specs = tuple(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The families' own processors with small images, how transformers encodes a chat with them, and texts to ask."""
+"""The families' own processors with small images, transformers' encoding of a chat, and questions."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TILES = {"size": {"longest_edge": 32}, "max_image_size": {"longest_edge": 16}}
 
 
 class Case(NamedTuple):
-    """A family: its image processor, its processor's options, an image size and the vision tokens of such an image."""
+    """Image processor, processor options, image size and number of vision tokens of a family."""
 
     images: Any
     arguments: dict[str, Any]
@@ -82,7 +82,7 @@ def of(family: str) -> type[Family]:
 SUPPORTED = {name: steps for family in plugins.names(families) for name, steps in of(family).image_processors.items()}
 """All image processors of all families."""
 SEVERAL = {"LlavaOnevisionImageProcessor": square_view}
-"""Of several images in a prompt."""
+"""Image processors with other steps if a prompt has several images."""
 
 
 def form(family: str) -> Form:
@@ -110,7 +110,7 @@ def answer(text: str) -> dict[str, Any]:
 
 
 def whole(made: Any, family: str, messages: list[dict[str, Any]], images: int = 1) -> list[int]:
-    """Ids of a conversation in transformers' own way."""
+    """Ids of a conversation, encoded by transformers."""
     if form(family).template is None:
         text = made.image_token * images + messages[0]["content"][-1]["text"]
     else:
@@ -122,7 +122,7 @@ def whole(made: Any, family: str, messages: list[dict[str, Any]], images: int = 
 
 
 def questions() -> list[str]:
-    """200 texts of all kinds, none of which spells a special token."""
+    """200 different texts, none with the text of a special token."""
     dice = random.Random(0)
     alphabets = [
         "abcdefghij ABC,.?!'-()0123456789",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A family's pieces run one after the other in torch, against transformers' own generate."""
+"""Modules of a family, run in sequence in torch, against transformers' own generate."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from secateur.families.base import Family
 
 
 def question_ids(family: Family, question: str = "w1 w5 w9") -> list[int]:
-    """All rows of a first prompt, image tokens too."""
+    """All ids of a first prompt, image tokens included."""
     before, after = family.prompt.first
     text = family.tokenizer(f"{before}{question}{after}", add_special_tokens=False)["input_ids"]
     return [*family.conversation.head_ids, *text]
@@ -22,7 +22,7 @@ def question_ids(family: Family, question: str = "w1 w5 w9") -> list[int]:
 
 @torch.inference_mode()
 def check_steps(family: Family, decomposed: bool = False, steps: int = 4) -> None:
-    """Two segments over the prompt and over each generated row after it give the logits of `generate`."""
+    """Check that two segments, run on the prompt and on each generated row, give the logits of `generate`."""
     decoder, ids = family.decoder, torch.tensor([question_ids(family)])
     pixels = np.random.default_rng(0).normal(size=(family.images, *family.pixels)).astype(np.float32)
     expected: Any = family.model.generate(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What tests of families with several tiles share: transformers' attention maps, and the model streamed."""
+"""Helpers for families with several tiles: transformers' attention maps, and the streamed model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.model_fixtures.exporting import random_pixels
 
 
 def processed(family: Family) -> dict[str, Any]:
-    """What transformers' processor makes of a prompt with one image of the bucket's size."""
+    """Run transformers' processor on a prompt with one image of the bucket's size."""
     height, width = family.bucket
     noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
     token = family.tokenizer.convert_ids_to_tokens(family.image_token_id)
@@ -36,7 +36,7 @@ def eager_attentions(family: Family, pixels: Tensor) -> list[Tensor]:
 
 
 def patch_scores(weights: Tensor) -> dict[str, Tensor]:
-    """Scores [B * T, patches] by their definition, from maps [B * T, H, n, n]; a class token is what is left of n."""
+    """Scores [B * T, patches] by definition, from maps [B * T, H, n, n]; n that is not a square has a class token."""
     first = weights.shape[-1] - int(weights.shape[-1] ** 0.5) ** 2
     patches = weights[:, :, first:, first:]
     scores = {"received": patches.sum(2).mean(1), "given": patches.sum(3).mean(1)}
@@ -44,7 +44,7 @@ def patch_scores(weights: Tensor) -> dict[str, Tensor]:
 
 
 def check_streamed(family: Family, folder: Path) -> None:
-    """With its weights left in their files the model gives the same vision tokens."""
+    """Check that a model whose weights stay in files gives the same vision tokens."""
     family.model.save_pretrained(folder)
     model = stream(type(family.model), folder)
     assert model is not None

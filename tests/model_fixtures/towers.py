@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small models with and without a class token, and vision modules run through ONNX Runtime."""
+"""Small models with and without a class token, and vision modules run in ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def pixels_of(family: Family, batch: int = 2, seed: int = 0) -> Tensor:
 
 
 def written(module: nn.Module, family: Family, outputs: dict[str, Tensor], opset: int, folder: Path) -> tuple[Any, int]:
-    """Export a vision module, compare ONNX Runtime with torch on another batch; operators and bytes of the file."""
+    """Export a vision module and compare it with torch on another batch; return its operator counts and file size."""
     pixels = TensorSpec("pixel_values", "float32", ("B", 3, *family.bucket))
     specs = tuple(
         TensorSpec(name, str(x.dtype).removeprefix("torch."), ("B", *x.shape[1:])) for name, x in outputs.items()

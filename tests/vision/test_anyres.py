@@ -32,7 +32,7 @@ def family(request: pytest.FixtureRequest) -> Family:
 
 
 def packed(family: Family, rows: Tensor, newline: Tensor) -> Tensor:
-    """Rows [B, T, patches, D] of tiles as transformers packs them: [B, N, D]."""
+    """Pack rows of tiles with transformers: [B, T, patches, D] -> [B, N, D]."""
     special: dict[str, Any] = (
         {"vision_feature_select_strategy": "default"}
         if family.name == "llava_next"
@@ -81,7 +81,7 @@ def test_padding_is_cut_off_the_outer_tiles(family: Family, size: Size, tiles: l
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_every_tile_is_a_view(family: Family, size: Size) -> None:
-    """The rows of a view are patches of one tile, line by line, and the newlines after them at the right end."""
+    """Rows of a view are the patches of one tile, line by line; at the right end, newlines follow them."""
     seen = family.at(size)
     assert isinstance(seen, llava_next.Family)
     arranged = seen.arrangement
@@ -99,14 +99,14 @@ def test_every_tile_is_a_view(family: Family, size: Size) -> None:
     assert sorted(found) == list(range(len(arranged.rows)))
 
 
-def test_a_tile_of_nothing_but_padding_has_no_view() -> None:
+def test_a_tile_of_padding_has_no_view() -> None:
     made = anyres.arrangement((18, 54), [(54, 54)], 18, 3)
     assert [view.grid for view in made.views] == [(3, 3), (3, 3), (3, 3), (3, 4)] and made.tiles == 10
 
 
 @pytest.mark.parametrize(("size", "rows"), [((672, 672), 2928), ((336, 672), 1752), ((1080, 1920), 1948)])
 def test_full_size(size: Size, rows: int) -> None:
-    """LLaVA-1.6: 336 pixels and 24 patches along a tile."""
+    """LLaVA-1.6: tiles of 336 x 336 pixels and 24 x 24 patches."""
     made = anyres.arrangement(size, FULL_SIZE, 336, 24)
     assert len(made.rows) == sum(view.tokens for view in made.views) == rows
 
@@ -155,7 +155,7 @@ def test_scores_equal_eager_attention(family: Family, size: Size, layer: int) ->
         torch.testing.assert_close(ours, wanted[..., 0], rtol=1e-4, atol=1e-5)
 
 
-def test_images_of_a_batch_do_not_see_each_other(family: Family) -> None:
+def test_images_of_a_batch_are_independent(family: Family) -> None:
     pixels, vision = random_pixels(family.pixels, 3), family.vision(("received.-2",))
     for i in range(3):
         for whole, alone in zip(vision(pixels), vision(pixels[i : i + 1]), strict=True):
@@ -184,7 +184,7 @@ def test_a_smaller_image_is_refused(family: Family) -> None:
 
 
 def test_one_of_several_images_is_shown_whole() -> None:
-    """LLaVA-OneVision: as transformers' processor and model do with several images of one prompt."""
+    """LLaVA-OneVision: equal to transformers with several images in one prompt."""
     seen = llava_onevision.Family.tiny().at((20, 36), images=2)
     assert seen.grids == ((3, 3), (1, 1)) and seen.pixels == (1, 3, 18, 18)
     pixels = random_pixels(seen.pixels)

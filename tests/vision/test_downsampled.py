@@ -70,7 +70,7 @@ def test_resizing_is_torch_and_nearly_pillow(size: int) -> None:
     theirs = F.interpolate(pixels[None], size=(size, size), mode="bicubic", antialias=True)[0]
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-3)
     pillow = np.asarray(Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC))
-    assert np.abs(ours.permute(1, 2, 0).numpy() - pillow).max() <= 1.5  # it rounds twice, once an axis
+    assert np.abs(ours.permute(1, 2, 0).numpy() - pillow).max() <= 1.5  # Pillow rounds once per axis
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.data())
@@ -88,7 +88,7 @@ def test_centres(rows: int, columns: int, data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("opset", [20, 23])
 def test_downsampled_in_onnx(clip: llava.Family, opset: int, tmp_path: Path) -> None:
-    """All that depends on the size is constant: no Resize, no layers after the features."""
+    """Everything that depends on the size is constant: no Resize, and no layers after the features."""
     module = clip.vision(grid=(3, 4))
     outputs = dict(zip(("features", "vision_index"), module(pixels_of(clip)), strict=True))
     found, _ = written(module, clip, outputs, opset, tmp_path)

@@ -55,7 +55,7 @@ def test_patch_key_is_the_mean_over_heads(family: Family) -> None:
     torch.testing.assert_close(key, seen[0][:, first:].unflatten(-1, (heads, -1)).mean(2))
 
 
-def test_without_a_class_token_everything_is_given(siglip: Family) -> None:
+def test_without_a_class_token_given_attention_is_constant(siglip: Family) -> None:
     """The direction rule of FoPru is degenerate there: rows of a softmax add up to 1."""
     assert not siglip.dimensions.class_token
     _, shared = siglip.vision(("given.-2",))(pixels_of(siglip))
@@ -74,7 +74,7 @@ def test_reading_changes_no_feature(family: Family) -> None:
     )
 
 
-def test_images_of_a_batch_do_not_see_each_other(family: Family) -> None:
+def test_images_of_a_batch_are_independent(family: Family) -> None:
     pixels = pixels_of(family, batch=3)
     vision = family.vision(("received.-2",))
     for i in range(3):
@@ -91,7 +91,7 @@ def test_permuting_heads_changes_no_score() -> None:
         torch.testing.assert_close(straight, mixed)
 
 
-def test_the_attention_setting_is_put_back(siglip: Family) -> None:
+def test_the_attention_setting_is_restored(siglip: Family) -> None:
     config = tower_of(siglip).config
     before = config._attn_implementation
     with pytest.raises(RuntimeError), encoder.recorded(config):
@@ -115,7 +115,7 @@ def test_the_attention_setting_is_put_back(siglip: Family) -> None:
         ("query", "has no score 'query'"),
     ],
 )
-def test_scores_that_are_not_there(siglip: Family, name: str, says: str) -> None:
+def test_scores_that_do_not_exist(siglip: Family, name: str, says: str) -> None:
     with pytest.raises(BadModel, match=says):
         siglip.vision((name,))
 
@@ -132,7 +132,7 @@ def test_half_precision(demo: Family) -> None:
 @pytest.mark.parametrize("opset", [20, 23])
 def test_scores_are_a_small_side_branch(clip: llava.Family, opset: int, tmp_path: Path) -> None:
     """Every layer's attention stays fused, and layers after the features are not in the graph."""
-    layers = 2  # of 3: the features come from the last but one
+    layers = 2  # of 3: features are read from the second last layer
     pixels = pixels_of(clip)
     before, small = written(clip.vision(), clip, {"features": clip.vision()(pixels)}, opset, tmp_path / "plain")
     reads = ("received.-2", "class_token.-2", "patch_key.-2")
@@ -146,7 +146,7 @@ def test_scores_are_a_small_side_branch(clip: llava.Family, opset: int, tmp_path
 
 
 def test_the_last_layer_scores_without_being_run(clip: llava.Family, tmp_path: Path) -> None:
-    """Its queries and keys are all that is computed; its own attention and MLP lead nowhere."""
+    """Only its queries and keys are computed; its attention and MLP are not in the graph."""
     vision = clip.vision(("received.-1",))
     outputs = dict(zip(("features", "score"), vision(pixels_of(clip)), strict=True))
     found, _ = written(vision, clip, outputs, 23, tmp_path)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models that take an image as large as it is: which sizes they keep, and their patches against transformers' own."""
+"""Models that accept many image sizes: which ones, and their patches against transformers' own."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SIZES = [(1, 1), (1, 4000), (4000, 1), (33, 97)]
 
 
 def patches(pixels: Pixels, patch: int, merge: int, frames: int) -> tuple[Pixels, list[int]]:
-    """[3,H,W] as rows of Qwen's patches, blocks of merge x merge side by side; and the grid."""
+    """Rows of Qwen's patches of [3,H,W], grouped by merge x merge blocks; and the grid."""
     rows, columns = pixels.shape[1] // patch, pixels.shape[2] // patch
     found = []
     for block_row in range(0, rows, merge):
@@ -76,7 +76,7 @@ def test_qwen(name: str, bucket: Size, size: Size) -> None:
 @example(16, 3208)
 @example(1, 1)
 @settings(max_examples=60)
-def test_qwen_takes_the_sizes_that_it_keeps(height: int, width: int) -> None:
+def test_qwen_accepts_sizes_that_it_does_not_resize(height: int, width: int) -> None:
     def keeps(size: Size) -> bool:
         return max(size) <= 200 * min(size) and smart_resize(*size, 8, 256, 4096) == size
 

@@ -50,7 +50,7 @@ def noise(size: Size, seed: int = 0) -> Image.Image:
 
 @dataclass(frozen=True)
 class Case:
-    """An image processor, buckets that it takes, and what it makes of an image: [1,3,h,w] or [1,T,3,h,w]."""
+    """An image processor, buckets that it accepts, and a function that runs it: [1,3,h,w] or [1,T,3,h,w]."""
 
     processor: Any
     buckets: tuple[Size, ...]
@@ -63,7 +63,7 @@ def plain(processor: Any, image: Image.Image) -> Pixels:
 
 
 def counted(processor: Any, image: Image.Image) -> Pixels:
-    """GotOcr2 lines the tiles of all images up in one row."""
+    """GotOcr2 returns the tiles of all images in one batch."""
     out = processor(image, return_tensors="np")
     assert out["num_patches"].tolist() == [len(out["pixel_values"])]
     return plain(processor, image)[None]
@@ -136,7 +136,7 @@ TILED = {
 
 
 def ours(case: Case, image: Image.Image, bucket: Size, fit: str | None = None) -> tuple[Pixels, Pixels]:
-    """Our pixel values of `image` and theirs of its canvas."""
+    """Our pixel values of `image`, and the processor's of its canvas."""
     steps = preprocess(case.processor, SUPPORTED, bucket, fit)
     image = load_image(image)
     canvas = whole_image(image, steps) if steps.canvas else image
@@ -179,7 +179,7 @@ def test_any_size_and_bucket(name: str, size: Size, bucket: Size, fit: str | Non
 
 
 def kinds_of_image() -> dict[str, tuple[Image.Image, Image.Image]]:
-    """What a user gives, and the same picture for a processor that reads no EXIF and clips 16 bits."""
+    """Images of users, and the same pictures for a processor that ignores EXIF and clips 16 bits."""
     rgb, exif = noise((33, 57)), Image.Exif()
     exif[0x0112] = 6
     turned = rgb.copy()
@@ -216,8 +216,8 @@ def test_one_of_several_images_of_onevision_is_padded_to_a_square() -> None:
         np.testing.assert_array_equal(np.concatenate([checked(image, steps) for image in pair]), theirs)
 
 
-def test_settings_that_the_processor_passes_count() -> None:
-    """InternVL's processor asks for tiles of an image processor that makes none by itself."""
+def test_settings_passed_by_the_processor_are_used() -> None:
+    """InternVL's processor requests tiles from an image processor that makes none by default."""
     inner: Any = GotOcr2ImageProcessorPil(size={"height": 28, "width": 28}, image_mean=MEAN)
     outer = SimpleNamespace(image_processor=inner, images_kwargs={"crop_to_patches": True})
     image = noise((30, 60))
@@ -255,7 +255,7 @@ def test_a_fixed_size_may_be_padded_to_a_square() -> None:
         np.testing.assert_array_equal(checked(noise(size), steps), plain(padded, noise(size)))
 
 
-def test_the_demo_sees_what_it_always_saw() -> None:
+def test_the_steps_of_the_demo_do_not_change() -> None:
     processor = AutoImageProcessor.from_pretrained(model_directory(), backend="pil")
     mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
     steps = preprocess(processor, SUPPORTED, (96, 96))

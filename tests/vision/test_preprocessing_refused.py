@@ -58,7 +58,7 @@ class PixtralImageProcessor(CLIPImageProcessorPil):
         (Qwen2VLImageProcessorPil(size={"height": 28, "width": 28}), (56, 56), None, "needs shortest_edge and longest"),
     ],
 )
-def test_what_is_refused(processor: Any, bucket: Size, fit: str | None, message: str) -> None:
+def test_bad_settings_are_refused(processor: Any, bucket: Size, fit: str | None, message: str) -> None:
     with pytest.raises(BadModel, match=message) as told:
         preprocess(processor, SUPPORTED, bucket, fit)
     assert "\n" not in str(told.value)
