@@ -25,9 +25,8 @@ from secateur.decoder.pieces import Decoder
 from secateur.errors import BadModel
 from secateur.families import base
 from secateur.vision.encoder import VisionEncoder
-from secateur.vision.pixel_shuffle import PixelShuffle
 from secateur.vision.preprocessing import grid_tiles
-from secateur.vision.tiles import Tiles
+from secateur.vision.tiles import PixelShuffle, Tiles
 
 TOKENS = {
     "start_image_token": "<img>",

@@ -20,8 +20,7 @@ from secateur.checkpoints import tiny_processor
 from secateur.checkpoints.tiny_model import random_model
 from secateur.checkpoints.tiny_processor import Form, chatml
 from secateur.decoder import pieces
-from secateur.decoder.mrope import MRope
-from secateur.decoder.pieces import Decoder
+from secateur.decoder.pieces import Decoder, MRope
 from secateur.families import base
 from secateur.vision.native_sizes import check_native
 from secateur.vision.preprocessing import native_view

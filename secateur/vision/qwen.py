@@ -10,18 +10,56 @@ B images, N tokens per image, p = m * m patches per token, Dv width of a patch, 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, matmul, nn
 from transformers import PreTrainedModel
-from transformers.vision_utils import get_vision_interpolation_indices_and_weights, get_vision_position_ids
+from transformers.vision_utils import (
+    get_vision_interpolation_indices_and_weights,
+    get_vision_position_ids,
+    get_vision_window_index,
+)
 
 from secateur.errors import BadModel, BadSchedule
 from secateur.vision.downsampled import centres, resize_matrix
 from secateur.vision.encoder import Heads, parsed, score
-from secateur.vision.windows import WindowSpan, windows
+
+
+class WindowSpan(NamedTuple):
+    """Consecutive windows of one size: patch rows [first, first + windows * size)."""
+
+    first: int
+    windows: int
+    size: int
+
+    @property
+    def rows(self) -> int:
+        return self.windows * self.size
+
+    def of(self, patches: Tensor) -> Tensor:
+        """Return the rows of [B, rows, ...] in these windows, as [B * windows, size, ...]."""
+        return patches[:, self.first : self.first + self.rows].reshape(-1, self.size, *patches.shape[2:])
+
+
+def windows(shape: Tensor, merge: int, window_size: int, patch_size: int) -> tuple[Tensor, list[WindowSpan]]:
+    """Return the order of the tokens, window by window, and the spans of their patches, largest windows first.
+
+    Windows are grouped by size into batches, so that none needs a mask. An image that is not a multiple of the window
+    has smaller windows at its right edge, lower edge and corner: four sizes at most.
+
+    shape is transformers' [[1, rows, columns]] of patches; window_size and patch_size are in pixels. A token is a
+    square of merge x merge patches.
+    """
+    index, ends = get_vision_window_index(shape, merge, window_size, patch_size)
+    bounds = (ends // merge**2).tolist()
+    runs = sorted((index[a:b] for a, b in zip(bounds, bounds[1:], strict=False)), key=len, reverse=True)
+    spans, first = list[WindowSpan](), 0
+    for size in sorted({len(run) for run in runs}, reverse=True):
+        spans.append(WindowSpan(first, sum(len(run) == size for run in runs), size * merge**2))
+        first += spans[-1].rows
+    return torch.cat(runs), spans
 
 
 class QwenVisionEncoder(nn.Module):

@@ -14,7 +14,7 @@ from torch import Tensor
 from secateur.errors import BadModel
 from secateur.families import idefics3, smolvlm
 from secateur.families.base import Family, Size
-from secateur.vision.pixel_shuffle import PixelShuffle, squares
+from secateur.vision.tiles import PixelShuffle, squares
 from tests.model_fixtures.exporting import check_in_onnx, random_pixels
 from tests.model_fixtures.stepping import check_steps
 

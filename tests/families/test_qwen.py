@@ -21,7 +21,7 @@ from secateur.errors import BadModel, BadSchedule
 from secateur.export.segments import Segment
 from secateur.families import qwen2_5_vl, qwen2_vl, qwen3_vl
 from secateur.runtime.preprocess import pixel_values
-from secateur.vision.windows import windows
+from secateur.vision.qwen import windows
 from tests.model_fixtures.exporting import check_in_onnx
 
 FAMILIES = (qwen2_vl.Family, qwen2_5_vl.Family, qwen3_vl.Family)

@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaModel, Qwen2Config, Qwen2Model, Qwen3
 
 from secateur.bundle.layout import Dimensions
 from secateur.bundle.schedule import Gate
-from secateur.decoder.projections import LlamaProjections
+from secateur.decoder.pieces import LlamaProjections
 from secateur.methods.alvts import Method
 from secateur.selection import low_rank as lowrank
 from secateur.selection.low_rank import tensor_name

@@ -17,7 +17,7 @@ from transformers import LlamaConfig, LlamaModel, Qwen2Config, Qwen2Model
 
 from secateur.bundle.layout import Dimensions
 from secateur.bundle.schedule import Gate
-from secateur.decoder.projections import LlamaProjections
+from secateur.decoder.pieces import LlamaProjections
 from secateur.errors import BadSchedule
 from secateur.methods.alvts import Method
 from secateur.selection import low_rank as lowrank

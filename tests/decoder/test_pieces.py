@@ -26,8 +26,7 @@ from transformers import (
 )
 
 from secateur.decoder import attention
-from secateur.decoder.pieces import Decoder
-from secateur.decoder.projections import LlamaProjections
+from secateur.decoder.pieces import Decoder, LlamaProjections
 from secateur.errors import BadModel
 from secateur.families.base import Family
 from secateur.selection.statistics import Projections
