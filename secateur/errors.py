@@ -25,6 +25,9 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+LONGEST = 300
+"""Characters shown of an error of another library."""
+
 
 class SecateurError(Exception):
     """Base class of all errors; `exit_code` is the exit code of the command line."""
@@ -93,3 +96,12 @@ class BadPrompt(InputError):
 
 class BadOutput(InputError):
     pass
+
+
+def first_line(problem: BaseException) -> str:
+    """Return the first line of an error's message, and the next if it ends with a colon; else the type of the error."""
+    lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
+    said = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
+    if isinstance(problem, LookupError | AttributeError | ArithmeticError) or not said:
+        said = f"{type(problem).__name__} {said}".rstrip()
+    return said if len(said) <= LONGEST else said[:LONGEST] + "..."

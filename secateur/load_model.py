@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Load the model of a checkpoint as a family, and check that its images and prompts can be prepared."""
+"""Load the model of a checkpoint as a family, and check its files, images and prompts."""
 
 from __future__ import annotations
 
+import json
+import shlex
 from typing import Any
 
 import torch
@@ -12,12 +14,131 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from secateur import families, plugins
-from secateur.checkpoints.checkpoint import Checkpoint
-from secateur.checkpoints.config import check_config, check_files, read_config
-from secateur.checkpoints.hub import DEMO, Found, resolve
-from secateur.checkpoints.weights import first_line
-from secateur.errors import BadModel, SecateurError
+from secateur.checkpoints.checkpoint import INDEX, PICKLES, SINGLE, Checkpoint
+from secateur.checkpoints.hub import DEMO, Found, base_model, resolve
+from secateur.errors import BadModel, SecateurError, first_line
 from secateur.families.base import Family
+
+PROCESSOR = (
+    ("tokenizer_config.json",),
+    ("tokenizer.json", "tokenizer.model", "vocab.json"),
+    ("preprocessor_config.json", "processor_config.json"),
+)
+"""A checkpoint has at least one file of each row."""
+
+
+def load(source: str = DEMO, dtype: torch.dtype = torch.float32, revision: str | None = None) -> Family:
+    """Load the demo model, a local checkpoint directory or a hub id; safetensors only, no remote code.
+
+    `revision` is a branch, tag or commit of a hub id, which may also be given as org/name@revision.
+
+    Raises:
+        BadModel: the checkpoint is missing, incomplete, quantized, has only pickles, needs its own code, or is of a
+            family that is not supported.
+    """
+    found = resolve(source, revision)
+    config = _read_config(found)
+    family = _family(found, config)
+    _check_config(found, config, family.architecture.__name__)
+    _check_files(found)
+    try:
+        Checkpoint.open(found.folder)
+        loaded = family.from_pretrained(str(found.folder), found.name)
+    except (SecateurError, ImportError, MemoryError):
+        raise
+    except Exception as problem:  # transformers raises many types of errors for unexpected settings
+        raise BadModel(
+            f"model '{found.name}' cannot be loaded ({first_line(problem)}); compare its .json files with "
+            "those of its source"
+        ) from problem
+    loaded.to(dtype)
+    return loaded
+
+
+def _read_config(found: Found) -> dict[str, Any]:
+    """Return config.json, which must name a model_type."""
+    path = found.folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadModel(f"model '{found.name}' has no config.json; give the directory that has it") from None
+    except (OSError, ValueError, RecursionError) as problem:
+        raise BadModel(f"{path} cannot be read ({first_line(problem)}); download it again") from None
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise BadModel(f"{path} has no model_type; give a checkpoint that transformers' save_pretrained wrote")
+    return config
+
+
+def _check_config(found: Found, config: dict[str, Any], known: str) -> None:
+    """Refuse a checkpoint of another class than `known`, or one that is quantized already."""
+    named = config.get("architectures") or [known]
+    if not isinstance(named, list) or known not in named:
+        first = named[0] if isinstance(named, list) else named
+        raise BadModel(
+            f"model '{found.name}' holds a {first}, not a {known}; take its version in transformers' own format "
+            "(its name often ends in -hf)"
+        )
+    text = config.get("text_config")
+    how = config.get("quantization_config") or (isinstance(text, dict) and text.get("quantization_config"))
+    if how:
+        method = how.get("quant_method", "quantized") if isinstance(how, dict) else "quantized"
+        raise BadModel(
+            f"model '{found.name}' is quantized already ({method}); take the checkpoint in fp16 or bf16 that it was "
+            "made from, and quantize at export with --quantize"
+        )
+
+
+def _check_files(found: Found) -> None:
+    """Check that the weights are safetensors and that there are files of a tokenizer and an image processor."""
+    folder, name = found.folder, found.name
+    if not (folder / SINGLE).exists() and not (folder / INDEX).exists():
+        repository = base_model(name)
+        if repository is None and not any(next(folder.glob(pattern), None) for pattern in PICKLES):
+            raise BadModel(f"model '{name}' has neither {SINGLE} nor {INDEX}; download it again")
+        if repository is not None:
+            folder_name, commit = repository.partition("/")[2], name.rpartition("@")[2]
+            fetch = f"`hf download {repository} --revision {commit} --local-dir {folder_name}`, then "
+        else:
+            fetch, folder_name = "", str(folder)
+        raise BadModel(
+            f"model '{name}' has no {SINGLE}, and pickles (.bin, .pt) are not read, as they can run code; if you "
+            f"trust it, convert it: {fetch}`{_conversion(folder_name)}`, and give --model {folder_name}"
+        )
+    for row in PROCESSOR:
+        if not any((folder / file).is_file() for file in row):
+            raise BadModel(f"model '{name}' has no {' or '.join(row)}; copy it from where the model comes from")
+
+
+def _conversion(folder: str) -> str:
+    """Return a command that writes safetensors next to the pickles in `folder`."""
+    code = (
+        "from transformers import AutoModelForImageTextToText as M; "
+        f"M.from_pretrained({folder!r}, dtype='auto').save_pretrained({folder!r})"
+    )
+    return shlex.join(["python", "-c", code])
+
+
+def _family(found: Found, config: dict[str, Any]) -> type[Family]:
+    """Return the family of the checkpoint's model_type."""
+    kind, supported = config["model_type"], plugins.names(families)
+    if "auto_map" in config:
+        raise BadModel(
+            f"model '{found.name}' needs its own Python code (auto_map in config.json), which is not run; "
+            f"take its version in transformers' own format; supported: {', '.join(supported)}"
+        )
+    if kind in supported:
+        family: type[Family] = plugins.load(families, kind, "model family").Family
+        return family
+    if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        raise BadModel(
+            f"model '{found.name}' is a '{kind}', which reads text only, so it has no vision tokens; "
+            f"give a vision-language model; supported: {', '.join(supported)}"
+        )
+    needed = ", ".join(sorted(["architecture", *Family.__abstractmethods__]))
+    raise BadModel(
+        f"model '{found.name}' is a '{' '.join(kind.split())}'; supported: {', '.join(supported)}. "
+        f"To add it, create secateur/families/MODEL_TYPE.py with a class Family(base.Family) that has: {needed}."
+    )
 
 
 def check_usable(family: Family) -> None:
@@ -46,54 +167,3 @@ def _check_rows(family: Family, rows: int) -> None:
             f"the prompt has {rows} rows before the question, and the model takes {context} in all; choose a "
             "smaller --image-size, fewer --images or a shorter --system"
         )
-
-
-def load(source: str = DEMO, dtype: torch.dtype = torch.float32, revision: str | None = None) -> Family:
-    """Load the demo model, a local checkpoint directory or a hub id; safetensors only, no remote code.
-
-    `revision` is a branch, tag or commit of a hub id, which may also be given as org/name@revision.
-
-    Raises:
-        BadModel: the checkpoint is missing, incomplete, quantized, has only pickles, needs its own code, or is of a
-            family that is not supported.
-    """
-    found = resolve(source, revision)
-    config = read_config(found)
-    family = _family(found, config)
-    check_config(found, config, family.architecture.__name__)
-    check_files(found)
-    try:
-        Checkpoint.open(found.folder)
-        loaded = family.from_pretrained(str(found.folder), found.name)
-    except (SecateurError, ImportError, MemoryError):
-        raise
-    except Exception as problem:  # transformers raises many types of errors for unexpected settings
-        raise BadModel(
-            f"model '{found.name}' cannot be loaded ({first_line(problem)}); compare its .json files with "
-            "those of its source"
-        ) from problem
-    loaded.to(dtype)
-    return loaded
-
-
-def _family(found: Found, config: dict[str, Any]) -> type[Family]:
-    """Return the family of the checkpoint's model_type."""
-    kind, supported = config["model_type"], plugins.names(families)
-    if "auto_map" in config:
-        raise BadModel(
-            f"model '{found.name}' needs its own Python code (auto_map in config.json), which is not run; "
-            f"take its version in transformers' own format; supported: {', '.join(supported)}"
-        )
-    if kind in supported:
-        family: type[Family] = plugins.load(families, kind, "model family").Family
-        return family
-    if kind in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and kind not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
-        raise BadModel(
-            f"model '{found.name}' is a '{kind}', which reads text only, so it has no vision tokens; "
-            f"give a vision-language model; supported: {', '.join(supported)}"
-        )
-    needed = ", ".join(sorted(["architecture", *Family.__abstractmethods__]))
-    raise BadModel(
-        f"model '{found.name}' is a '{' '.join(kind.split())}'; supported: {', '.join(supported)}. "
-        f"To add it, create secateur/families/MODEL_TYPE.py with a class Family(base.Family) that has: {needed}."
-    )

@@ -27,7 +27,7 @@ from transformers import (
 )
 from transformers.core_model_loading import revert_weight_conversion
 
-from secateur.checkpoints import tiny_processor
+from secateur.checkpoints import tiny_model
 from secateur.checkpoints.streaming import meta_parameters
 from secateur.export.targets import DTYPES
 from secateur.families import llava
@@ -76,7 +76,7 @@ def write(
     text: Any = model.text_config
     edge = vision.image_size
     images = CLIPImageProcessorPil(size={"shortest_edge": edge}, crop_size={"height": edge, "width": edge})
-    processor = tiny_processor.processor(
+    processor = tiny_model.processor(
         "llava",
         llava.Family.form,
         images,

@@ -31,8 +31,8 @@ from transformers import (
 )
 
 from secateur.bundle.layout import Dimensions
-from secateur.checkpoints import tiny_model, tiny_processor
-from secateur.checkpoints.tiny_processor import PARTS, Form
+from secateur.checkpoints import tiny_model
+from secateur.checkpoints.tiny_model import PARTS, Form
 from secateur.decoder import pieces
 from secateur.decoder.pieces import Decoder
 from secateur.families import base
@@ -57,7 +57,7 @@ class Family(base.Family):
         size = {"height": 24, "width": 24}
         images = CLIPImageProcessorPil(size=size, crop_size=size)
         options = {"patch_size": 4, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
-        processor: Any = tiny_processor.processor("vipllava", cls.form, images, **options)
+        processor: Any = tiny_model.processor("vipllava", cls.form, images, **options)
         vision = CLIPVisionConfig(
             hidden_size=32,
             intermediate_size=48,

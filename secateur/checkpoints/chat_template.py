@@ -15,8 +15,7 @@ from PIL import Image
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from secateur.bundle.prompt import Prompt
-from secateur.checkpoints.weights import first_line
-from secateur.errors import BadModel
+from secateur.errors import BadModel, first_line
 from secateur.runtime.tokenizer import Tokenizer
 
 # Placeholders that occur in no template and no system prompt.

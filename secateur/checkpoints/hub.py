@@ -21,8 +21,7 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError 
     RevisionNotFoundError,
 )
 
-from secateur.checkpoints.weights import first_line
-from secateur.errors import BadModel
+from secateur.errors import BadModel, first_line
 
 DEMO = "demo"
 FILES = (

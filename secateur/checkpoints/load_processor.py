@@ -2,12 +2,13 @@
 """Load the transformers processor of a checkpoint, for still images only.
 
 transformers creates the processors of families that also support videos (LLaVA-OneVision, Qwen-VL, InternVL, SmolVLM)
-only if torchvision is installed, and SmolVLM's only with num2words, which spells the number of frames. Images need
-neither, so a stand-in replaces the video part.
+only if torchvision is installed, and some only with a further library for videos. Images need neither, so a stand-in
+replaces the video part.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,11 +16,9 @@ from typing import Any
 import transformers
 from transformers import AutoImageProcessor, AutoTokenizer, ProcessorMixin, processing_utils
 from transformers.models.auto import processing_auto
-from transformers.models.smolvlm import processing_smolvlm
 from transformers.video_processing_utils import VideoProcessorMixin
 
-from secateur.checkpoints.weights import first_line
-from secateur.errors import BadModel
+from secateur.errors import BadModel, first_line
 
 
 class NoVideo(VideoProcessorMixin):
@@ -40,14 +39,13 @@ class NoVideo(VideoProcessorMixin):
 def build(kind: str, image_processor: Any, tokenizer: Any, **options: Any) -> ProcessorMixin:
     """Return the processor of model family `kind` (a `model_type`), made of its parts; `options` go to its class."""
     cls = _class(kind)
-    parts = {"image_processor": image_processor, "tokenizer": tokenizer, "video_processor": NoVideo()}
-    with _images_only():
-        made: ProcessorMixin = cls(**{name: parts[name] for name in cls.get_attributes()}, **options)
+    with _images_only(cls):
+        made: ProcessorMixin = cls(*_parts(cls, image_processor, tokenizer), **options)
     return made
 
 
-def read(kind: str, path: str, **hub: Any) -> ProcessorMixin:
-    """Return the processor in a checkpoint directory or hub repository; `hub` is revision, local_files_only and so on.
+def read(kind: str, path: str) -> ProcessorMixin:
+    """Return the processor in a checkpoint directory.
 
     Images are processed by the PIL classes, whether torchvision is installed or not.
 
@@ -57,20 +55,13 @@ def read(kind: str, path: str, **hub: Any) -> ProcessorMixin:
     """
     cls = _class(kind)
     try:
-        return _read(cls, path, hub)
+        settings, _ = cls.get_processor_dict(path)
+        images = AutoImageProcessor.from_pretrained(path, backend="pil", trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        with _images_only(cls):
+            made: ProcessorMixin = cls.from_args_and_dict(_parts(cls, images, tokenizer), settings)
     except ImportError as problem:
         raise BadModel(f"the processor of '{path}' needs a missing library: {first_line(problem)}") from None
-
-
-def _read(cls: Any, path: str, hub: dict[str, Any]) -> ProcessorMixin:
-    settings, _ = cls.get_processor_dict(path, **hub)
-    parts: dict[str, Any] = {
-        "image_processor": AutoImageProcessor.from_pretrained(path, backend="pil", trust_remote_code=False, **hub),
-        "tokenizer": AutoTokenizer.from_pretrained(path, trust_remote_code=False, **hub),
-        "video_processor": NoVideo(),
-    }
-    with _images_only():
-        made: ProcessorMixin = cls.from_args_and_dict([parts[name] for name in cls.get_attributes()], settings)
     return made
 
 
@@ -79,22 +70,30 @@ def _class(kind: str) -> Any:
     return getattr(transformers, names.PROCESSOR_MAPPING_NAMES[kind])
 
 
-@contextmanager
-def _images_only() -> Iterator[None]:
-    """Lets a processor be built without torchvision and num2words.
+def _parts(cls: Any, image_processor: Any, tokenizer: Any) -> list[Any]:
+    """Return the arguments of a processor class, in its order."""
+    parts = {"image_processor": image_processor, "tokenizer": tokenizer, "video_processor": NoVideo()}
+    return [parts[name] for name in cls.get_attributes()]
 
-    transformers 5.23 looks the base class of video processors up by a name that it does not export without torchvision,
-    and SmolVLM wants num2words at construction. Can go when both are asked for at the first video.
+
+@contextmanager
+def _images_only(cls: Any) -> Iterator[None]:
+    """Within the block, `cls` can be created without libraries that only videos need.
+
+    transformers 5.23 looks up the base class of video processors by a name that it does not export without torchvision.
+    The module of a processor sets missing libraries to None (SmolVLM's: num2words), and the class refuses them. Remove
+    this when transformers checks for both at the first video.
     """
     library: Any = vars(processing_utils)["transformers_module"]
-    smolvlm: Any = processing_smolvlm
-    exported, spelled = hasattr(library, "VideoProcessorMixin"), smolvlm.num2words
+    module = vars(sys.modules[cls.__module__])
+    missing = [name for name, found in module.items() if found is None and not name.startswith("__")]
+    exported = hasattr(library, "VideoProcessorMixin")
     try:
         if not exported:
             library.VideoProcessorMixin = VideoProcessorMixin
-        smolvlm.num2words = spelled or str
+        module.update(dict.fromkeys(missing, str))
         yield
     finally:
-        smolvlm.num2words = spelled
+        module.update(dict.fromkeys(missing))
         if not exported:
             del library.VideoProcessorMixin

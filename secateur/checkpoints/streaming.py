@@ -17,8 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 
-from secateur.checkpoints.checkpoint import FLOATS, Checkpoint
-from secateur.checkpoints.safetensors_file import DTYPES, Entry
+from secateur.checkpoints.checkpoint import DTYPES, FLOATS, Checkpoint, Entry
 from secateur.errors import BadModel
 
 Model = TypeVar("Model", bound=PreTrainedModel)

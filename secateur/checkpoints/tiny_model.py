@@ -1,14 +1,101 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Models with random weights, for tests and measurements."""
+"""Small models with random weights, and processors made in memory, for tests and measurements."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerFast, ProcessorMixin
+
+from secateur.checkpoints import load_processor, tiny_tokenizers
 
 Model = TypeVar("Model", bound=PreTrainedModel)
+PARTS = (
+    "{% for p in m['content'] if p['type'] == 'image' %}IMAGE{% endfor %}"
+    "{% for p in m['content'] if p['type'] == 'text' %}{{ p['text'] }}{% endfor %}"
+)
+"""Template of the content of a message `m`; IMAGE is replaced by the text of an image."""
+CHATML = (
+    "{% for m in messages %}SYSTEM<|im_start|>{{ m['role'] }}\n"
+    + PARTS
+    + "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+CHATML_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+
+
+@dataclass(frozen=True)
+class Form:
+    """Kind of tokenizer, special tokens and chat template of a family's checkpoints.
+
+    tokens    kind of tokenizer, see `tiny_tokenizers`
+    special   special tokens, in the order of their ids
+    template  chat template; None: a single question, see bundle.prompt
+    named     further token attributes of the tokenizer, such as image_token
+    """
+
+    tokens: str
+    special: tuple[str, ...]
+    template: str | None
+    eos: str
+    pad: str
+    bos: str | None = None
+    unk: str | None = None
+    named: Mapping[str, str] = field(default_factory=dict)
+
+
+def chatml(named: Mapping[str, str], image: str, system: str = "", more: tuple[str, ...] = ()) -> Form:
+    """Return the form of a byte-level tokenizer with a ChatML template.
+
+    Args:
+        named: the tokens of images and videos, by attribute.
+        image: text of an image in a message.
+        system: template before each message, for a default system prompt.
+        more: further special tokens, before the named ones.
+    """
+    return Form(
+        "bytes",
+        (*CHATML_TOKENS, *more, *named.values()),
+        CHATML.replace("IMAGE", image).replace("SYSTEM", system),
+        eos="<|im_end|>",
+        pad="<|endoftext|>",
+        named=named,
+    )
+
+
+def processor(
+    kind: str, form: Form, image_processor: Any, vocabulary: int = 512, tokens: str | None = None, **options: Any
+) -> ProcessorMixin:
+    """Return the processor of transformers' model type `kind` around `image_processor`.
+
+    Args:
+        vocabulary: highest number of ids in the tokenizer; `len(processor.tokenizer)` is the actual number. A processor
+            class may add more tokens of its own.
+        tokens: kind of tokenizer, see `tiny_tokenizers`; None: that of the form.
+        options: arguments of the processor's class, such as patch_size, image_seq_len or num_image_tokens.
+    """
+    special = form.special if form.unk or tokens in (None, "bytes") else (*form.special, "<unk>")
+    fast = _tokenizer(form, tokens or form.tokens, special, vocabulary)
+    return load_processor.build(kind, image_processor, fast, chat_template=form.template, **options)
+
+
+def _tokenizer(form: Form, tokens: str, special: tuple[str, ...], vocabulary: int) -> PreTrainedTokenizerFast:
+    made = tiny_tokenizers.build(tokens, special, vocabulary)
+    if form.bos:
+        made.post_processor = TemplateProcessing(
+            single=f"{form.bos} $A", pair=f"{form.bos} $A $B", special_tokens=[(form.bos, special.index(form.bos))]
+        )
+    names = {"bos_token": form.bos, "eos_token": form.eos, "pad_token": form.pad}
+    names["unk_token"] = "<unk>" if "<unk>" in special else None
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made,
+        **{name: token for name, token in names.items() if token},
+        extra_special_tokens=dict(form.named),
+        clean_up_tokenization_spaces=False,
+    )
 
 
 def random_model(architecture: type[Model], config: PreTrainedConfig, seed: int = 0) -> Model:

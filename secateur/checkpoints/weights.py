@@ -19,8 +19,6 @@ from secateur.errors import BadModel
 from secateur.machine import free_memory
 
 PASSING = ("dtype", "torch_dtype", "transformers_version", "architectures", "use_cache", "output_attentions")
-LONGEST = 300
-"""Characters shown of an error of another library."""
 Model = TypeVar("Model", bound=PreTrainedModel)
 
 
@@ -88,12 +86,3 @@ def check_fits(folder: Path) -> None:
             f"{needed / 2**30:.1f} GiB of memory, and {free / 2**30:.1f} GiB are free; where there is more, save it "
             "again with transformers' save_pretrained(FOLDER, save_original_format=False)"
         )
-
-
-def first_line(problem: BaseException) -> str:
-    """Return the first line of an error's message, and the next if it ends with a colon; else the type of the error."""
-    lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
-    said = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
-    if isinstance(problem, LookupError | AttributeError | ArithmeticError) or not said:
-        said = f"{type(problem).__name__} {said}".rstrip()
-    return said if len(said) <= LONGEST else said[:LONGEST] + "..."

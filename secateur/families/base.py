@@ -26,7 +26,7 @@ from secateur.bundle.preprocess import Preprocess
 from secateur.bundle.prompt import Prompt
 from secateur.checkpoints import chat_template, load_processor
 from secateur.checkpoints.streaming import fill, stream
-from secateur.checkpoints.tiny_processor import Form
+from secateur.checkpoints.tiny_model import Form
 from secateur.checkpoints.weights import check_fits, fingerprint, load_weights
 from secateur.decoder.pieces import Decoder
 from secateur.errors import BadModel

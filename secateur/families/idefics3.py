@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from transformers import Idefics3Config, Idefics3ForConditionalGeneration, Idefics3ImageProcessorPil, PreTrainedModel
 
 from secateur.bundle.layout import Dimensions
-from secateur.checkpoints import tiny_model, tiny_processor
-from secateur.checkpoints.tiny_model import random_model
-from secateur.checkpoints.tiny_processor import PARTS, Form
+from secateur.checkpoints import tiny_model
+from secateur.checkpoints.tiny_model import PARTS, Form, random_model
 from secateur.decoder import pieces
 from secateur.decoder.pieces import Decoder
 from secateur.errors import BadModel
@@ -65,7 +64,7 @@ class Family(base.Family):
     def tiny(cls, seed: int = 0) -> base.Family:
         images = cls.images_by(size={"longest_edge": 48}, max_image_size={"longest_edge": 24})
         kind = cls.configuration.model_type
-        processor: Any = tiny_processor.processor(kind, cls.form, images, image_seq_len=9)
+        processor: Any = tiny_model.processor(kind, cls.form, images, image_seq_len=9)
         config = cls.configuration(
             vision_config={
                 "hidden_size": 32,

@@ -17,9 +17,8 @@ from transformers import InternVLConfig, InternVLForConditionalGeneration, Inter
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 
 from secateur.bundle.layout import Dimensions
-from secateur.checkpoints import tiny_model, tiny_processor
-from secateur.checkpoints.tiny_model import random_model
-from secateur.checkpoints.tiny_processor import chatml
+from secateur.checkpoints import tiny_model
+from secateur.checkpoints.tiny_model import chatml, random_model
 from secateur.decoder import pieces
 from secateur.decoder.pieces import Decoder
 from secateur.errors import BadModel
@@ -53,7 +52,7 @@ class Family(base.Family):
             use_qk_norm=True,
         )
         images = GotOcr2ImageProcessorPil(size={"height": 24, "width": 24}, max_patches=4)
-        processor: Any = tiny_processor.processor("internvl", cls.form, images, image_seq_length=9)
+        processor: Any = tiny_model.processor("internvl", cls.form, images, image_seq_length=9)
         config = InternVLConfig(
             vision_config=vision,
             text_config=Qwen2Config(**tiny_model.sizes(processor)),

@@ -25,9 +25,8 @@ from transformers import (
 )
 
 from secateur.bundle.layout import Dimensions
-from secateur.checkpoints import tiny_processor
-from secateur.checkpoints.tiny_model import random_model
-from secateur.checkpoints.tiny_processor import PARTS, Form
+from secateur.checkpoints import tiny_model
+from secateur.checkpoints.tiny_model import PARTS, Form, random_model
 from secateur.decoder import pieces
 from secateur.decoder.pieces import Decoder
 from secateur.errors import BadModel
@@ -102,7 +101,7 @@ class Family(base.Family):
             image_mean=[0.5, 0.5, 0.5],
             image_std=[0.25, 0.25, 0.25],
         )
-        processor = tiny_processor.processor(
+        processor = tiny_model.processor(
             "llava",
             cls.form,
             seen,

@@ -23,9 +23,8 @@ from transformers import (
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
 from secateur.bundle.layout import Dimensions, View
-from secateur.checkpoints import tiny_model, tiny_processor
-from secateur.checkpoints.tiny_model import random_model
-from secateur.checkpoints.tiny_processor import PARTS, Form
+from secateur.checkpoints import tiny_model
+from secateur.checkpoints.tiny_model import PARTS, Form, random_model
 from secateur.decoder import pieces
 from secateur.decoder.pieces import Decoder
 from secateur.errors import BadModel
@@ -71,7 +70,7 @@ class Family(base.Family):
             patch_size=6,
         )
         canvases = [[18, 36], [36, 18], [36, 36], [54, 18], [18, 54]]
-        processor: Any = tiny_processor.processor(
+        processor: Any = tiny_model.processor(
             "llava_next",
             cls.form,
             LlavaNextImageProcessorPil(

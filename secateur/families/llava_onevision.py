@@ -23,9 +23,8 @@ from transformers.image_processing_utils import select_best_resolution
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 
 from secateur.bundle.preprocess import Preprocess
-from secateur.checkpoints import tiny_model, tiny_processor
-from secateur.checkpoints.tiny_model import random_model
-from secateur.checkpoints.tiny_processor import chatml
+from secateur.checkpoints import tiny_model
+from secateur.checkpoints.tiny_model import chatml, random_model
 from secateur.errors import BadModel
 from secateur.families import llava_next
 from secateur.vision import anyres
@@ -52,7 +51,7 @@ class Family(llava_next.Family):
             vision_use_head=False,
         )
         canvases = [[18 * rows, 18 * columns] for rows in (1, 2, 3) for columns in (1, 2, 3)]
-        processor: Any = tiny_processor.processor(
+        processor: Any = tiny_model.processor(
             "llava_onevision",
             cls.form,
             LlavaOnevisionImageProcessorPil(size={"height": 18, "width": 18}, image_grid_pinpoints=canvases),

@@ -22,9 +22,8 @@ from transformers import (
 )
 
 from secateur.bundle.layout import Dimensions
-from secateur.checkpoints import tiny_model, tiny_processor
-from secateur.checkpoints.tiny_model import random_model
-from secateur.checkpoints.tiny_processor import Form
+from secateur.checkpoints import tiny_model
+from secateur.checkpoints.tiny_model import Form, random_model
 from secateur.decoder import pieces
 from secateur.decoder.pieces import Decoder
 from secateur.families import base
@@ -57,7 +56,7 @@ class Family(base.Family):
     def random(cls, kind: type[GemmaConfig | Gemma2Config], seed: int = 0, **text: Any) -> base.Family:
         """Return a small model with random weights; `text` are further settings of its decoder."""
         images = SiglipImageProcessorPil(size={"height": 24, "width": 24}, image_seq_length=36)
-        processor: Any = tiny_processor.processor("paligemma", cls.form, images)
+        processor: Any = tiny_model.processor("paligemma", cls.form, images)
         sizes = tiny_model.sizes(processor) | {"num_key_value_heads": 1, "head_dim": 16}
         vision = SiglipVisionConfig(
             hidden_size=32,

@@ -16,9 +16,8 @@ from transformers import PreTrainedModel, Qwen2VLConfig, Qwen2VLForConditionalGe
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from secateur.bundle.layout import Dimensions
-from secateur.checkpoints import tiny_processor
-from secateur.checkpoints.tiny_model import random_model
-from secateur.checkpoints.tiny_processor import Form, chatml
+from secateur.checkpoints import tiny_model
+from secateur.checkpoints.tiny_model import Form, chatml, random_model
 from secateur.decoder import pieces
 from secateur.decoder.pieces import Decoder, MRope
 from secateur.families import base
@@ -64,7 +63,7 @@ class Family(base.Family):
     @classmethod
     def tiny(cls, seed: int = 0) -> base.Family:
         images = Qwen2VLImageProcessorPil(patch_size=4, size={"shortest_edge": 64, "longest_edge": 2400})
-        processor: Any = tiny_processor.processor(cls.configuration.model_type, cls.form, images)
+        processor: Any = tiny_model.processor(cls.configuration.model_type, cls.form, images)
         tokenizer = processor.tokenizer
         vision = {"hidden_size": 32, "num_heads": 2, "patch_size": 4, "out_hidden_size": 48, **cls.tiny_vision}
         text = {

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from transformers import SmolVLMConfig, SmolVLMForConditionalGeneration, SmolVLMImageProcessorPil
 
-from secateur.checkpoints.tiny_processor import CHATML_TOKENS
+from secateur.checkpoints.tiny_model import CHATML_TOKENS
 from secateur.families import idefics3
 
 

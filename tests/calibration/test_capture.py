@@ -19,7 +19,7 @@ from secateur.calibration import measures
 from secateur.calibration.capture import DROPPED, KNOWN, capture
 from secateur.calibration.layer_walk import layers, positions, prompts, run
 from secateur.calibration.samples import QUESTION, Sample, samples
-from secateur.checkpoints.safetensors_file import Entry
+from secateur.checkpoints.checkpoint import Entry
 from secateur.checkpoints.streaming import stream
 from secateur.errors import BadImage, BadModel, InputError
 from secateur.families.base import Family

@@ -13,7 +13,7 @@ from transformers import AutoProcessor, GemmaTokenizer, LlamaTokenizer, Qwen2Tok
 from transformers.models.smolvlm import processing_smolvlm
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
-from secateur.checkpoints import load_processor, tiny_processor, tiny_tokenizers
+from secateur.checkpoints import load_processor, tiny_model, tiny_tokenizers
 from secateur.checkpoints.chat_template import ChatTemplate, conversation
 from secateur.demo import model_directory
 from secateur.errors import BadModel
@@ -116,7 +116,7 @@ def test_a_saved_processor_has_the_same_conversation(family: str, tmp_path: Path
 def test_videos_are_refused_and_patches_are_undone() -> None:
     modules: list[Any] = [processing_utils.__dict__["transformers_module"], processing_smolvlm]
     before = [dict(vars(module)).get(name) for module, name in zip(modules, PATCHED, strict=True)]
-    made: Any = tiny_processor.processor("smolvlm", form("smolvlm"), SmolVLMImageProcessorPil(), image_seq_len=4)
+    made: Any = tiny_model.processor("smolvlm", form("smolvlm"), SmolVLMImageProcessorPil(), image_seq_len=4)
     with pytest.raises(BadModel, match="videos are not supported"):
         made.video_processor([])
     assert before == [dict(vars(module)).get(name) for module, name in zip(modules, PATCHED, strict=True)]

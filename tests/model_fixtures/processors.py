@@ -18,9 +18,9 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
 from secateur import families, plugins
-from secateur.checkpoints import tiny_processor
+from secateur.checkpoints import tiny_model
 from secateur.checkpoints.chat_template import ChatTemplate, conversation
-from secateur.checkpoints.tiny_processor import Form
+from secateur.checkpoints.tiny_model import Form
 from secateur.families.base import Family
 from secateur.vision.preprocessing import square_view
 
@@ -92,7 +92,7 @@ def form(family: str) -> Form:
 @cache
 def processor(family: str, tokens: str | None = None) -> Any:
     case = CASES[family]
-    return tiny_processor.processor(family, form(family), case.images(**case.arguments), tokens=tokens, **case.options)
+    return tiny_model.processor(family, form(family), case.images(**case.arguments), tokens=tokens, **case.options)
 
 
 def apart(made: Any, family: str, **changes: Any) -> ChatTemplate:
