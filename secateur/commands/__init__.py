@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands of `secateur`: one file each, named as the user types it.
+"""Commands of `secateur`: one file per command, named like it.
 
 A command defines HELP, `add_arguments(parser, argv)`, `run(arguments) -> result` and `show(result, console)`;
-the result is what --json prints.
+--json prints the result.
 """

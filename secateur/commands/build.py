@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Build TensorRT plans of a bundle on this device, or print the trtexec commands that do.
+"""Build TensorRT plans of a bundle on this device, or print the equivalent trtexec commands.
 
 secateur build build/bundle
 secateur build build/bundle --dry-run
@@ -28,11 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     parser.add_argument("bundle", type=Path)
     engine_options.add_arguments(parser)
     trtexec = parser.add_argument_group("for a device without Python")
-    trtexec.add_argument("--dry-run", action="store_true", help="print trtexec commands, write the files they read")
-    trtexec.add_argument("--out", type=Path, help="where these commands run (default: BUNDLE/engines/trtexec)")
-    trtexec.add_argument("--script", type=Path, help="write a shell script, and the files it reads beside it")
-    trtexec.add_argument("--force", action="store_true", help="replace the script")
-    trtexec.add_argument("--schedules", help="time these, as in a,b, and build what they run (default: all)")
+    trtexec.add_argument("--dry-run", action="store_true", help="print trtexec commands and write their input files")
+    trtexec.add_argument("--out", type=Path, help="working folder of these commands (default: BUNDLE/engines/trtexec)")
+    trtexec.add_argument("--script", type=Path, help="write a shell script, with its input files next to it")
+    trtexec.add_argument("--force", action="store_true", help="replace an existing script")
+    trtexec.add_argument("--schedules", help="schedules to time, as a,b, and whose graphs to build (default: all)")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    """The options go together, and the script can be written: before anything else is."""
+    """Check that the options can be combined and the script can be written."""
     from secateur.bundle.atomic import check_file_free
     from secateur.errors import InputError
 
@@ -83,11 +83,11 @@ def _check(arguments: argparse.Namespace) -> None:
             raise InputError("--dry-run prints the commands, --script writes them to a file; give one of them")
         check_file_free(arguments.script, arguments.force)
     elif arguments.force:
-        raise InputError("--force is for --script; nothing else here is replaced")
+        raise InputError("--force only applies to --script; leave it out")
     if arguments.out is not None and not arguments.dry_run:
-        raise InputError("--out goes with --dry-run; a script has its files beside it, plans lie in the bundle")
+        raise InputError("--out needs --dry-run; a script has its files next to it, and plans are in the bundle")
     if arguments.schedules is not None and not arguments.dry_run and arguments.script is None:
-        raise InputError("--schedules goes with --dry-run and --script; the engines of a bundle are for all of its own")
+        raise InputError("--schedules needs --dry-run or --script; the engines of a bundle are for all its schedules")
 
 
 def _commands(arguments: argparse.Namespace, bundle: Bundle) -> dict[str, Any]:

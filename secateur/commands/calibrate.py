@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measure a model on a few samples and write a pruning schedule.
+"""Calibrate a model on a few samples and write a pruning schedule.
 
 secateur calibrate --method btp --compression 0.78 --out schedule.json
 """
@@ -15,7 +15,7 @@ from rich.console import Console
 from secateur.terminal import calibration_options, tables
 from secateur.terminal.progress_bars import bars
 
-HELP = "measure a model, write a schedule"
+HELP = "calibrate a model and write a schedule"
 
 
 def add_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> None:

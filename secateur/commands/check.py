@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compare two backends on the graphs of a bundle, each graph on the same inputs. Needs Polygraphy.
+"""Compare two backends on every graph of a bundle, with the same inputs. Needs Polygraphy.
 
 secateur check build/demo-btp --against torch
 secateur check build/demo-tensorrt --against ort --backend trt --schedules btp-22
@@ -29,16 +29,18 @@ HELP = "compare two backends on every graph of a bundle"
 
 def add_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("--against", required=True, help="the reference: ort, torch or trt")
-    parser.add_argument("--backend", default="ort", help="what is checked: ort, torch or trt (default: ort)")
-    parser.add_argument("--device", help="where that runs, cpu or cuda, for ort (default: cpu; trt is always on cuda)")
-    parser.add_argument("--schedules", default="all", help="names, as in a,b; full comes along (default: all)")
+    parser.add_argument("--against", required=True, help="reference backend: ort, torch or trt")
+    parser.add_argument("--backend", default="ort", help="backend to check: ort, torch or trt (default: ort)")
+    parser.add_argument(
+        "--device", help="device of --backend: cpu or cuda, for ort (default: cpu; trt is always on cuda)"
+    )
+    parser.add_argument("--schedules", default="all", help="schedules, as a,b; full is always included (default: all)")
     parser.add_argument(
         "--atol",
         type=float,
-        help="allowed difference (default: 1e-4 in fp32, 3e-2 in fp16, of an output's largest value)",
+        help="allowed absolute difference (default: 1e-4 in fp32, 3e-2 in fp16, times the largest value of the output)",
     )
-    parser.add_argument("--rtol", type=float, help="or allowed share of the reference's value (default: 0)")
+    parser.add_argument("--rtol", type=float, help="allowed difference relative to the reference (default: 0)")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -49,12 +51,12 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     usual = "cuda" if arguments.backend == "trt" else "cpu"
     if arguments.against == arguments.backend and arguments.device in (None, usual):
         raise InputError(
-            f"--against and --backend are both '{arguments.backend}'; name two backends, or another --device"
+            f"--against and --backend are both '{arguments.backend}'; choose different backends or another --device"
         )
     for name in ("atol", "rtol"):
         value = getattr(arguments, name)
         if value is not None and not 0 <= value < float("inf"):
-            raise InputError(f"--{name} is {value}; it must be a number of at least 0")
+            raise InputError(f"--{name} is {value}; it must be at least 0 and finite")
     bundle = Bundle.load(arguments.bundle)
     schedules = chosen(list(bundle.manifest.schedules), arguments.schedules)
     check_polygraphy()
@@ -87,7 +89,7 @@ def _open(name: str, bundle: Bundle, device: str | None = None) -> Backend:
 
 
 def show(result: dict[str, Any], console: Console) -> None:
-    """One row for each graph, with the output that differs most, and in which schedule; --json has them all."""
+    """Print one row per graph: the output that differs most, and its schedule. --json has all outputs."""
     place = f" on {result['device']}" if result["device"] else ""
     title = f"{result['backend']}{place} against {result['against']}"
     made = tables.table(title, "graph", "runs", "worst output", "in", "absolute", "relative", "")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Put the same questions to every schedule of a bundle and compare the answers with those of `full`.
+"""Ask every schedule of a bundle the same questions and compare the answers with those of `full`.
 
 secateur eval build/demo-btp --task demo --questions 600
 secateur eval build/llava-btp --task pope --data pope/llava_pope_test.jsonl --answers pope/coco --images pope/val2014
@@ -29,16 +29,16 @@ def add_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> None:
 
     parser.add_argument("bundle", type=_path)
     parser.add_argument("--task", default="demo", help=f"{', '.join(plugins.names(tasks))} (default: demo)")
-    parser.add_argument("--schedules", default="all", help="names, as in a,b; full comes along (default: all)")
+    parser.add_argument("--schedules", default="all", help="schedules, as a,b; full is always included (default: all)")
     parser.add_argument("--backend", default="ort", help="ort, torch or trt (default: ort)")
     parser.add_argument("--device", help="cpu or cuda, for ort (default: cpu; trt is always on cuda)")
     parser.add_argument("--threads", type=int, help="threads of the backend (default: all cores)")
     data = parser.add_argument_group("questions")
-    data.add_argument("--data", type=_path, help=".jsonl of question_id, image and text, or the folder that holds it")
+    data.add_argument("--data", type=_path, help=".jsonl with question_id, image and text, or its folder")
     data.add_argument("--answers", type=_path, help="file or folder of reference answers, if --data has none")
-    data.add_argument("--images", type=_path, help="folder of the images (default: beside the questions)")
-    data.add_argument("--questions", type=int, help="how many, drawn by --seed (default: all; demo: 600)")
-    data.add_argument("--seed", type=int, default=0, help="of the questions and the bootstrap (default: 0)")
+    data.add_argument("--images", type=_path, help="folder of the images (default: the folder of the questions)")
+    data.add_argument("--questions", type=int, help="number of questions, drawn with --seed (default: all; demo: 600)")
+    data.add_argument("--seed", type=int, default=0, help="seed of the questions and the bootstrap (default: 0)")
     data.add_argument("--batch", type=int, default=25, help="questions answered together (default: 25)")
     data.add_argument("--max-new-tokens", type=int, help="longest answer (default: the task's)")
     data.add_argument("--timed", type=int, default=50, help="questions timed one at a time (default: 50)")
@@ -57,7 +57,7 @@ def _path(text: str) -> Path:
 
 
 def _check_output(arguments: argparse.Namespace) -> None:
-    """Find out before the questions, which may take hours, what would keep the result from being written."""
+    """Check that the outputs can be written, before the questions, which may take hours."""
     from secateur.bundle.atomic import check_file_free
     from secateur.errors import BadOutput, InputError
 
@@ -67,13 +67,13 @@ def _check_output(arguments: argparse.Namespace) -> None:
     if arguments.out is not None and arguments.html is not None:
         out, html = arguments.out.resolve(), arguments.html.resolve()
         if out == html or out in html.parents or html in out.parents:
-            raise BadOutput(f"--out {arguments.out} and --html {arguments.html} cannot both be; name two files")
+            raise BadOutput(f"--out {arguments.out} and --html {arguments.html} overlap; choose two separate files")
     if arguments.overlays is not None and arguments.overlays < 0:
         raise InputError(f"--overlays is {arguments.overlays}; it must be at least 0")
     if arguments.overlays is not None and arguments.html is None:
-        raise InputError(f"--overlays is {arguments.overlays}, but there is no report to show them; add --html")
+        raise InputError(f"--overlays is {arguments.overlays}, but there is no report for them; add --html")
     if arguments.html is not None:
-        importlib.import_module("secateur.evaluation.report")  # a package that is missing is missed now
+        importlib.import_module("secateur.evaluation.report")  # to fail now if a package is missing
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -109,7 +109,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             backend=arguments.backend,
             command=arguments.command_line,
         )
-        if arguments.out is not None:  # first: it holds all that the questions gave
+        if arguments.out is not None:  # before the report, which might fail
             write_text(arguments.out, found.to_json())
         if arguments.html is not None:
             from secateur.evaluation.report import report
@@ -121,7 +121,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
             write_text(arguments.html, report(found, samples))
     result = found.as_dict()
     if arguments.html is not None and reason:
-        result["note"] = f"the report has no pictures of what gates keep: {reason}"
+        result["note"] = f"the report does not show kept tokens: {reason}"
     return result
 
 

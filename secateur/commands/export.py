@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calibrate, export segments and gates to ONNX, check them against torch, and write a bundle.
+"""Calibrate, export segments and gates to ONNX, compare them with torch, and write a bundle.
 
 secateur export --method btp
 secateur export --method btp --compression 0.78,0.89 --control --out build/demo-btp
@@ -26,20 +26,24 @@ HELP = "write a bundle of ONNX segments and gates"
 def add_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     calibration_options.add_arguments(parser, argv)
     parser.add_argument(
-        "--schedule", type=Path, nargs="+", default=[], help="bundle these; calibrates only with --method"
+        "--schedule",
+        type=Path,
+        nargs="+",
+        default=[],
+        help="schedule files for the bundle; calibrates too only with --method",
     )
     parser.add_argument("--target", default="cpu", help="cpu, cuda, tensorrt or tensorrt-10.15 (default: cpu)")
     parser.add_argument("--dtype", help="fp32, fp16 or bf16 (default: the target's)")
     _add_quantization(parser)
     parser.add_argument("--out", type=Path, help="bundle folder (default: build/MODEL-METHOD)")
-    parser.add_argument("--share", type=Path, help="bundle of the same model and dtype, to link its weight files")
+    parser.add_argument("--share", type=Path, help="bundle of the same model and dtype whose weight files are linked")
     parser.add_argument("--force", action="store_true", help="replace an existing bundle")
     parser.add_argument("--no-check", action="store_true", help="skip the comparison with torch")
 
 
 def _add_quantization(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("integer weights, of the decoder's layers")
-    group.add_argument("--quantize", help="int8 or int4 (default: weights in the dtype)")
+    group = parser.add_argument_group("integer weights of the decoder layers")
+    group.add_argument("--quantize", help="int8 or int4 (default: weights stay in --dtype)")
     group.add_argument("--block-size", type=int, help="weights that share a scale (default: 32, for TensorRT 128)")
     group.add_argument(
         "--symmetric",
@@ -47,7 +51,7 @@ def _add_quantization(parser: argparse.ArgumentParser) -> None:
         default=None,
         help="no zero points (default: the target's)",
     )
-    group.add_argument("--accuracy-level", type=int, help="0 exact, 4 rounds activations to 8 bits (default: 0)")
+    group.add_argument("--accuracy-level", type=int, help="0: exact, 4: activations are rounded to 8 bits (default: 0)")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -68,7 +72,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     calibrate = bool(arguments.method or not schedules)
     if not calibrate and (ignored := calibration_options.given(arguments)):
         raise InputError(
-            f"{', '.join(ignored)} would be ignored: --schedule bundles as they are; add --method to calibrate"
+            f"{', '.join(ignored)} would be ignored: schedules of --schedule are not changed; add --method to calibrate"
         )
     calibration = calibration_options.calibration(arguments)
     method = arguments.method or (schedules[0].method if schedules else calibration_options.METHOD)
@@ -78,7 +82,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.share:
         shared_weight_files(arguments.share, family, kind)
     with bars() as show:
-        # in fp32 for every target, so that a schedule does not depend on the target
+        # calibrate in fp32, so that a schedule does not depend on the target
         families = calibration_options.families(arguments, family)
         plans = plan_bundle(families, schedules, calibration if calibrate else None, show)
         family.to(kind.torch_dtype)

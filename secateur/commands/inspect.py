@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Check a bundle's files and say what is in it; lint it for TensorRT, and compare it with fp32.
+"""Check the files of a bundle and list its contents; lint it for TensorRT; compare it with fp32.
 
 secateur inspect build/demo-btp
 secateur inspect build/demo-tensorrt --tensorrt 10.16
@@ -23,23 +23,23 @@ from secateur.terminal.progress_bars import bars
 if TYPE_CHECKING:
     from secateur.runtime import Bundle
 
-HELP = "check a bundle and say what is in it"
+HELP = "check a bundle and list its contents"
 
 
 def add_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument(
-        "--tensorrt", metavar="VERSION", help="lint for this version (default: the oldest of the target)"
+        "--tensorrt", metavar="VERSION", help="version to lint for (default: the oldest that the target supports)"
     )
     parser.add_argument("--check", action="store_true", help="compare with the checkpoint in fp32 on torch")
-    parser.add_argument("--questions", type=int, help="how many to compare by, with --check (default: 60)")
+    parser.add_argument("--questions", type=int, help="number of questions for --check (default: 60)")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from secateur.runtime import Bundle
 
     if arguments.questions is not None and not arguments.check:
-        raise InputError("--questions belongs to --check; add it")
+        raise InputError("--questions needs --check; add it")
     if arguments.questions is not None and arguments.questions < 1:
         raise InputError(f"--questions is {arguments.questions}; it must be at least 1")
     bundle = Bundle.load(arguments.bundle)
@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if (lint := _lint(bundle, arguments.tensorrt)) is not None:
         result["lint"] = lint
         if findings := lint.get("findings"):
-            failed.append(f"TensorRT {lint['tensorrt']} refuses the bundle at {len(findings)} nodes")
+            failed.append(f"TensorRT {lint['tensorrt']} does not support {len(findings)} nodes of the bundle")
     if arguments.check:
         from secateur.evaluation.precision import QUESTIONS, compare
 
@@ -62,7 +62,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _lint(bundle: Bundle, version: str | None) -> dict[str, Any] | None:
-    """What TensorRT takes of the bundle; None for a target that is not meant for it, unless a version is given."""
+    """Return the lint for TensorRT; None for a target without TensorRT, unless a version is given."""
     from secateur.engines.version import FLOORS, Version
 
     wanted = FLOORS.get(bundle.manifest.target) if version is None else Version.parse(version)
@@ -137,7 +137,7 @@ def show(result: dict[str, Any], console: Console) -> None:
     console.print(
         f"{result['bundle']}: {model['source']} ({model['family']}, {result['vision_tokens']} vision tokens), "
         f"target {result['target']}, {result['dtype']}, opset {result['opset']}; "
-        f"{result['files']} files, all hashes right",
+        f"{result['files']} files, all hashes correct",
         markup=False,
     )
     console.print(inspect_tables.image_sizes(result["image_sizes"]))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draw what each gate keeps: the image, then one panel per gate with dropped patches dimmed (at most three gates).
+"""Draw the image, then one panel per gate with dropped patches dimmed (at most three gates).
 
 secateur overlay build/demo-btp --image scene.png --prompt "..." --out kept.png
 """
@@ -21,8 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--image", required=True, help="image file")
     parser.add_argument("--prompt", required=True, help="question about the image")
-    parser.add_argument("--schedule", help="schedule of the bundle (default: its only one besides 'full')")
-    parser.add_argument("--out", type=Path, required=True, help="image file to write, such as kept.png")
+    parser.add_argument("--schedule", help="schedule (default: the only one besides full)")
+    parser.add_argument("--out", type=Path, required=True, help="output image, such as kept.png")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -34,11 +34,11 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from secateur.runtime.preprocess import whole_image
 
     if arguments.out.suffix.lower() not in Image.registered_extensions():
-        raise InputError(f"--out {arguments.out} is no picture; give a file such as kept.png")
+        raise InputError(f"--out {arguments.out} is not an image file; give a name such as kept.png")
     with Pipeline.load(arguments.bundle) as vlm:
         bundle = vlm.bundle
         if reason := next((why for each in bundle.manifest.buckets if (why := no_grid(each.layout))), None):
-            raise InputError(f"there is no picture to draw: {reason}")
+            raise InputError(f"kept tokens cannot be drawn: {reason}; use a bundle with one grid")
         answer = vlm.ask(arguments.image, arguments.prompt, schedule=arguments.schedule)
     number = vlm.image_sizes.index(answer.receipt.image_size)
     seen = whole_image(load_image(arguments.image), bundle.steps[number])

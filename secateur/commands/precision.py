@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compare the accuracy of one model in several precisions: the same questions to every schedule of each bundle.
+"""Compare the accuracy of one model in several precisions, by the same questions to every schedule of each bundle.
 
 secateur precision build/demo-fp32 build/demo-fp16 build/demo-int4 --questions 600
 
@@ -22,7 +22,7 @@ HELP = "accuracy and size of one model in several precisions"
 
 def add_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     parser.add_argument("bundles", type=Path, nargs="+")
-    parser.add_argument("--task", default="demo", help="demo, or a task with --data (default: demo)")
+    parser.add_argument("--task", default="demo", help="demo, or a task that reads --data (default: demo)")
     parser.add_argument("--data", type=Path, help="questions of the task, as for `secateur eval`")
     parser.add_argument("--images", type=Path, help="folder of the images")
     parser.add_argument("--questions", type=int, help="number of questions (default: all; demo: 600)")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the time goes: every graph and the whole chain of every schedule.
+"""Time every graph and the whole chain of every schedule.
 
 secateur profile build/demo-btp
 secateur profile build/bundle --trtexec --schedules btp-22 --workspace 1024 --html profile.html
@@ -25,21 +25,23 @@ if TYPE_CHECKING:
 
 HELP = "times of every graph and schedule, here or by trtexec"
 HERE = ("backend", "device", "threads", "image", "prompt", "rounds", "warmup", "new_tokens")
-"""Options that trtexec has no use for."""
+"""Options that do not apply to trtexec."""
 
 
 def add_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("--schedules", default="all", help="names, as in a,b; full comes along (default: all)")
+    parser.add_argument("--schedules", default="all", help="schedules, as a,b; full is always included (default: all)")
     here = parser.add_argument_group("timed in this process")
     here.add_argument("--backend", help="ort, torch or trt (default: ort)")
     here.add_argument("--device", help="cpu or cuda, for ort (default: cpu; trt is always on cuda)")
     here.add_argument("--threads", type=int, help="threads of the backend (default: all cores)")
-    here.add_argument("--image", help="image file (default: noise; time does not depend on what is to be seen)")
-    here.add_argument("--prompt", help="the question (default: a short one)")
+    here.add_argument("--image", help="image file (default: noise; times do not depend on the content)")
+    here.add_argument("--prompt", help="question (default: a short one)")
     here.add_argument("--rounds", type=int, help="timed questions of each schedule (default: 30)")
-    here.add_argument("--warmup", type=int, help="questions before them (default: 3)")
-    here.add_argument("--new-tokens", type=int, help="longest answer; decode steps are timed (default: 8)")
+    here.add_argument("--warmup", type=int, help="questions asked before these (default: 3)")
+    here.add_argument(
+        "--new-tokens", type=int, help="longest answer, which sets the number of timed decode steps (default: 8)"
+    )
     trtexec = parser.add_argument_group("timed by trtexec")
     trtexec.add_argument(
         "--trtexec",
@@ -48,8 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> None:
         metavar="PATH",
         help="build and time the graphs with this program (default: the trtexec of this machine)",
     )
-    trtexec.add_argument("--work", type=Path, help="where trtexec works (default: BUNDLE/engines/trtexec)")
-    trtexec.add_argument("--import", type=Path, dest="folder", metavar="DIR", help="read what trtexec left there")
+    trtexec.add_argument("--work", type=Path, help="working folder of trtexec (default: BUNDLE/engines/trtexec)")
+    trtexec.add_argument("--import", type=Path, dest="folder", metavar="DIR", help="folder with results of trtexec")
     engine_options.add_arguments(parser)
     output = parser.add_argument_group("output")
     output.add_argument("--out", type=Path, help="write the result as JSON")
@@ -77,25 +79,25 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    """Find out before the work, which may take hours, what would keep the result from being written."""
+    """Check the options and outputs before the work, which may take hours."""
     from secateur.bundle.atomic import check_file_free
     from secateur.errors import BadOutput, InputError
 
     if arguments.trtexec is not None and arguments.folder is not None:
-        raise InputError("--trtexec runs it here, --import reads what it left; give one of them")
+        raise InputError("--trtexec runs it here, --import reads results of an earlier run; give one of them")
     if arguments.work is not None and arguments.trtexec is None:
-        raise InputError(f"--work is {arguments.work}, but nothing runs there; add --trtexec")
+        raise InputError(f"--work is {arguments.work}, but trtexec does not run; add --trtexec")
     if arguments.trtexec is None and (engines := engine_options.given(arguments)):
-        raise InputError(f"{engines[0]} is for engines that trtexec builds; add --trtexec")
+        raise InputError(f"{engines[0]} only applies to engines that trtexec builds; add --trtexec")
     given = [name for name in HERE if getattr(arguments, name) is not None]
     if given and (arguments.trtexec is not None or arguments.folder is not None):
-        raise InputError(f"--{given[0].replace('_', '-')} is of no use to trtexec; leave it out")
+        raise InputError(f"--{given[0].replace('_', '-')} does not apply to trtexec; leave it out")
     for path in filter(None, (arguments.out, arguments.html)):
         check_file_free(path, arguments.force)
     if arguments.out is not None and arguments.html is not None and arguments.out.resolve() == arguments.html.resolve():
-        raise BadOutput(f"--out and --html are both {arguments.out}; name two files")
+        raise BadOutput(f"--out and --html are both {arguments.out}; choose two files")
     if arguments.html is not None:
-        importlib.import_module("secateur.profiling.report")  # a package that is missing is missed now
+        importlib.import_module("secateur.profiling.report")  # to fail now if a package is missing
 
 
 def _here(arguments: argparse.Namespace) -> Profiling:

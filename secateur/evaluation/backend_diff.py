@@ -34,7 +34,7 @@ Arrays = Mapping[str, base.Array]
 class Bounds:
     """Allowed difference of a value: `atol` absolute, or `rtol` relative to the reference's value.
 
-    Where they are None, `atol` is `tolerance` (as after an export) times the largest magnitude of the output, `rtol` 0.
+    If they are None, `atol` is `tolerance` (as after an export) times the largest magnitude of the output, `rtol` 0.
     Integers must always be equal.
     """
 
@@ -130,7 +130,7 @@ def _compare(found: Arrays, expected: Arrays, bounds: Bounds, share: float) -> l
 
     expected = {name: array for name, array in expected.items() if array.size}
     found = {name: found[name] for name in expected}
-    with G_LOGGER.verbosity(), np.errstate(all="ignore"):  # it would write to stdout, and it divides by zero
+    with G_LOGGER.verbosity(), np.errstate(all="ignore"):  # Polygraphy writes to stdout and divides by zero
         sizes = {name: float(np.abs(array.astype(np.float64)).max()) for name, array in expected.items()}
         exact = {name: 0.0 for name, array in expected.items() if not np.issubdtype(array.dtype, np.floating)}
         atol = {name: share * size if bounds.atol is None else bounds.atol for name, size in sizes.items()}

@@ -26,7 +26,7 @@ def right(scores: Array) -> NDArray[np.bool_]:
 def mcnemar(ours: Array, full: Array) -> McNemar:
     """Compute McNemar's exact test (McNemar 1947) of per-question scores [N] that are 0 or 1.
 
-    Only the n questions that exactly one run answers rightly count. If the runs are equally good, each of them favors
+    Only the n questions that exactly one run answers correctly count. If the runs are equally good, each of them favors
     either run with probability 1/2: p is twice the binomial tail up to the smaller count, at most 1.
     """
     only_full = int((right(full) & ~right(ours)).sum())
@@ -64,7 +64,7 @@ def nearest_downsample(schedule: Schedule, every: Mapping[str, Schedule]) -> str
 
 
 def split(ours: Array, full: Array, downsampled: Array, reference: str) -> Split:
-    """Split the scores [N] on the questions that `full` gets right by whether the downsampled image gets them right.
+    """Split the scores [N] of questions right in `full` by whether they are right with the downsampled image.
 
     VTC-Bench, arXiv 2510.07143: groups A and B.
     """

@@ -90,15 +90,15 @@ class Secateur(lmms):  # type: ignore[misc]
     def _image(self, doc_to_visual: Any, doc_id: Any, task: str, split: str) -> Image.Image:
         visuals = doc_to_visual(self.task_dict[task][split][doc_id])
         if len(visuals) != 1 or not isinstance(visuals[0], Image.Image):
-            raise InputError(f"question {doc_id} of {task} has {len(visuals)} visuals; a bundle takes one image")
+            raise InputError(f"question {doc_id} of {task} has {len(visuals)} visuals; it must have one image")
         image: Image.Image = visuals[0]
         return image
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
-        raise NotImplementedError("a bundle gives no likelihoods of answers; choose a task that generates")
+        raise NotImplementedError("likelihoods of answers are not supported; choose a task that generates")
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
-        raise NotImplementedError("several rounds are not supported; choose a task with one question an image")
+        raise NotImplementedError("several rounds are not supported; choose a task with one question per image")
 
 
 def _cut(text: str, until: Sequence[str]) -> str:

@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 FLOPS = (
-    "Prefill operations of the vision tokens in the decoder, as a share of those without pruning. Not counted are the "
-    "gates' own cost and the encoder, in which a smaller image saves much."
+    "Prefill operations of the vision tokens in the decoder, as a share of those without pruning. The gates "
+    "themselves are not included, nor is the encoder, where a smaller image saves much."
 )
 FLOPS_WITH_GATES = (
     "In brackets, where the schedule reports it: decoder and gates together, text included, as a share of the dense "
@@ -30,8 +30,8 @@ def bundle(segments: int, encoder_scores: Sequence[str]) -> str:
         return ""
     fewer = "fewer borders and outputs" if encoder_scores else "fewer borders"
     return (
-        f"This bundle {' and '.join(causes)}: every schedule pays for that, full too. Exported alone a method has "
-        f"{fewer} and is faster. Compare schedules here with each other, not with other bundles."
+        f"This bundle {' and '.join(causes)}: every schedule pays for that, including full. A method that is exported "
+        f"alone has {fewer} and is faster. Compare schedules here with each other, not with other bundles."
     )
 
 
@@ -41,8 +41,8 @@ def sizes(image_sizes: Sequence[str]) -> str:
         return ""
     first, *others = image_sizes
     return (
-        f"Tokens and FLOPs are those of images of {first}; those of {' and '.join(others)} have others. "
-        "Scores, times and caches are of the sizes that the questions took."
+        f"Tokens and FLOPs are those of images of {first}; those of {' and '.join(others)} differ. "
+        "Scores, times and caches are for the sizes that the questions used."
     )
 
 

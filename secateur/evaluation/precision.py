@@ -47,7 +47,7 @@ PROMPTS = (
     "what is on the left ?",
     "which colors are there ?",
 )
-"""Of models other than the demo model."""
+"""Questions for models other than the demo model."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def compare(
     Raises:
         BadModel: the checkpoint cannot be loaded.
         BadBundle: it is not the model that the bundle was made from.
-        SecateurError: inf or NaN came out of a graph.
+        SecateurError: a graph returned inf or NaN.
     """
     manifest = bundle.manifest
     task = demo.Task(Source(questions=count)) if manifest.source == DEMO else None

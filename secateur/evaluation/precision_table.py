@@ -61,7 +61,7 @@ def table(
         BadBundle: the bundles differ in the model or in the schedules.
     """
     if not bundles:
-        raise InputError("there is no bundle to measure; name one at least")
+        raise InputError("there is no bundle to measure; give at least one")
     if batch < 1:
         raise InputError(f"--batch is {batch}; it must be at least 1")
     if not task.binary:
@@ -74,7 +74,7 @@ def table(
         manifest = bundle.manifest
         if manifest.model != bundles[0].manifest.model or set(manifest.schedules) != set(bundles[0].manifest.schedules):
             raise BadBundle(
-                f"{bundle.root} is of another model, or has other schedules, than {bundles[0].root}; export both alike"
+                f"{bundle.root} and {bundles[0].root} differ in model or schedules; export both with the same options"
             )
         backend = "torch" if manifest.dtype == "bf16" else "ort"
         with Pipeline.load(bundle.root, backend, verify=False) as vlm:

@@ -32,7 +32,7 @@ class GateLine:
 
 @dataclass(frozen=True)
 class McNemar:
-    """Numbers of questions that only `full` or only this schedule answers rightly, and the exact two-sided p."""
+    """Numbers of questions that only `full` or only this schedule answers correctly, and the exact two-sided p."""
 
     only_full: int
     only_this: int
@@ -49,7 +49,7 @@ class SplitPart:
 
 @dataclass(frozen=True)
 class Split:
-    """The questions that `full` gets right, split by whether the image downsampled to as few tokens suffices.
+    """The questions that `full` answers correctly, split by the answers from an image downsampled to as few tokens.
 
     VTC-Bench (arXiv 2510.07143): downsampling is enough for `easy` questions; only `hard` ones differentiate methods.
     `reference` is the schedule of the method downsample that is nearest in average tokens.
@@ -79,13 +79,13 @@ class ScheduleResult:
                           themselves nor the encoder, where a smaller image saves
     flops_ratio_with_gates
                           decoder and gates, text rows included, over the dense layers that the gates serve: as the
-                          schedule's calibration reports it; None where it does not
+                          schedule's calibration reports it, else None
     cache_bytes           keys and values of one question, median over the timed ones
     score                 the task's main metric, higher is better
-    retention             score over that of full; None where full scores 0
-    mcnemar               None for full, and where a question can be half right
-    split                 None for full and for downsample itself, and where no schedule of that method has about
-                          as many tokens
+    retention             score over that of full; None if full scores 0
+    mcnemar               None for full, and if a question can be half right
+    split                 None for full and for downsample itself, and if no schedule of downsample has about as
+                          many tokens
     ttft_ms, stage_ms     one question at a time: time to first token; median milliseconds of each stage, and SUMS
     groups                score on each kind of question
     metrics               the other metrics of the task
@@ -117,14 +117,14 @@ class Evaluation(Document):
     """All schedules of one bundle on the same questions.
 
     task       "demo", or the path of the folder or file of questions
-    metric     name of the score; `full_marks` is its largest value (1, or 100 or 2800 where the field counts so)
+    metric     name of the score; `full_marks` is its largest value: 1, or another value such as 2800 of MME
     timed      questions that were timed one at a time
     machine    cpu, cores, the GPU if there is one, and versions of what ran
     vision_tokens, grid
                of a prompt, and rows and columns of its first view, at the first image size
-    segments   graphs into which the bundle cuts the decoder: at the gates of every schedule, so that all pay for them
+    segments   decoder segments: the decoder is cut at the gates of every schedule, and all schedules pay for the cuts
     encoder_scores
-               what its encoder returns beside the features, for the gates that read it; all pay for this too
+               outputs of the encoder besides the features, for gates; all schedules pay for these too
     schedules  full first
     image_sizes
                WIDTHxHEIGHT, the first one first
@@ -157,9 +157,9 @@ class Answered:
     """Answer of one schedule to the question of an overlay.
 
     text    the answer
-    score   of this answer by the task, 0 (wrong) to 1 (right)
-    layers  decoder layers at whose entry it reduces vision tokens
-    kept    for each of these, the original vision-token indices (raster order) that stay
+    score   from 0 (wrong) to 1 (right)
+    layers  decoder layers of the gates
+    kept    original vision-token indices (raster order) that each gate keeps
     """
 
     text: str

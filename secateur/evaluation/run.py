@@ -61,7 +61,7 @@ def chosen(available: Sequence[str], wanted: str) -> list[str]:
     names = list(available)
     asked = names if wanted == "all" else [name.strip() for name in wanted.split(",") if name.strip()]
     if not asked:
-        raise InputError(f"--schedules is '{wanted}', which names none; give names, as in a,b, or all")
+        raise InputError(f"--schedules is '{wanted}', which has no name; give names as a,b, or all")
     for name in asked:
         if name not in names:
             raise UnknownName("schedule", name, names, "`secateur export --schedule FILE` adds one.")

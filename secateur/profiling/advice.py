@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Advice that follows from the figures, one line per topic for all graphs concerned."""
+"""Advice based on the times, one line per topic."""
 
 from __future__ import annotations
 

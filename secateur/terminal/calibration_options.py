@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options that calibrate and export share: the model, the method with its own flags, the budget, the samples."""
+"""Options shared by calibrate and export: model, method with its own flags, budget, samples."""
 
 from __future__ import annotations
 
@@ -26,24 +26,30 @@ WORK = Path("build/calibration")
 
 
 def add_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> None:
-    """Add the shared options, and the fields of the method that `argv` names as flags of their own."""
+    """Add the shared options, and one flag for each field of the method named in `argv`."""
     parser.add_argument("--model", default="demo", help="demo, a checkpoint directory or a hub id (default: demo)")
     parser.add_argument("--revision", help="branch, tag or commit of a hub id (default: main)")
     shape = parser.add_argument_group("prompt")
     shape.add_argument(
-        "--image-size", type=sizes, help="WIDTHxHEIGHT of the images, several as a,b (default: the model's own)"
+        "--image-size", type=sizes, help="WIDTHxHEIGHT of the images, several as a,b (default: the model's own size)"
     )
     shape.add_argument("--images", type=int, default=1, help="images in a prompt (default: 1)")
     shape.add_argument("--system", default="", help="system prompt")
-    shape.add_argument("--fit", help="letterbox, stretch or crop an image to the size (default: the model's own way)")
+    shape.add_argument("--fit", help="letterbox, stretch or crop images to the size (default: as the model does)")
     parser.add_argument("--method", default=None, help=f"pruning method, several as a,b, or all (default: {METHOD})")
     budget = parser.add_argument_group("budget")
     budget.add_argument(
-        "--keep", type=numbers, help="tokens kept by each gate: shares (1 is all) or counts: 0.5,0.25,0.125"
+        "--keep", type=numbers, help="vision tokens kept by each gate, as shares (1 is all) or counts: 0.5,0.25,0.125"
     )
-    budget.add_argument("--compression", type=numbers, help="average share pruned; several make several schedules")
-    budget.add_argument("--layers", type=integers, help="decoder layers whose entry gets a gate (default: calibrated)")
-    budget.add_argument("--name", help="name of the schedule (default: METHOD-PERCENT KEPT)")
+    budget.add_argument(
+        "--compression",
+        type=numbers,
+        help="mean share of vision tokens that a layer skips; several values make several schedules",
+    )
+    budget.add_argument(
+        "--layers", type=integers, help="decoder layers that get a gate at their input (default: calibrated)"
+    )
+    budget.add_argument("--name", help="name of the schedule (default: METHOD-PERCENTAGE KEPT)")
     budget.add_argument(
         "--control",
         type=int,
@@ -51,45 +57,47 @@ def add_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> None:
         const=1,
         default=0,
         metavar="N",
-        help="add N random choices (default: 1) with the same layers and counts",
+        help="add N schedules of random tokens (default: 1) with the same layers and counts",
     )
     data = parser.add_argument_group("calibration")
-    data.add_argument("--samples", type=Path, help="folder of images, or .jsonl of image and text (default: generated)")
-    data.add_argument("--sample-count", type=int, help="samples to use (default: what the method asks for)")
-    data.add_argument("--seed", type=int, default=0, help="of every random choice (default: 0)")
     data.add_argument(
-        "--work", type=Path, default=WORK, help=f"what a killed calibration goes on from (default: {WORK})"
+        "--samples", type=Path, help="folder of images, or .jsonl with image and text (default: generated)"
+    )
+    data.add_argument("--sample-count", type=int, help="number of samples (default: the method's)")
+    data.add_argument("--seed", type=int, default=0, help="seed of all random choices (default: 0)")
+    data.add_argument(
+        "--work", type=Path, default=WORK, help=f"folder for resuming a killed calibration (default: {WORK})"
     )
 
     peek = type(parser)(add_help=False, allow_abbrev=False)
     peek.add_argument("--method", default=METHOD)
     named = method_classes(peek.parse_known_args(argv)[0].method)
-    if len(named) > 1:  # each with its defaults
+    if len(named) > 1:  # each method has its defaults
         return
     ((name, method),) = named.items()
     group = parser.add_argument_group(f"options of {name}")
     hints = typing.get_type_hints(method)
     for field in dataclasses.fields(method):
-        if field.name != "seed":  # one --seed for the samples and for the method
+        if field.name != "seed":  # --seed serves both the samples and the method
             _add_field(group, field, hints[field.name])
 
 
 def method_classes(text: str | None) -> dict[str, type[Method]]:
-    """The methods that --method names, by name: one, several as "a,b", or all.
+    """Return the methods of --method by name: one, several as "a,b", or all.
 
     Raises:
-        UnknownName, InputError: there is no such method, or one is named twice.
+        UnknownName, InputError: a method does not exist, or is given twice.
     """
     from secateur import methods, plugins
 
     names = plugins.names(methods) if text == ALL else (METHOD if text is None else text).split(",")
     if len(set(names)) < len(names):
-        raise InputError(f"--method {text} names a method twice")
+        raise InputError(f"--method {text} has a method twice")
     return {name: plugins.load(methods, name, "method").Method for name in names}
 
 
 def _add_field(group: Any, field: dataclasses.Field[Any], hint: Any) -> None:
-    """One dataclass field as a flag; unset flags stay out of the namespace, so the dataclass keeps its default."""
+    """Add a flag for a dataclass field. An unset flag is not in the namespace, so the default of the field applies."""
     flag = "--" + field.name.replace("_", "-")
     note = field.metadata.get("help", "")
     if field.default is not None:
@@ -112,22 +120,22 @@ def _is_optional(hint: Any) -> bool:
 
 
 def numbers(text: str) -> tuple[float, ...]:
-    """ "0.5,0.25" -> (0.5, 0.25)"""
+    """Parse numbers: "0.5,0.25" -> (0.5, 0.25)."""
     return tuple(float(part) for part in text.split(","))
 
 
 def integers(text: str) -> tuple[int, ...]:
-    """ "3,6,14" -> (3, 6, 14)"""
+    """Parse integers: "3,6,14" -> (3, 6, 14)."""
     return tuple(int(part) for part in text.split(","))
 
 
 def sizes(text: str) -> tuple[tuple[int, int], ...]:
-    """ "448x336,672x448" -> ((336, 448), (448, 672)), as (height, width)"""
+    """Parse WIDTHxHEIGHT into (height, width): "448x336,672x448" -> ((336, 448), (448, 672))."""
     parts = [
         re.fullmatch(r"(-?\d{1,9})x(-?\d{1,9})", part.strip(), re.ASCII | re.IGNORECASE) for part in text.split(",")
     ]
     if not all(parts):
-        raise argparse.ArgumentTypeError(f"'{text}' is no size; give WIDTHxHEIGHT, as 448x336, several as a,b")
+        raise argparse.ArgumentTypeError(f"'{text}' is not a size; give WIDTHxHEIGHT, such as 448x336, several as a,b")
     return tuple((int(part[2]), int(part[1])) for part in parts if part)
 
 
@@ -169,7 +177,7 @@ def _fields(cls: type[Method]) -> list[str]:
 
 
 def given(arguments: argparse.Namespace) -> list[str]:
-    """Flags in `arguments` that only matter when a schedule is made."""
+    """Return the given flags that only affect calibration."""
     own = {name for cls in method_classes(arguments.method).values() for name in _fields(cls) if name != "seed"}
     shared = ("keep", "compression", "layers", "name", "control", "samples", "sample_count")
     set_flags = [name for name in shared if getattr(arguments, name) not in (None, 0)] + [
@@ -179,14 +187,14 @@ def given(arguments: argparse.Namespace) -> list[str]:
 
 
 def summaries(sizes: Sequence[Sequence[Schedule]]) -> dict[str, Any]:
-    """A summary of each schedule by its name; where there are several image sizes, by its name and size."""
+    """Return the summary of each schedule by name, with the image size if there are several."""
     several = len(sizes) > 1
     every = [schedule for schedules in sizes for schedule in schedules]
     return {f"{s.name} {s.model.image_size}" if several else s.name: summary(s) for s in every}
 
 
 def summary(schedule: Schedule) -> dict[str, Any]:
-    """What a user wants to see of a schedule."""
+    """Return the main properties of a schedule."""
     return {
         "method": schedule.method,
         "positions": schedule.positions,

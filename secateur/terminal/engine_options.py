@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options of engines, the same for `build` and `profile --trtexec`, so that what is timed is what would be built."""
+"""Engine options, shared by `build` and `profile --trtexec`, so that the timed engines are those of a build."""
 
 from __future__ import annotations
 
@@ -16,22 +16,30 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    room = parser.add_argument_group("room")
-    room.add_argument("--schedule", help="engines are best at its row counts (default: the one of median rows)")
-    room.add_argument("--max-batch", type=int, default=1, help="samples at once (default: 1, what engines are best at)")
-    room.add_argument("--max-text", type=int, help="rows of a question with its template (default: 256)")
-    room.add_argument("--max-new-tokens", type=int, help="rows of an answer (default: 128)")
-    room.add_argument("--masked-past", action="store_true", help="begin with one masked row of past, not with none")
+    room = parser.add_argument_group("limits of the engines")
+    room.add_argument(
+        "--schedule", help="engines are optimized for its row counts (default: the schedule of median rows)"
+    )
+    room.add_argument(
+        "--max-batch", type=int, default=1, help="most samples in a batch; engines are optimized for 1 (default: 1)"
+    )
+    room.add_argument("--max-text", type=int, help="most rows of a question with its template (default: 256)")
+    room.add_argument("--max-new-tokens", type=int, help="most rows of an answer (default: 128)")
+    room.add_argument(
+        "--masked-past", action="store_true", help="start with one masked row in the KV cache instead of an empty one"
+    )
     builder = parser.add_argument_group("builder")
-    builder.add_argument("--workspace", type=int, default=2048, metavar="MIB", help="memory limit (default: 2048)")
+    builder.add_argument(
+        "--workspace", type=int, default=2048, metavar="MIB", help="most scratch memory of a layer (default: 2048)"
+    )
     builder.add_argument(
         "--optimization-level", type=int, default=3, help="0 to 5, fast build to fast engine (default: 3)"
     )
-    builder.add_argument("--max-aux-streams", type=int, default=0, help="streams beside the main one (default: 0)")
+    builder.add_argument("--max-aux-streams", type=int, default=0, help="streams besides the main one (default: 0)")
 
 
 def given(arguments: argparse.Namespace) -> list[str]:
-    """Those of these options that are not as they are by default."""
+    """Return the flags whose values differ from the defaults."""
     parser = argparse.ArgumentParser(add_help=False)
     add_arguments(parser)
     defaults = vars(parser.parse_args([]))
@@ -39,7 +47,7 @@ def given(arguments: argparse.Namespace) -> list[str]:
 
 
 def options(arguments: argparse.Namespace, bundle: Bundle) -> tuple[Limits, str, int, BuilderSettings]:
-    """Limits, the schedule that the engines are best at, masked rows of the first past, and the builder's settings.
+    """Return limits, the schedule to optimize for, masked rows of the first past, and settings of the builder.
 
     Raises:
         InputError: a number is out of bounds; the message names the flag.
@@ -57,12 +65,12 @@ def options(arguments: argparse.Namespace, bundle: Bundle) -> tuple[Limits, str,
 
 
 def recipe(arguments: argparse.Namespace, bundle: Bundle, schedules: Sequence[str], folder: Path) -> Recipe:
-    """The trtexec commands that time these schedules, and build the graphs that they run, in `folder`.
+    """Return the trtexec commands that build the graphs of these schedules and time them, in `folder`.
 
-    Each plan is the one that a build of the whole bundle makes: its profiles have room for every schedule.
+    Each plan equals that of a build of the whole bundle: its profiles cover every schedule.
 
     Raises:
-        BadBundle: the bundle is not for TensorRT.
+        BadBundle: the bundle was not exported for TensorRT.
         InputError, UnknownName: as `options`.
     """
     from secateur.engines.recipe import Recipe

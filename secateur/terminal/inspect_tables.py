@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables of `secateur inspect`: image sizes, what TensorRT takes, and what half precision changes."""
+"""Tables of `secateur inspect`: image sizes, lint for TensorRT, effect of half precision."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from secateur.terminal import tables
 
 
 def image_sizes(found: list[dict[str, Any]]) -> Table:
-    """The image sizes of a bundle, and the views of an image; equal ones that follow each other are counted."""
+    """Return the image sizes of a bundle with the views of an image; adjacent equal views are counted."""
     table = tables.table("Image sizes", "size", "images", "rows", "vision tokens", "fit", "views")
     for size in found:
         runs = [(len(list(alike)), grid) for grid, alike in groupby(size["views"])]
@@ -24,7 +24,7 @@ def image_sizes(found: list[dict[str, Any]]) -> Table:
 
 
 def lint(found: dict[str, Any], console: Console) -> None:
-    """The operators of a bundle against a TensorRT version, and what that version refuses."""
+    """Print the operators of a bundle and the nodes that a TensorRT version does not support."""
     if "skipped" in found:
         console.print(f"not linted for TensorRT: {found['skipped']}", markup=False)
         return
@@ -49,17 +49,17 @@ def lint(found: dict[str, Any], console: Console) -> None:
 
 
 def precision(found: dict[str, Any], console: Console) -> None:
-    """How far a bundle is from its checkpoint in fp32."""
+    """Print the differences between a bundle and its checkpoint in fp32."""
     console.print(f"{found['dtype']} against fp32, {found['questions']} questions")
     for table in (_logits(found), _kept(found), _activations(found)):
         console.print(table)
 
 
 def _logits(found: dict[str, Any]) -> Table:
-    """First tokens and, where right answers are known, whole answers."""
+    """Return errors of the logits, shares of equal first tokens and, if known, of right answers."""
     scored = any(schedule["answers"] for schedule in found["schedules"])
     columns = ["error", "relative", "token"] + (["answer", "right", "in fp32"] if scored else [])
-    title = "Logits, and share of first tokens and answers that are the same"
+    title = "Logits, and share of equal first tokens and answers"
     table = tables.table(title, "schedule", *columns)
     for schedule in found["schedules"]:
         row = [f"{schedule['logits_error']:.2g}", f"{schedule['relative_error']:.2g}", f"{schedule['same_token']:.1%}"]
@@ -70,8 +70,10 @@ def _logits(found: dict[str, Any]) -> Table:
 
 
 def _kept(found: dict[str, Any]) -> Table:
-    """Share of the kept tokens that fp32 keeps too."""
-    table = tables.table("Kept tokens that fp32 keeps too", "schedule", "gates", "mean", "worst gate", "worst question")
+    """Return the share of the kept tokens that are also kept in fp32."""
+    table = tables.table(
+        "Kept tokens that are also kept in fp32", "schedule", "gates", "mean", "worst gate", "worst question"
+    )
     for schedule in found["schedules"]:
         if gates := schedule["gates"]:
             worst = (f"{min(gate['mean'] for gate in gates):.4f}", f"{min(gate['worst'] for gate in gates):.3f}")

@@ -17,7 +17,7 @@ PERCENTILES = ("p50", "p90", "p95", "p99")
 
 
 def show(result: dict[str, Any], console: Console) -> None:
-    """Print what was found, how it was taken, and what to do about it."""
+    """Print the times, how they were measured, failures, and advice."""
     if result["chains"]:
         console.print(_first_token(result))
         console.print(_parts(result))
@@ -62,7 +62,7 @@ def _parts(result: dict[str, Any]) -> Table:
 
 
 def _graphs(result: dict[str, Any]) -> Table:
-    """The slowest; where graphs were timed with each schedule, one of the columns names it."""
+    """Return the slowest graphs; in-process times have a column for the schedule."""
     every = sorted(result["graphs"], key=lambda g: -g["compute"]["p50"])
     last = ("enqueue", "%") if result["apart"] else ("%", "of")
     made = table("Slowest graphs, ms and share of the schedule", "graph", *PERCENTILES, *last)
@@ -72,7 +72,7 @@ def _graphs(result: dict[str, Any]) -> Table:
         more = (formats.fine(g["enqueue"]), share) if result["apart"] else (share, ", ".join(g["shares"]))
         made.add_row(g["name"], *(formats.fine(g["compute"][p]) for p in PERCENTILES), *more)
     if len(every) > SLOWEST:
-        made.caption = f"{SLOWEST} of {len(every)}; --json and --html have them all"
+        made.caption = f"{SLOWEST} of {len(every)}; all are in --json and --html"
         made.caption_justify = "left"
     return made
 
@@ -82,7 +82,7 @@ def _layers(gates: list[dict[str, Any]]) -> Table:
     made.columns[0].overflow = made.columns[-1].overflow = "fold"
     every = [(layer, gate["name"]) for gate in gates for layer in gate["layers"]]
     for layer, gate in sorted(every, key=lambda pair: -pair[0]["median"])[:SLOWEST]:
-        name = Text(formats.plain(layer["name"]))  # brackets in it are no markup
+        name = Text(formats.plain(layer["name"]))  # Text: brackets are not markup
         selects = "yes" if layer["selects"] else ""
         made.add_row(name, formats.fine(layer["median"]), formats.percent(layer["share"]), selects, gate)
     return made

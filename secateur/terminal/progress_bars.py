@@ -14,7 +14,7 @@ from secateur.progress import Progress
 
 @contextmanager
 def bars() -> Iterator[Progress]:
-    """Yields show(bar, note, done, total): one bar for each name, drawn where stderr is a terminal."""
+    """Yield show(bar, note, done, total), which draws one bar per name if stderr is a terminal."""
     console = Console(stderr=True)
     columns = (
         rich.TextColumn("{task.description:<12}"),

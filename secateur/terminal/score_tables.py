@@ -14,7 +14,7 @@ NOTHING = "-"
 
 
 def scores(result: dict[str, Any]) -> Table:
-    """Score and retention, with their intervals."""
+    """Return score and retention with their intervals."""
     title = f"{result['metric']}{_unit(result)} on {result['questions']} questions ({result['task']})"
     made = table(title, "schedule", "pruned", "score", "95 %", "retention", "95 %")
     for s in result["schedules"]:
@@ -30,19 +30,21 @@ def scores(result: dict[str, Any]) -> Table:
 
 
 def against_full(result: dict[str, Any]) -> Table | None:
-    """What each schedule loses and wins, and the split by the downsampled image; None where nothing can be said."""
+    """Return answers lost and won, and the split by the downsampled image; None without a comparison."""
     compared = [s for s in result["schedules"] if s["mcnemar"] or s["split"]]
     if not compared:
         return None
     with_split = any(s["split"] for s in compared)
     columns = ("lost", "won", "p") + (("hard, %", "of", "easy, %", "of") if with_split else ())
     made = table("Against full, on the same questions", "schedule", *columns)
-    made.caption = "lost, won: questions that only full, only the schedule gets right; p: McNemar's exact test"
+    made.caption = "lost, won: questions that only full or only the schedule answers correctly; p: McNemar's exact test"
     if with_split:
         tokens = {s["name"]: s["average_tokens"] for s in result["schedules"]}
         used = notes.references((s["split"]["reference"] for s in compared if s["split"]), tokens)
-        made.caption += "\nhard, easy: what full gets right and the downsampled image gets wrong, gets right as well"
-        made.caption += f"\ndownsampled images, the nearest in tokens: {used}"
+        made.caption += (
+            "\nhard, easy: questions that full answers correctly and the downsampled image wrongly or correctly"
+        )
+        made.caption += f"\ndownsampled images nearest in tokens: {used}"
     made.caption_justify = "left"
     for s in compared:
         test, parts = s["mcnemar"], s["split"]
@@ -54,7 +56,7 @@ def against_full(result: dict[str, Any]) -> Table | None:
 
 
 def costs(result: dict[str, Any]) -> Table:
-    """Time to first token and memory, one question at a time."""
+    """Return time to first token and memory, one question at a time."""
     title = f"Time to first token of {result['timed']} questions, one at a time"
     made = table(title, "schedule", "tokens", "FLOPs", "p50 ms", "p95 ms", "cache MB")
     for s in result["schedules"]:
@@ -70,7 +72,7 @@ def costs(result: dict[str, Any]) -> Table:
 
 
 def costs_note(result: dict[str, Any]) -> str:
-    """What FLOPs and times leave out; too long for a caption."""
+    """Return notes on what FLOPs and times do not include; too long for a caption."""
     with_gates = any(s["flops_ratio_with_gates"] is not None for s in result["schedules"])
     said = [f"FLOPs: {notes.FLOPS}", notes.FLOPS_WITH_GATES if with_gates else ""]
     said += [notes.sizes(result["image_sizes"]), notes.bundle(result["segments"], result["encoder_scores"])]
@@ -78,7 +80,7 @@ def costs_note(result: dict[str, Any]) -> str:
 
 
 def groups(result: dict[str, Any]) -> Table:
-    """Score on each kind of question."""
+    """Return the score for each kind of question."""
     kinds = list(result["schedules"][0]["groups"])
     made = table(f"{result['metric']}{_unit(result)} by kind of question", "schedule", *kinds)
     for s in result["schedules"]:
@@ -87,7 +89,7 @@ def groups(result: dict[str, Any]) -> Table:
 
 
 def _factor(result: dict[str, Any]) -> float:
-    """Metrics from 0 to 1 are shown in percent."""
+    """Return the factor for display: metrics from 0 to 1 are shown in percent."""
     return 100.0 if result["full_marks"] == 1 else 1.0
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables that commands print."""
+"""Tables printed by several commands."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ KINDS = {"prune": "", "route": " (route)", "vision": " (encoder)", "downsample":
 
 
 def table(title: str, *columns: str) -> Table:
-    """A table whose first column is text and whose others are numbers."""
+    """Return an empty table with one text column, then right-aligned columns."""
     made = Table(title=title, title_justify="left", title_style="bold")
     for i, column in enumerate(columns):
         made.add_column(column, justify="left" if i == 0 else "right")
@@ -19,7 +19,7 @@ def table(title: str, *columns: str) -> Table:
 
 
 def schedules(found: dict[str, Any]) -> Table:
-    """Gates and budget of each schedule, from `_options.summary`: average tokens and FLOPs ratio of vision rows."""
+    """Return gates and budget of each schedule, from `calibration_options.summary`."""
     made = table("Schedules", "schedule", "gates (layer: kept)", "tokens", "pruned", "FLOPs")
     for name, schedule in found.items():
         gates = ", ".join(_runs(schedule["gates"])) or "none"
@@ -35,26 +35,28 @@ def schedules(found: dict[str, Any]) -> Table:
 
 
 def _runs(gates: list[dict[str, Any]]) -> list[str]:
-    """ "3: 288" for a gate, "0..15: 48" for routes to the same count at every layer, and the kind."""
+    """Return "3: 288" for each gate, or one "0..15: 48" for routing gates with equal counts, with the kind."""
     made = [f"{g['layer']}: {g['keep']}{KINDS[g['kind']]}" for g in gates]
     return [f"{gates[0]['layer']}..{made[-1]}"] if _alike(gates, "keep") else made
 
 
 def receipt(gates: list[dict[str, Any]]) -> str:
-    """What the gates of an answer did, from `Receipt.as_dict`."""
+    """Return the effect of the gates in one line, from `Receipt.as_dict`."""
     made = [f"layer {g['layer']}: {g['before']} -> {g['applied']} vision tokens{KINDS[g['kind']]}" for g in gates]
     if _alike(gates, "applied"):
-        return f"layers {gates[0]['layer']} to {gates[-1]['layer']}: {made[-1].partition(': ')[2]}, anew at each"
+        return (
+            f"layers {gates[0]['layer']} to {gates[-1]['layer']}: {made[-1].partition(': ')[2]}, chosen again at each"
+        )
     return "; ".join(made) or "nothing pruned"
 
 
 def _alike(gates: list[dict[str, Any]], count: str) -> bool:
-    """Many gates that route to one count."""
+    """Return whether the gates are many routing gates with the same count."""
     return len(gates) > 2 and {(g["kind"], g[count]) for g in gates} == {("route", gates[0][count])}
 
 
 def parity(checks: list[dict[str, Any]]) -> Table:
-    """Worst error of each graph and of the whole chain."""
+    """Return the worst error of each graph and of the whole chain."""
     made = table("Difference from torch", "checked", "worst relative", "allowed", "")
     for check in checks:
         made.add_row(
@@ -67,7 +69,7 @@ PER_LAYER = ("similarity_below_tau", "attention_to_vision", "mean_kl", "staircas
 
 
 def calibration(measured: dict[str, Any]) -> Table:
-    """What calibration found: a row for each layer where something was measured, the rest as the caption."""
+    """Return the measurements of calibration: one row per layer, values of the whole model in the caption."""
     columns: dict[str, dict[int, Any]] = {}
     for name in PER_LAYER:
         if measured.get(name):
@@ -97,7 +99,7 @@ def _number(value: Any) -> str:
 
 
 def _short(value: Any) -> str:
-    """A long list by its length and range."""
+    """Format a value; a long list as its length and range."""
     if isinstance(value, list) and len(value) > 8 and all(isinstance(v, int | float) for v in value):
         return f"{len(value)} values from {min(value):.3g} to {max(value):.3g}"
     return str(value)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One command, run in this process."""
+"""Run of one command in this process."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from secateur.cli import main
 
 
 def call(capsys: pytest.CaptureFixture[str], *argv: object) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr of one command."""
+    """Return exit code, stdout and stderr of one command."""
     try:
         code = main([str(word) for word in argv])
     except SystemExit as stop:  # argparse
@@ -19,7 +19,7 @@ def call(capsys: pytest.CaptureFixture[str], *argv: object) -> tuple[int, str, s
 
 
 def refused(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
-    """The one line that a wrong use gets."""
+    """Return the one-line error of a wrong use."""
     code, out, err = call(capsys, *argv)
     assert code == 2 and out == "", (code, out, err)
     assert "Traceback" not in err

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`secateur build` as a user types it: on the simulated TensorRT, without TensorRT, and as a dry run."""
+"""`secateur build`: on the simulated TensorRT, without TensorRT, and as a dry run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Trt = tuple[Path, Exported]
 
 
 def secateur(*words: str, python_path: str = str(SIMULATION)) -> subprocess.CompletedProcess[str]:
-    """The command in a process of its own, with a TensorRT that can be chosen."""
+    """Run the command in a new process, with the chosen TensorRT."""
     environment = os.environ | {"PYTHONPATH": python_path, "SIMULATED_GPU": "NVIDIA H200", "SIMULATED_SM": "9.0"}
     return subprocess.run([sys.executable, "-m", "secateur", *words], env=environment, capture_output=True, text=True)
 
@@ -86,7 +86,7 @@ def test_dry_run_needs_no_tensorrt(trt_bundle: Trt, tmp_path: Path, capsys: pyte
 
 
 def test_the_newer_target_has_a_note(trt_bundle: Trt, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """As a comment: the lines can be given to a shell."""
+    """The note is a comment, so the output is a valid shell script."""
     bundle = tmp_path / "bundle"
     shutil.copytree(trt_bundle[0], bundle)
     assert dry(capsys, str(bundle), "--dry-run")["notes"] == []
@@ -97,13 +97,13 @@ def test_the_newer_target_has_a_note(trt_bundle: Trt, tmp_path: Path, capsys: py
     assert first.startswith("# ") and "--decomposableAttentions" in first and second.startswith("# in ")
 
 
-def test_help_says_what_a_batch_costs(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_describes_the_batch(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["build", "--help"])
     assert "samples at once (default: 1, what engines are best at)" in " ".join(capsys.readouterr().out.split())
 
 
-def test_dry_run_obeys_its_options(trt_bundle: Trt, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_dry_run_uses_its_options(trt_bundle: Trt, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bundle, exported = trt_bundle
     manifest: Manifest = exported.manifest
     options = ["--max-batch", "3", "--max-text", "11", "--max-new-tokens", "7", "--schedule", "vtw", "--masked-past"]
@@ -119,7 +119,7 @@ def test_dry_run_obeys_its_options(trt_bundle: Trt, tmp_path: Path, capsys: pyte
                 assert any(word.startswith(f"--{which}Shapes={name}:{shape}") for word in command)
 
 
-def test_dry_run_writes_into_the_bundle_which_stays_one(
+def test_a_bundle_stays_valid_after_a_dry_run(
     trt_bundle: Trt, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     bundle = tmp_path / "bundle"
@@ -151,8 +151,8 @@ def test_only_some_schedules(trt_bundle: Trt, tmp_path: Path, capsys: pytest.Cap
     assert some["build"].items() < every["build"].items() and some["time"].items() < every["time"].items()
 
 
-def test_what_a_script_must_not_replace(trt_bundle: Trt, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Nothing is written then."""
+def test_a_script_does_not_replace_files(trt_bundle: Trt, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing is written in that case."""
     (tmp_path / "link.sh").symlink_to(tmp_path / "elsewhere")
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "a.files").write_text("mine")
@@ -179,11 +179,11 @@ def test_what_a_script_must_not_replace(trt_bundle: Trt, tmp_path: Path, capsys:
         (["--workspace", "0"], "--workspace is 0; it must be between 1 and"),
         (["--optimization-level", "9"], "--optimization-level is 9; it must be between 0 and 5"),
         (["--schedule", "btb"], "Did you mean 'btp'"),
-        (["--out", "x"], "--out goes with --dry-run"),
-        (["--script", "a.sh", "--out", "x"], "--out goes with --dry-run"),
+        (["--out", "x"], "--out needs --dry-run"),
+        (["--script", "a.sh", "--out", "x"], "--out needs --dry-run"),
         (["--dry-run", "--script", "a.sh"], "give one of them"),
-        (["--force"], "--force is for --script"),
-        (["--schedules", "btp"], "--schedules goes with --dry-run and --script"),
+        (["--force"], "--force only applies to --script"),
+        (["--schedules", "btp"], "--schedules needs --dry-run or --script"),
         (["--dry-run", "--schedules", "btb"], "Did you mean 'btp'"),
         (["--max-text", "1", "--dry-run"], "--max-text is 1; the shortest question has"),
     ],
@@ -202,7 +202,7 @@ def test_a_bundle_of_another_target(trt_bundle: Trt, tmp_path: Path, capsys: pyt
         assert "exported for the target 'cuda', not for TensorRT; export it with --target tensorrt" in message
 
 
-def test_no_place_to_write(trt_bundle: Trt, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_output_that_cannot_be_written(trt_bundle: Trt, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("x")
     assert "is not a folder; choose another one" in one_line(
         capsys, str(trt_bundle[0]), "--dry-run", "--out", str(tmp_path / "file")

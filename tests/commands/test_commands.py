@@ -20,7 +20,7 @@ Bundle = tuple[Path, dict[str, Any]]
 FAST = ["--sample-count", "2"]
 
 
-def test_export_reports_what_it_did(demo_bundle: Bundle) -> None:
+def test_export_reports_its_result(demo_bundle: Bundle) -> None:
     folder, printed = demo_bundle
     assert printed["worst_error"] <= 1e-4
     assert all(p["passed"] for p in printed["parity"])
@@ -54,7 +54,7 @@ def test_inspect(demo_bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> Non
     assert [g["name"] for g in found["graphs"]] == printed["graphs"]
     assert set(found["schedules"]) == {"full", *printed["schedules"]}
     code, out, _ = call(capsys, "inspect", folder)
-    assert code == 0 and "all hashes right" in out
+    assert code == 0 and "all hashes correct" in out
     part = folder / "onnx" / "layer_02.data"
     content = part.read_bytes()
     try:
@@ -81,7 +81,7 @@ def test_calibrate_writes_a_schedule_that_export_reads(tmp_path: Path, capsys: p
     assert same["method"] == "random"
 
 
-def test_a_name_that_is_taken_is_found_before_the_calibration(
+def test_an_existing_schedule_is_refused_before_the_calibration(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(Calibration, "run", lambda *_: pytest.fail("calibrated"))
@@ -90,10 +90,10 @@ def test_a_name_that_is_taken_is_found_before_the_calibration(
     assert "output mine.json exists; add --force" in refused(capsys, "calibrate", *FAST, "--name", "mine")
 
 
-def test_what_an_export_cannot_use_is_found_before_the_calibration(
+def test_bad_export_options_are_refused_before_the_calibration(
     demo_bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It may take hours, and nothing of it would be left."""
+    """A calibration may take hours."""
     monkeypatch.setattr(Calibration, "run", lambda *_: pytest.fail("calibrated"))
     bundle, _ = demo_bundle
     (schedule,) = json.loads((bundle / "manifest.json").read_text())["schedules"].keys() - {"full"}
@@ -172,12 +172,12 @@ def test_help_lists_commands_and_the_options_of_the_method(capsys: pytest.Captur
 
 
 @pytest.mark.parametrize("size", ["448", "448x", "448x448x3", "1e3x2", "4_8x48", "", "48x48,"])
-def test_sizes_that_are_none(size: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_sizes(size: str, capsys: pytest.CaptureFixture[str]) -> None:
     said = refused(capsys, "calibrate", f"--image-size={size}")
-    assert f"'{size}' is no size; give WIDTHxHEIGHT, as 448x336, several as a,b" in said
+    assert f"'{size}' is not a size; give WIDTHxHEIGHT, such as 448x336, several as a,b" in said
 
 
-def test_too_little_memory_is_said_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_too_little_memory_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     def command() -> None:
         raise MemoryError("Unable to allocate 7.28 TiB")
 

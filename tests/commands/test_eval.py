@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`secateur eval` on the demo bundle: its own questions, and folders in the formats of the field."""
+"""`secateur eval` on the demo bundle: generated questions, and folders in common formats."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ Bundle = tuple[Path, dict[str, Any]]
 FEW = ["--questions", "12", "--timed", "1"]
 
 
-def test_the_demo_answers_and_pruning_keeps_most_of_it(
+def test_the_demo_model_answers_with_and_without_pruning(
     demo_bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Held-out questions through the exported chain: the trained model works, and so does it pruned."""
+    """Held-out questions on the exported chain: the trained model works, also with pruning."""
     out = tmp_path / "found.json"
     argv = ["eval", demo_bundle[0], "--questions", 120, "--seed", 1, "--timed", 2, "--out", out, "--json"]
     code, printed, _ = call(capsys, *argv)
@@ -95,10 +95,10 @@ def test_the_result_is_written_before_the_report(
         (["--out", "file/below.json"], "below.json cannot be written"),
         (["--html", "file/below.html"], "below.html cannot be written"),
         (["--html", "shut/report.html"], "report.html cannot be written"),
-        (["--out", "same", "--html", "same"], "cannot both be; name two files"),
-        (["--out", "./same", "--html", "x/../same"], "cannot both be; name two files"),
-        (["--out", "one", "--html", "one/below"], "cannot both be; name two files"),
-        (["--overlays", "9"], "--overlays is 9, but there is no report to show them; add --html"),
+        (["--out", "same", "--html", "same"], "overlap; choose two separate files"),
+        (["--out", "./same", "--html", "x/../same"], "overlap; choose two separate files"),
+        (["--out", "one", "--html", "one/below"], "overlap; choose two separate files"),
+        (["--overlays", "9"], "--overlays is 9, but there is no report for them; add --html"),
         (["--data", ""], "argument --data: the path is empty; name a file or folder"),
         (["--images", ""], "argument --images: the path is empty"),
     ],
@@ -113,15 +113,15 @@ def test_output_is_checked_before_the_bundle_is_loaded(
     (tmp_path / "file").touch()
     (tmp_path / "shut").mkdir()
     monkeypatch.chdir(tmp_path)
-    may = os.access  # a test may run as root, whom no mode of a folder keeps out
+    may = os.access  # a test may run as root, for whom folder modes have no effect
     monkeypatch.setattr(os, "access", lambda path, mode: Path(path).name != "shut" and may(path, mode))
     assert message in refused(capsys, "eval", "no-bundle", *argv)
 
 
-def test_a_missing_package_of_the_report_is_missed_at_once(
+def test_a_missing_package_of_the_report_is_reported_first(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Jinja2 comes with Secateur itself, not with the extra of the exporter."""
+    """Jinja2 is installed with Secateur itself, not with the extra for the export."""
     for name in ("secateur.evaluation.report", "secateur.report.page"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, "jinja2", None)
@@ -151,7 +151,7 @@ def test_a_folder(demo_bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFix
     assert code == 0 and found["metric"] == "f1" and found["task"] == f"pope: {data}" and found["questions"] == 6
     assert set(full["metrics"]) == {"accuracy", "precision", "recall", "yes_ratio"}
     assert set(full["groups"]) == {"random", "popular"}
-    # No label is yes, so F1 is 0 whatever is answered, and retention is undefined.
+    # No label is yes, so F1 is always 0, and retention is undefined.
     assert full["score"] == 0 and full["retention"] is None and full["metrics"]["yes_ratio"] < 1
     assert call(capsys, *argv)[0] == 0
     asked[4]["text"] = "is there a five ? " * 200
@@ -172,7 +172,7 @@ def test_a_folder(demo_bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFix
         (["--timed", "0"], "--timed is 0"),
         (["--batch", "0"], "--batch is 0"),
         (["--seed", "-1"], "--seed is -1"),
-        (["--schedules", ","], "--schedules is ',', which names none; give names, as in a,b, or all"),
+        (["--schedules", ","], "--schedules is ',', which has no name; give names as a,b, or all"),
         (["--overlays", "-1"], "--overlays is -1"),
         (["--out", "tests"], "output tests is a folder"),
         (["--max-new-tokens", "0"], "--max-new-tokens is 0"),

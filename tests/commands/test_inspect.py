@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`secateur inspect`: what it lints, when it does not, and what wrong use it names."""
+"""`secateur inspect`: lint for TensorRT, and wrong use."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_operators_of_a_tensorrt_bundle(trt_bundle: Bundle, capsys: pytest.Captu
     assert code == 0 and "TensorRT 10.3" in out and "TopK" in out and "source 1:" in out
 
 
-def test_image_sizes_are_said(trt_bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+def test_image_sizes_are_shown(trt_bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
     _, out, _ = call(capsys, "inspect", trt_bundle[0], "--json")
     (size,), layout = json.loads(out)["image_sizes"], trt_bundle[1].manifest.layout
     assert size["size"] == layout.size and size["views"] == [list(layout.grid)] and size["images"] == 1
@@ -61,10 +61,10 @@ def test_findings_are_shown_and_fail(
     wrong = Finding("btp.0", "n7", "TopK", "K is no constant", "export again", "operators.md")
     monkeypatch.setattr(lint, "lint_bundle", lambda *_: (wrong,))
     code, out, err = call(capsys, "inspect", trt_bundle[0])
-    assert code == 1 and "K is no constant" in out and "TensorRT 10.3 refuses the bundle at 1 nodes" in err
+    assert code == 1 and "K is no constant" in out and "TensorRT 10.3 does not support 1 nodes of the bundle" in err
 
 
-def test_without_onnx_the_rest_is_shown(
+def test_without_onnx_all_but_the_lint_is_shown(
     trt_bundle: Bundle, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     find = importlib.util.find_spec
@@ -80,7 +80,7 @@ def test_without_onnx_the_rest_is_shown(
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--questions", "3"], "--questions belongs to --check"),
+        (["--questions", "3"], "--questions needs --check"),
         (["--check", "--questions", "0"], "--questions is 0; it must be at least 1"),
         (["--tensorrt", "ten"], "'ten' is not a TensorRT version"),
     ],

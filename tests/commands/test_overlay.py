@@ -13,11 +13,11 @@ from tests.commands.calling import call, refused
 
 
 @pytest.mark.parametrize("name", ["kept", "kept.xyz"])
-def test_an_output_that_is_no_image_file_is_refused_first(
+def test_an_output_that_is_not_an_image_file_is_refused_first(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     said = refused(capsys, "overlay", tmp_path / "no-bundle", "--image", "a.png", "--prompt", "?", "--out", name)
-    assert said == f"secateur: error: --out {name} is no picture; give a file such as kept.png"
+    assert said == f"secateur: error: --out {name} is not an image file; give a name such as kept.png"
 
 
 def test_the_picture_is_written(

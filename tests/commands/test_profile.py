@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`secateur profile`: timed here, by a trtexec that only writes files, and imported."""
+"""`secateur profile`: timed in this process, by a fake trtexec that only writes files, and imported."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def refused(capsys: pytest.CaptureFixture[str], *argv: object) -> str:
     return calling.refused(capsys, "profile", *argv)
 
 
-def test_a_backend_here(
+def test_a_backend_in_this_process(
     trt_bundle: Trt, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ort.Backend, "describe", lambda backend: {"GPU": "Orin, SM 8.7"})
@@ -73,7 +73,7 @@ def test_by_trtexec(
     )
     assert {name for case in Cases.read(work).cases for name in case.schedules} == {"full", "vtw"}
     first = [c for c in made.usual_cases(manifest) if "full" in c.schedules and c.kind != "decode"]
-    assert found["chains"][0]["first_token"]["p50"] == pytest.approx(len(first))  # a millisecond each
+    assert found["chains"][0]["first_token"]["p50"] == pytest.approx(len(first))  # one millisecond each
     code, printed, _ = call(capsys, trt_bundle[0], "--import", work, "--json")
     assert code == 0 and [chain["schedule"] for chain in json.loads(printed)["chains"]] == ["full", "vtw"]
     assert "has no case of the schedule 'btp'" in refused(capsys, trt_bundle[0], "--import", work, "--schedules", "btp")
@@ -83,10 +83,10 @@ def test_by_trtexec(
     code, printed, err = call(capsys, *argv)
     assert code == 1 and "failed: projector.encode" in printed and "OutOfMemory" in printed
     assert err.startswith("secateur: error: ") and "projector.encode" in err and len(err.strip().splitlines()) == 1
-    assert "vision.encode" in printed  # the others count
+    assert "vision.encode" in printed  # the other graphs count
 
 
-def test_trtexec_builds_what_the_build_would(
+def test_trtexec_builds_the_same_plans_as_build(
     trt_bundle: Trt, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ["--schedule", "btp", "--max-batch", 3, "--max-text", 40, "--max-new-tokens", 9, "--masked-past"]
@@ -136,17 +136,17 @@ def test_without_trtexec(
 def test_wrong_use(trt_bundle: Trt, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bundle = trt_bundle[0]
     assert "give one of them" in refused(capsys, bundle, "--trtexec", "x", "--import", tmp_path)
-    assert "--rounds is of no use to trtexec" in refused(capsys, bundle, "--import", tmp_path, "--rounds", 3)
+    assert "--rounds does not apply to trtexec" in refused(capsys, bundle, "--import", tmp_path, "--rounds", 3)
     assert "add --trtexec" in refused(capsys, bundle, "--work", tmp_path)
-    assert "--max-text is for engines that trtexec builds" in refused(capsys, bundle, "--max-text", 9)
+    assert "--max-text only applies to engines that trtexec builds" in refused(capsys, bundle, "--max-text", 9)
     assert "--masked-past is for" in refused(capsys, bundle, "--masked-past", "--import", tmp_path)
-    assert "--device is of no use to trtexec" in refused(capsys, bundle, "--device", "cpu", "--trtexec", "x")
+    assert "--device does not apply to trtexec" in refused(capsys, bundle, "--device", "cpu", "--trtexec", "x")
     assert "backend 'ort' runs on cpu or cuda, not on 'gpu'" in refused(capsys, bundle, "--device", "gpu")
     assert "--rounds is 0; it must be at least 1" in refused(capsys, bundle, "--rounds", 0)
     assert "unknown schedule 'btq'. Did you mean 'btp'?" in refused(capsys, bundle, "--schedules", "btq")
     assert "unknown backend 'orr'" in refused(capsys, bundle, "--backend", "orr")
     both = tmp_path / "both"
-    assert "name two files" in refused(capsys, bundle, "--out", both, "--html", both)
+    assert "choose two files" in refused(capsys, bundle, "--out", both, "--html", both)
     assert "has no cases.json" in refused(capsys, bundle, "--import", tmp_path)
     assert "does not exist" in refused(capsys, tmp_path / "no", "--import", tmp_path)
     image = tmp_path / "image.png"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `secateur run` shows of an image."""
+"""How `secateur run` shows the fitting of an image."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from secateur.runtime.canvas import Fitted
 @pytest.mark.parametrize(
     ("fitted", "shown"),
     [
-        (Fitted((48, 48), (0.5, 0.5), (0, 0, 0, 0)), "as its processor does, scaled by 0.5"),
+        (Fitted((48, 48), (0.5, 0.5), (0, 0, 0, 0)), "fitted by its processor, scaled by 0.5"),
         (Fitted((48, 48), (0.5, 0.25), (0, 0, 0, 0), "stretch"), "stretch, scaled by 0.25 x 0.5"),
         (
             Fitted((48, 48), (2, 2), (3, 4, 0, 0), "letterbox"),

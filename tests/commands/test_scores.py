@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables of `secateur eval`: every figure of the document, and a dash for what is undefined."""
+"""Tables of `secateur eval`: every figure of the document, and a dash for undefined values."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def shown(*schedules: ScheduleResult, full_marks: float = 1.0, metric: str = "ac
 
 
 def row(text: str, name: str, number: int) -> list[str]:
-    """Cells of the `number`-th row that begins with `name`."""
+    """Return the cells of the `number`-th row that starts with `name`."""
     lines = [line for line in text.splitlines() if line.startswith(f"│ {name} ")]
     return [cell.strip() for cell in lines[number].strip("│").split("│")]
 
@@ -66,11 +66,11 @@ def test_all_figures() -> None:
     assert row(text, "ours", 3) == ["ours", "25.0"]
 
 
-def test_what_the_figures_leave_out() -> None:
+def test_notes_on_what_the_figures_do_not_include() -> None:
     text = shown(FULL, replace(OURS, flops_ratio_with_gates=0.5))
     assert row(text, "ours", 2)[2] == "1.000 (0.500)"
     words = " ".join(text.split())
-    assert "Not counted are the gates' own cost and the encoder" in words and "In brackets" in words
+    assert "The gates themselves are not included, nor is the encoder" in words and "In brackets" in words
     assert "This bundle cuts the decoder into 5 segments" in words and "full (144.0 tokens)" in words
     assert "In brackets" not in shown(FULL, OURS)
 
@@ -86,6 +86,6 @@ def test_half_right_answers_have_only_a_split() -> None:
     assert "hard" not in shown(FULL, replace(OURS, split=None))
 
 
-def test_marks_are_not_percent() -> None:
+def test_scores_with_other_full_marks_are_not_percent() -> None:
     text = shown(replace(FULL, score=1520.4, score_interval=(1400, 1600)), full_marks=2800, metric="score")
     assert "score of 2800 on 60 questions" in text and row(text, "full", 0)[2:4] == ["1520.4", "1400.0-1600.0"]

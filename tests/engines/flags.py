@@ -36,7 +36,7 @@ IDLE_FROM_11 = "--stronglyTyped --useCudaGraph --noDataTransfers --useSpinWait -
 
 
 def known(version: Version) -> frozenset[str]:
-    """Flags that trtexec of `version`, 10.3 or later, accepts."""
+    """Return the flags that trtexec accepts in a version from 10.3 on."""
     flags = {*BUILD, *RUN, *REPORT, *PLUGINS, "--directIO"}
     for since, added in ADDED.items():
         if version >= since:

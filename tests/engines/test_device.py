@@ -27,7 +27,7 @@ def test_all_orins_have_the_same_name(simulated: Any) -> None:
 
 
 def test_without_a_gpu(simulated: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """CUDA itself is queried, as a Jetson may have no nvidia-smi."""
+    """CUDA itself is queried, since a Jetson may have no nvidia-smi."""
     monkeypatch.setenv("SIMULATED_DEVICES", "0")
     with pytest.raises(BackendMissing, match="CUDA could not find the GPU: cudaErrorNoDevice; check the driver; `--b"):
         this_device()

@@ -38,7 +38,7 @@ def recipe(request: pytest.FixtureRequest, trt_bundle: Trt, tmp_path_factory: py
 
 
 def read(recipe: Recipe, case: Case) -> dict[str, Any]:
-    """The files as trtexec reads them: raw bytes in C order."""
+    """Read the files like trtexec: raw bytes in C order."""
     read = {}
     for name, file in inputs.files(recipe.manifest, case).items():
         data = (recipe.folder / file).read_bytes()
@@ -71,7 +71,7 @@ def test_values_are_in_range(recipe: Recipe) -> None:
 
 
 def test_every_case_runs(recipe: Recipe) -> None:
-    """Shapes, dtypes and indices fit the graph; floats are drawn as trtexec draws them."""
+    """Shapes, dtypes and indices fit the graph; floats are drawn as by trtexec."""
     random = np.random.default_rng(0)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
@@ -92,7 +92,7 @@ def test_every_case_runs(recipe: Recipe) -> None:
             assert value.shape == shapes[spec.name] and np.isfinite(value).all(), (case.name, spec.name)
 
 
-def test_positions_lie_in_a_context_that_the_cache_fills(recipe: Recipe) -> None:
+def test_positions_are_in_range_if_the_cache_fills_the_context(recipe: Recipe) -> None:
     case = next(case for case in recipe.cases if case.graph == "segment_0" and case.kind == "decode")
     rows = next(shape[0] for name, shape in case.shapes.items() if name.startswith("past_"))
     short = dataclasses.replace(
@@ -101,14 +101,14 @@ def test_positions_lie_in_a_context_that_the_cache_fills(recipe: Recipe) -> None
     assert inputs.values(short, case)["position_ids"].tolist() == [[rows - 1]]
 
 
-def test_the_files_say_which_cases_they_are_for(recipe: Recipe) -> None:
+def test_the_files_belong_to_their_cases(recipe: Recipe) -> None:
     assert Cases.read(recipe.folder).cases == recipe.cases
     written = {path.relative_to(recipe.folder).as_posix() for path in recipe.folder.rglob("*") if path.is_file()}
     needed = {file for case in recipe.cases for file in inputs.files(recipe.manifest, case).values()}
     assert written == needed | {"cases.json"}
 
 
-def test_the_same_every_time(recipe: Recipe) -> None:
+def test_values_are_deterministic(recipe: Recipe) -> None:
     before = {path: path.read_bytes() for path in recipe.folder.rglob("*") if path.is_file()}
     recipe.write()
     assert before == {path: path.read_bytes() for path in recipe.folder.rglob("*") if path.is_file()}
@@ -124,7 +124,7 @@ def test_an_unknown_integer_is_refused(trt_bundle: Trt) -> None:
         inputs.values(manifest, case)
 
 
-def test_bad_folders(recipe: Recipe, tmp_path: Path) -> None:
+def test_invalid_folders(recipe: Recipe, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(BadOutput, match="is not a folder; choose another one"):
         dataclasses.replace(recipe, folder=tmp_path / "file").write()

@@ -21,7 +21,7 @@ ENGINES = Engines(DEVICE, Limits(), {"tf32": False}, (PLAN,))
 CASE = Case("embed.decode", "embed", "decode", 1, {"x": (1, 0)}, ("full",))
 
 
-def test_what_was_written_is_read(tmp_path: Path) -> None:
+def test_a_written_file_is_read_back(tmp_path: Path) -> None:
     (tmp_path / "engines.json").write_text(to_json(ENGINES))
     assert read_json(Engines, tmp_path / "engines.json", BadEngine) == ENGINES
     (tmp_path / CASES_FILE).write_text(to_json(Cases("00", (CASE,))))

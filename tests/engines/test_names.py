@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every name used of TensorRT, cuda-python and Polygraphy exists, with that signature, in each version we promise.
+"""Every used name of TensorRT, cuda-python and Polygraphy exists with its signature in each supported version.
 
 TensorRT cannot be installed everywhere, but its bindings can be read: tests/engines/names contains their names.
 """
@@ -83,7 +83,7 @@ cudart.cudaMemcpyAsync(1, 2, 3, cudart.cudaMemcpyKind.cudaMemcpyHostToDevice, st
 TYPICAL = {"builder": "Builder", "config": "IBuilderConfig", "engine": "ICudaEngine", "context": "IExecutionContext"}
 
 
-def test_the_snapshots_cover_what_we_promise() -> None:
+def test_the_snapshots_cover_the_supported_versions() -> None:
     versions = {kind: [s.version for s in SNAPSHOTS if s.kind == kind] for kind in ("tensorrt", "cuda")}
     for start in ("10.3.", "10.13.", "10.15.", "10.16.", "11."):
         assert any(version.startswith(start) for version in versions["tensorrt"])
@@ -97,20 +97,20 @@ def test_names_exist_in_every_version(file: str) -> None:
 
 
 @pytest.mark.parametrize("file", SINCE)
-def test_a_file_that_asks_for_the_version_needs_to(file: str) -> None:
+def test_files_that_check_the_version_need_to(file: str) -> None:
     assert complaints(FILES[file], OBJECTS[file])
 
 
 @pytest.mark.parametrize("file", FILES)
 def test_the_table_names_every_object(file: str) -> None:
-    """Otherwise a new variable would not be checked, or an old entry would be useless."""
+    """Every variable is checked, and no entry is out of date."""
     objects = OBJECTS.get(file, {})
     assert strangers(FILES[file], objects) == set()
     expressions = {ast.unparse(n.value) for n in ast.walk(ast.parse(FILES[file])) if isinstance(n, ast.Attribute)}
     assert objects.keys() <= expressions
 
 
-def test_only_these_files_know_tensorrt() -> None:
+def test_only_these_files_use_tensorrt() -> None:
     users = {file for file, source in SOURCES.items() if _uses_modules(source)}
     assert OBJECTS.keys() <= users <= FILES.keys()
 
@@ -130,7 +130,7 @@ def test_an_error_recorder_has_all_methods() -> None:
 
 
 @pytest.mark.parametrize("source", WRONG)
-def test_a_wrong_name_is_noticed(source: str) -> None:
+def test_a_wrong_name_is_found(source: str) -> None:
     assert complaints(source, TYPICAL)
 
 
@@ -139,7 +139,7 @@ def test_right_names_pass() -> None:
 
 
 @pytest.mark.parametrize("use", ["other.execute_async_v3", "other.cudaMalloc"])
-def test_an_unknown_object_is_noticed(use: str) -> None:
+def test_an_unknown_object_is_found(use: str) -> None:
     assert strangers(f"{use}(1)", TYPICAL) == {use}
 
 
@@ -161,8 +161,8 @@ def test_the_installed_bindings_agree(kind: str) -> None:
     )
 
 
-def test_polygraphy_has_what_we_use() -> None:
-    """Imports, and the arguments of calls of what is imported."""
+def test_used_names_of_polygraphy_exist() -> None:
+    """Check imported names and the arguments of their calls."""
     pytest.importorskip("polygraphy")
     calls = [call for source in SOURCES.values() for call in polygraphy_calls(source)]
     assert calls
@@ -170,7 +170,7 @@ def test_polygraphy_has_what_we_use() -> None:
         inspect.signature(function).bind(*call.args, **{str(keyword.arg): keyword.value for keyword in call.keywords})
 
 
-def test_a_wrong_call_of_polygraphy_is_noticed() -> None:
+def test_a_wrong_call_of_polygraphy_is_found() -> None:
     pytest.importorskip("polygraphy")
     begin = "from polygraphy.comparator import Comparator\n"
     ((function, call),) = polygraphy_calls(begin + "Comparator.run(runners, loader=feeds)")
@@ -196,10 +196,8 @@ def polygraphy_calls(source: str) -> Iterator[tuple[Any, ast.Call]]:
 
 
 @pytest.mark.parametrize("snapshot", SNAPSHOTS, ids=lambda s: f"{s.kind}-{s.version}")
-def test_the_simulation_has_no_names_of_its_own(
-    snapshot: Snapshot, simulated: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Code that runs on the simulation uses only names that all versions have."""
+def test_the_simulation_has_no_other_names(snapshot: Snapshot, simulated: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The simulation only has names that all versions have."""
     if snapshot.kind == "cuda":
         module = importlib.import_module("cuda.bindings.runtime")
     else:

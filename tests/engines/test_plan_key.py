@@ -20,7 +20,7 @@ WEIGHTS = {"vision": "vision.onnx.data", "small.0": "vision.onnx.data", "segment
 
 
 class Listed:
-    """The fields of a manifest that `plan_key` reads."""
+    """Manifest with only the fields that `plan_key` reads."""
 
     def __init__(self, names: list[str]) -> None:
         self.files = {name: f"hash of {name}" for name in names}
@@ -32,7 +32,7 @@ def graph(name: str) -> GraphSpec:
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> tuple[Path, Any]:
-    """Graphs whose weights lie in the file of the table; `plain` has none."""
+    """Write graphs with the weight files of the table; `plain` has none."""
     (tmp_path / "onnx").mkdir()
     for name in (*WEIGHTS, "plain"):
         made = numpy_helper.from_array(np.ones(4, np.float32), "w")
@@ -47,12 +47,12 @@ def bundle(tmp_path: Path) -> tuple[Path, Any]:
 
 
 @pytest.mark.parametrize(("name", "weights"), [*((n, [f"onnx/{w}"]) for n, w in WEIGHTS.items()), ("plain", [])])
-def test_files_are_those_that_the_graph_names(bundle: tuple[Path, Any], name: str, weights: list[str]) -> None:
+def test_the_files_of_a_graph(bundle: tuple[Path, Any], name: str, weights: list[str]) -> None:
     root, manifest = bundle
     assert graph_files(manifest, root, graph(name)) == (graph(name).file, *weights)
 
 
-def test_a_change_of_shared_weights_is_one_of_both_graphs(bundle: tuple[Path, Any]) -> None:
+def test_a_change_of_shared_weights_changes_both_keys(bundle: tuple[Path, Any]) -> None:
     root, manifest = bundle
     before = {name: plan_key(manifest, root, graph(name), (), {}) for name in (*WEIGHTS, "plain")}
     manifest.files["onnx/vision.onnx.data"] = "another"
@@ -60,8 +60,8 @@ def test_a_change_of_shared_weights_is_one_of_both_graphs(bundle: tuple[Path, An
     assert changed == {"vision", "small.0"}
 
 
-def test_the_identity_of_what_is_timed(trt_bundle: tuple[Path, Exported]) -> None:
-    """Model, target and graphs; neither schedules nor weights beside the model's."""
+def test_the_identity_of_a_timed_bundle(trt_bundle: tuple[Path, Exported]) -> None:
+    """The identity depends on model, target and graphs, not on schedules or other weights."""
     manifest = trt_bundle[1].manifest
     others = (
         replace(manifest, model=replace(manifest.model, fingerprint="another")),

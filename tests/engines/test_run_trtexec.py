@@ -29,7 +29,7 @@ Recipes = Callable[[Path], Recipe]
 
 @pytest.fixture
 def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """An empty folder, with no PATH, no variable and no TensorRT."""
+    """Use an empty folder, with no PATH, no variable and no TensorRT."""
     monkeypatch.setenv("PATH", str(tmp_path / "path"))
     monkeypatch.delenv("TRTEXEC", raising=False)
     monkeypatch.setattr(run_trtexec, "USUAL", tmp_path / "usual" / "trtexec")
@@ -38,7 +38,7 @@ def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_where_trtexec_is_looked_for(clean: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_search_for_trtexec(clean: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made.program(clean / "usual" / "trtexec")
     assert find() == clean / "usual" / "trtexec"
     made.program(clean / "path" / "trtexec")
@@ -61,7 +61,7 @@ def test_without_trtexec(clean: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def recipes(trt_bundle: tuple[Path, Exported]) -> Recipes:
-    """The recipe of `full` in a folder."""
+    """Return the recipe of `full` in a folder."""
     bundle = Bundle.load(trt_bundle[0])
     manifest = bundle.manifest
     room = limits(manifest)
@@ -105,8 +105,8 @@ def test_plans_are_kept_until_something_changes(recipes: Recipes, tmp_path: Path
     assert plan.read_text() == other.read_text() == "plan"
 
 
-def test_half_a_plan_does_not_count(recipes: Recipes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """trtexec is killed while it writes, and so is this process."""
+def test_a_partial_plan_is_not_used(recipes: Recipes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """trtexec and this process are killed while trtexec writes."""
     tool, recipe = made.program(tmp_path / "trtexec"), recipes(tmp_path / "work")
     os.utime(tool, (1, 1))
     run(recipe, tool, quiet)
@@ -127,7 +127,7 @@ def test_half_a_plan_does_not_count(recipes: Recipes, tmp_path: Path, monkeypatc
     assert (recipe.folder / "embed.plan").read_text() == "plan"
 
 
-def test_one_at_a_time(recipes: Recipes, tmp_path: Path) -> None:
+def test_one_run_at_a_time(recipes: Recipes, tmp_path: Path) -> None:
     recipe = recipes(tmp_path / "work")
     with build_lock(recipe.folder), pytest.raises(BadOutput, match=f"another build is running in {recipe.folder}"):
         run(recipe, made.program(tmp_path / "trtexec"), quiet)
@@ -143,13 +143,13 @@ def test_trtexec_holds_the_lock(recipes: Recipes, tmp_path: Path) -> None:
     assert str(recipe.folder / ".lock") in (recipe.folder / "embed.build.log").read_text()
 
 
-def test_a_file_where_the_folder_should_be(recipes: Recipes, tmp_path: Path) -> None:
+def test_a_file_instead_of_the_folder(recipes: Recipes, tmp_path: Path) -> None:
     (tmp_path / "work").write_text("x")
     with pytest.raises(BadOutput, match=f"output {tmp_path / 'work'} is not a folder; choose another one"):
         run(recipes(tmp_path / "work"), made.program(tmp_path / "trtexec"), quiet)
 
 
-def test_a_plan_depends_on_weights_beside_those_of_its_name(recipes: Recipes, tmp_path: Path) -> None:
+def test_a_plan_depends_on_all_weight_files_of_its_graph(recipes: Recipes, tmp_path: Path) -> None:
     tool, made_from = made.program(tmp_path / "trtexec"), recipes(tmp_path / "work")
     shutil.copytree(made_from.bundle, tmp_path / "bundle")
     weights, onnx = (tmp_path / "bundle" / "onnx" / name for name in ("shared.data", "embed.onnx"))

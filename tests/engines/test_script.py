@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The script, run by sh with a stand-in for trtexec that writes the files its flags ask for."""
+"""The script, run by sh with a fake trtexec that writes the files of its flags."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ echo '&&&& PASSED TensorRT.trtexec [TensorRT v100300] # trtexec'
 
 @dataclass
 class Device:
-    """A copy of a bundle with the script in it, and a stand-in for trtexec beside it.
+    """A copy of a bundle with the script in it, and a fake trtexec next to it.
 
     The graph vision names the weights shared.data.
     """
@@ -161,14 +161,14 @@ def test_a_failing_timing_ends_the_script(device: Device) -> None:
     assert f"error: trtexec failed, see {device.folder}/{case.log}" in done.stderr
 
 
-def test_no_plan_though_trtexec_says_nothing(device: Device) -> None:
+def test_a_missing_plan_without_an_error_of_trtexec(device: Device) -> None:
     done = device.run(FAKE_NO_PLAN="1")
     assert done.returncode == 1
     first = device.recipe.manifest.graphs[0].name
     assert done.stderr == f"error: trtexec wrote no plan, see {device.folder}/{first}.build.log\n"
 
 
-def test_a_failed_run_leaves_no_times_of_the_run_before(device: Device) -> None:
+def test_a_failed_run_removes_earlier_times(device: Device) -> None:
     assert device.run().returncode == 0
     (device.folder / "embed.plan").unlink()
     assert device.run(FAKE_FAIL="embed.plan").returncode == 1
@@ -178,8 +178,8 @@ def test_a_failed_run_leaves_no_times_of_the_run_before(device: Device) -> None:
     assert "vision.build.log" in left and "vision.plan" in left
 
 
-def test_what_was_timed_before_is_removed(device: Device) -> None:
-    """Of cases that are no more, too."""
+def test_earlier_results_are_removed(device: Device) -> None:
+    """Also for cases that no longer exist."""
     assert device.run().returncode == 0
     first, *others = device.recipe.cases
     dataclasses.replace(device.recipe, cases=(first,)).write()
@@ -190,12 +190,12 @@ def test_what_was_timed_before_is_removed(device: Device) -> None:
     assert (device.folder / "embed.plan").exists()
 
 
-def test_without_its_folder(device: Device) -> None:
+def test_without_the_folder_of_inputs(device: Device) -> None:
     shutil.rmtree(device.folder)
     assert "error: the folder of the input files is missing; copy it too" in device.run().stderr
 
 
-def test_no_trtexec(device: Device) -> None:
+def test_without_trtexec(device: Device) -> None:
     done = device.run(TRTEXEC="/nowhere/trtexec")
     assert done.returncode == 1
     assert "error: TRTEXEC names no program; set it to the path of trtexec" in done.stderr
@@ -204,14 +204,14 @@ def test_no_trtexec(device: Device) -> None:
     assert "error: trtexec was not found; install TensorRT's samples" in done.stderr
 
 
-def test_trtexec_on_the_path_and_a_relative_one(device: Device) -> None:
+def test_trtexec_on_the_path_and_by_relative_path(device: Device) -> None:
     there = f"{device.program.parent}:{os.environ['PATH']}"
     assert device.run(TRTEXEC="", PATH=there).returncode == 0
     assert device.run(TRTEXEC="bin/trtexec").returncode == 0
     assert device.run(TRTEXEC="", PATH=f"bin:{os.environ['PATH']}").returncode == 0
 
 
-def test_a_bundle_that_was_moved(device: Device) -> None:
+def test_a_moved_bundle(device: Device) -> None:
     elsewhere = device.calls.parent / "else where"
     shutil.move(device.script.parent, elsewhere)
     elsewhere = elsewhere / device.folder.name
@@ -230,7 +230,7 @@ def test_a_bundle_that_was_moved(device: Device) -> None:
 
 
 def test_the_script_is_portable(device: Device) -> None:
-    """Nothing but POSIX sh: no [[, no arrays, no local, no process substitution, no carriage returns."""
+    """Only POSIX sh: no [[, no arrays, no local, no process substitution, no carriage returns."""
     text = script(device.recipe)
     assert text.startswith("#!/bin/sh\n") and text.endswith("\n") and "\r" not in text
     for word in ("[[", "local ", "<(", "function ", "echo ", "source ", " -nt "):

@@ -55,7 +55,7 @@ class Fixed(Recording):
 
 
 class Opened:
-    """A bundle on the recording backend. `question(n)` has n rows with its template."""
+    """Bundle on the recording backend. `question(n)` has n rows with its template."""
 
     def __init__(self, path: Path, backend: type[Recording] = Recording, past: int = 0) -> None:
         self.bundle = Bundle.load(path)
@@ -92,7 +92,7 @@ def any_mode(request: pytest.FixtureRequest, trt_bundle: Trt) -> Opened:
 
 
 def inside(shapes: Shapes, profile: Profile, graph: GraphSpec) -> bool:
-    """Every dynamic input is in its range; static inputs have no range."""
+    """Check that every dynamic input is in its range; static inputs have no range."""
     assert set(profile.ranges) == set(dynamic(graph))
     return all(
         all(low <= size <= high for low, size, high in zip(r.min, shapes[name], r.max, strict=True))
@@ -107,7 +107,7 @@ def fitting(made: Mapping[str, tuple[Profile, ...]], manifest: Manifest, run: tu
 
 @given(data=st.data())
 @settings(max_examples=25)
-def test_every_walk_lies_inside_a_profile(any_mode: Opened, data: st.DataObject) -> None:
+def test_every_run_is_inside_a_profile(any_mode: Opened, data: st.DataObject) -> None:
     opened = any_mode
     made = profiles(opened.manifest, LIMITS, usual_schedule(opened.manifest), opened.backend.masked_past)
     schedule = data.draw(st.sampled_from(sorted(opened.manifest.schedules)))
@@ -121,7 +121,7 @@ def test_every_walk_lies_inside_a_profile(any_mode: Opened, data: st.DataObject)
 
 @pytest.mark.parametrize("batch", [1, LIMITS.batch])
 def test_each_stage_has_its_profile(any_mode: Opened, batch: int) -> None:
-    """A long question, an answer, and a follow-up question that fills the cache to the last row."""
+    """A long question, an answer, and a follow-up question that fills the cache completely."""
     opened, manifest = any_mode, any_mode.manifest
     made = profiles(manifest, LIMITS, "full", opened.backend.masked_past)
     chat = opened.vlm._chat([opened.vlm._sizes.prepare(IMAGE, None)], batch, "full", LIMITS.capacity(manifest.layout))
@@ -141,8 +141,8 @@ def test_each_stage_has_its_profile(any_mode: Opened, batch: int) -> None:
 
 @pytest.mark.parametrize("new", [5, 100], ids=["the most", "rounded"])
 @pytest.mark.parametrize("past", [0, 1])
-def test_cases_are_what_a_schedule_runs(trt_bundle: Trt, past: int, new: int) -> None:
-    """Of a question of usual length, and an answer as long as `ask` allows; the cache is as large as there."""
+def test_cases_equal_the_runs_of_a_schedule(trt_bundle: Trt, past: int, new: int) -> None:
+    """Cases equal a run of a usual question with the longest default answer, with the same cache size."""
     opened, limits = Opened(trt_bundle[0], Fixed, past), Limits(text=USUAL_TEXT + 10, new_tokens=new)
     opened.backend.most_rows = limits.capacity(opened.manifest.layout)
     made = cases(opened.manifest, limits, past)
@@ -160,7 +160,7 @@ def test_cases_are_what_a_schedule_runs(trt_bundle: Trt, past: int, new: int) ->
             assert sorted(expected, key=repr) == sorted(seen, key=repr)
 
 
-def test_cases_lie_inside_their_profile_and_are_shared(opened: Opened) -> None:
+def test_cases_are_inside_their_profile_and_are_shared(opened: Opened) -> None:
     made = cases(opened.manifest, LIMITS)
     ranges = profiles(opened.manifest, LIMITS, usual_schedule(opened.manifest))
     for case in made:
@@ -174,7 +174,7 @@ def test_cases_lie_inside_their_profile_and_are_shared(opened: Opened) -> None:
 
 @pytest.mark.parametrize("past", [0, 1])
 @pytest.mark.parametrize("limits", [Limits(1, 1, 1), LIMITS, Limits(8, 100, 60)])
-def test_ranges_are_in_order_and_belong_together(opened: Opened, limits: Limits, past: int) -> None:
+def test_ranges_are_ordered_and_consistent(opened: Opened, limits: Limits, past: int) -> None:
     manifest = opened.manifest
     for schedule in manifest.schedules:
         for name, made in profiles(manifest, limits, schedule, past).items():
@@ -198,7 +198,7 @@ def _check_sum(shapes: Shapes) -> None:
     assert shapes["attention_mask"][1] == past + shapes["hidden_states"][1]
 
 
-def test_the_optimum_is_the_schedule_that_was_asked_for(opened: Opened) -> None:
+def test_the_optimum_is_that_of_the_given_schedule(opened: Opened) -> None:
     manifest, limits = opened.manifest, Limits(text=40, new_tokens=10)
     for schedule in manifest.schedules:
         made = profiles(manifest, limits, schedule)
@@ -226,7 +226,7 @@ def test_usual_schedule(opened: Opened) -> None:
         usual_schedule(manifest, "btb")
 
 
-def test_a_smaller_image_takes_the_place_of_vision(opened: Opened) -> None:
+def test_a_smaller_image_replaces_the_vision_graph(opened: Opened) -> None:
     manifest = opened.manifest
     small = dataclasses.replace(manifest.graph("vision"), name="small.0", kind="gate", layers=(0, 0))
     schedule = ScheduleRef("schedules/small.json", (GateRef(0, "small.0", 9, "downsample"),))
@@ -240,7 +240,7 @@ def test_a_smaller_image_takes_the_place_of_vision(opened: Opened) -> None:
     assert profiles(made, LIMITS, "full")["projector"][0].ranges["features"].min[1] == 9
 
 
-def test_a_graph_of_no_schedule_is_refused(opened: Opened) -> None:
+def test_a_graph_without_schedule_is_refused(opened: Opened) -> None:
     stray = dataclasses.replace(opened.manifest.graph("projector"), name="stray")
     manifest = dataclasses.replace(opened.manifest, graphs=(*opened.manifest.graphs, stray))
     with pytest.raises(BadBundle, match="no schedule runs the graph 'stray'"):
@@ -248,7 +248,7 @@ def test_a_graph_of_no_schedule_is_refused(opened: Opened) -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"name": "../x"}, {"name": ""}, {"kind": "all"}, {"graph": ".x"}])
-def test_a_case_checks_itself(wrong: dict[str, Any]) -> None:
+def test_invalid_cases_are_refused(wrong: dict[str, Any]) -> None:
     fields: dict[str, Any] = {"name": "a.b", "graph": "a", "kind": "decode", "profile": 0, "shapes": {}}
     with pytest.raises(ValueError, match="case"):
         Case(**fields | {"schedules": ()} | wrong)

@@ -29,7 +29,7 @@ def recipe(trt_bundle: tuple[Path, Exported], tmp_path_factory: pytest.TempPathF
 
 
 def parse_shapes(text: str) -> Shapes:
-    """Split like trtexec: at commas, at the last colon, at x."""
+    """Parse shapes like trtexec: split at commas, at the last colon, at x."""
     made = {}
     for part in text.split(","):
         name, _, shape = part.rpartition(":")
@@ -39,7 +39,7 @@ def parse_shapes(text: str) -> Shapes:
 
 
 def parse_profiles(command: list[str]) -> list[list[Shapes]]:
-    """min, opt and max of each profile; its ranges must directly follow --profile=N."""
+    """Return min, opt and max of each profile; its ranges must directly follow --profile=N."""
     flags = [word.partition("=") for word in command]
     starts = [i for i, (flag, _, _) in enumerate(flags) if flag == "--profile"]
     if not starts:
@@ -57,7 +57,7 @@ def parse_profiles(command: list[str]) -> list[list[Shapes]]:
 
 
 @pytest.mark.parametrize("version", VERSIONS, ids=str)
-def test_every_flag_is_known_to_every_version(recipe: Recipe, version: Version) -> None:
+def test_every_version_has_every_flag(recipe: Recipe, version: Version) -> None:
     for command in [*recipe.builds().values(), *recipe.times().values()]:
         program, *flags = command
         assert program == "trtexec"
@@ -79,7 +79,7 @@ def test_the_table_of_flags() -> None:
     assert set(IDLE_FROM_11) <= old & new
 
 
-def test_build_commands_say_the_profiles(recipe: Recipe) -> None:
+def test_build_commands_have_the_profiles(recipe: Recipe) -> None:
     for graph, command in recipe.builds().items():
         stated = parse_profiles(command)
         assert len(stated) == len(recipe.profiles[graph])
@@ -137,7 +137,7 @@ def test_time_command() -> None:
     assert not {word.partition("=")[0] for word in plain} & {"--useProfile", "--shapes", "--loadInputs"}
 
 
-def test_time_commands_give_every_dynamic_input_and_every_integer(recipe: Recipe) -> None:
+def test_time_commands_have_every_dynamic_and_integer_input(recipe: Recipe) -> None:
     commands = recipe.times()
     assert list(commands) == [case.name for case in recipe.cases]
     for case in recipe.cases:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Versions as TensorRT's packages write them."""
+"""Versions as written by TensorRT's packages."""
 
 from __future__ import annotations
 
@@ -25,6 +25,6 @@ def test_versions(text: str, version: tuple[int, ...], printed: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "10", "10.", "10.3.0.30.1", "v10.3", "10.3 ", "10.3+", "10.x", "1" * 7 + ".0"])
-def test_what_is_no_version(text: str) -> None:
+def test_invalid_versions(text: str) -> None:
     with pytest.raises(InputError, match="is not a TensorRT version"):
         Version.parse(text)

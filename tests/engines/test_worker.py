@@ -23,7 +23,7 @@ Run = Callable[..., Result]
 
 @pytest.fixture
 def run(simulated: Any, tmp_path: Path) -> Run:
-    """Build an attention over S rows, of which S may have this least size; the result as build.py reads it."""
+    """Build an attention over S rows with this minimum of S, and return the result as build.py reads it."""
     names = ("query", "key", "value", "out")
     q, k, v, out = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 2, "S", 8]) for name in names)
     node = helper.make_node("Attention", ["query", "key", "value"], ["out"], "attention")
@@ -46,7 +46,7 @@ def run(simulated: Any, tmp_path: Path) -> Run:
 
 @pytest.fixture
 def newer(monkeypatch: pytest.MonkeyPatch, simulated: Any) -> None:
-    """The first version that has Attention."""
+    """Use the first version with an Attention layer."""
     monkeypatch.setenv("SIMULATED_TENSORRT_VERSION", "10.15.1.29")
 
 
@@ -56,7 +56,7 @@ def test_attention_may_be_decomposed(newer: None, run: Run) -> None:
 
 
 def test_the_builder_gets_the_settings(newer: None, run: Run, tmp_path: Path) -> None:
-    """Also disables TF32 and asks for detailed layer names."""
+    """Also TF32 is disabled and layer names are detailed."""
     run(settings=BuilderSettings(7, 2, 1))
     plan = importlib.import_module("tensorrt._plan").Plan.unpack((tmp_path / "a.plan").read_bytes())
     assert plan.config == {"level": 2, "aux_streams": 1, "workspace": 7 * 1024**2, "tf32": 0}
@@ -74,7 +74,7 @@ def test_a_timing_cache_of_another_gpu_is_replaced(
     assert run().warnings == ()
 
 
-def test_a_damaged_timing_cache_is_not_the_reason(
+def test_a_damaged_timing_cache_is_not_reported_as_the_reason(
     newer: None, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "timing.cache").write_bytes(b"damaged")
@@ -83,19 +83,19 @@ def test_a_damaged_timing_cache_is_not_the_reason(
     assert "--masked-past" not in run().error and "--masked-past" in run(least=0).error
 
 
-def test_a_profile_that_was_changed_is_noticed(newer: None, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_changed_profile_is_refused(newer: None, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SIMULATED_CLAMPS_EMPTY", "1")
     error = run(least=0).error
     assert "has the minimum (1, 2, 1, 8) for 'query' in its profile 'all' instead of (1, 2, 0, 8)" in error
     assert "build with --masked-past" in error
 
 
-def test_an_older_version_says_that_it_has_no_attention(run: Run) -> None:
+def test_an_older_version_without_attention(run: Run) -> None:
     assert "No importer registered for op: Attention" in run().error
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, ValueError])
-def test_what_the_bindings_raise_is_the_reason(
+def test_errors_of_the_bindings_are_the_reason(
     kind: type[Exception], run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fails(job: Job) -> Result:
@@ -106,6 +106,6 @@ def test_what_the_bindings_raise_is_the_reason(
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_a_builder_that_cannot_be_made(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_builder_that_cannot_be_created(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SIMULATED_DEVICES", "0")
     assert run().error == "pybind11::init(): factory function returned nullptr"

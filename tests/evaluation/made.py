@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluations and overlays made up for the tests of the report."""
+"""Generated evaluations and overlays for the tests of the report."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def evaluation(
     compressions: Sequence[float] = (0.78, 0.89, 0.94),
     grid: tuple[int, int] = (12, 12),
 ) -> Evaluation:
-    """`full` at 95.3 %, and every method at every compression with a score of its own."""
+    """Return an evaluation of `full` at 95.3 % and of every method at every compression, all with different scores."""
     count, tokens = len(methods), grid[0] * grid[1]
     reference = f"downsample-{round(100 * compressions[-1])}" if "downsample" in methods else None
     schedules = [result("full", "full", float(tokens), tokens, 0.953)]
@@ -99,7 +99,7 @@ def result(
 
 
 def overlays(found: Evaluation, count: int = 4, pixels: int = 96, seed: int = 0) -> list[Overlay]:
-    """`count` noisy images; the answer is right where a coin says so, and each gate keeps chance patches."""
+    """Return `count` noisy images with random verdicts and random kept patches."""
     draw, rng = random.Random(seed), np.random.default_rng(seed)
     every = range(found.vision_tokens)
     made = []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Backends that agree pass, one changed weight fails by the name of its graph, indices must be equal."""
+"""Equal backends pass, a changed weight fails in its graph, indices must be equal."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def folder(tiny: Family, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def changed(folder: Path) -> Path:
-    """The same bundle, but one weight of the projector is another, and its hash is right."""
+    """Return the bundle with one changed weight in the projector and a correct hash."""
     path = folder.with_name("changed")
     shutil.copytree(folder, path)
     graph = path / "onnx" / "projector.onnx"
@@ -63,7 +63,7 @@ def changed(folder: Path) -> Path:
 
 
 def compared(path: Path, tiny: Family, candidate: type[ort.Backend] = ort.Backend, **options: Any) -> list[Agreement]:
-    """Every schedule on ONNX Runtime, or a backend like it, against torch."""
+    """Compare every schedule on ONNX Runtime, or the given backend, with torch."""
     bundle = Bundle.load(path)
     names = list(bundle.manifest.schedules)
     reference, found = eager.Backend(bundle, family=tiny), candidate(bundle)
@@ -91,8 +91,8 @@ def test_a_changed_weight_is_found_in_its_graph(changed: Path, tiny: Family) -> 
     assert not all(graph.passed for graph in compared(changed, tiny, bounds=Bounds(atol=worst.absolute / 2)))
 
 
-def test_rows_that_are_rounded_to_eight_bits_are_allowed_more(tiny: Family, tmp_path: Path) -> None:
-    """As in the check after an export: the two run other models then, and the bound is that of the kernel."""
+def test_rows_rounded_to_eight_bits_have_a_larger_bound(tiny: Family, tmp_path: Path) -> None:
+    """As in the check after an export: the backends run different models then, and the bound is that of the kernel."""
     how = Quantization("int4", 16, accuracy_level=4)
     export([ExportPlan(tiny, ())], target("cpu"), tmp_path / "bundle", verify=False, quantization=how)
     (segment,) = (graph for graph in compared(tmp_path / "bundle", tiny) if graph.graph == "segment_0")
@@ -100,7 +100,7 @@ def test_rows_that_are_rounded_to_eight_bits_are_allowed_more(tiny: Family, tmp_
 
 
 class Swapped(ort.Backend):
-    """Gives the indices of kept tokens in another order."""
+    """Backend that returns the indices of kept tokens in another order."""
 
     def run(self, graph: str, inputs: Mapping[str, base.Buffer], outputs: Mapping[str, base.Buffer]) -> None:
         super().run(graph, inputs, outputs)
@@ -128,7 +128,7 @@ def test_nan_never_agrees(folder: Path, tiny: Family) -> None:
 
 
 class Masked(ort.Backend):
-    """As a device that takes no empty past."""
+    """Backend that does not support an empty past."""
 
     masked_past = 1
 
@@ -141,7 +141,7 @@ def test_a_past_is_as_long_as_the_backend_needs(folder: Path, tiny: Family) -> N
     assert all(graph.passed for graph in compared(folder, tiny, Masked))
 
 
-def test_a_gate_that_leaves_nothing_has_nothing_to_compare(tiny: Family, tmp_path: Path) -> None:
+def test_a_gate_without_output_rows_is_not_compared(tiny: Family, tmp_path: Path) -> None:
     made = schedules(tiny, {"cls": method("cls")}, BudgetRequest(keep=(0.0,)))
     export([ExportPlan(tiny, tuple(made))], target("cpu"), tmp_path / "none", verify=False)
     found = compared(tmp_path / "none", tiny)
@@ -150,7 +150,7 @@ def test_a_gate_that_leaves_nothing_has_nothing_to_compare(tiny: Family, tmp_pat
 
 @pytest.fixture(scope="module")
 def sizes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Family]:
-    """A bundle of two image sizes, and its model."""
+    """Return a bundle with two image sizes, and its model."""
     family = tiny_family("qwen2_5_vl")
     made = [
         ExportPlan(each, tuple(schedules(each, {"fastv": method("fastv")}, BudgetRequest(compression=COMPRESSION))))
@@ -175,7 +175,7 @@ def test_every_image_size_is_compared(sizes: tuple[Path, Family]) -> None:
 
 
 class Slanted(ort.Backend):
-    """Is wrong where the prompt is that of one image size."""
+    """Backend that is wrong for one image size."""
 
     wrong = 0
 
@@ -185,7 +185,7 @@ class Slanted(ort.Backend):
             outputs["vision_tokens"].write(outputs["vision_tokens"].numpy() + 1)
 
 
-def test_the_image_size_that_differs_is_named(
+def test_the_error_names_the_image_size(
     sizes: tuple[Path, Family], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(Slanted, "wrong", Bundle.load(sizes[0]).manifest.buckets[1].layout.image_tokens)
@@ -218,12 +218,12 @@ def test_the_command(
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--against", "ort"], "--against and --backend are both 'ort'; name two backends, or another --device"),
+        (["--against", "ort"], "--against and --backend are both 'ort'; choose different backends or another --device"),
         (["--against", "ort", "--device", "gpu"], "backend 'ort' runs on cpu or cuda, not on 'gpu'"),
         (["--against", "tensor"], "unknown backend 'tensor'"),
         (["--against", "torch", "--schedules", "vtw,btb"], "unknown schedule 'btb'"),
-        (["--against", "torch", "--atol", "-1"], "--atol is -1.0; it must be a number of at least 0"),
-        (["--against", "torch", "--rtol", "nan"], "--rtol is nan; it must be a number of at least 0"),
+        (["--against", "torch", "--atol", "-1"], "--atol is -1.0; it must be at least 0 and finite"),
+        (["--against", "torch", "--rtol", "nan"], "--rtol is nan; it must be at least 0 and finite"),
         (["--against", "trt"], "export it with --target tensorrt"),
     ],
 )
@@ -236,7 +236,7 @@ def test_one_backend_on_two_devices(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class Cuda(ort.Host):
-        """Stands for the CUDA provider."""
+        """Fake of the CUDA provider."""
 
     monkeypatch.setattr(ort.Backend, "places", {"cpu": ort.Host, "cuda": Cuda})
     opened = []
@@ -251,7 +251,7 @@ def test_one_backend_on_two_devices(
 
 
 def test_without_polygraphy(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """It is missed before a backend is opened, and not by an import."""
+    """The error is raised before a backend is opened."""
     for name in [name for name in sys.modules if name.partition(".")[0] == "polygraphy"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "polygraphy", None)

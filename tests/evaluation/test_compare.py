@@ -31,14 +31,14 @@ def test_sign_test_of_known_and_of_large_counts() -> None:
     assert 0.3 < sign_test(4960, 5060) < 0.33  # 1.0 standard deviations
 
 
-def test_mcnemar_counts_what_differs() -> None:
+def test_mcnemar_counts_differing_answers() -> None:
     full = np.array([1, 1, 1, 1, 0, 0, 1.0])
     ours = np.array([1, 0, 0, 0, 1, 0, 1.0])
     found = mcnemar(ours, full)
     assert (found.only_full, found.only_this) == (3, 1) and found.p == pytest.approx(10 / 16)
 
 
-def test_split_looks_at_what_full_knows() -> None:
+def test_split_uses_the_right_answers_of_full() -> None:
     full = np.array([1, 1, 1, 1, 0, 0.0])
     downsampled = np.array([0, 0, 1, 0, 0, 1.0])
     ours = np.array([1, 0, 1, 1, 1, 1.0])
@@ -70,7 +70,7 @@ def test_the_nearest_downsample() -> None:
 
 
 @pytest.mark.parametrize(("tokens", "found"), [(25, None), (25.6, "d"), (35.2, "d"), (36, None), (8, None), (0, None)])
-def test_a_downsample_of_another_size_is_none(tokens: float, found: str | None) -> None:
+def test_a_downsample_of_another_size_is_not_used(tokens: float, found: str | None) -> None:
     every = {"d": schedule("d", "downsample", 30)}
     assert nearest_downsample(schedule("a", "btp", tokens), every) == found
 

@@ -59,7 +59,7 @@ def test_overlay_dims_what_was_dropped() -> None:
     assert dark[0][0] < 10 and dark[1][1] < 10 and dark[0][1] > 150 and dark[1][0] > 150
 
 
-def test_of_many_gates_three_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_three_of_many_gates_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     monkeypatch.setattr(ImageDraw.ImageDraw, "text", lambda _self, _xy, text, **_: said.append(text))
     kept = [[0] * (j + 1) for j in range(16)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The adapter for lmms-eval, which is not installed for the tests: its base class is stood in for."""
+"""The adapter for lmms-eval, whose base class is replaced by a fake, as lmms-eval is not installed for the tests."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_wrong_use(adapter: ModuleType, demo_bundle: tuple[Path, dict[str, Any]]
         adapter.Secateur("x", schedul="btp")
     model = adapter.Secateur(str(demo_bundle[0]))
     model.task_dict = {"scenes": {"test": [{"images": [Image.new("RGB", (9, 9))] * 2}]}}
-    with pytest.raises(InputError, match="question 0 of scenes has 2 visuals; a bundle takes one image"):
+    with pytest.raises(InputError, match="question 0 of scenes has 2 visuals; it must have one image"):
         model.generate_until([request(0, "what ?")])
 
 

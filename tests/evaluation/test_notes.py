@@ -4,7 +4,7 @@ from __future__ import annotations
 from secateur.evaluation import notes
 
 
-def test_what_schedules_pay_for_each_other() -> None:
+def test_costs_that_schedules_add_to_each_other() -> None:
     assert notes.bundle(1, ()) == ""
     cut = notes.bundle(16, ())
     assert cut.startswith(
@@ -16,13 +16,13 @@ def test_what_schedules_pay_for_each_other() -> None:
     assert "segments" not in notes.bundle(1, ("received.-2",))
 
 
-def test_counts_of_tokens_belong_to_a_size() -> None:
+def test_image_size_of_the_token_counts() -> None:
     assert notes.sizes(()) == notes.sizes(("448x448",)) == ""
     said = notes.sizes(("448x448", "672x448", "448x672"))
-    assert "of images of 448x448;" in said and "those of 672x448 and 448x672 have others" in said
+    assert "of images of 448x448;" in said and "those of 672x448 and 448x672 differ" in said
 
 
-def test_references_are_named_once_with_their_size() -> None:
+def test_each_reference_is_listed_once_with_its_tokens() -> None:
     used = notes.references(["d33", "d11", "d33"], {"d33": 48.0, "d11": 16.0, "other": 1.0})
     assert used == "d33 (48.0 tokens), d11 (16.0 tokens)"
     assert notes.references([], {}) == ""

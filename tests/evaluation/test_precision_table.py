@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of precisions: bytes are counted once, and every line is compared with the first."""
+"""The table of precisions: shared bytes count once, and every line is compared with the first."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from secateur.evaluation.precision_table import Cell, Line, markdown, table, wei
 from secateur.evaluation.results import McNemar
 
 
-def test_bytes_that_graphs_share_count_once(tmp_path: Path) -> None:
-    """Two graphs with a large weight in one file, and a small one in each graph."""
+def test_shared_bytes_count_once(tmp_path: Path) -> None:
+    """Two graphs share a file with a large weight, and each has a small weight of its own."""
     for name in ("embed", "segment_0"):
         text = "(float[B,64] x) => (float[B,64] z) { y = MatMul(x, w) z = Add(y, b) }"
         model = parser.parse_model(f'<ir_version: 10, opset_import: ["" : 20]> g {text}')
@@ -31,7 +31,7 @@ def test_bytes_that_graphs_share_count_once(tmp_path: Path) -> None:
     assert weight_bytes(cast(Any, bundle)) == (64 * 64 * 4 + 256, 64 * 64 * 4 + 512)
 
 
-def test_a_line_shows_what_is_lost_and_won() -> None:
+def test_a_line_shows_lost_and_won_answers() -> None:
     first = Line("fp32", "fp32", "ort", 9_480_000, 12_990_000, {"full": Cell(0.985, (0.973, 0.993), None)})
     other = Line("fp16", "int4", "ort", 1_390_000, 3_150_000, {"full": Cell(0.98, (0.97, 0.99), McNemar(4, 1, 0.4))})
     lines = markdown([first, other]).splitlines()
@@ -40,12 +40,12 @@ def test_a_line_shows_what_is_lost_and_won() -> None:
     assert len({line.count("|") for line in lines}) == 1
 
 
-def test_no_bundle_is_no_table() -> None:
-    with pytest.raises(InputError, match="name one at least"):
+def test_without_bundles() -> None:
+    with pytest.raises(InputError, match="give at least one"):
         table([], cast(Any, SimpleNamespace(binary=True)))
 
 
 @pytest.mark.parametrize("batch", [0, -1])
-def test_no_question_at_a_time_is_none_at_all(batch: int) -> None:
+def test_an_empty_batch_is_refused(batch: int) -> None:
     with pytest.raises(InputError, match=f"--batch is {batch}; it must be at least 1"):
         table([cast(Any, SimpleNamespace())], cast(Any, SimpleNamespace(binary=True)), batch)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page as a parser sees it: well formed, self-contained, escaped, accessible, and with the right figures."""
+"""The report as parsed HTML: well formed, self-contained, escaped, accessible, and with the right figures."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Element:
 
     @property
     def text(self) -> str:
-        """Words of this element and all within it, white space as one blank."""
+        """Return the text of this element and its descendants, with single spaces."""
         return " ".join(" ".join([*self.words, *(child.text for child in self.children)]).split())
 
     def __iter__(self) -> Iterator[Element]:
@@ -42,7 +42,7 @@ class Element:
 
 
 class Tree(HTMLParser):
-    """Raises where a tag is not closed, or closed twice."""
+    """Parser that raises if a tag is not closed, or closed twice."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ def test_ids_are_unique_and_every_reference_has_one(page: Element) -> None:
     assert {e.attributes["href"][1:] for e in page if e.attributes.get("href", "").startswith("#")} <= set(ids)
 
 
-def test_every_figure_says_what_it_shows(page: Element) -> None:
+def test_every_figure_has_a_description(page: Element) -> None:
     figures = page.all("figure")
     assert len(figures) == 1 + 15 + 45 * 4 + 1
     for figure in figures:
@@ -127,7 +127,7 @@ def test_headings_and_table_headers(page: Element) -> None:
 
 
 def rows(page: Element) -> dict[str, list[str]]:
-    """Cells of the main table by schedule."""
+    """Return the cells of the main table by schedule."""
     found = {}
     for row in page.all("table")[0].all("tr"):
         if cells := row.all("td"):
@@ -147,7 +147,7 @@ def test_the_table_has_the_figures(page: Element, found: Evaluation) -> None:
     assert table["full"][6:11] == ["–"] * 5
 
 
-def test_the_split_is_in_per_cent_whatever_full_marks_are() -> None:
+def test_the_split_is_always_in_percent() -> None:
     found = dataclasses.replace(evaluation(["btp", "downsample"], [0.5]), full_marks=2800.0, metric="perception")
     ours = found.schedules[1]
     assert ours.split is not None and ours.split.hard.score is not None
@@ -157,16 +157,16 @@ def test_the_split_is_in_per_cent_whatever_full_marks_are() -> None:
     assert "VTC split, %" in [e.text for e in page.all("th")]
 
 
-def test_the_page_says_what_its_figures_leave_out(page: Element, found: Evaluation) -> None:
+def test_notes_on_what_the_figures_do_not_include(page: Element, found: Evaluation) -> None:
     for said in (
-        "Not counted are the gates' own cost and the encoder, in which a smaller image saves much.",
+        "The gates themselves are not included, nor is the encoder, where a smaller image saves much.",
         "In brackets, where the schedule reports it",
         "This bundle cuts the decoder into 5 segments because some schedule needs it",
-        "makes the encoder return received.-2 for the gates that read it: every schedule pays for that, full too.",
+        "makes the encoder return received.-2 for the gates that read it: every schedule pays for that, including ",
         "Compare schedules here with each other, not with other bundles.",
-        "nearest in tokens, within 15 %: downsample-94 (8.6 tokens)",
+        "nearest one in tokens, within 15 %: downsample-94 (8.6 tokens)",
         "Questions about one image are resampled together.",
-        "Python between the graphs",
+        "Python code between the graphs",
     ):
         assert said in page.text, said
     assert rows(page)["alvts-78"][2] == "0.22 (0.44)"
@@ -185,7 +185,7 @@ def test_the_best_of_each_budget_is_bold(page: Element) -> None:
         assert bold == {name}
 
 
-def test_the_head_says_what_was_run(page: Element, found: Evaluation) -> None:
+def test_the_head_has_the_facts_of_the_run(page: Element, found: Evaluation) -> None:
     head = page.all("header")[0].text
     for fact in ("demo-compare", found.command, "1,200, seed 7", "50 timed", "Some CPU", "9.9", "fp32", "12 × 12"):
         assert fact in head
@@ -223,7 +223,7 @@ def test_everything_from_the_data_is_escaped() -> None:
 
 
 def undefined(found: Evaluation) -> Evaluation:
-    """Nothing was answered rightly, and nothing can be told of it."""
+    """Return an evaluation without right answers, and with every optional value undefined."""
     nothing: dict[str, object] = {
         "score": 0.0,
         "score_interval": (0.0, 0.0),
@@ -282,7 +282,7 @@ def test_an_answer_may_be_half_right() -> None:
     assert "30.0 % right" in caption and "expected green" in caption
 
 
-def test_gates_of_a_schedule_with_many_are_chosen_and_it_says_so(page: Element) -> None:
+def test_only_some_of_many_gates_are_shown_with_a_note(page: Element) -> None:
     (alvts,) = (e for e in page.all("details") if e.all("summary")[0].text.startswith("alvts"))
     captions = [e.text for e in alvts.all("figure")[0].all("text")]
     assert [c.partition(":")[0] for c in captions] == ["144 tokens", "layer 0", "layer 7", "layer 15"]
@@ -290,7 +290,7 @@ def test_gates_of_a_schedule_with_many_are_chosen_and_it_says_so(page: Element) 
 
 
 def test_the_largest_page_stays_small() -> None:
-    """46 schedules, 4 noisy photographs, 576 tokens of which chance keeps half: little that compresses."""
+    """46 schedules, 4 noisy photographs, 576 tokens of which a random half is kept: hardly compressible."""
     found = evaluation(compressions=(0.45, 0.5, 0.55), grid=(24, 24))
     assert len(found.schedules) == 46
     assert len(report(found, overlays(found, pixels=336)).encode()) < LIMIT

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page in a real browser that may not run scripts."""
+"""The report in a real browser with scripts disabled."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def chromium() -> str:
 
 
 def screenshot(chromium: str, page: Path, width: int, *flags: str) -> NDArray[np.uint8]:
-    """Pixels [H,W,3] of the page in a sandboxed frame, in which browsers run no script."""
+    """Return the pixels [H,W,3] of the page in a sandboxed frame, in which browsers run no script."""
     frame = page.with_suffix(".frame.html")
     frame.write_text(
         '<!doctype html><meta name="color-scheme" content="light dark"><body style="margin:0">'

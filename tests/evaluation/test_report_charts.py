@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where things stand on the charts, which schedules are compared, and which patches are veiled."""
+"""Positions in the charts, compared schedules, and veiled patches."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ heights = st.lists(st.floats(-50, 450, allow_nan=False), min_size=1, max_size=20
 
 
 @given(heights)
-def test_labels_move_as_little_as_can_be(wanted: list[float]) -> None:
-    """The oracle is a bounded isotonic regression of what is wanted less the gaps."""
+def test_labels_move_as_little_as_possible(wanted: list[float]) -> None:
+    """The oracle is a bounded isotonic regression of the wanted positions minus the gaps."""
     gap, low, high = 17.0, 0.0, 400.0
     places = spread(wanted, gap, low, high)
     order = sorted(range(len(wanted)), key=lambda i: wanted[i])
@@ -71,10 +71,10 @@ def test_budgets_hold_every_schedule_once_and_controls_join() -> None:
 def test_best_shares_what_the_table_shows_as_equal() -> None:
     three = [result(n, "btp", 30.0, 144, score) for n, score in (("a", 0.9001), ("b", 0.9004), ("c", 0.8))]
     assert {(n, c) for n, c in best(three) if c == "score"} == {("a", "score"), ("b", "score")}
-    assert not {c for _, c in best(three)} & {"ttft"}  # all the same: none is the best
+    assert not {c for _, c in best(three)} & {"ttft"}  # all are equal, so none is best
 
 
-def test_more_tokens_are_no_merit() -> None:
+def test_a_schedule_with_more_tokens_is_not_best() -> None:
     sizes = (("a", 30.0, 0.7), ("b", 31.4, 0.8), ("c", 33.0, 0.9), ("d", 30.0, 0.7))
     budget = BudgetGroup(30.0, tuple(result(n, "btp", tokens, 144, score) for n, tokens, score in sizes))
     assert [s.name for s in budget.rivals] == ["a", "b", "d"]  # of 30.7, the median, 5 % more is 32.2
@@ -86,7 +86,7 @@ def test_no_two_methods_look_alike() -> None:
     assert len({(s.look, s.marker) for s in series}) == 43
     assert [s.label for s in series if s.control] == ["random", "stride", "downsample"]
     colourless = {(s.marker, "hollow" in s.look) for s in series[:15]}
-    assert len(colourless) == 15  # told apart in black and white too
+    assert len(colourless) == 15  # different in black and white too
 
 
 def test_other_positions_are_another_line() -> None:
@@ -118,12 +118,12 @@ def test_seeds_of_a_control_share_a_point() -> None:
 
 
 def places(picture: str, css: str) -> list[tuple[float, float]]:
-    """Where the markers of one look stand."""
+    """Return the positions of the markers of one look."""
     found = re.findall(rf'class="mark {css}" d="[^"]*" transform="translate\(([\d.]+) ([\d.]+)\)"', picture)
     return [(float(x), float(y)) for x, y in found]
 
 
-def test_curves_put_figures_in_their_places() -> None:
+def test_positions_in_the_curves() -> None:
     found = evaluation()
     series = all_series(found)
     drawn = curves(found, series)
@@ -157,12 +157,12 @@ def test_stages_sum_up_segments_and_gates() -> None:
 
 
 def test_stages_add_up_to_the_first_token() -> None:
-    """Graphs and preprocessing, each once: "encode" and "prefill" are sums of others."""
+    """Graphs and preprocessing count once: "encode" and "prefill" are sums of other entries."""
     for schedule in evaluation().schedules:
         assert sum(stages(schedule).values()) == pytest.approx(schedule.ttft_ms.p50 / 1.02)
 
 
-def test_a_gate_behind_a_smaller_image_is_a_gate() -> None:
+def test_a_gate_after_a_smaller_image_counts_as_a_gate() -> None:
     small = result("downsample-50", "downsample", 72.0, 144, 0.9)
     pruned = dataclasses.replace(
         small,

@@ -35,7 +35,7 @@ def test_counts_and_brackets() -> None:
 
 
 def test_the_comparison_is_paired() -> None:
-    """A run that loses the same share everywhere has a narrow retention, though its score is uncertain."""
+    """A run that loses the same share everywhere has a narrow retention interval, although its score is uncertain."""
     same = compare([1, 0, 1], [1, 0, 1])
     assert same.retention == 1 and same.retention_interval == (1, 1)
     half = compare([0.5, 0, 0.5, 0] * 20, [1, 0, 1, 0] * 20)
@@ -59,7 +59,7 @@ def test_pieces_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     pieces = list(resamples(clusters, 3))
     assert len(pieces) > 1 and (np.concatenate(pieces) == whole).all()
     assert whole.shape == (module.RESAMPLES, 14) and (whole.sum(axis=1) == 14).all()
-    assert (whole[:, ::2] == whole[:, 1::2]).all()  # a cluster is drawn as one
+    assert (whole[:, ::2] == whole[:, 1::2]).all()  # a cluster is drawn as a whole
     assert not (whole == 1).all()
 
 
@@ -77,7 +77,7 @@ def test_takes_any_pairs(pairs: list[tuple[bool, bool]]) -> None:
 
 
 def test_questions_about_one_picture_are_drawn_together() -> None:
-    """Six copies of a question tell no more than one, so the interval is that of the pictures."""
+    """Six copies of a question have no more information than one, so the interval is that of the pictures."""
     rng = np.random.default_rng(0)
     right = rng.integers(0, 2, 50).astype(float)
     pictures = [f"{i}.png" for i in range(50)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The harness on a pipeline that gives canned answers."""
+"""Evaluation with a pipeline that returns canned answers."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ VISION = GraphSpec("vision", "vision", "vision.onnx", (), tuple(TensorSpec(n, "f
 
 
 class Canned:
-    """A pipeline whose schedule s answers prompt p with answers[s][p], "no" otherwise."""
+    """Pipeline in which schedule s answers prompt p with answers[s][p], else "no"."""
 
     def __init__(self, answers: dict[str, set[str]]) -> None:
         self.answers, self.calls = answers, list[tuple[str, int, int]]()
@@ -94,7 +94,7 @@ class Canned:
 
 
 class Yes(base.Task):
-    """Every question wants a yes."""
+    """Task in which "yes" is always right."""
 
     def __init__(self, prompts: list[str], load: Callable[[], Image.Image] | None = None) -> None:
         self._prompts, self._load = prompts, load
@@ -134,7 +134,7 @@ def test_every_figure() -> None:
     assert full.retention_interval == (1, 1) and full.gates == ()
     assert ours.score == 0.7 and ours.retention == pytest.approx(0.875) and ours.retention_interval is not None
     assert ours.mcnemar is not None and (ours.mcnemar.only_full, ours.mcnemar.only_this) == (2, 1)
-    # Of the eight that full knows, the small image misses 4 to 7, which ours has all; of 0 to 3 it has two.
+    # full is right on 0 to 7, the small image on 0 to 3; ours is right on all of 4 to 7 and two of 0 to 3.
     assert ours.split is not None and ours.split.reference == "small"
     assert (ours.split.hard, ours.split.easy) == (SplitPart(4, 1.0), SplitPart(4, 0.5))
     assert small.split is None and small.mcnemar is not None
@@ -162,7 +162,7 @@ def test_schedules_take_turns() -> None:
     assert [each[0] for each in rounds[batching.WARM_UP :]] == ["full", "ours", "small"]
 
 
-def test_of_a_timed_answer_only_figures_are_kept() -> None:
+def test_a_timed_answer_keeps_only_figures() -> None:
     vlm = cast(Pipeline, Canned({"full": set()}))
     times = batching.timed(vlm, Yes(PROMPTS).questions[:3], ["full"], silent)
     assert [t.cache_bytes for t in times["full"]] == [100] * 3 and times["full"][0].milliseconds["prefill"] == 2
@@ -170,18 +170,18 @@ def test_of_a_timed_answer_only_figures_are_kept() -> None:
 
 
 def test_questions_about_one_picture_are_resampled_together() -> None:
-    """Of two pictures with one right and one wrong answer each, every resample scores a half."""
+    """Two pictures each have one right and one wrong answer, so every resample scores 0.5."""
     found = result(Canned({"full": {"p0", "p2"}}), Yes(PROMPTS[:4]))
     assert found.schedules[0].score_interval == (0.5, 0.5)
 
 
 @pytest.mark.parametrize("value", [None, "0.5", float("nan")])
-def test_a_cost_of_gates_that_is_no_figure_is_none(value: object) -> None:
+def test_an_invalid_cost_of_gates_is_none(value: object) -> None:
     schedule = cast(Any, Canned({"full": set()})).schedule("full")
     assert flops_ratio_with_gates(replace(schedule, calibration={WITH_GATES: value})) is None
 
 
-def test_full_gets_nothing_right() -> None:
+def test_full_without_right_answers() -> None:
     found = result(Canned({"full": set(), "ours": {"p1"}, "small": set()}), Yes(PROMPTS))
     full, ours, small = found.schedules
     assert full.retention is None and ours.retention is None and ours.retention_interval is None
@@ -218,7 +218,7 @@ def test_overlays_show_different_images_as_the_model_sees_them() -> None:
     names = ("full", "ours", "small")
     vlm.calls.clear()
     made = batching.overlays(cast(Pipeline, vlm), Yes(PROMPTS), names, 4, 7, silent)
-    assert vlm.calls == [(name, 4, 7) for name in names]  # one batch of asks a schedule
+    assert vlm.calls == [(name, 4, 7) for name in names]  # one batch per schedule
     assert [o.question for o in made] == ["p0", "p2", "p4", "p6"] and made[0].expected == "yes"
     assert made[0].image.size == (4, 4) and made[0].image.getpixel((1, 1)) == (255, 0, 0)
     assert made[0].answers["full"].text == "yes" and made[0].answers["full"].layers == ()
@@ -242,7 +242,7 @@ def test_schedules_by_name() -> None:
     with pytest.raises(UnknownName, match="unknown schedule 'our'. Did you mean 'ours'?"):
         chosen(names, "our")
     for nothing in ("", ",", " , "):
-        with pytest.raises(InputError, match=f"--schedules is '{nothing}', which names none"):
+        with pytest.raises(InputError, match=f"--schedules is '{nothing}', which has no name"):
             chosen(names, nothing)
 
 

@@ -23,7 +23,7 @@ RUNS = (1.0, 1.0, 1.5, 1.0)
 
 
 def log(enqueue: float = 0.05, result: str = "PASSED", error: str = "", warning: str = "") -> str:
-    """Console output of 10.16."""
+    """Return console output of 10.16."""
     at = "[11/20/2025-10:00:00]"
     lines = ["&&&& RUNNING TensorRT.trtexec [TensorRT v101600] [b72] # trtexec", f"{at} [I] Selected Device: Orin"]
     lines += [f"{at} [{level}] {text}" for level, text in (("E", error), ("W", warning)) if text]
@@ -32,7 +32,7 @@ def log(enqueue: float = 0.05, result: str = "PASSED", error: str = "", warning:
 
 
 def times(milliseconds: float) -> str:
-    """--exportTimes of RUNS."""
+    """Return the --exportTimes file for RUNS."""
     return json.dumps(
         [
             {"startEnqMs": 0, "endEnqMs": 0.04, "computeMs": milliseconds * r, "latencyMs": milliseconds * r}
@@ -42,12 +42,12 @@ def times(milliseconds: float) -> str:
 
 
 def usual_cases(manifest: Manifest) -> tuple[Case, ...]:
-    """What `secateur build --script` writes for a bundle."""
+    """Return the cases that `secateur build --script` writes for a bundle."""
     return cases(manifest, limits(manifest))
 
 
 def folder(manifest: Manifest, where: Path, shown: Sequence[Case], milliseconds: Callable[[Case], float]) -> Path:
-    """Results of all cases, with the layers of gates."""
+    """Write the results of all cases, with the layers of gates."""
     where.mkdir()
     (where / CASES_FILE).write_text(to_json(Cases(identity(manifest), tuple(shown))))
     for case in shown:
@@ -89,14 +89,14 @@ print("&&&& PASSED TensorRT.trtexec [TensorRT v100300] # " + name)
 
 
 def program(where: Path) -> Path:
-    """An executable trtexec without TensorRT: every case takes one millisecond."""
+    """Write a fake trtexec, for which every case takes one millisecond."""
     where.write_text(PROGRAM.format(python=sys.executable, times=times(1.0)))
     where.chmod(0o755)
     return where
 
 
 def profiling() -> Profiling:
-    """Two schedules, timed by trtexec, with everything that a report shows."""
+    """Return a profile by trtexec of two schedules, with everything that a report shows."""
 
     def spread(ms: float) -> Spread:
         return Spread(ms, ms * 1.1, ms * 1.2, ms * 1.5, 0.05)

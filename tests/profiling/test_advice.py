@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Each kind of advice is given once, and none without a reason."""
+"""Each kind of advice is given once, and only if it applies."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_graphs_that_wait_for_the_host() -> None:
     assert "vision.encode" in line and advice(FINE.chains, [replace(g, enqueue=9.0) for g in STEADY], True) == ()
 
 
-def test_clocks_that_are_not_fixed() -> None:
+def test_unstable_gpu_clocks() -> None:
     (line,) = advice(FINE.chains, [replace(STEADY[0], compute=Spread(1, 1, 1, 1, 0.071)), *STEADY[1:]], True)
     assert "vision.encode (7.1 %)" in line and "nvpmodel -m 0 && jetson_clocks" in line and "nvidia-smi -lgc" in line
 

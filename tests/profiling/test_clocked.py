@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Times taken in this process, with invented receipts."""
+"""Timing in this process, with fake receipts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Answered:
 
 
 class Canned:
-    """Answers of known times: every graph takes a millisecond more each round, and one more in `full`."""
+    """Pipeline with known times: every graph takes one millisecond more each round, and one more in `full`."""
 
     def __init__(self, bundle: Bundle, records_steps: bool = False) -> None:
         self.bundle, self.records_steps = bundle, records_steps
@@ -69,7 +69,7 @@ def test_figures_of_known_times(bundle: Bundle) -> None:
     assert all(graph.shares == {"full": pytest.approx(5 / 61)} and graph.enqueue is None for graph in mine)
 
 
-def test_only_the_gates_of_a_schedule_are_its_gates(bundle: Bundle) -> None:
+def test_only_the_gates_of_a_schedule_count_as_its_gates(bundle: Bundle) -> None:
     vlm = Canned(bundle)
     names = list(bundle.manifest.schedules)
     _, graphs = clock(cast(Pipeline, vlm), "", "?", names, ClockSettings(rounds=1, warmup=0), quiet)
@@ -78,7 +78,7 @@ def test_only_the_gates_of_a_schedule_are_its_gates(bundle: Bundle) -> None:
         assert gates == {gate.graph for gate in bundle.manifest.schedules[name].gates if gate.kind != "downsample"}
 
 
-def test_schedules_take_turns_and_each_is_once_the_first(bundle: Bundle) -> None:
+def test_schedules_take_turns_in_rotating_order(bundle: Bundle) -> None:
     vlm = Canned(bundle)
     names = list(bundle.manifest.schedules)
     clock(cast(Pipeline, vlm), "", "?", names, ClockSettings(rounds=len(names), warmup=0), quiet)
@@ -95,7 +95,7 @@ def test_recorded_steps_are_recorded_before_they_are_timed(bundle: Bundle) -> No
     assert (third, sixth) == (1 + 12 * 3, 1 + 12 * 6), "of six answers two are timed"
 
 
-def test_noise_fits_the_encoder_and_is_the_same_every_time(bundle: Bundle) -> None:
+def test_noise_fits_the_encoder_and_is_deterministic(bundle: Bundle) -> None:
     (image,) = (np.asarray(each) for each in noise(bundle.manifest.layout))
     assert image.shape == (*bundle.manifest.graph("vision").inputs[0].shape[2:], 3) and image.dtype == np.uint8
     assert (image == np.asarray(noise(bundle.manifest.layout)[0])).all()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A folder of results becomes chains: sums by hand, failed cases by name, folders of another bundle refused."""
+"""Chains from a folder of results: sums, failed cases, folders of other bundles."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def bundle(trt_bundle: Trt) -> Bundle:
 
 
 def cost(case: Case) -> float:
-    """Milliseconds of a case that differ from those of every other one of its schedule."""
+    """Return a time in milliseconds that differs for every case."""
     return 1.0 + len(case.graph) + case.shapes.get("hidden_states", (1, 1, 1))[1] / 64
 
 
@@ -65,13 +65,13 @@ def test_times_and_layers_of_a_gate(bundle: Bundle, tmp_path: Path) -> None:
     gate = next(graph for graph in found.graphs if graph.kind == "gate")
     case = next(case for case in cases if case.name == gate.name)
     assert gate.runs == 4 and gate.compute.p50 == cost(case) and gate.compute.p99 == 1.5 * cost(case)
-    assert gate.enqueue == 0.05  # of the console, not the 0.04 of the file
+    assert gate.enqueue == 0.05  # from the console, not 0.04 as in the file
     top, other = gate.layers
     assert (top.name, top.type, top.nodes, top.selects, top.share) == ('say "top"', "kgen", ("/top/TopK",), True, 0.8)
     assert other.name == "mul [/red]" and not other.selects
 
 
-def test_failed_cases_are_named_and_the_rest_is_used(bundle: Bundle, tmp_path: Path) -> None:
+def test_failed_cases_are_listed_and_the_rest_is_used(bundle: Bundle, tmp_path: Path) -> None:
     cases = made.usual_cases(bundle.manifest)
     results = made.folder(bundle.manifest, tmp_path / "results", cases, cost)
     (pruned,) = [name for name in bundle.manifest.schedules if name.startswith("btp")]
@@ -104,7 +104,7 @@ def test_a_damaged_file_fails_its_case_alone(bundle: Bundle, tmp_path: Path, dam
     assert failure.case == cases[0].name and cases[0].times in failure.reason and len(found.graphs) > 3
 
 
-def test_without_logs_the_times_are_enough(bundle: Bundle, tmp_path: Path) -> None:
+def test_times_without_logs_are_enough(bundle: Bundle, tmp_path: Path) -> None:
     results = made.folder(bundle.manifest, tmp_path / "results", made.usual_cases(bundle.manifest), cost)
     for path in results.glob("*.log"):
         path.unlink()
@@ -133,7 +133,7 @@ def test_graphs_that_wait_for_the_host(bundle: Bundle, tmp_path: Path) -> None:
     assert bound() == [cases[0].name]
 
 
-def test_only_the_schedules_asked_for(bundle: Bundle, tmp_path: Path) -> None:
+def test_only_the_given_schedules(bundle: Bundle, tmp_path: Path) -> None:
     results = made.folder(bundle.manifest, tmp_path / "results", made.usual_cases(bundle.manifest), cost)
     found = read_folder(bundle, results, ["full"])
     assert [chain.schedule for chain in found.chains] == ["full"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rule of trtexec, against a plain count and against numpy."""
+"""The percentile rule of trtexec, compared with counting and with numpy."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def test_at_or_next_to_the_percentile_of_numpy(p: int) -> None:
 
 
 @pytest.mark.parametrize(("n", "p", "index"), [(1, 99, 0), (10, 90, 8), (100, 99, 99), (200, 99, 198), (4, 50, 1)])
-def test_32_bits_decide_at_whole_numbers(n: int, p: int, index: int) -> None:
-    """In 64 bits, p90 of ten values would be the last one; exactly, p99 of a hundred would be the last but one."""
+def test_percentiles_are_computed_in_32_bits(n: int, p: int, index: int) -> None:
+    """In 64 bits, p90 of ten values would be the last one; exactly, p99 of a hundred would be the 99th."""
     assert percentile(range(n), p) == index
 
 

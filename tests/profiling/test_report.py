@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The page as a parser sees it: self-contained, escaped, with the right figures."""
+"""The report as parsed HTML: self-contained, escaped, with the right figures."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_layers_advice_and_failures(page: Element) -> None:
         assert said in head, said
 
 
-def test_a_profile_taken_here() -> None:
+def test_a_profile_of_this_process() -> None:
     found = made.profiling()
     graphs = tuple(dataclasses.replace(g, enqueue=None, layers=()) for g in found.graphs)
     chains = tuple(
@@ -96,7 +96,7 @@ def test_a_profile_taken_here() -> None:
     assert len([e for e in page.all("path") if e.attributes.get("class") == "late"]) == 2
 
 
-def test_no_chain_at_all() -> None:
+def test_without_chains() -> None:
     page = Tree(report(dataclasses.replace(made.profiling(), chains=()))).root
     assert "No schedule has results for all of its graphs." in page.text and not page.all("figure")
 

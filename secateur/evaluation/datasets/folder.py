@@ -27,7 +27,7 @@ class FolderTask(base.Task):
     """Base class of tasks whose questions are in a file."""
 
     groups: ClassVar[tuple[str, ...]] = ("category",)  # fields that may name the kind of a question
-    one_answer: ClassVar[bool] = False  # a question has one right answer, no list of them
+    one_answer: ClassVar[bool] = False  # a question has exactly one right answer
 
     def read(self, source: Source) -> Sequence[Question]:
         if source.data is None:
@@ -42,7 +42,7 @@ class FolderTask(base.Task):
                 raise InputError(f"{where} repeats question_id '{found[identity].id}' of {found[identity].where}")
             found[identity] = self.question(record, where, folders, table)
         if not found:
-            raise InputError(f"{file} holds no questions")
+            raise InputError(f"{file} has no questions")
         chosen = base.choose(self.checked(list(found.values())), source.questions, source.seed)
         _check_headers(chosen, folders)
         return chosen
@@ -57,12 +57,12 @@ class FolderTask(base.Task):
         answers = self.answers(record, where)
         if table is not None:
             if answers:
-                raise InputError(f"--answers and answers in {where}: give one")
+                raise InputError(f"--answers is given, but {where} has answers too; use one of them")
             answers = next((table[key] for key in self.keys(record, where) if key in table), ())
             if not answers:
-                raise InputError(f"{where}: question '{number}' has no answer in what --answers names")
+                raise InputError(f"{where}: question '{number}' has no answer in --answers")
         elif not answers:
-            raise InputError(f"{where} has no answers, answer or label; give the file that has them with --answers")
+            raise InputError(f"{where} has no answers, answer or label; give their file with --answers")
         return Question(
             id=number,
             where=where,
@@ -118,7 +118,7 @@ class FolderTask(base.Task):
                 raise InputError(f"{where} has no answers, answer or label")
             key = self.keys(record, where)[0]
             if table.setdefault(key, answers) != answers:
-                raise InputError(f"{where} gives other answers to a question that was answered above: {key!r}")
+                raise InputError(f"{where} differs from the answers given above for the same question: {key!r}")
         return table
 
     def answer_records(self, path: Path) -> Iterator[tuple[str, Record]]:
@@ -126,7 +126,7 @@ class FolderTask(base.Task):
         if path.is_dir():
             files = sorted(p for p in path.iterdir() if p.suffix in (".json", ".jsonl"))
             if not files:
-                raise InputError(f"{path} holds no .json or .jsonl file with answers")
+                raise InputError(f"{path} has no .json or .jsonl file with answers")
         for file in files:
             yield from records.records(file)
 
@@ -141,11 +141,11 @@ def first_line(text: str) -> str:
 
 
 def _image_file(image: str, where: str, folders: Sequence[Path]) -> Path:
-    """Return the first file of this name in the folders."""
+    """Return the first file with this name in the folders."""
     try:
         path = next((folder / image for folder in folders if (folder / image).is_file()), None)
     except OSError as problem:  # the name is too long, or a folder is not readable
-        raise InputError(f"{where}: its image cannot be looked up: {problem.strerror}; mend the name") from None
+        raise InputError(f"{where}: image cannot be opened: {problem.strerror}; correct its name") from None
     if path is None:
         raise InputError(f"{where}: image {folders[0] / image} does not exist; give its folder with --images")
     return path
@@ -165,11 +165,11 @@ def _check_headers(questions: Sequence[Question], folders: Sequence[Path]) -> No
 
 def _question_file(path: Path) -> Path:
     if not path.exists():
-        raise InputError(f"{path} does not exist; give a .jsonl of questions, or the folder that holds it")
+        raise InputError(f"{path} does not exist; give a .jsonl of questions, or its folder")
     if not path.is_dir():
         return path
     files = sorted(path.glob("*.jsonl"))
     if len(files) != 1:
         listed = ", ".join(file.name for file in files) or "none"
-        raise InputError(f"{path} must hold one .jsonl of questions, it holds {listed}; name the file")
+        raise InputError(f"{path} must have one .jsonl of questions, it has {listed}; give the file")
     return files[0]

@@ -32,7 +32,7 @@ def records(path: Path) -> Iterator[tuple[str, Record]]:
             try:
                 record = json.loads(line)
             except (ValueError, RecursionError) as problem:
-                raise InputError(f"{path} line {i} is no JSON: {problem}") from None
+                raise InputError(f"{path} line {i} is not JSON: {problem}") from None
             yield _checked(f"{path} line {i}", record)
 
 
@@ -52,7 +52,7 @@ def read(path: Path) -> str:
 
 def _checked(where: str, record: Any) -> tuple[str, Record]:
     if not isinstance(record, dict):
-        raise InputError(f'{where} is no JSON object {{"question_id": ..., "image": ..., "text": ...}}')
+        raise InputError(f'{where} is not a JSON object {{"question_id": ..., "image": ..., "text": ...}}')
     return where, record
 
 

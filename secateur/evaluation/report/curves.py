@@ -137,7 +137,7 @@ def _every(evaluation: Evaluation, series: list[Series]) -> Markup:
         width=WIDTH,
         height=height,
         metric=evaluation.metric,
-        desc=f"{len(series)} methods, {len(evaluation.schedules) - 1} schedules; the figures stand in the table below.",
+        desc=f"{len(series)} methods, {len(evaluation.schedules) - 1} schedules; the figures are in the table below.",
         grid=frame.grid(evaluation, 6),
         unit=formats.unit(evaluation.full_marks),
         middle=(LEFT + right) / 2,
@@ -157,10 +157,10 @@ def _every(evaluation: Evaluation, series: list[Series]) -> Markup:
 
 def _one(evaluation: Evaluation, one: Series, frame: Frame, backdrop: Markup | None) -> Markup:
     """Draw one method with its intervals; the first chart defines the gray lines that the others reuse."""
-    grey = '<g id="all-curves">{}</g>' if backdrop is not None else '<use href="#all-curves"/>'
+    gray = '<g id="all-curves">{}</g>' if backdrop is not None else '<use href="#all-curves"/>'
     return Markup(
         '<svg class="chart small" viewBox="0 0 {width} {height}" role="img"><title>{name}</title><desc>{desc}</desc>'
-        '{mark}<text class="strong" x="22" y="16">{name}</text>{grid}{grey}'
+        '{mark}<text class="strong" x="22" y="16">{name}</text>{grid}{gray}'
         '<path class="full" d="M38 {level:.1f}H{right:.0f}"/>{line}{whiskers}{marks}</svg>'
     ).format(
         width=SMALL_WIDTH,
@@ -169,7 +169,7 @@ def _one(evaluation: Evaluation, one: Series, frame: Frame, backdrop: Markup | N
         desc="; ".join(_title(s, evaluation) for s in one.schedules),
         mark=one.mark(10, 12),
         grid=frame.grid(evaluation, 4),
-        grey=Markup(grey).format(backdrop),
+        gray=Markup(gray).format(backdrop),
         level=frame.y(evaluation.schedules[0].score),
         right=SMALL_WIDTH - 16,
         line=_line(one, frame, f"line {one.look}"),

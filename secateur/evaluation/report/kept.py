@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SVG pictures of kept tokens: the image once per sample, and for each gate a veil over the dropped patches."""
+"""SVG pictures of kept tokens: the image once per sample, and a veil over the dropped patches of each gate."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ LARGEST = 224
 PANEL, GAP, CAPTION = 120, 10, 20
 NOTES = {
     "vision": "Chosen at the end of the vision encoder, before any decoder layer.",
-    "downsample": "The encoder sees a smaller image; the patches shown are where its tokens stand.",
-    "route": "Every gate chooses anew among all tokens; the others skip the layers up to the next gate.",
+    "downsample": "The encoder sees a smaller image; the patches shown are the positions of its tokens.",
+    "route": "Every gate chooses again among all tokens; the others skip the layers up to the next gate.",
 }
 
 

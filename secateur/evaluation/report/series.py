@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lines of a chart, one per method, and their look: a color, a marker, dashes for controls."""
+"""Lines of a chart, one per method, with color and marker, dashed for controls."""
 
 from __future__ import annotations
 

@@ -28,9 +28,9 @@ class Source:
     """Source of the questions of a task.
 
     data       JSON-lines file of questions, or the folder that holds it
-    answers    file (or folder, if the task says so) with the reference answers; None if `data` has them
-    images     folder of the images; None looks beside the questions and in "images" there
-    questions  how many, chosen by `seed`; None takes all, or the task's default
+    answers    file (for some tasks a folder) of reference answers; None if `data` has them
+    images     folder of the images; None: the folder of the questions, or "images" in it
+    questions  number of questions, chosen by `seed`; None takes all, or the task's default
     """
 
     data: Path | None = None
@@ -51,10 +51,9 @@ class Question:
     """One question about one image.
 
     where    file and line, for messages
-    picture  name of the image; `load` reads its pixels, so that a list of questions holds none; questions about one
-             picture are resampled together
+    picture  name of the image, which `load` reads when needed; questions about one picture are resampled together
     answers  right answers
-    group    kind of question, which gets a score of its own; "" for none
+    group    kind of question, which is also scored separately; "" for none
     unit     questions of one unit, about one picture, are selected together
     options  text of each choice by its letter, in order
     """
@@ -114,12 +113,12 @@ class Task(ABC):
 
 
 def mean(scores: Array, weights: Array) -> Array:
-    """Weighted mean over the last axis; 0 where all weights are 0."""
+    """Return the weighted mean over the last axis; 0 where all weights are 0."""
     return ratio(weights @ scores, weights.sum(axis=-1))
 
 
 def ratio(above: Array, below: Array) -> Array:
-    """above / below; 0 where below is 0."""
+    """Return above / below; 0 where below is 0."""
     return np.divide(above, below, out=np.zeros(np.shape(below)), where=np.asarray(below) > 0)
 
 
@@ -146,5 +145,5 @@ def choose(questions: Sequence[Question], count: int | None, seed: int) -> list[
         chosen.add(unit)
         total += sizes[unit]
     if total != count:
-        raise InputError(f"--questions is {count}, which cuts questions that belong together; {total} would do")
+        raise InputError(f"--questions is {count}, which splits questions that belong together; use {total}")
     return [question for question in questions if question.unit in chosen]

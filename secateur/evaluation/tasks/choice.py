@@ -2,7 +2,7 @@
 """Multiple choice, as in MMBench (arXiv 2307.06281) and ScienceQA (arXiv 2209.09513), scored by the letter.
 
 A line has "text", the whole prompt, or "question", to which the choices are added in LLaVA's words. The choices are
-"options" or "choices" (a list, or an object of letter: text), or fields A, B, C ...; letters that are given stay. The
+"options" or "choices" (a list, or an object of letter: text), or fields A, B, C ...; given letters are kept. The
 answer is a letter, the text of a choice, or its number from 0 where the letters run from A without a gap.
 """
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names and signatures of TensorRT's Python bindings or of cuda-python's runtime API, as JSON on stdout.
+"""Print names and signatures of TensorRT's Python bindings or of cuda-python's runtime API as JSON.
 
     pip download --no-deps tensorrt-cu12-bindings==10.3.0
     unzip -d bindings tensorrt_cu12_bindings-10.3.0-*.whl
@@ -7,8 +7,8 @@
 
 The same with `cuda` for a wheel of cuda-bindings.
 
-Needs neither TensorRT nor CUDA. The bindings are linked against TensorRT's libraries, but of their functions they need
-only the few in NEEDED to be imported: libraries with those, made by `cc`, are enough to read names.
+Needs neither TensorRT nor CUDA. The bindings are linked against TensorRT's libraries, but an import needs only the few
+functions in NEEDED: libraries with these, made by `cc`, are enough to read names.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ Members = dict[str, Any]
 
 
 def stubs(folder: Path) -> None:
-    """Create libraries with the names of TensorRT's, for every major version.
+    """Create libraries named like TensorRT's, for every major version.
 
     Raises:
         FileNotFoundError: there is no C compiler.
@@ -64,7 +64,7 @@ def stubs(folder: Path) -> None:
 
 
 def tensorrt() -> Members:
-    """Version and names of the module tensorrt_bindings, whose libraries `stubs` has made."""
+    """Return version and names of the module tensorrt_bindings, after `stubs` made its libraries."""
     flags = sys.getdlopenflags()
     sys.setdlopenflags(os.RTLD_LAZY)  # functions that are not called need not exist
     try:
@@ -76,7 +76,7 @@ def tensorrt() -> Members:
 
 
 def cuda() -> Members:
-    """Version and names of the module cuda.bindings.runtime."""
+    """Return version and names of the module cuda.bindings.runtime."""
     module = importlib.import_module("cuda.bindings.runtime")
     version = importlib.import_module("cuda.bindings").__version__
     chosen = {name: getattr(module, name) for name in dir(module) if RUNTIME.match(name)}
@@ -94,7 +94,7 @@ def public(module: ModuleType) -> list[str]:
 
 
 def members(kind: Any) -> Members:
-    """Signatures of methods, "get" or "set" for what can be read or written, "class"; numbers of an enumeration."""
+    """Return members by name: signatures of methods, "get" or "set" of attributes, "class", numbers of an enum."""
     values = getattr(kind, "__members__", None)
     if values is not None:
         return {name: int(value) for name, value in sorted(values.items())}
@@ -115,13 +115,13 @@ def members(kind: Any) -> Members:
 
 
 def signatures(name: str, doc: str) -> list[str]:
-    """The lines of a docstring of pybind11 that are signatures, without module names; one for each overload."""
+    """Return the signatures in a docstring of pybind11, one per overload, without module names."""
     lines = re.findall(rf"^(?:\d+\. )?({re.escape(name)}\((?!\*args).*)$", doc, re.MULTILINE)
     return [re.sub(r"\b(?:\w+\.)*tensorrt\.", "", line) for line in lines]
 
 
 def arguments(doc: str | None) -> list[str] | None:
-    """Names of the arguments in a docstring of cuda-python such as "cudaMemset(devPtr, int value, size_t count)"."""
+    """Return the argument names in a docstring of cuda-python such as "cudaMemset(devPtr, int value, size_t count)"."""
     first = (doc or "").strip().split("\n")[0]
     if not (match := re.fullmatch(r"\w+\((.*)\)", first)):
         return None
@@ -130,7 +130,7 @@ def arguments(doc: str | None) -> list[str] | None:
 
 
 def take(kind: str, folder: Path) -> Members:
-    """The snapshot of the package in `folder`, taken in a process of its own.
+    """Return the snapshot of the package in `folder`, made in a new process.
 
     Raises:
         FileNotFoundError: there is no C compiler.

@@ -26,7 +26,7 @@ MODULES = {
 
 @dataclass(frozen=True)
 class Snapshot:
-    """`kind` "tensorrt" or "cuda"; `functions` of cuda-python give the names of their arguments."""
+    """Contents of a snapshot: `kind` is "tensorrt" or "cuda"; `functions` of cuda-python have their argument names."""
 
     kind: str
     version: str
@@ -49,7 +49,7 @@ SNAPSHOTS = [Snapshot.read(path) for path in sorted(FOLDER.glob("*.json"))]
 
 
 def parameters(signature: str) -> list[tuple[str, bool]]:
-    """Names of the arguments after self, and whether each is optional."""
+    """Return the names of the arguments after self, and whether each is optional."""
     inside, depth, parts = signature[signature.index("(") + 1 : signature.rindex(")")], 0, [""]
     for character in inside:
         depth += (character in "[(<") - (character in "])>")
@@ -79,7 +79,7 @@ class Reader:
         self._objects = objects if snapshot.kind == "tensorrt" else {}
 
     def owner(self, node: ast.expr) -> str:
-        """Class of an expression, "module", or "" if it is neither."""
+        """Return the class of an expression, "module", or "" if it is neither."""
         text = ast.unparse(node)
         if MODULES.get(text) == self._snapshot.kind:
             return "module"
@@ -135,7 +135,7 @@ def complaints(source: str, objects: Mapping[str, str], since: tuple[int, int] =
 
 
 def strangers(source: str, objects: Mapping[str, str]) -> set[str]:
-    """Return expressions used like objects of TensorRT or CUDA, by their methods, that are in no table."""
+    """Return expressions with methods of TensorRT or CUDA that are in no table."""
     found = set()
     for kind in ("tensorrt", "cuda"):
         newest = [snapshot for snapshot in SNAPSHOTS if snapshot.kind == kind][-1]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What trtexec prints in 10.3, 10.16 and 11.1: passed, failed, killed."""
+"""Console output of trtexec 10.3, 10.16 and 11.1: passed, failed, killed."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ def test_a_run_of_10_3() -> None:
     assert found.enqueue == 0.0338898 and not found.enqueue_bound and found.errors == ()
 
 
-def test_10_16_warns_of_the_enqueue_time() -> None:
+def test_a_warning_of_10_16_about_the_enqueue_time() -> None:
     found = read_console(DATA / "10.16" / "segment.log")
     assert found.version == Version(10, 16, 0, 72) and found.device == "NVIDIA H200"
     assert found.enqueue_bound and found.enqueue == 0.702
 
 
-def test_11_1_warns_of_flags_that_do_nothing() -> None:
+def test_a_warning_of_11_1_about_flags_without_effect() -> None:
     found = read_console(DATA / "11.1" / "segment.log")
     assert found.passed is True and found.version == Version(11, 1, 0, 24)
     assert not found.enqueue_bound and found.errors == ()
 
 
-def test_a_failed_build_says_why_in_its_own_words() -> None:
+def test_a_failed_build_has_its_reason() -> None:
     found = read_console(DATA / "10.3" / "failed.log")
     assert found.passed is False and found.enqueue is None
-    assert not any("insufficient to use tactic" in line for line in found.errors)  # a tactic was skipped, no more
+    assert not any("insufficient to use tactic" in line for line in found.errors)  # a skipped tactic is not an error
     assert found.reason.startswith("Error[2]: ") and found.reason.endswith("Building engine failed")
 
 
@@ -64,7 +64,7 @@ def test_the_last_run_of_a_log_counts(tmp_path: Path) -> None:
         ('[\n  { "count" : 3 }\n]', "it was written by --exportProfile"),
     ],
 )
-def test_files_that_are_none(text: str, said: str, tmp_path: Path) -> None:
+def test_other_files_are_refused(text: str, said: str, tmp_path: Path) -> None:
     path = tmp_path / "a.log"
     path.write_text(text)
     with pytest.raises(BadMeasurement) as refused:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""--exportLayerInfo of 10.x and 11.x, with names only and detailed."""
+"""--exportLayerInfo of 10.x and 11.x, names only and detailed."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_layers_of_11_1() -> None:
 
 
 @given(st.text(), st.integers(0, 99))
-def test_the_profile_is_split_off(name: str, number: int) -> None:
+def test_the_profile_is_removed_from_the_name(name: str, number: int) -> None:
     plain = name.rstrip()
     if split_profile(plain)[1] is None:
         assert split_profile(f"{plain} [profile {number}]") == (plain, number)
@@ -58,7 +58,7 @@ def test_the_profile_is_split_off(name: str, number: int) -> None:
         ('[\n  { "count" : 3 }\n]', "it was written by --exportProfile"),
     ],
 )
-def test_files_that_are_none(text: str, said: str, tmp_path: Path) -> None:
+def test_other_files_are_refused(text: str, said: str, tmp_path: Path) -> None:
     path = tmp_path / "a.layers.json"
     path.write_text(text)
     with pytest.raises(BadMeasurement) as refused:

@@ -16,7 +16,7 @@ DATA = Path(__file__).parent.parent / "data"
 
 
 def written(count: int, layers: list[tuple[str, float, float]]) -> str:
-    """As trtexec writes it, samples/common/sampleReporting.cpp."""
+    """Return the file as trtexec writes it, see samples/common/sampleReporting.cpp."""
     lines = [f'[\n  {{ "count" : {count} }}\n']
     for name, average, median in layers:
         lines.append(
@@ -66,7 +66,7 @@ def test_any_name_is_read_back(
     assert [(layer.name, layer.median) for layer in found] == [(name, median) for name, _, median in layers]
 
 
-def test_bytes_that_are_no_utf_8_become_escapes(tmp_path: Path) -> None:
+def test_bytes_that_are_not_utf_8_become_escapes(tmp_path: Path) -> None:
     path = tmp_path / "latin.profile.json"
     path.write_bytes(written(1, [("caf@", 1.0, 1.0)]).encode().replace(b"@", b"\xe9"))
     assert read_layer_times(path)[0].name == "caf\\xe9"
@@ -86,7 +86,7 @@ def test_bytes_that_are_no_utf_8_become_escapes(tmp_path: Path) -> None:
         ('{"Layers": []}', "it was written by --exportLayerInfo"),
     ],
 )
-def test_files_that_are_none(text: str, said: str, tmp_path: Path) -> None:
+def test_other_files_are_refused(text: str, said: str, tmp_path: Path) -> None:
     path = tmp_path / "a.profile.json"
     path.write_text(text)
     with pytest.raises(BadMeasurement) as refused:
@@ -95,7 +95,7 @@ def test_files_that_are_none(text: str, said: str, tmp_path: Path) -> None:
     assert said in message and str(path) in message and "--exportProfile=a.profile.json" in message
 
 
-def test_every_truncation_is_noticed(tmp_path: Path) -> None:
+def test_every_truncation_is_refused(tmp_path: Path) -> None:
     whole = (DATA / "10.3" / "gate.profile.json").read_text().rstrip()
     path = tmp_path / "cut.json"
     for end in range(len(whole)):

@@ -28,7 +28,7 @@ def test_a_file_of_10_3() -> None:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_our_percentiles_are_those_of_the_console(version: str) -> None:
+def test_percentiles_equal_those_of_the_console(version: str) -> None:
     ours = spread(read_times(DATA / version / "segment.times.json").compute)
     text = (DATA / version / "segment.log").read_text()
     (line,) = [line for line in text.splitlines() if "GPU Compute Time: min" in line]
@@ -61,7 +61,7 @@ def test_every_query_is_read(times: list[float], tmp_path_factory: pytest.TempPa
         ("[" * 100_000, "truncated or not JSON"),
     ],
 )
-def test_files_that_are_none(text: str, said: str, tmp_path: Path) -> None:
+def test_other_files_are_refused(text: str, said: str, tmp_path: Path) -> None:
     path = tmp_path / "a.times.json"
     path.write_text(text)
     with pytest.raises(BadMeasurement) as refused:
@@ -71,7 +71,7 @@ def test_files_that_are_none(text: str, said: str, tmp_path: Path) -> None:
     assert "run trtexec again with --exportTimes=a.times.json" in message
 
 
-def test_every_truncation_is_noticed(tmp_path: Path) -> None:
+def test_every_truncation_is_refused(tmp_path: Path) -> None:
     whole = (DATA / "11.1" / "segment.times.json").read_text().rstrip()
     path = tmp_path / "cut.json"
     for end in range(len(whole)):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small folders in the field's formats."""
+"""Small folders of questions in common formats."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Write = Callable[..., Source]
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Write:
-    """folder(records, **Source fields): a .jsonl of the records beside a picture for each image they name."""
+    """folder(records, **fields of Source): write the records as .jsonl, next to a picture for each image."""
 
     def write(records: list[dict[str, Any]], **options: Any) -> Source:
         data = tmp_path / "questions.jsonl"

@@ -45,7 +45,7 @@ def test_letters_alone_need_no_options() -> None:
     assert chosen("F", {}) == "F" and chosen("fish", {}) is None
 
 
-def test_letters_that_are_no_option() -> None:
+def test_letters_that_are_not_options() -> None:
     options = {"A": "a cat", "C": "a dog"}
     assert [chosen(answer, options) for answer in ("C", "B", "(B)", "a dog")] == ["C", None, None, "C"]
 
@@ -81,14 +81,14 @@ def test_ways_to_write_choices(folder: Write, given: dict[str, Any]) -> None:
     ],
     ids=["any order", "small letters", "a gap", "null"],
 )
-def test_letters_stay_as_given(folder: Write, given: dict[str, Any], lines: str, right: str) -> None:
+def test_given_letters_are_kept(folder: Write, given: dict[str, Any], lines: str, right: str) -> None:
     task = Task(folder([ONE | given]))
     (question,) = task.questions
     assert question.prompt.startswith(f"What is it ?\n{lines}\nAnswer with")
     assert [task.score(question, answer) for answer in (right, "green")] == [1, 0]
 
 
-def test_a_whole_prompt_stays(folder: Write) -> None:
+def test_a_complete_prompt_is_kept(folder: Write) -> None:
     record = ONE | {"text": "What ?\nA. cat", "answer": "C"}
     (question,) = Task(folder([record])).questions
     assert question.prompt == "What ?\nA. cat" and question.options == {}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all tasks in files share: where questions, answers and images are found, and what is said when they are not."""
+"""Behavior shared by all tasks in files: finding questions, answers and images, and the errors."""
 
 from __future__ import annotations
 
@@ -59,15 +59,15 @@ def test_only_images_of_chosen_questions_are_opened(folder: Write, tmp_path: Pat
         gqa.Task(source)
 
 
-def test_a_name_that_cannot_be_looked_up(folder: Write) -> None:
+def test_an_image_name_that_is_too_long(folder: Write) -> None:
     source = folder([ONE, TWO])
     assert source.data is not None
     source.data.write_text("\n".join(json.dumps(x) for x in (ONE, TWO | {"image": "a" * 300})))
-    with pytest.raises(InputError, match="questions.jsonl line 2: its image cannot be looked up: File name too long"):
+    with pytest.raises(InputError, match="questions.jsonl line 2: image cannot be opened: File name too long"):
         gqa.Task(source)
 
 
-def test_images_may_lie_elsewhere(folder: Write, tmp_path: Path) -> None:
+def test_images_in_another_folder(folder: Write, tmp_path: Path) -> None:
     source = folder([ONE])
     (tmp_path / "images").mkdir()
     (tmp_path / "a.png").rename(tmp_path / "images" / "a.png")
@@ -89,42 +89,44 @@ def test_images_may_lie_elsewhere(folder: Write, tmp_path: Path) -> None:
     ],
     ids=["lines", "list", "data", "by id", "plain"],
 )
-def test_answers_from_a_file_of_their_own(folder: Write, tmp_path: Path, answers: str) -> None:
+def test_answers_from_a_separate_file(folder: Write, tmp_path: Path, answers: str) -> None:
     bare = [{k: v for k, v in record.items() if not k.startswith("answer")} for record in (ONE, TWO)]
     (tmp_path / "gold.json").write_text(answers)
     task = gqa.Task(folder(bare, answers=tmp_path / "gold.json"))
     assert [q.answers for q in task.questions] == [("cat",), ("dog",)]
 
 
-def test_answers_stand_in_one_place(folder: Write, tmp_path: Path) -> None:
+def test_answers_must_be_in_one_place(folder: Write, tmp_path: Path) -> None:
     bare = {k: v for k, v in ONE.items() if k != "answer"}
     gold = tmp_path / "gold.json"
     gold.write_text('{"1": "cat"}')
-    with pytest.raises(InputError, match=r"--answers and answers in .*questions.jsonl line 2: give one"):
+    with pytest.raises(
+        InputError, match=r"--answers is given, but .*questions.jsonl line 2 has answers too; use one of them"
+    ):
         gqa.Task(folder([bare, TWO], answers=gold))
     gold.write_text('{"7": "cat"}')
-    with pytest.raises(InputError, match=r"line 1: question '1' has no answer in what --answers names"):
+    with pytest.raises(InputError, match=r"line 1: question '1' has no answer in --answers"):
         gqa.Task(folder([bare], answers=gold))
 
 
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ([], "holds no questions"),
-        (["", "  "], "holds no questions"),
-        ([ONE, "{"], "line 2 is no JSON"),
-        ([ONE, "[1]"], "line 2 is no JSON object"),
-        ([ONE, "[" * 100_000], "line 2 is no JSON"),
+        ([], "has no questions"),
+        (["", "  "], "has no questions"),
+        ([ONE, "{"], "line 2 is not JSON"),
+        ([ONE, "[1]"], "line 2 is not a JSON object"),
+        ([ONE, "[" * 100_000], "line 2 is not JSON"),
         ([{**ONE, "question_id": None}], 'line 1 has no "question_id" or "id"'),
         ([{**ONE, "image": ["a.png"]}], 'line 1: "image" is ["a.png"]; it must be text'),
         ([{**ONE, "text": " "}], "it must be text"),
         ([ONE, {**TWO, "question_id": 1}], "line 2 repeats question_id '1' of"),
-        ([{**ONE, "answer": None}], "line 1 has no answers, answer or label; give the file that has them"),
+        ([{**ONE, "answer": None}], "line 1 has no answers, answer or label; give their file"),
         ([{**ONE, "answer": []}], "line 1 has no answers, answer or label"),
         ([{**ONE, "answers": [{"text": "cat"}]}], 'line 1 has no "answer"'),
     ],
 )
-def test_bad_lines_are_named(folder: Write, lines: list[Any], message: str) -> None:
+def test_errors_name_the_bad_line(folder: Write, lines: list[Any], message: str) -> None:
     source = folder([ONE, TWO])
     assert source.data is not None
     source.data.write_text("\n".join(x if isinstance(x, str) else json.dumps(x) for x in lines))
@@ -134,13 +136,16 @@ def test_bad_lines_are_named(folder: Write, lines: list[Any], message: str) -> N
     assert "\n" not in str(problem.value)
 
 
-def test_bad_answer_files_are_named(folder: Write, tmp_path: Path) -> None:
+def test_errors_name_the_bad_answer_file(folder: Write, tmp_path: Path) -> None:
     gold = tmp_path / "gold.jsonl"
     bare = {k: v for k, v in ONE.items() if k != "answer"}
     for text, message in (
         ('{"question_id": 1}', "gold.jsonl line 1 has no answers"),
-        ('{"question_id": 1, "answer": "a"}\n{"question_id": 1, "answer": "b"}', "line 2 gives other answers"),
-        ("nonsense", "gold.jsonl line 1 is no JSON"),
+        (
+            '{"question_id": 1, "answer": "a"}\n{"question_id": 1, "answer": "b"}',
+            "line 2 differs from the answers given above",
+        ),
+        ("nonsense", "gold.jsonl line 1 is not JSON"),
     ):
         gold.write_text(text)
         with pytest.raises(InputError, match=message):
@@ -154,13 +159,13 @@ def test_wrong_folders(folder: Write, tmp_path: Path) -> None:
         gqa.Task(Source())
     with pytest.raises(InputError, match="does not exist"):
         gqa.Task(Source(tmp_path / "nowhere"))
-    with pytest.raises(InputError, match="it holds none"):
+    with pytest.raises(InputError, match="it has none"):
         gqa.Task(Source(tmp_path))
     (tmp_path / "latin.jsonl").write_bytes(b'{"text": "\xe9"}')
     with pytest.raises(InputError, match="cannot be read"):
         gqa.Task(Source(tmp_path))
     (tmp_path / "other.jsonl").write_text("")
-    with pytest.raises(InputError, match="it holds latin.jsonl, other.jsonl; name the file"):
+    with pytest.raises(InputError, match="it has latin.jsonl, other.jsonl; give the file"):
         gqa.Task(Source(tmp_path))
 
 
@@ -186,7 +191,7 @@ def test_short_answers() -> None:
         assert gqa.Task.score(object.__new__(gqa.Task), question, answer) == right
 
 
-def test_the_demo_makes_its_own() -> None:
+def test_the_demo_task_needs_no_files() -> None:
     task = demo.Task(Source(questions=7, seed=3))
     again = demo.Task(Source(questions=7, seed=3))
     assert [q.prompt for q in task.questions] == [q.prompt for q in again.questions]

@@ -17,7 +17,7 @@ ASK = "\nAnswer the question using a single word or phrase."
 
 
 def pair(category: str, image: str, answers: bool = True) -> list[dict[str, Any]]:
-    """Two questions with one question_id, as in LLaVA's file."""
+    """Return two questions with the same question_id, as in LLaVA's file."""
     record = {"question_id": f"{category}/{image}", "image": f"{category}/{image}", "category": category}
     return [
         record | {"text": f"Is it {word}?{ASK}"} | ({"answer": answer} if answers else {})
@@ -48,11 +48,11 @@ def test_scores_are_accuracy_plus_accuracy_of_pairs(folder: Write) -> None:
     assert task.full_marks == 400
 
 
-def test_pairs_stay_together(folder: Write) -> None:
+def test_pairs_are_chosen_together(folder: Write) -> None:
     records = [record for i in range(6) for record in pair("count", f"{i}.png")]
     task = Task(folder(records, questions=4))
     assert len({q.unit for q in task.questions}) == 2
-    with pytest.raises(InputError, match="--questions is 3, which cuts questions that belong together; 4 would do"):
+    with pytest.raises(InputError, match="--questions is 3, which splits questions that belong together; use 4"):
         Task(folder(records, questions=3))
     with pytest.raises(InputError, match=r"image 'count/0.png' has 1 questions; MME has 2"):
         Task(folder(records[1:]))

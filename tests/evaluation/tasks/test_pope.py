@@ -20,7 +20,7 @@ Write = Callable[..., Source]
 
 
 def made(labels: list[bool], groups: list[str]) -> Task:
-    """A task of these questions, without files."""
+    """Return a task with these questions, without files."""
     task = object.__new__(Task)
     task.questions = tuple(
         Question(str(i), "", "", lambda: None, "", ("yes" if label else "no",), group)  # type: ignore[arg-type, return-value]
@@ -48,7 +48,7 @@ def test_reading_an_answer(answer: str, yes: bool) -> None:
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans(), st.sampled_from("ab")), min_size=1, max_size=30), st.data())
 def test_metrics_equal_scikit_learn(rows: list[tuple[bool, bool, str]], data: st.DataObject) -> None:
-    """Also where questions are drawn several times or not at all."""
+    """Also if questions are drawn several times or not at all."""
     labels, said, groups = (list(column) for column in zip(*rows, strict=True))
     task = made(labels, groups)
     scores = np.array([task.score(q, "Yes" if s else "No") for q, s in zip(task.questions, said, strict=True)])
@@ -67,8 +67,8 @@ def test_metrics_equal_scikit_learn(rows: list[tuple[bool, bool, str]], data: st
         assert found["yes_ratio"][i] == pytest.approx(np.mean(p))
 
 
-def test_labels_in_files_of_their_own(folder: Write, tmp_path: Path) -> None:
-    """LLaVA's layout: one file of questions; POPE's: a file of labels a category, each numbered from 1."""
+def test_labels_in_separate_files(folder: Write, tmp_path: Path) -> None:
+    """LLaVA has one file of questions; POPE has one file of labels per category, each numbered from 1."""
     asked: list[dict[str, Any]] = []
     labels = tmp_path / "coco"
     labels.mkdir()
@@ -81,7 +81,7 @@ def test_labels_in_files_of_their_own(folder: Write, tmp_path: Path) -> None:
     task = Task(folder(asked, answers=labels))
     assert [(q.group, q.answers) for q in task.questions] == [("random", ("no",)), ("popular", ("yes",))]
     (labels / "coco_pope_random.json").write_text("")
-    with pytest.raises(InputError, match="line 1: question '0' has no answer in what --answers names"):
+    with pytest.raises(InputError, match="line 1: question '0' has no answer in --answers"):
         Task(folder(asked, answers=labels))
     (labels / "coco_pope_random.json").write_text(json.dumps(asked[0] | {"answers": ["no", "yes"]}))
     with pytest.raises(InputError, match=r"coco_pope_random.json line 1 has 2 answers; --task pope takes one"):

@@ -43,13 +43,13 @@ def test_normal_form(answer: str, form: str) -> None:
 
 
 @given(st.text(max_size=30))
-def test_normal_form_has_no_stray_space(answer: str) -> None:
+def test_normal_form_has_no_extra_space(answer: str) -> None:
     form = normalized(answer)
     assert form == " ".join(form.split()) and form == normalized(answer.lower())
 
 
 def plain(answer: str, annotators: list[str]) -> float:
-    """The definition, word by word."""
+    """Compute the accuracy by its definition."""
     each = []
     for left_out in range(len(annotators)):
         others = annotators[:left_out] + annotators[left_out + 1 :]
@@ -71,7 +71,7 @@ def test_known_values() -> None:
 
 
 def test_llava_s_questions_and_textvqa_s_annotations(folder: Write, tmp_path: Path) -> None:
-    """question_id is the image there, so two questions share it."""
+    """In LLaVA's file question_id is the image, so two questions share it."""
     hint, ask = "Reference OCR token: A, B", "Answer the question using a single word or phrase."
     records = [
         {"question_id": "f00", "image": "f00.jpg", "text": f"What brand?\n{hint}\n{ask}"},
