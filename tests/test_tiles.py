@@ -17,8 +17,7 @@ from secateur.bundle.manifest import GateRef
 from secateur.bundle.schedule import Gate, Schedule, ViewGate
 from secateur.calibration.layer_walk import only, prompts
 from secateur.calibration.samples import Sample
-from secateur.engines.cases import Case
-from secateur.engines.inputs import values
+from secateur.engines.cases import Case, input_values
 from secateur.engines.version import FLOORS
 from secateur.errors import BadBundle
 from secateur.export.bundle import ExportPlan, export
@@ -165,7 +164,7 @@ def test_a_gate_is_timed_on_tokens_of_every_tile(tiled: Bundle, gate: str, quota
         spec.name: tuple(d if isinstance(d, int) else 1 if d == "B" else 60 for d in spec.shape)
         for spec in manifest.graph(gate).inputs
     }
-    (index,) = values(manifest, Case(gate, gate, "prefill", 0, shapes, ()))["vision_index"]
+    (index,) = input_values(manifest, Case(gate, gate, "prefill", 0, shapes, ()))["vision_index"]
     assert (np.diff(index) > 0).all() and counts(index, tiled[1]) == tokens
 
 

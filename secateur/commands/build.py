@@ -92,8 +92,8 @@ def _check(arguments: argparse.Namespace) -> None:
 
 def _commands(arguments: argparse.Namespace, bundle: Bundle) -> dict[str, Any]:
     from secateur.engines.attention import note
-    from secateur.engines.recipe import FOLDER
     from secateur.engines.script import folder_of, write_script
+    from secateur.engines.trtexec import FOLDER
     from secateur.evaluation.run import chosen
 
     script: Path | None = arguments.script

@@ -16,7 +16,7 @@ from typing import Any
 
 from rich.console import Console
 
-from secateur.terminal import score_tables
+from secateur.terminal import result_tables
 from secateur.terminal.progress_bars import bars
 
 HELP = "score, retention and time of every schedule"
@@ -126,12 +126,12 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def show(result: dict[str, Any], console: Console) -> None:
-    console.print(score_tables.scores(result))
-    if (compared := score_tables.against_full(result)) is not None:
+    console.print(result_tables.scores(result))
+    if (compared := result_tables.against_full(result)) is not None:
         console.print(compared)
-    console.print(score_tables.costs(result))
-    console.print(score_tables.costs_note(result), style="dim italic", markup=False, highlight=False)
+    console.print(result_tables.costs(result))
+    console.print(result_tables.costs_note(result), style="dim italic", markup=False, highlight=False)
     if any(schedule["groups"] for schedule in result["schedules"]):
-        console.print(score_tables.groups(result))
+        console.print(result_tables.groups(result))
     if "note" in result:
         console.print(f"note: {result['note']}", markup=False, soft_wrap=True)

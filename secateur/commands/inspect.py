@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from secateur.errors import InputError
-from secateur.terminal import inspect_tables, tables
+from secateur.terminal import tables
 from secateur.terminal.progress_bars import bars
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def show(result: dict[str, Any], console: Console) -> None:
         f"{result['files']} files, all hashes correct",
         markup=False,
     )
-    console.print(inspect_tables.image_sizes(result["image_sizes"]))
+    console.print(tables.image_sizes(result["image_sizes"]))
     console.print(tables.schedules(result["schedules"]))
     graphs = tables.table("Graphs", "graph", "layers", "KiB")
     for graph in result["graphs"]:
@@ -151,6 +151,6 @@ def show(result: dict[str, Any], console: Console) -> None:
         graphs.add_row(graph["name"], layers, f"{graph['bytes'] / 1024:.0f}")
     console.print(graphs)
     if "lint" in result:
-        inspect_tables.lint(result["lint"], console)
+        tables.lint(result["lint"], console)
     if "precision" in result:
-        inspect_tables.precision(result["precision"], console)
+        tables.precision(result["precision"], console)

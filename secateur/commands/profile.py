@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from secateur.terminal import engine_options, profile_tables
+from secateur.terminal import engine_options, result_tables
 from secateur.terminal.progress_bars import bars
+from secateur.version import __version__
 
 if TYPE_CHECKING:
     from secateur.profiling.results import Profiling
@@ -102,8 +103,9 @@ def _check(arguments: argparse.Namespace) -> None:
 
 def _here(arguments: argparse.Namespace) -> Profiling:
     from secateur.evaluation.run import chosen
-    from secateur.profiling.clocked import PROMPT, ClockSettings
-    from secateur.profiling.run import here
+    from secateur.machine import machine
+    from secateur.profiling.chains import profiling
+    from secateur.profiling.clocked import PROMPT, ClockSettings, clock
     from secateur.runtime import Bundle, Pipeline
 
     given = {name: getattr(arguments, name) for name in ("rounds", "warmup", "new_tokens")}
@@ -113,15 +115,17 @@ def _here(arguments: argparse.Namespace) -> Profiling:
     names = chosen(list(Bundle.load(arguments.bundle, verify=False).manifest.schedules), arguments.schedules)
     loaded = Pipeline.load(arguments.bundle, backend, arguments.threads, device=arguments.device, schedules=names)
     with loaded as vlm, bars() as progress:
-        return here(vlm, backend, names, arguments.image, prompt, settings, progress, arguments.command_line)
+        chains, graphs = clock(vlm, arguments.image, prompt, names, settings, progress)
+        on = machine(vlm.describe())
+        return profiling(vlm.bundle, backend, settings.rounds, on, arguments.command_line, chains, graphs)
 
 
 def _trtexec(arguments: argparse.Namespace) -> Profiling:
     from secateur.engines import run_trtexec
-    from secateur.engines.recipe import FOLDER
+    from secateur.engines.trtexec import FOLDER, TRTEXEC
     from secateur.evaluation.run import chosen
-    from secateur.profiling.imported import timed_schedules
-    from secateur.profiling.run import from_trtexec
+    from secateur.profiling.chains import profiling
+    from secateur.profiling.imported import read_folder, timed_schedules
     from secateur.runtime import Bundle
 
     bundle = Bundle.load(arguments.bundle)
@@ -134,8 +138,10 @@ def _trtexec(arguments: argparse.Namespace) -> Profiling:
             run_trtexec.run(recipe, tool, progress)
     elif arguments.schedules == "all":
         names = timed_schedules(bundle, folder)
-    return from_trtexec(bundle, names, folder, arguments.command_line)
+    found = read_folder(bundle, folder, names)
+    on = {**found.machine, "secateur": __version__}
+    return profiling(bundle, TRTEXEC, None, on, arguments.command_line, found.chains, found.graphs, found.failures)
 
 
 def show(result: dict[str, Any], console: Console) -> None:
-    profile_tables.show(result, console)
+    result_tables.show_profile(result, console)

@@ -14,7 +14,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +23,6 @@ from secateur.bundle.atomic import write_text
 from secateur.bundle.manifest import GraphSpec
 from secateur.bundle.reader import Bundle, sha256
 from secateur.bundle.strict_json import read_json, to_json
-from secateur.engines.lock import build_lock
 from secateur.engines.manifest import (
     ENGINES,
     ENGINES_FILE,
@@ -33,10 +33,10 @@ from secateur.engines.manifest import (
     Engines,
     Limits,
     Profile,
+    plan_key,
 )
-from secateur.engines.plan_key import plan_key
 from secateur.engines.worker import ALWAYS, Job, Result
-from secateur.errors import BadEngine, BuildFailed
+from secateur.errors import BadEngine, BadOutput, BuildFailed
 from secateur.progress import Progress, silent
 
 LESS_MEMORY = "if memory ran out, try a smaller --workspace, --optimization-level 2, and close the desktop"
@@ -102,6 +102,32 @@ def build(
                 path.unlink()
         progress("build", "", len(manifest.graphs), len(manifest.graphs))
     return Built(folder, engines, tuple(new), tuple(warnings))
+
+
+@contextmanager
+def build_lock(folder: Path) -> Iterator[int]:
+    """Create the folder, remove partial files, and lock it against other builds until the block ends.
+
+    Yields the file descriptor of the lock. A process that inherits it also holds the lock, until it exits.
+
+    Raises:
+        BadOutput: another build is running there, or the folder cannot be written.
+    """
+    import fcntl  # missing on Windows, where everything but a build works
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for leftover in folder.glob(".*.partial-*"):
+                leftover.unlink(missing_ok=True)
+            yield lock.fileno()
+    except BlockingIOError:
+        raise BadOutput(f"another build is running in {folder}; wait until it ends") from None
+    except FileExistsError:
+        raise BadOutput(f"output {folder} is not a folder; choose another one") from None
+    except OSError as problem:
+        raise BadOutput(f"{folder} cannot be written: {problem.strerror}; finished plans are kept") from None
 
 
 def _kept(folder: Path, device: Device, keys: Mapping[str, str], warnings: list[str]) -> dict[str, EnginePlan]:

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """engines.json: the plans in a folder, what they were built from, and the device and version they are valid for.
 
+A plan's key is the sha256 over everything that the plan is built from. On the same device and TensorRT version, equal
+keys mean equal plans.
+
 BUNDLE/engines/<gpu>-sm<sm>-<multiprocessors>mp-trt<version>/engines.json   Engines
                                                              <graph>-<key>.plan   one per graph, gates included
                                                              timing.cache   for that device and version
@@ -8,14 +11,22 @@ BUNDLE/engines/<gpu>-sm<sm>-<multiprocessors>mp-trt<version>/engines.json   Engi
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 from secateur.bundle.layout import Layout
+from secateur.bundle.manifest import GraphSpec, Manifest
 from secateur.errors import BadEngine, InputError
 
 ENGINES = "engines"
 ENGINES_FILE = "engines.json"
 TIMING_CACHE = "timing.cache"
+ONNX, WEIGHTS = ".onnx", ".data"
 MAX_WORKSPACE_MIB = 1 << 20
 MEND = "build the engines on this device with `secateur build`"
 
@@ -87,8 +98,7 @@ class EnginePlan:
     """One serialized engine.
 
     sha256   of the plan file
-    source   sha256 over the ONNX file, its weights, the profiles and the flags, see plan_key.py; a plan whose key is
-             unchanged is not built again
+    source   key, see `plan_key`; a plan whose key is unchanged is not built again
     memory   bytes of activations that a context needs (device_memory_size_v2)
     seconds  build time
     """
@@ -189,3 +199,47 @@ class Engines:
             if profile.name == "prefill" and name.startswith("past_")
         ]
         return max(pasts, default=0)
+
+
+def graph_files(manifest: Manifest, root: Path, graph: GraphSpec) -> tuple[str, ...]:
+    """Return the graph's ONNX file and the weight files it references, which other graphs may share.
+
+    root  folder of the bundle
+
+    An ONNX file stores the names of its external files as plain text, and these files are in the same folder. So the
+    names in the manifest are searched for in its bytes. A false match only causes an unnecessary build.
+    """
+    onnx = PurePosixPath(graph.file)
+    text = (root / onnx).read_bytes()
+    beside = (name for name in manifest.files if PurePosixPath(name).parent == onnx.parent and name.endswith(WEIGHTS))
+    return (graph.file, *sorted(name for name in beside if PurePosixPath(name).name.encode() in text))
+
+
+def identity(manifest: Manifest) -> str:
+    """Return the sha256 (hex) over model, target and all graphs. Timings are valid for bundles with the same value."""
+    graphs = {name: digest for name, digest in manifest.files.items() if name.endswith(ONNX)}
+    return _digest([manifest.model.fingerprint, manifest.target, graphs])
+
+
+def plan_key(
+    manifest: Manifest,
+    root: Path,
+    graph: GraphSpec,
+    profiles: Sequence[Profile],
+    flags: Mapping[str, int | str | bool],
+) -> str:
+    """Return the sha256 (hex) over the graph's files, its profiles and the builder's flags.
+
+    Uses the file hashes in the manifest, which `Bundle.load` has checked against the files.
+    """
+    return _digest(
+        {
+            "files": {name: manifest.files[name] for name in graph_files(manifest, root, graph)},
+            "profiles": [dataclasses.asdict(profile) for profile in profiles],
+            "flags": dict(flags),
+        }
+    )
+
+
+def _digest(parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

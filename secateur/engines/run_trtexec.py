@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from secateur.bundle.atomic import write_text
+from secateur.engines.build import build_lock
 from secateur.engines.cases import layers
-from secateur.engines.lock import build_lock
-from secateur.engines.plan_key import graph_files
-from secateur.engines.recipe import Recipe
-from secateur.engines.trtexec import TRTEXEC
+from secateur.engines.manifest import graph_files
+from secateur.engines.trtexec import TRTEXEC, Recipe
 from secateur.errors import BackendMissing, BadOutput
 from secateur.progress import Progress
 

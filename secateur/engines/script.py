@@ -7,9 +7,8 @@ import shlex
 from pathlib import Path
 
 from secateur.bundle.atomic import write_text
-from secateur.engines import trtexec
-from secateur.engines.plan_key import graph_files
-from secateur.engines.recipe import Recipe
+from secateur.engines.manifest import graph_files
+from secateur.engines.trtexec import Recipe, build_options
 from secateur.errors import BadOutput
 
 HEAD = """\
@@ -102,7 +101,7 @@ def script(recipe: Recipe) -> str:
     head = HEAD.replace("@WAY@", shlex.quote(recipe.way)).replace("@FOLDER@", shlex.quote(recipe.folder.name))
     parts = [head]
     for graph in recipe.manifest.graphs:
-        options = trtexec.build_options(graph.name, recipe.profiles[graph.name], recipe.settings)
+        options = build_options(graph.name, recipe.profiles[graph.name], recipe.settings)
         made_from = graph_files(recipe.manifest, recipe.bundle, graph)
         parts.append(_call("build", graph.name, *made_from, *options))
     for case, command in recipe.times().items():

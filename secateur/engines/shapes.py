@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Optimization profiles and timing cases of every graph, from the manifest and the limits.
+"""Limits of the engines, and the optimization profiles and timing cases of every graph within them.
 
 A segment has two profiles. "prefill" covers the first question (S from the rows of the schedules, no past) and a
 follow-up question (S short, P up to the capacity). "decode" has S = 1 and its optimum at the largest P, because a
@@ -20,16 +20,62 @@ from collections.abc import Iterable, Mapping
 
 from secateur.bundle.graph_plan import USUAL_TEXT, GraphRun, decode, largest, prefill, runs
 from secateur.bundle.manifest import GraphSpec, Manifest
+from secateur.bundle.reader import Bundle
 from secateur.bundle.symbolic_shape import resolve_shapes
 from secateur.engines.cases import Case
 from secateur.engines.manifest import Limits, Profile, Range
-from secateur.errors import BadBundle
+from secateur.errors import BadBundle, InputError
 from secateur.runtime.cache import rounded
 from secateur.runtime.sampling import Sampling
+from secateur.runtime.tokenizer import Tokenizer
 
 Symbols = dict[str, int]
+MAX_BATCH = 1024
 IMAGES = "images"
 """Key among the sizes of a graph: how many entries of its batch belong to one sample."""
+
+
+def limits(manifest: Manifest, batch: int = 1, text: int | None = None, new_tokens: int | None = None) -> Limits:
+    """Return the limits for a bundle, with room for its largest image size.
+
+    None selects the default value, or less if the model's context is short.
+
+    Raises:
+        InputError: a number is below 1, or the rows together exceed the context; the message names the flag.
+    """
+    usual = Limits()
+    for flag, value in (("--max-batch", batch), ("--max-text", text), ("--max-new-tokens", new_tokens)):
+        if value is not None and value < 1:
+            raise InputError(f"{flag} is {value}; it must be at least 1")
+    if batch > MAX_BATCH:
+        raise InputError(f"--max-batch is {batch}; it must be at most {MAX_BATCH}")
+    layout, context = largest(manifest), manifest.dimensions.context
+    room = context - layout.rows
+    if new_tokens is None:
+        new_tokens = max(1, min(usual.new_tokens, room // 2 if text is None else room - text))
+    if text is None:
+        text = max(1, min(usual.text, room - new_tokens))
+    made = Limits(batch, text, new_tokens)
+    if made.capacity(layout) > context:
+        raise InputError(
+            f"{layout.rows} rows up to the image's end, --max-text {text} and --max-new-tokens {new_tokens} are "
+            f"{made.capacity(layout)} rows; the model's context has {context}; lower --max-text or --max-new-tokens"
+        )
+    return made
+
+
+def check_text(bundle: Bundle, made: Limits) -> None:
+    """Check that a question fits into the limits.
+
+    Raises:
+        InputError: even a question of one letter does not fit, with its template.
+    """
+    least = len(Tokenizer.read(bundle.prompt, bundle.path("tokenizer.json")).first("a"))
+    if made.text < least:
+        raise InputError(
+            f"--max-text is {made.text}; the shortest question has {least} rows with its template; "
+            "raise --max-text or lower --max-new-tokens"
+        )
 
 
 def profiles(manifest: Manifest, limits: Limits, usual: str, past: int = 0) -> dict[str, tuple[Profile, ...]]:

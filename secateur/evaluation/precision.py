@@ -225,17 +225,12 @@ def _ask(
             own = {label: run.schedule for label, run in walks.items() if run.manifest.layout.size == size}
             for start in range(0, len(questions), BATCH):
                 part = questions[start : start + BATCH]
-                images = [_given(question.load(), bundle.manifest.layout.images) for question in part]
+                images = [(q.load(),) * bundle.manifest.layout.images for q in part]
                 for label, schedule in own.items():
                     progress(stage, label, sum(map(len, answers.values())), total)
                     answers[label] += batching.ask(vlm, part, images, schedule, longest, size)
     progress(stage, "", total, total)
     return answers
-
-
-def _given(image: Image.Image, images: int) -> Image.Image | tuple[Image.Image, ...]:
-    """Return the image, repeated if a prompt has several images."""
-    return image if images == 1 else (image,) * images
 
 
 def _difference(

@@ -18,9 +18,8 @@ from onnx import TensorProto
 from secateur.bundle.reader import Bundle
 from secateur.errors import BadBundle, InputError
 from secateur.evaluation import batching
-from secateur.evaluation.compare import mcnemar
-from secateur.evaluation.results import McNemar
-from secateur.evaluation.retention import Interval, retention
+from secateur.evaluation.compare import mcnemar, retention
+from secateur.evaluation.results import Interval, McNemar
 from secateur.evaluation.tasks.base import Task
 from secateur.progress import Progress, silent
 from secateur.runtime import Pipeline

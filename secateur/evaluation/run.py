@@ -15,9 +15,8 @@ from secateur.bundle.schedule import FULL, Schedule
 from secateur.errors import InputError, UnknownName
 from secateur.evaluation import batching
 from secateur.evaluation.batching import BATCH, Timed
-from secateur.evaluation.compare import mcnemar, nearest_downsample, split
+from secateur.evaluation.compare import mcnemar, nearest_downsample, retention, split
 from secateur.evaluation.results import Evaluation, GateLine, Percentiles, ScheduleResult
-from secateur.evaluation.retention import retention
 from secateur.evaluation.tasks.base import Task
 from secateur.machine import machine
 from secateur.progress import Progress

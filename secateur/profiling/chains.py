@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Kinds of graphs, and figures of a chain, for both sources of times."""
+"""Kinds of graphs, figures of a chain, and the profile of a bundle, for both sources of times."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from dataclasses import replace
 from secateur.bundle.graph_plan import runs
 from secateur.bundle.manifest import Manifest
 from secateur.bundle.reader import Bundle
-from secateur.bundle.schedule import FULL
-from secateur.profiling.percentiles import Spread
-from secateur.profiling.results import ChainTimes, GraphTimes
+from secateur.engines.trtexec import TRTEXEC
+from secateur.profiling.advice import advice
+from secateur.profiling.results import ChainTimes, Failure, GraphTimes, Profiling, Spread
 
 
 def kinds(manifest: Manifest) -> dict[str, str]:
@@ -51,27 +51,21 @@ def chain(
 
 def compared(chains: Sequence[ChainTimes]) -> tuple[ChainTimes, ...]:
     """Return the chains with their speed-up over full of the same image size, if full is among them."""
-    full = {_size(one): one for one in chains if is_full(one)}
+    full = {one.size: one for one in chains if one.is_full}
     return tuple(
         replace(
             one,
-            speed_up=_ratio(full[_size(one)].first_token, one.first_token),
-            prefill_speed_up=_ratio(full[_size(one)].prefill, one.prefill),
+            speed_up=_ratio(full[one.size].first_token, one.first_token),
+            prefill_speed_up=_ratio(full[one.size].prefill, one.prefill),
         )
-        if _size(one) in full
+        if one.size in full
         else one
         for one in chains
     )
 
 
-def is_full(chain: ChainTimes) -> bool:
-    """Return whether the chain prunes nothing."""
-    return chain.schedule.partition("@")[0] == FULL
-
-
-def _size(chain: ChainTimes) -> str:
-    """Return the chain's image size; "" if the bundle has only one."""
-    return chain.schedule.partition("@")[2]
+def _ratio(full: Spread, this: Spread) -> float | None:
+    return full.p50 / this.p50 if this.p50 else None
 
 
 def with_shares(graphs: Sequence[GraphTimes], chains: Sequence[ChainTimes]) -> tuple[GraphTimes, ...]:
@@ -95,5 +89,30 @@ def with_shares(graphs: Sequence[GraphTimes], chains: Sequence[ChainTimes]) -> t
     )
 
 
-def _ratio(full: Spread, this: Spread) -> float | None:
-    return full.p50 / this.p50 if this.p50 else None
+def profiling(
+    bundle: Bundle,
+    source: str,
+    rounds: int | None,
+    machine: dict[str, str],
+    command: str,
+    chains: tuple[ChainTimes, ...],
+    graphs: tuple[GraphTimes, ...],
+    failures: tuple[Failure, ...] = (),
+) -> Profiling:
+    """Return the profile of a bundle with advice; see `Profiling` for the arguments."""
+    apart = source == TRTEXEC
+    return Profiling(
+        bundle=bundle.root.name,
+        model=bundle.manifest.source,
+        target=bundle.manifest.target,
+        dtype=bundle.manifest.dtype,
+        source=source,
+        apart=apart,
+        rounds=rounds,
+        machine=machine,
+        command=command,
+        chains=chains,
+        graphs=graphs,
+        advice=advice(chains, graphs, apart),
+        failures=failures,
+    )

@@ -12,8 +12,7 @@ from secateur.bundle.graph_plan import prefill, runs
 from secateur.bundle.layout import Layout
 from secateur.errors import InputError
 from secateur.profiling.chains import chain, compared, kinds, with_shares
-from secateur.profiling.percentiles import spread
-from secateur.profiling.results import STAGES, ChainTimes, GraphTimes
+from secateur.profiling.results import STAGES, ChainTimes, GraphTimes, spread
 from secateur.progress import Progress
 from secateur.runtime import Pipeline
 from secateur.runtime.image import ImageLike
@@ -64,29 +63,25 @@ def clock(
     """
     every = runs(vlm.bundle.manifest, names)
     found: dict[str, list[dict[str, float]]] = {label: [] for label in every}
-    asked = {label: _images(run.manifest.layout, image) for label, run in every.items()}
+    asked = {
+        label: noise(run.manifest.layout) if image is None else (image,) * run.manifest.layout.images
+        for label, run in every.items()
+    }
     turns = settings.warmup + settings.rounds
     for turn in range(turns):
         first = turn % len(every)  # no schedule always follows the same one
         for label in [*every, *every][first : first + len(every)]:
             size = every[label].manifest.layout.size
-            for _ in range(UNTIMED if vlm.records_steps else 0):
-                vlm.ask(
+            for _ in range(1 + UNTIMED if vlm.records_steps else 1):
+                answer = vlm.ask(
                     asked[label], prompt, every[label].schedule, max_new_tokens=settings.new_tokens, image_size=size
                 )
-            answer = vlm.ask(
-                asked[label], prompt, every[label].schedule, max_new_tokens=settings.new_tokens, image_size=size
-            )
             if turn >= settings.warmup:
                 found[label].append(answer.timings)
         progress("rounds", "", turn + 1, turns)
     chains = compared([_chain(vlm, name, timings) for name, timings in found.items()])
     graphs = [graph for name, timings in found.items() for graph in _graphs(vlm, name, timings)]
     return chains, with_shares(graphs, chains)
-
-
-def _images(layout: Layout, image: ImageLike | None) -> tuple[ImageLike, ...]:
-    return noise(layout) if image is None else (image,) * layout.images
 
 
 def _chain(vlm: Pipeline, name: str, timings: Timings) -> ChainTimes:

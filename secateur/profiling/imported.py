@@ -10,14 +10,12 @@ from pathlib import Path
 from secateur.bundle.graph_plan import runs
 from secateur.bundle.reader import Bundle
 from secateur.engines.cases import CASES_FILE, Case, Cases
-from secateur.engines.plan_key import identity
+from secateur.engines.manifest import identity
 from secateur.engines.results.console import Console, read_console
-from secateur.engines.results.layers import Layer, read_layer_info, read_layer_times, split_profile
-from secateur.engines.results.times import read_times
+from secateur.engines.results.files import Layer, read_layer_info, read_layer_times, read_times, split_profile
 from secateur.errors import BadMeasurement
 from secateur.profiling.chains import chain, compared, kinds, with_shares
-from secateur.profiling.percentiles import Spread, spread, total
-from secateur.profiling.results import STAGES, ChainTimes, Failure, GraphTimes, LayerLine
+from secateur.profiling.results import STAGES, ChainTimes, Failure, GraphTimes, LayerLine, Spread, spread, total
 
 BOUND = 0.8
 """Ratio of median enqueue to compute time above which trtexec warns; used for results without console output."""

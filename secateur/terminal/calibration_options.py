@@ -102,8 +102,8 @@ def _add_field(group: Any, field: dataclasses.Field[Any], hint: Any) -> None:
     note = field.metadata.get("help", "")
     if field.default is not None:
         note = f"{note} (default: {field.default})".strip()
-    kinds = [k for k in typing.get_args(hint) if k is not type(None)] if _is_optional(hint) else [hint]
-    kind = kinds[0]
+    optional = typing.get_origin(hint) in (typing.Union, types.UnionType)
+    kind = next(k for k in typing.get_args(hint) if k is not type(None)) if optional else hint
     if kind is bool:
         group.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=note)
     elif typing.get_origin(kind) is typing.Literal:
@@ -113,10 +113,6 @@ def _add_field(group: Any, field: dataclasses.Field[Any], hint: Any) -> None:
         if typing.get_origin(kind) is tuple:
             convert = integers if typing.get_args(kind)[0] is int else numbers
         group.add_argument(flag, type=convert, default=argparse.SUPPRESS, help=note)
-
-
-def _is_optional(hint: Any) -> bool:
-    return typing.get_origin(hint) in (typing.Union, types.UnionType)
 
 
 def numbers(text: str) -> tuple[float, ...]:
@@ -156,7 +152,7 @@ def calibration(arguments: argparse.Namespace) -> Calibration:
             make_method(
                 name,
                 arguments.seed,
-                **{n: getattr(arguments, n) for n in _fields(cls) if n != "seed" and hasattr(arguments, n)},
+                **{n: getattr(arguments, n) for n in _fields(cls) if hasattr(arguments, n)},
             )
             for name, cls in classes.items()
         ],
@@ -173,17 +169,16 @@ def calibration(arguments: argparse.Namespace) -> Calibration:
 
 
 def _fields(cls: type[Method]) -> list[str]:
-    return [field.name for field in dataclasses.fields(cls)]
+    """Return the fields of a method except `seed`, which has a shared flag."""
+    return [field.name for field in dataclasses.fields(cls) if field.name != "seed"]
 
 
 def given(arguments: argparse.Namespace) -> list[str]:
     """Return the given flags that only affect calibration."""
-    own = {name for cls in method_classes(arguments.method).values() for name in _fields(cls) if name != "seed"}
+    own = {name for cls in method_classes(arguments.method).values() for name in _fields(cls)}
     shared = ("keep", "compression", "layers", "name", "control", "samples", "sample_count")
-    set_flags = [name for name in shared if getattr(arguments, name) not in (None, 0)] + [
-        n for n in own if hasattr(arguments, n)
-    ]
-    return sorted("--" + name.replace("_", "-") for name in set_flags)
+    found = [n for n in shared if getattr(arguments, n) not in (None, 0)] + [n for n in own if hasattr(arguments, n)]
+    return sorted("--" + name.replace("_", "-") for name in found)
 
 
 def summaries(sizes: Sequence[Sequence[Schedule]]) -> dict[str, Any]:

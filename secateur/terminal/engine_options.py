@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from secateur.engines.manifest import BuilderSettings, Limits
-    from secateur.engines.recipe import Recipe
+    from secateur.engines.trtexec import Recipe
     from secateur.runtime import Bundle
 
 
@@ -54,8 +54,8 @@ def options(arguments: argparse.Namespace, bundle: Bundle) -> tuple[Limits, str,
         UnknownName: the bundle has no such schedule.
     """
     from secateur.bundle.graph_plan import usual_schedule
-    from secateur.engines.limits import check_text, limits
     from secateur.engines.manifest import BuilderSettings
+    from secateur.engines.shapes import check_text, limits
 
     manifest = bundle.manifest
     settings = BuilderSettings(arguments.workspace, arguments.optimization_level, arguments.max_aux_streams)
@@ -73,8 +73,8 @@ def recipe(arguments: argparse.Namespace, bundle: Bundle, schedules: Sequence[st
         BadBundle: the bundle was not exported for TensorRT.
         InputError, UnknownName: as `options`.
     """
-    from secateur.engines.recipe import Recipe
     from secateur.engines.shapes import cases, profiles
+    from secateur.engines.trtexec import Recipe
     from secateur.engines.version import check_target
 
     manifest = bundle.manifest

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables printed by several commands."""
+"""Tables of a bundle: schedules, calibration, checks, image sizes, lint, precision."""
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 
 KINDS = {"prune": "", "route": " (route)", "vision": " (encoder)", "downsample": " (smaller image)"}
@@ -70,13 +72,13 @@ PER_LAYER = ("similarity_below_tau", "attention_to_vision", "mean_kl", "staircas
 
 def calibration(measured: dict[str, Any]) -> Table:
     """Return the measurements of calibration: one row per layer, values of the whole model in the caption."""
-    columns: dict[str, dict[int, Any]] = {}
-    for name in PER_LAYER:
-        if measured.get(name):
-            columns[name] = dict(enumerate(measured[name]))
+    columns: dict[str, dict[int, Any]]
+    columns = {name: dict(enumerate(measured[name])) for name in PER_LAYER if measured.get(name)}
     rest = dict(measured)
-    if _are_rows(measured.get("layers")):
-        for row in rest.pop("layers"):
+    rows = measured.get("layers")
+    if isinstance(rows, list) and rows and isinstance(rows[0], dict):
+        del rest["layers"]
+        for row in rows:
             for name, value in row.items():
                 columns.setdefault(name, {})[row["layer"]] = value
         columns.pop("layer")
@@ -86,10 +88,6 @@ def calibration(measured: dict[str, Any]) -> Table:
     made.caption = ", ".join(f"{k.replace('_', ' ')} {_short(v)}" for k, v in rest.items() if k not in columns)
     made.caption_justify = "left"
     return made
-
-
-def _are_rows(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
 
 
 def _number(value: Any) -> str:
@@ -103,3 +101,76 @@ def _short(value: Any) -> str:
     if isinstance(value, list) and len(value) > 8 and all(isinstance(v, int | float) for v in value):
         return f"{len(value)} values from {min(value):.3g} to {max(value):.3g}"
     return str(value)
+
+
+def image_sizes(found: list[dict[str, Any]]) -> Table:
+    """Return the image sizes of a bundle with the views of an image; adjacent equal views are counted."""
+    made = table("Image sizes", "size", "images", "rows", "vision tokens", "fit", "views")
+    for size in found:
+        runs = [(len(list(alike)), grid) for grid, alike in groupby(size["views"])]
+        views = ", ".join(f"{count} of {rows} x {columns}" for count, (rows, columns) in runs)
+        numbers = [str(size[name]) for name in ("images", "rows", "vision_tokens")]
+        made.add_row(size["size"], *numbers, size["fit"] or "", views)
+    return made
+
+
+def lint(found: dict[str, Any], console: Console) -> None:
+    """Print the operators of a bundle and the nodes that a TensorRT version does not support."""
+    if "skipped" in found:
+        console.print(f"not linted for TensorRT: {found['skipped']}", markup=False)
+        return
+    sources = list(dict.fromkeys(used["source"] for used in found["operators"]))
+    made = table(f"TensorRT {found['tensorrt']}", "operator", "nodes", "", "source")
+    made.columns[2].justify = "left"
+    for used in found["operators"]:
+        verdict = "ok" if used["ok"] else "REFUSED"
+        made.add_row(used["operator"], str(used["count"]), verdict, str(sources.index(used["source"]) + 1))
+    console.print(made)
+    for number, source in enumerate(sources, start=1):
+        console.print(f"source {number}: {source}", markup=False)
+    if found["caution"]:
+        console.print(f"note: {found['caution']}", markup=False)
+    places: dict[str, list[str]] = {}
+    for finding in found["findings"]:
+        what = f"{finding['operator']}: {finding['problem']}; {finding['mend']} ({finding['source']})"
+        places.setdefault(what, []).append(f"graph '{finding['graph']}', node '{finding['node']}'")
+    for what, where in places.items():
+        console.print(f"{what}: {len(where)} times, first {where[0]}", markup=False)
+
+
+def precision(found: dict[str, Any], console: Console) -> None:
+    """Print the differences between a bundle and its checkpoint in fp32."""
+    console.print(f"{found['dtype']} against fp32, {found['questions']} questions")
+    for made in (_logits(found), _kept(found), _activations(found)):
+        console.print(made)
+
+
+def _logits(found: dict[str, Any]) -> Table:
+    """Return errors of the logits, shares of equal first tokens and, if known, of right answers."""
+    scored = any(schedule["answers"] for schedule in found["schedules"])
+    columns = ["error", "relative", "token"] + (["answer", "right", "in fp32"] if scored else [])
+    title = "Logits, and share of equal first tokens and answers"
+    made = table(title, "schedule", *columns)
+    for schedule in found["schedules"]:
+        row = [f"{schedule['logits_error']:.2g}", f"{schedule['relative_error']:.2g}", f"{schedule['same_token']:.1%}"]
+        if answers := schedule["answers"]:
+            row += [f"{answers[name]:.1%}" for name in ("same", "accuracy", "accuracy_fp32")]
+        made.add_row(schedule["schedule"], *row)
+    return made
+
+
+def _kept(found: dict[str, Any]) -> Table:
+    """Return the share of the kept tokens that are also kept in fp32."""
+    made = table("Kept tokens that are also kept in fp32", "schedule", "gates", "mean", "worst gate", "worst question")
+    for schedule in found["schedules"]:
+        if gates := schedule["gates"]:
+            worst = (f"{min(gate['mean'] for gate in gates):.4f}", f"{min(gate['worst'] for gate in gates):.3f}")
+            made.add_row(schedule["schedule"], str(len(gates)), f"{schedule['overlap']:.4f}", *worst)
+    return made
+
+
+def _activations(found: dict[str, Any]) -> Table:
+    made = table("Largest activations", "graph", "largest", "headroom to 65504")
+    for activation in found["activations"]:
+        made.add_row(activation["graph"], f"{activation['largest']:.4g}", f"{activation['headroom']:.0f} x")
+    return made

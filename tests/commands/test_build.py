@@ -17,8 +17,7 @@ import pytest
 from secateur.bundle.manifest import Manifest
 from secateur.cli import main
 from secateur.engines.cases import Cases
-from secateur.engines.limits import limits
-from secateur.engines.shapes import profiles
+from secateur.engines.shapes import limits, profiles
 from secateur.export.bundle import Exported
 
 SIMULATION = Path(__file__).parent.parent / "simulation"

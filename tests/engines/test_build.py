@@ -21,10 +21,17 @@ import pytest
 
 from secateur.bundle.reader import Bundle, sha256
 from secateur.bundle.strict_json import read_json
-from secateur.engines.build import UNFINISHED, Built, build
-from secateur.engines.lock import build_lock
-from secateur.engines.manifest import ENGINES_FILE, TIMING_CACHE, BuilderSettings, Device, Engines, Limits, Profile
-from secateur.engines.plan_key import plan_key
+from secateur.engines.build import UNFINISHED, Built, build, build_lock
+from secateur.engines.manifest import (
+    ENGINES_FILE,
+    TIMING_CACHE,
+    BuilderSettings,
+    Device,
+    Engines,
+    Limits,
+    Profile,
+    plan_key,
+)
 from secateur.engines.shapes import profiles
 from secateur.engines.version import Version, check_target
 from secateur.errors import BackendMissing, BadBundle, BadEngine, BadOutput, BuildFailed

@@ -13,11 +13,10 @@ import pytest
 
 from secateur.bundle.manifest import Manifest, TensorSpec
 from secateur.bundle.symbolic_shape import bind, resolve_shapes
-from secateur.engines import inputs
-from secateur.engines.cases import Case, Cases
+from secateur.engines.cases import Case, Cases, input_files, input_values
 from secateur.engines.manifest import BuilderSettings, Limits
-from secateur.engines.recipe import Recipe
 from secateur.engines.shapes import cases, profiles
+from secateur.engines.trtexec import Recipe
 from secateur.errors import BadBundle, BadMeasurement, BadOutput
 from secateur.export.bundle import Exported
 
@@ -40,7 +39,7 @@ def recipe(request: pytest.FixtureRequest, trt_bundle: Trt, tmp_path_factory: py
 def read(recipe: Recipe, case: Case) -> dict[str, Any]:
     """Read the files like trtexec: raw bytes in C order."""
     read = {}
-    for name, file in inputs.files(recipe.manifest, case).items():
+    for name, file in input_files(recipe.manifest, case).items():
         data = (recipe.folder / file).read_bytes()
         assert len(data) == 8 * int(np.prod(case.shapes[name])), file
         read[name] = np.frombuffer(data, np.int64).reshape(case.shapes[name])
@@ -98,13 +97,13 @@ def test_positions_are_in_range_if_the_cache_fills_the_context(recipe: Recipe) -
     short = dataclasses.replace(
         recipe.manifest, dimensions=dataclasses.replace(recipe.manifest.dimensions, context=rows)
     )
-    assert inputs.values(short, case)["position_ids"].tolist() == [[rows - 1]]
+    assert input_values(short, case)["position_ids"].tolist() == [[rows - 1]]
 
 
 def test_the_files_belong_to_their_cases(recipe: Recipe) -> None:
     assert Cases.read(recipe.folder).cases == recipe.cases
     written = {path.relative_to(recipe.folder).as_posix() for path in recipe.folder.rglob("*") if path.is_file()}
-    needed = {file for case in recipe.cases for file in inputs.files(recipe.manifest, case).values()}
+    needed = {file for case in recipe.cases for file in input_files(recipe.manifest, case).values()}
     assert written == needed | {"cases.json"}
 
 
@@ -121,7 +120,7 @@ def test_an_unknown_integer_is_refused(trt_bundle: Trt) -> None:
     manifest = dataclasses.replace(manifest, graphs=tuple(odd if g is graph else g for g in manifest.graphs))
     case = next(case for case in cases(manifest, LIMITS) if case.graph == "embed")
     with pytest.raises(BadBundle, match="graph 'embed' has the integer input 'odd'"):
-        inputs.values(manifest, case)
+        input_values(manifest, case)
 
 
 def test_invalid_folders(recipe: Recipe, tmp_path: Path) -> None:

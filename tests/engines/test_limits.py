@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from secateur.bundle.manifest import Manifest
-from secateur.engines.limits import limits
 from secateur.engines.manifest import BuilderSettings, Limits
+from secateur.engines.shapes import limits
 from secateur.errors import InputError
 from secateur.export.bundle import Exported
 

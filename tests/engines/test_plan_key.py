@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.external_data_helper import set_external_data
 
 from secateur.bundle.manifest import GraphSpec
-from secateur.engines.plan_key import graph_files, identity, plan_key
+from secateur.engines.manifest import graph_files, identity, plan_key
 from secateur.export.bundle import Exported
 
 WEIGHTS = {"vision": "vision.onnx.data", "small.0": "vision.onnx.data", "segment_1": "segment_1.onnx.data"}

@@ -14,12 +14,11 @@ import pytest
 
 from secateur.bundle.reader import Bundle
 from secateur.engines import run_trtexec
-from secateur.engines.limits import limits
-from secateur.engines.lock import build_lock
+from secateur.engines.build import build_lock
 from secateur.engines.manifest import BuilderSettings
-from secateur.engines.recipe import Recipe
 from secateur.engines.run_trtexec import find, run
-from secateur.engines.shapes import cases, profiles
+from secateur.engines.shapes import cases, limits, profiles
+from secateur.engines.trtexec import Recipe
 from secateur.errors import BackendMissing, BadOutput
 from secateur.export.bundle import Exported
 from tests.profiling import made

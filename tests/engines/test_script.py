@@ -14,9 +14,9 @@ import pytest
 
 from secateur.engines.cases import Cases, layers
 from secateur.engines.manifest import BuilderSettings, Limits
-from secateur.engines.recipe import Recipe
 from secateur.engines.script import folder_of, script, write_script
 from secateur.engines.shapes import cases, profiles
+from secateur.engines.trtexec import Recipe
 from secateur.export.bundle import Exported
 
 STAND_IN = """#!/bin/sh

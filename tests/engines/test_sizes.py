@@ -13,10 +13,9 @@ from secateur.bundle.graph_plan import largest, runs
 from secateur.bundle.layout import Dimensions, Layout, ModelIdentity, View
 from secateur.bundle.manifest import Bucket, GateRef, GraphSpec, Manifest, ScheduleRef, TensorSpec
 from secateur.bundle.symbolic_shape import bind
-from secateur.engines import inputs
-from secateur.engines.limits import limits
+from secateur.engines.cases import input_values
 from secateur.engines.manifest import Limits
-from secateur.engines.shapes import cases, profiles
+from secateur.engines.shapes import cases, limits, profiles
 from secateur.errors import InputError
 from secateur.profiling.chains import kinds
 
@@ -200,7 +199,7 @@ def test_cases_of_every_size(manifest: Manifest) -> None:
 def test_inputs_of_every_case(manifest: Manifest) -> None:
     """Positions on three axes, the position of the question, and indices of each view of a gate."""
     for case in cases(manifest, LIMITS):
-        values = inputs.values(manifest, case)
+        values = input_values(manifest, case)
         for name, value in values.items():
             assert value.shape == case.shapes[name]
         for name in ("position_ids", "full_position_ids"):

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from secateur.engines import inputs, trtexec
-from secateur.engines.cases import Case
+from secateur.engines import trtexec
+from secateur.engines.cases import Case, input_files
 from secateur.engines.manifest import BuilderSettings, Limits, Profile, Range
-from secateur.engines.recipe import Recipe
 from secateur.engines.shapes import cases, dynamic, profiles
+from secateur.engines.trtexec import Recipe
 from secateur.engines.version import Version
 from secateur.export.bundle import Exported
 from tests.engines.flags import BEFORE_11, IDLE_FROM_11, known
@@ -148,7 +148,7 @@ def test_time_commands_have_every_dynamic_and_integer_input(recipe: Recipe) -> N
         assert options.get("--useProfile", "0") == str(case.profile)
         loaded = dict(part.rsplit(":", 1) for part in options.get("--loadInputs", "").split(",") if part)
         integers = {spec.name for spec in graph.inputs if spec.dtype == "int64" and 0 not in case.shapes[spec.name]}
-        assert loaded == inputs.files(recipe.manifest, case) and set(loaded) == integers
+        assert loaded == input_files(recipe.manifest, case) and set(loaded) == integers
 
 
 def test_paths_lead_to_the_bundle(recipe: Recipe) -> None:

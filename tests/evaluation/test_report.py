@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from secateur.evaluation import notes
+from secateur.evaluation import results as notes
 from secateur.evaluation.report import report
 from secateur.evaluation.results import Answered, Evaluation, Overlay, Percentiles
 from tests.evaluation.made import evaluation, overlays
@@ -174,7 +174,7 @@ def test_notes_on_what_the_figures_do_not_include(page: Element, found: Evaluati
     words = tree(alone).text
     assert not any(word in words for word in ("This bundle cuts", "In brackets", "within 15 %:", "images of"))
     sizes = ("96x96", "144x96")
-    assert notes.sizes(sizes) in tree(dataclasses.replace(alone, image_sizes=sizes)).text
+    assert notes.sizes_note(sizes) in tree(dataclasses.replace(alone, image_sizes=sizes)).text
 
 
 def test_the_best_of_each_budget_is_bold(page: Element) -> None:

@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.isotonic import IsotonicRegression
 
-from secateur.evaluation.report import formats
 from secateur.evaluation.report.budgets import BudgetGroup, best, budgets, stages
 from secateur.evaluation.report.curves import curves
 from secateur.evaluation.report.kept import veil
 from secateur.evaluation.report.series import all_series
 from secateur.evaluation.results import GateLine
+from secateur.report import formats
 from secateur.report.axes import Scale, halvings, spread, ticks
 from secateur.report.formats import milliseconds
 from tests.evaluation.made import METHODS, evaluation, result

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from secateur.evaluation import retention as module
-from secateur.evaluation.retention import Retention, resamples, retention
+from secateur.evaluation import compare as module
+from secateur.evaluation.compare import Retention, resamples, retention
 from secateur.evaluation.tasks.base import mean
 
 Array = NDArray[np.float64]

@@ -12,11 +12,9 @@ from typing import Any
 from secateur.bundle.manifest import Manifest
 from secateur.bundle.strict_json import to_json
 from secateur.engines.cases import CASES_FILE, Case, Cases
-from secateur.engines.limits import limits
-from secateur.engines.plan_key import identity
-from secateur.engines.shapes import cases
-from secateur.profiling.percentiles import Spread
-from secateur.profiling.results import ChainTimes, Failure, GraphTimes, LayerLine, Profiling
+from secateur.engines.manifest import identity
+from secateur.engines.shapes import cases, limits
+from secateur.profiling.results import ChainTimes, Failure, GraphTimes, LayerLine, Profiling, Spread
 
 RUNS = (1.0, 1.0, 1.5, 1.0)
 """What the milliseconds of a case are multiplied by, in each of its queries."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from secateur.profiling.advice import advice
-from secateur.profiling.percentiles import Spread
+from secateur.profiling.results import Spread
 from tests.profiling import made
 
 FINE = made.profiling()

@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from secateur.profiling.percentiles import Spread, percentile, spread, total
+from secateur.profiling.results import Spread, percentile, spread, total
 
 
 @pytest.mark.parametrize("p", [50, 90, 95, 99])

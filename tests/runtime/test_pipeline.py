@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from secateur import runtime
-from secateur.engines.limits import limits
+from secateur.engines.shapes import limits
 from secateur.errors import BackendMissing, BadImage, BadPrompt, InputError, SecateurError, UnknownName
 from secateur.runtime import Answer, Bundle, Pipeline
 from secateur.runtime.backends import ort

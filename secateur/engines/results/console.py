@@ -13,7 +13,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from secateur.engines.results.file import LOG, read, refused
+from secateur.engines.results.files import LOG, read, refused
 from secateur.engines.version import Version
 
 LAST = 3

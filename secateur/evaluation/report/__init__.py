@@ -6,15 +6,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from secateur.evaluation import notes as words
+from secateur.evaluation import results as words
 from secateur.evaluation.gate_pictures import shown_gates
-from secateur.evaluation.report import formats
 from secateur.evaluation.report.budgets import bars, best, budgets
 from secateur.evaluation.report.curves import curves
 from secateur.evaluation.report.kept import images, notes, pictures, samples
 from secateur.evaluation.report.series import all_series
 from secateur.evaluation.results import CONTROLS, Evaluation, Overlay
-from secateur.report.formats import milliseconds
+from secateur.report import formats
 from secateur.report.page import Filter, render
 from secateur.report.stacked import STAGES
 
@@ -32,7 +31,7 @@ def report(evaluation: Evaluation, overlays: Sequence[Overlay]) -> str:
         "headed": formats.headed,
         "interval": formats.interval,
         "mb": formats.megabytes,
-        "ms": milliseconds,
+        "ms": formats.milliseconds,
         "probability": formats.probability,
         "score": formats.score,
         "tokens": formats.tokens,
@@ -48,8 +47,8 @@ def report(evaluation: Evaluation, overlays: Sequence[Overlay]) -> str:
         budgets=[(budget, best(budget.rivals)) for budget in groups],
         controls=CONTROLS,
         words=words,
-        sizes=words.sizes(evaluation.image_sizes),
-        shared=words.bundle(evaluation.segments, evaluation.encoder_scores),
+        sizes=words.sizes_note(evaluation.image_sizes),
+        shared=words.bundle_note(evaluation.segments, evaluation.encoder_scores),
         references=words.references(
             (s.split.reference for s in evaluation.schedules if s.split),
             {s.name: s.average_tokens for s in evaluation.schedules},

@@ -6,13 +6,13 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import median
+from statistics import mean, median
 
 from markupsafe import Markup
 
 from secateur.evaluation.compare import SPREAD
-from secateur.evaluation.report import formats
 from secateur.evaluation.results import CONTROLS, SUMS, Evaluation, ScheduleResult
+from secateur.report import formats
 from secateur.report.stacked import STAGES, Bar, stacked
 
 MORE = 1.05
@@ -47,13 +47,13 @@ def budgets(evaluation: Evaluation) -> list[BudgetGroup]:
         if not opened or schedule.average_tokens < SPREAD * opened[-1][0].average_tokens:
             opened.append([])
         opened[-1].append(schedule)
-    centres = [_centre(members) for members in opened]
+    centers = [math.exp(mean(math.log(_positive(s)) for s in members)) for members in opened]
     for schedule in pruned:
         if schedule not in openers:
-            nearest = min(range(len(opened)), key=lambda i: abs(math.log(_positive(schedule) / centres[i])))
+            nearest = min(range(len(opened)), key=lambda i: abs(math.log(_positive(schedule) / centers[i])))
             opened[nearest].append(schedule)
     ranked = (sorted(members, key=lambda s: (-s.score, s.name)) for members in opened)
-    return [BudgetGroup(centre, tuple(members)) for centre, members in zip(centres, ranked, strict=True)]
+    return [BudgetGroup(center, tuple(members)) for center, members in zip(centers, ranked, strict=True)]
 
 
 def best(schedules: Sequence[ScheduleResult]) -> frozenset[tuple[str, str]]:
@@ -79,10 +79,6 @@ def _positive(schedule: ScheduleResult) -> float:
     return max(schedule.average_tokens, 0.5)  # for the logarithm: a schedule may drop every token
 
 
-def _centre(members: list[ScheduleResult]) -> float:
-    return math.exp(sum(math.log(_positive(s)) for s in members) / len(members))
-
-
 def stages(schedule: ScheduleResult) -> dict[str, float]:
     """Return the milliseconds of each of STAGES, with all segments added up, and all gates (any other name).
 
@@ -104,8 +100,6 @@ def bars(evaluation: Evaluation, groups: list[BudgetGroup]) -> Markup:
     """Draw the time to the first token as SVG, one stacked bar per schedule: `full`, then group by group."""
     parts = [("No pruning", evaluation.schedules[:1])]
     parts += [(f"About {formats.tokens(group.tokens)} tokens", group.schedules) for group in groups]
-    return stacked([(head, [_bar(schedule) for schedule in members]) for head, members in parts])
-
-
-def _bar(schedule: ScheduleResult) -> Bar:
-    return Bar(schedule.name, stages(schedule), schedule.ttft_ms.p50, schedule.ttft_ms.p95)
+    return stacked(
+        [(head, [Bar(s.name, stages(s), s.ttft_ms.p50, s.ttft_ms.p95) for s in members]) for head, members in parts]
+    )

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from secateur.evaluation.report import formats
 from secateur.evaluation.report.series import Series
 from secateur.evaluation.results import Evaluation, ScheduleResult
+from secateur.report import formats
 from secateur.report.axes import Scale, halvings, spread, ticks
 
 WIDTH, LEFT, TOP, BOTTOM, GAP = 1040, 48, 30, 56, 17

@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from secateur.engines.cases import KINDS
-from secateur.profiling import formats
-from secateur.profiling.results import ChainTimes, GraphTimes, Profiling
+from secateur.profiling.results import Profiling, note
+from secateur.report import formats
 from secateur.report.page import Filter, render
 from secateur.report.stacked import STAGES, Bar, stacked
 
@@ -18,7 +18,7 @@ __all__ = ["report"]
 def report(profiling: Profiling) -> str:
     """Return the page as text. Jinja2 and MarkupSafe escape every string of the data."""
     filters: dict[str, Filter] = {
-        "ms": formats.milliseconds,
+        "ms": partial(formats.milliseconds, digits=2),
         "fine": formats.fine,
         "percent": formats.percent,
         "plain": formats.plain,
@@ -31,16 +31,14 @@ def report(profiling: Profiling) -> str:
         filters,
         p=profiling,
         fastest=min(chains[1:], key=lambda one: one.first_token.p50, default=None),
-        runs=[(one, _graphs(one, graphs)) for one in chains],
+        # the graphs of each schedule, with the decode step last
+        runs=[
+            (one, sorted((g for g in graphs if one.schedule in g.shares), key=lambda g: KINDS.index(g.part)))
+            for one in chains
+        ],
         layered=[graph for graph in graphs if graph.layers],
         enqueued=any(graph.enqueue is not None for graph in graphs),
         stages=[stage for stage in STAGES if any(stage in one.stages for one in chains)],
         bars=stacked(groups) if chains else "",
-        note=formats.note(profiling.apart),
+        note=note(profiling.apart),
     )
-
-
-def _graphs(chain: ChainTimes, graphs: Sequence[GraphTimes]) -> list[GraphTimes]:
-    """Return the graphs that the schedule runs, in the order of KINDS: the decode step comes last."""
-    mine = [graph for graph in graphs if chain.schedule in graph.shares]
-    return sorted(mine, key=lambda graph: KINDS.index(graph.part))

@@ -9,8 +9,7 @@ from mmap import ACCESS_READ, mmap
 from secateur.bundle.manifest import GraphSpec
 from secateur.bundle.reader import Bundle
 from secateur.bundle.strict_json import read_json
-from secateur.engines.manifest import ENGINES, ENGINES_FILE, MEND, Device, EnginePlan, Engines
-from secateur.engines.plan_key import plan_key
+from secateur.engines.manifest import ENGINES, ENGINES_FILE, MEND, Device, EnginePlan, Engines, plan_key
 from secateur.errors import BadEngine
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from secateur.engines.results.layers import Layer, read_layer_info, split_profile
+from secateur.engines.results.files import Layer, read_layer_info, split_profile
 from secateur.errors import BadMeasurement
 
 DATA = Path(__file__).parent.parent / "data"

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from secateur.engines.results.layers import read_layer_times
+from secateur.engines.results.files import read_layer_times
 from secateur.errors import BadMeasurement
 
 DATA = Path(__file__).parent.parent / "data"

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from secateur.engines.results.times import read_times
+from secateur.engines.results.files import read_times
 from secateur.errors import BadMeasurement
-from secateur.profiling.percentiles import spread
+from secateur.profiling.results import spread
 
 DATA = Path(__file__).parent.parent / "data"
 VERSIONS = ("10.3", "10.16", "11.1")

@@ -11,9 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from secateur.errors import InputError
-from secateur.evaluation.datasets.vqa import normalized
 from secateur.evaluation.tasks.base import Question, Source
-from secateur.evaluation.tasks.textvqa import Task
+from secateur.evaluation.tasks.textvqa import Task, normalized
 
 Write = Callable[..., Source]
 TASK = object.__new__(Task)

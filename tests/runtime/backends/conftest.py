@@ -15,8 +15,16 @@ import pytest
 
 from secateur.bundle.strict_json import to_json
 from secateur.engines.device import this_device
-from secateur.engines.manifest import ENGINES, ENGINES_FILE, TIMING_CACHE, BuilderSettings, EnginePlan, Engines, Limits
-from secateur.engines.plan_key import plan_key
+from secateur.engines.manifest import (
+    ENGINES,
+    ENGINES_FILE,
+    TIMING_CACHE,
+    BuilderSettings,
+    EnginePlan,
+    Engines,
+    Limits,
+    plan_key,
+)
 from secateur.engines.shapes import profiles
 from secateur.engines.worker import Job, build
 from secateur.runtime import Bundle
