@@ -9,7 +9,7 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-from secateur.report.axes import Scale, ticks
+from secateur.report.charts import Scale, ticks
 from tests.rss import FIELDS
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 860, 260, 56, 130, 16, 40

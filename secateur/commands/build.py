@@ -91,9 +91,9 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _commands(arguments: argparse.Namespace, bundle: Bundle) -> dict[str, Any]:
-    from secateur.engines.attention import note
     from secateur.engines.script import folder_of, write_script
     from secateur.engines.trtexec import FOLDER
+    from secateur.engines.version import trtexec_notes
     from secateur.evaluation.run import chosen
 
     script: Path | None = arguments.script
@@ -104,7 +104,7 @@ def _commands(arguments: argparse.Namespace, bundle: Bundle) -> dict[str, Any]:
     if script is not None:
         write_script(recipe, script)
     return {
-        "notes": note(recipe.manifest),
+        "notes": trtexec_notes(recipe.manifest),
         "folder": str(recipe.folder),
         "script": None if script is None else str(script),
         "build": recipe.builds(),

@@ -87,7 +87,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Cases:
-    """Contents of cases.json. `bundle` is the `identity` of the timed bundle, see plan_key.py."""
+    """Contents of cases.json. `bundle` is the `identity` of the timed bundle."""
 
     bundle: str
     cases: tuple[Case, ...]

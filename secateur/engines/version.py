@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TensorRT versions, and the oldest version that each export target supports."""
+"""TensorRT versions, the oldest version that each export target supports, and attention in a given version."""
 
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from secateur.bundle.manifest import Manifest
 from secateur.errors import BadBundle, InputError
@@ -55,3 +55,31 @@ def check_target(manifest: Manifest, version: Version | None = None) -> None:
         fitting = [name for name, oldest in FLOORS.items() if version >= oldest]
         mend = f"export with --target {fitting[-1]}" if fitting else f"install TensorRT {floor} or later"
         raise BadBundle(f"the target '{manifest.target}' needs TensorRT {floor}, this is {version}; {mend}")
+
+
+ATTENTION = Version(10, 14)
+"""First version with the attention layer. trtexec has a flag for its decomposition only since 10.16."""
+
+
+def allow_decomposition(trt: Any, network: Any) -> None:
+    """Mark every attention layer of a parsed network as decomposable.
+
+    Without it, a build fails where TensorRT has no fused kernel for the layer's shape, mask and GPU.
+    """
+    if Version.parse(trt.__version__) < ATTENTION:
+        return
+    for number in range(network.num_layers):
+        layer = network.get_layer(number)
+        if layer.type == trt.LayerType.ATTENTION_INPUT:
+            layer.__class__ = trt.IAttentionInputLayer  # get_layer returns each layer as ILayer
+            layer.attention.decomposable = True
+
+
+def trtexec_notes(manifest: Manifest) -> list[str]:
+    """Return notes for a user who builds the bundle with trtexec."""
+    if FLOORS.get(manifest.target, ATTENTION) < ATTENTION:
+        return []
+    return [
+        "if trtexec finds no implementation for an attention layer, build with `secateur build`, which allows "
+        "its decomposition; trtexec has --decomposableAttentions for this since 10.16"
+    ]

@@ -18,9 +18,9 @@ from typing import Any
 
 from secateur.bundle.atomic import write_bytes, write_text
 from secateur.bundle.strict_json import read_json, to_json
-from secateur.engines.attention import allow_decomposition
 from secateur.engines.device import Recorder, described, libraries, recorder
 from secateur.engines.manifest import BuilderSettings, Profile
+from secateur.engines.version import allow_decomposition
 from secateur.errors import BadEngine, BuildFailed, SecateurError
 
 ALWAYS = {"strongly_typed": True, "tf32": False, "decomposable_attention": True, "profiling_verbosity": "detailed"}

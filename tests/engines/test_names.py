@@ -23,7 +23,7 @@ from tests.engines.names.uses import MODULES, SNAPSHOTS, Snapshot, complaints, p
 
 PACKAGE = Path(__file__).parent.parent.parent / "secateur"
 OBJECTS: Mapping[str, Mapping[str, str]] = {  # file, expression, class
-    "engines/attention.py": {
+    "engines/version.py": {
         "network": "INetworkDefinition",
         "layer": "IAttentionInputLayer",
         "layer.attention": "IAttention",
@@ -44,7 +44,7 @@ OBJECTS: Mapping[str, Mapping[str, str]] = {  # file, expression, class
     },
     "runtime/backends/trt.py": {"self._runtime": "Runtime"},
 }
-SINCE = {"engines/attention.py": (10, 14)}
+SINCE = {"engines/version.py": (10, 14)}
 """Files that check the version before they use newer names."""
 OVERRIDES = {"clear", "get_error_code", "get_error_desc", "get_num_errors", "has_overflowed", "report_error"}
 """What the library calls of an IErrorRecorder; its own num_errors, which reads, is written as get_num_errors."""

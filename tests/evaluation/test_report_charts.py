@@ -18,7 +18,7 @@ from secateur.evaluation.report.kept import veil
 from secateur.evaluation.report.series import all_series
 from secateur.evaluation.results import GateLine
 from secateur.report import formats
-from secateur.report.axes import Scale, halvings, spread, ticks
+from secateur.report.charts import Scale, halvings, spread, ticks
 from secateur.report.formats import milliseconds
 from tests.evaluation.made import METHODS, evaluation, result
 

@@ -14,8 +14,8 @@ from secateur.evaluation.report.kept import images, notes, pictures, samples
 from secateur.evaluation.report.series import all_series
 from secateur.evaluation.results import CONTROLS, Evaluation, Overlay
 from secateur.report import formats
+from secateur.report.charts import STAGES
 from secateur.report.page import Filter, render
-from secateur.report.stacked import STAGES
 
 __all__ = ["report"]
 Details = list[tuple[str, list[str], dict[str, dict[str, str]]]]

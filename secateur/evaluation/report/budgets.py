@@ -13,7 +13,7 @@ from markupsafe import Markup
 from secateur.evaluation.compare import SPREAD
 from secateur.evaluation.results import CONTROLS, SUMS, Evaluation, ScheduleResult
 from secateur.report import formats
-from secateur.report.stacked import STAGES, Bar, stacked
+from secateur.report.charts import STAGES, Bar, stacked
 
 MORE = 1.05
 """A schedule with more than this many times the median tokens of its group is not compared with the others."""

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from secateur.evaluation.report.series import Series
 from secateur.evaluation.results import Evaluation, ScheduleResult
 from secateur.report import formats
-from secateur.report.axes import Scale, halvings, spread, ticks
+from secateur.report.charts import Scale, halvings, spread, ticks
 
 WIDTH, LEFT, TOP, BOTTOM, GAP = 1040, 48, 30, 56, 17
 SMALL_WIDTH, SMALL_HEIGHT = 280, 190

@@ -9,8 +9,8 @@ from pathlib import Path
 from secateur.engines.cases import KINDS
 from secateur.profiling.results import Profiling, note
 from secateur.report import formats
+from secateur.report.charts import STAGES, Bar, stacked
 from secateur.report.page import Filter, render
-from secateur.report.stacked import STAGES, Bar, stacked
 
 __all__ = ["report"]
 
