@@ -31,15 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--against", required=True, help="reference backend: ort, torch or trt")
     parser.add_argument("--backend", default="ort", help="backend to check: ort, torch or trt (default: ort)")
-    parser.add_argument(
-        "--device", help="device of --backend: cpu or cuda, for ort (default: cpu; trt is always on cuda)"
-    )
+    parser.add_argument("--device", help="its device: cpu or cuda, for ort (default: cpu; trt is always on cuda)")
     parser.add_argument("--schedules", default="all", help="schedules, as a,b; full is always included (default: all)")
-    parser.add_argument(
-        "--atol",
-        type=float,
-        help="allowed absolute difference (default: 1e-4 in fp32, 3e-2 in fp16, times the largest value of the output)",
-    )
+    parser.add_argument("--atol", type=float, help="allowed difference (default: largest value times 1e-4, fp16 3e-2)")
     parser.add_argument("--rtol", type=float, help="allowed difference relative to the reference (default: 0)")
 
 

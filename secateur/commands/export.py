@@ -26,31 +26,19 @@ HELP = "write a bundle of ONNX segments and gates"
 def add_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     calibration_options.add_arguments(parser, argv)
     parser.add_argument(
-        "--schedule",
-        type=Path,
-        nargs="+",
-        default=[],
-        help="schedule files for the bundle; calibrates too only with --method",
+        "--schedule", type=Path, nargs="+", default=[], help="files to bundle; calibrates only with --method"
     )
     parser.add_argument("--target", default="cpu", help="cpu, cuda, tensorrt or tensorrt-10.15 (default: cpu)")
     parser.add_argument("--dtype", help="fp32, fp16 or bf16 (default: the target's)")
-    _add_quantization(parser)
     parser.add_argument("--out", type=Path, help="bundle folder (default: build/MODEL-METHOD)")
     parser.add_argument("--share", type=Path, help="bundle of the same model and dtype whose weight files are linked")
     parser.add_argument("--force", action="store_true", help="replace an existing bundle")
     parser.add_argument("--no-check", action="store_true", help="skip the comparison with torch")
-
-
-def _add_quantization(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("integer weights of the decoder layers")
     group.add_argument("--quantize", help="int8 or int4 (default: weights stay in --dtype)")
     group.add_argument("--block-size", type=int, help="weights that share a scale (default: 32, for TensorRT 128)")
-    group.add_argument(
-        "--symmetric",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="no zero points (default: the target's)",
-    )
+    flag = argparse.BooleanOptionalAction
+    group.add_argument("--symmetric", action=flag, default=None, help="no zero points (default: the target's)")
     group.add_argument("--accuracy-level", type=int, help="0: exact, 4: activations are rounded to 8 bits (default: 0)")
 
 

@@ -28,9 +28,7 @@ HELP = "check a bundle and list its contents"
 
 def add_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     parser.add_argument("bundle", type=Path)
-    parser.add_argument(
-        "--tensorrt", metavar="VERSION", help="version to lint for (default: the oldest that the target supports)"
-    )
+    parser.add_argument("--tensorrt", metavar="VERSION", help="lint for this version (default: the target's oldest)")
     parser.add_argument("--check", action="store_true", help="compare with the checkpoint in fp32 on torch")
     parser.add_argument("--questions", type=int, help="number of questions for --check (default: 60)")
 

@@ -40,9 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     here.add_argument("--prompt", help="question (default: a short one)")
     here.add_argument("--rounds", type=int, help="timed questions of each schedule (default: 30)")
     here.add_argument("--warmup", type=int, help="questions asked before these (default: 3)")
-    here.add_argument(
-        "--new-tokens", type=int, help="longest answer, which sets the number of timed decode steps (default: 8)"
-    )
+    here.add_argument("--new-tokens", type=int, help="longest answer; decode steps are timed too (default: 8)")
     trtexec = parser.add_argument_group("timed by trtexec")
     trtexec.add_argument(
         "--trtexec",

@@ -20,26 +20,18 @@ HELP = "ask a bundle a question about an image"
 def add_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--image", required=True, nargs="+", help="image files, as many as a prompt of the bundle has")
-    parser.add_argument(
-        "--image-size", help="WIDTHxHEIGHT, one of the bundle's (default: the one that fits the image best)"
-    )
+    parser.add_argument("--image-size", help="one of the bundle, WIDTHxHEIGHT (default: the best for the image)")
     parser.add_argument("--prompt", required=True, help="question about the image")
     parser.add_argument("--schedule", help="schedule (default: the only one besides full)")
     parser.add_argument("--backend", default="ort", help="ort, torch or trt (default: ort)")
     parser.add_argument("--device", help="cpu or cuda, for ort (default: cpu; trt is always on cuda)")
     parser.add_argument("--max-new-tokens", type=int, default=64, help="longest answer (default: 64)")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the most likely token (default: 0)")
-    parser.add_argument(
-        "--top-p", type=float, default=1.0, help="sample from the tokens with this total probability (default: 1)"
-    )
+    parser.add_argument("--top-p", type=float, default=1.0, help="total probability of the sampled tokens (default: 1)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the sampling (default: 0)")
     parser.add_argument("--threads", type=int, help="threads of the backend (default: all cores)")
-    parser.add_argument(
-        "--guard", action="store_true", help="check values and stop at the first graph and row out of range"
-    )
-    parser.add_argument(
-        "--repeat", type=int, default=1, help="ask this many times and show the times of the last answer (default: 1)"
-    )
+    parser.add_argument("--guard", action="store_true", help="stop at the first graph and row with values out of range")
+    parser.add_argument("--repeat", type=int, default=1, help="ask this many times, time the last one (default: 1)")
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:

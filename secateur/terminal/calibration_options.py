@@ -30,25 +30,15 @@ def add_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     parser.add_argument("--model", default="demo", help="demo, a checkpoint directory or a hub id (default: demo)")
     parser.add_argument("--revision", help="branch, tag or commit of a hub id (default: main)")
     shape = parser.add_argument_group("prompt")
-    shape.add_argument(
-        "--image-size", type=sizes, help="WIDTHxHEIGHT of the images, several as a,b (default: the model's own size)"
-    )
+    shape.add_argument("--image-size", type=sizes, help="WIDTHxHEIGHT, several as a,b (default: the model's own size)")
     shape.add_argument("--images", type=int, default=1, help="images in a prompt (default: 1)")
     shape.add_argument("--system", default="", help="system prompt")
     shape.add_argument("--fit", help="letterbox, stretch or crop images to the size (default: as the model does)")
     parser.add_argument("--method", default=None, help=f"pruning method, several as a,b, or all (default: {METHOD})")
     budget = parser.add_argument_group("budget")
-    budget.add_argument(
-        "--keep", type=numbers, help="vision tokens kept by each gate, as shares (1 is all) or counts: 0.5,0.25,0.125"
-    )
-    budget.add_argument(
-        "--compression",
-        type=numbers,
-        help="mean share of vision tokens that a layer skips; several values make several schedules",
-    )
-    budget.add_argument(
-        "--layers", type=integers, help="decoder layers that get a gate at their input (default: calibrated)"
-    )
+    budget.add_argument("--keep", type=numbers, help="tokens kept by each gate: shares (1 is all) or counts, as a,b")
+    budget.add_argument("--compression", type=numbers, help="mean share pruned per layer; a,b makes two schedules")
+    budget.add_argument("--layers", type=integers, help="decoder layers with a gate at the input (default: calibrated)")
     budget.add_argument("--name", help="name of the schedule (default: METHOD-PERCENTAGE KEPT)")
     budget.add_argument(
         "--control",
@@ -60,14 +50,10 @@ def add_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> None:
         help="add N schedules of random tokens (default: 1) with the same layers and counts",
     )
     data = parser.add_argument_group("calibration")
-    data.add_argument(
-        "--samples", type=Path, help="folder of images, or .jsonl with image and text (default: generated)"
-    )
+    data.add_argument("--samples", type=Path, help="folder of images, or .jsonl of image and text (default: generated)")
     data.add_argument("--sample-count", type=int, help="number of samples (default: the method's)")
     data.add_argument("--seed", type=int, default=0, help="seed of all random choices (default: 0)")
-    data.add_argument(
-        "--work", type=Path, default=WORK, help=f"folder for resuming a killed calibration (default: {WORK})"
-    )
+    data.add_argument("--work", type=Path, default=WORK, help=f"state of a killed calibration (default: {WORK})")
 
     peek = type(parser)(add_help=False, allow_abbrev=False)
     peek.add_argument("--method", default=METHOD)

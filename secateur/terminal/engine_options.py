@@ -17,24 +17,14 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     room = parser.add_argument_group("limits of the engines")
-    room.add_argument(
-        "--schedule", help="engines are optimized for its row counts (default: the schedule of median rows)"
-    )
-    room.add_argument(
-        "--max-batch", type=int, default=1, help="most samples in a batch; engines are optimized for 1 (default: 1)"
-    )
+    room.add_argument("--schedule", help="schedule to optimize engines for (default: the one of median rows)")
+    room.add_argument("--max-batch", type=int, default=1, help="most samples at once; optimized for 1 (default: 1)")
     room.add_argument("--max-text", type=int, help="most rows of a question with its template (default: 256)")
     room.add_argument("--max-new-tokens", type=int, help="most rows of an answer (default: 128)")
-    room.add_argument(
-        "--masked-past", action="store_true", help="start with one masked row in the KV cache instead of an empty one"
-    )
+    room.add_argument("--masked-past", action="store_true", help="start with one masked row in the KV cache")
     builder = parser.add_argument_group("builder")
-    builder.add_argument(
-        "--workspace", type=int, default=2048, metavar="MIB", help="most scratch memory of a layer (default: 2048)"
-    )
-    builder.add_argument(
-        "--optimization-level", type=int, default=3, help="0 to 5, fast build to fast engine (default: 3)"
-    )
+    builder.add_argument("--workspace", type=int, default=2048, metavar="MIB", help="scratch memory (default: 2048)")
+    builder.add_argument("--optimization-level", type=int, default=3, help="0 (fast build) to 5 (default: 3)")
     builder.add_argument("--max-aux-streams", type=int, default=0, help="streams besides the main one (default: 0)")
 
 

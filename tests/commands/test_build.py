@@ -99,7 +99,7 @@ def test_the_newer_target_has_a_note(trt_bundle: Trt, tmp_path: Path, capsys: py
 def test_help_describes_the_batch(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["build", "--help"])
-    assert "samples at once (default: 1, what engines are best at)" in " ".join(capsys.readouterr().out.split())
+    assert "samples at once; optimized for 1 (default: 1)" in " ".join(capsys.readouterr().out.split())
 
 
 def test_dry_run_uses_its_options(trt_bundle: Trt, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
