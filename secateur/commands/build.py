@@ -94,10 +94,10 @@ def _commands(arguments: argparse.Namespace, bundle: Bundle) -> dict[str, Any]:
     from secateur.engines.script import folder_of, write_script
     from secateur.engines.trtexec import FOLDER
     from secateur.engines.version import trtexec_notes
-    from secateur.evaluation.run import chosen
+    from secateur.evaluation.run import select_schedules
 
     script: Path | None = arguments.script
-    names = chosen(list(bundle.manifest.schedules), arguments.schedules or "all")
+    names = select_schedules(bundle.manifest.schedules, arguments.schedules or "all")
     folder = folder_of(script) if script is not None else arguments.out or bundle.root / FOLDER
     recipe = engine_options.recipe(arguments, bundle, names, folder)
     recipe.write(fresh=arguments.script is not None)

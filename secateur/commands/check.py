@@ -38,8 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> None:
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    from secateur.evaluation.backend_diff import Bounds, agree, check_polygraphy
-    from secateur.evaluation.run import chosen
+    from secateur.evaluation.backend_diff import Bounds, check_polygraphy, compare_backends
+    from secateur.evaluation.run import select_schedules
     from secateur.runtime import Bundle
 
     usual = "cuda" if arguments.backend == "trt" else "cpu"
@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         if value is not None and not 0 <= value < float("inf"):
             raise InputError(f"--{name} is {value}; it must be at least 0 and finite")
     bundle = Bundle.load(arguments.bundle)
-    schedules = chosen(list(bundle.manifest.schedules), arguments.schedules)
+    schedules = select_schedules(bundle.manifest.schedules, arguments.schedules)
     check_polygraphy()
     bounds = Bounds(arguments.atol, arguments.rtol)
     with (
@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         closing(_open(arguments.backend, bundle, arguments.device)) as candidate,
         bars() as show_progress,
     ):
-        found = agree(bundle, reference, candidate, schedules, bounds, show_progress)
+        found = compare_backends(bundle, reference, candidate, schedules, bounds, show_progress)
     result: dict[str, Any] = {
         "bundle": str(arguments.bundle),
         "backend": arguments.backend,

@@ -81,8 +81,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from secateur.bundle.atomic import write_text
     from secateur.errors import InputError
     from secateur.evaluation import batching, tasks
-    from secateur.evaluation.gate_pictures import no_pictures
-    from secateur.evaluation.run import EvaluationSettings, chosen, evaluate
+    from secateur.evaluation.gate_pictures import why_no_pictures
+    from secateur.evaluation.run import EvaluationSettings, evaluate, select_schedules
     from secateur.evaluation.tasks.base import Source, Task
     from secateur.runtime import Bundle, Pipeline
 
@@ -90,11 +90,11 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     settings = EvaluationSettings(arguments.seed, arguments.timed, arguments.batch, arguments.max_new_tokens)
     source = Source(arguments.data, arguments.answers, arguments.images, arguments.questions, arguments.seed)
     task: Task = plugins.load(tasks, arguments.task, "task").Task(source)
-    names = chosen(list(Bundle.load(arguments.bundle, verify=False).manifest.schedules), arguments.schedules)
+    names = select_schedules(Bundle.load(arguments.bundle, verify=False).manifest.schedules, arguments.schedules)
     loaded = Pipeline.load(
         arguments.bundle, arguments.backend, arguments.threads, device=arguments.device, schedules=names
     )
-    reason = no_pictures(loaded.bundle.manifest)
+    reason = why_no_pictures(loaded.bundle.manifest)
     if arguments.overlays and reason:
         loaded.close()
         raise InputError(f"--overlays is {arguments.overlays}, but {reason}; leave it out")

@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     integers = quantize_weights(arguments.quantize, kind, *details)
     schedules = [read_schedule(path) for path in arguments.schedule]
     calibrate = bool(arguments.method or not schedules)
-    if not calibrate and (ignored := calibration_options.given(arguments)):
+    if not calibrate and (ignored := calibration_options.given_flags(arguments)):
         raise InputError(
             f"{', '.join(ignored)} would be ignored: schedules of --schedule are not changed; add --method to calibrate"
         )

@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> None:
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from PIL import Image
 
-    from secateur.evaluation.gate_pictures import no_grid, overlay, place
+    from secateur.evaluation.gate_pictures import overlay, place, why_no_grid
     from secateur.runtime import Pipeline
     from secateur.runtime.image import load_image
     from secateur.runtime.preprocess import whole_image
@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         raise InputError(f"--out {arguments.out} is not an image file; give a name such as kept.png")
     with Pipeline.load(arguments.bundle) as vlm:
         bundle = vlm.bundle
-        if reason := next((why for each in bundle.manifest.buckets if (why := no_grid(each.layout))), None):
+        if reason := next((why for each in bundle.manifest.buckets if (why := why_no_grid(each.layout))), None):
             raise InputError(f"kept tokens cannot be drawn: {reason}; use a bundle with one grid")
         answer = vlm.ask(arguments.image, arguments.prompt, schedule=arguments.schedule)
     number = vlm.image_sizes.index(answer.receipt.image_size)

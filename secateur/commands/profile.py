@@ -86,7 +86,7 @@ def _check(arguments: argparse.Namespace) -> None:
         raise InputError("--trtexec runs it here, --import reads results of an earlier run; give one of them")
     if arguments.work is not None and arguments.trtexec is None:
         raise InputError(f"--work is {arguments.work}, but trtexec does not run; add --trtexec")
-    if arguments.trtexec is None and (engines := engine_options.given(arguments)):
+    if arguments.trtexec is None and (engines := engine_options.changed_flags(arguments)):
         raise InputError(f"{engines[0]} only applies to engines that trtexec builds; add --trtexec")
     given = [name for name in HERE if getattr(arguments, name) is not None]
     if given and (arguments.trtexec is not None or arguments.folder is not None):
@@ -100,7 +100,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _here(arguments: argparse.Namespace) -> Profiling:
-    from secateur.evaluation.run import chosen
+    from secateur.evaluation.run import select_schedules
     from secateur.machine import machine
     from secateur.profiling.chains import profiling
     from secateur.profiling.clocked import PROMPT, ClockSettings, clock
@@ -110,7 +110,7 @@ def _here(arguments: argparse.Namespace) -> Profiling:
     settings = ClockSettings(**{name: value for name, value in given.items() if value is not None})
     prompt = PROMPT if arguments.prompt is None else arguments.prompt
     backend = arguments.backend or "ort"
-    names = chosen(list(Bundle.load(arguments.bundle, verify=False).manifest.schedules), arguments.schedules)
+    names = select_schedules(Bundle.load(arguments.bundle, verify=False).manifest.schedules, arguments.schedules)
     loaded = Pipeline.load(arguments.bundle, backend, arguments.threads, device=arguments.device, schedules=names)
     with loaded as vlm, bars() as progress:
         chains, graphs = clock(vlm, arguments.image, prompt, names, settings, progress)
@@ -121,13 +121,13 @@ def _here(arguments: argparse.Namespace) -> Profiling:
 def _trtexec(arguments: argparse.Namespace) -> Profiling:
     from secateur.engines import run_trtexec
     from secateur.engines.trtexec import FOLDER, TRTEXEC
-    from secateur.evaluation.run import chosen
+    from secateur.evaluation.run import select_schedules
     from secateur.profiling.chains import profiling
     from secateur.profiling.imported import read_folder, timed_schedules
     from secateur.runtime import Bundle
 
     bundle = Bundle.load(arguments.bundle)
-    names = chosen(list(bundle.manifest.schedules), arguments.schedules)
+    names = select_schedules(bundle.manifest.schedules, arguments.schedules)
     folder = arguments.folder or arguments.work or bundle.root / FOLDER
     if arguments.trtexec is not None:
         recipe = engine_options.recipe(arguments, bundle, names, folder)

@@ -98,7 +98,7 @@ measure() { # CASE ARGUMENT...
 
 def script(recipe: Recipe) -> str:
     """Return the text of the script, which must be next to the folder of the recipe."""
-    head = HEAD.replace("@WAY@", shlex.quote(recipe.way)).replace("@FOLDER@", shlex.quote(recipe.folder.name))
+    head = HEAD.replace("@WAY@", shlex.quote(recipe.bundle_path)).replace("@FOLDER@", shlex.quote(recipe.folder.name))
     parts = [head]
     for graph in recipe.manifest.graphs:
         options = build_options(graph.name, recipe.profiles[graph.name], recipe.settings)

@@ -113,7 +113,7 @@ class Recipe:
         return {
             graph.name: build(
                 graph.name,
-                f"{self.way}/{graph.file}",
+                f"{self.bundle_path}/{graph.file}",
                 f"{graph.name}.plan{ending}",
                 self.profiles[graph.name],
                 self.settings,
@@ -135,7 +135,7 @@ class Recipe:
         }
 
     @property
-    def way(self) -> str:
+    def bundle_path(self) -> str:
         """Relative path from `folder` to the bundle."""
         return Path(os.path.relpath(self.bundle, self.folder.resolve())).as_posix()
 

@@ -87,7 +87,7 @@ def check_polygraphy() -> None:
         raise BackendMissing("comparing backends needs Polygraphy; pip install 'polygraphy>=0.53'")
 
 
-def agree(
+def compare_backends(
     bundle: Bundle,
     reference: base.Backend,
     candidate: base.Backend,

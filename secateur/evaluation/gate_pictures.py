@@ -31,18 +31,18 @@ def shown_gates(count: int) -> list[int]:
     return list(range(count)) if count <= SHOWN else [i * (count - 1) // (SHOWN - 1) for i in range(SHOWN)]
 
 
-def no_grid(layout: Layout) -> str:
+def why_no_grid(layout: Layout) -> str:
     """Return why kept tokens cannot be drawn over an image as one grid; "" if they can."""
     if len(layout.views) == 1:
         return ""
     return f"a prompt has {len(layout.views)} views, each with a grid of its own"
 
 
-def no_pictures(manifest: Manifest) -> str:
+def why_no_pictures(manifest: Manifest) -> str:
     """Return why a report cannot show kept tokens, since all its images must share one grid; "" if it can."""
     if manifest.others:
         return f"the bundle has {len(manifest.buckets)} image sizes, each with a grid of its own"
-    return no_grid(manifest.layout)
+    return why_no_grid(manifest.layout)
 
 
 def overlay(

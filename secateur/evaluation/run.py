@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,7 +50,7 @@ class EvaluationSettings:
                 raise InputError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
 
 
-def chosen(available: Sequence[str], wanted: str) -> list[str]:
+def select_schedules(available: Iterable[str], wanted: str) -> list[str]:
     """Return the names of the schedules that "all" or "a,b" selects from `available`, with full always first.
 
     Raises:

@@ -47,7 +47,7 @@ def halvings(low: float, high: float) -> list[float]:
     return inside if len(inside) <= 5 else [v for v in inside if math.log2(v).is_integer()]
 
 
-def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+def place_labels(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
     """Return the positions nearest to `wanted` (least squares), in its order, at least `gap` apart, in [low, high].
 
     After subtracting i gaps from the i-th position, this is isotonic regression, solved by pooling adjacent violators.

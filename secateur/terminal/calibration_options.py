@@ -159,7 +159,7 @@ def _fields(cls: type[Method]) -> list[str]:
     return [field.name for field in dataclasses.fields(cls) if field.name != "seed"]
 
 
-def given(arguments: argparse.Namespace) -> list[str]:
+def given_flags(arguments: argparse.Namespace) -> list[str]:
     """Return the given flags that only affect calibration."""
     own = {name for cls in method_classes(arguments.method).values() for name in _fields(cls)}
     shared = ("keep", "compression", "layers", "name", "control", "samples", "sample_count")

@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     builder.add_argument("--max-aux-streams", type=int, default=0, help="streams besides the main one (default: 0)")
 
 
-def given(arguments: argparse.Namespace) -> list[str]:
+def changed_flags(arguments: argparse.Namespace) -> list[str]:
     """Return the flags whose values differ from the defaults."""
     parser = argparse.ArgumentParser(add_help=False)
     add_arguments(parser)

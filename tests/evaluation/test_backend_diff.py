@@ -19,7 +19,7 @@ from onnx import numpy_helper
 from secateur.bundle.quantization import Quantization
 from secateur.bundle.reader import sha256
 from secateur.cli import main
-from secateur.evaluation.backend_diff import Agreement, Bounds, Output, agree
+from secateur.evaluation.backend_diff import Agreement, Bounds, Output, compare_backends
 from secateur.export.bundle import ExportPlan, export
 from secateur.export.targets import target
 from secateur.export.tolerance import ROUNDED_ROWS, TOLERANCE
@@ -67,7 +67,7 @@ def compared(path: Path, tiny: Family, candidate: type[ort.Backend] = ort.Backen
     bundle = Bundle.load(path)
     names = list(bundle.manifest.schedules)
     reference, found = eager.Backend(bundle, family=tiny), candidate(bundle)
-    return list(agree(bundle, reference, found, names, **options))
+    return list(compare_backends(bundle, reference, found, names, **options))
 
 
 def test_onnx_runtime_agrees_with_torch(folder: Path, tiny: Family) -> None:

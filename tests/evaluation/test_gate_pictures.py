@@ -16,11 +16,11 @@ from secateur.evaluation.gate_pictures import (
     GAP,
     OUTSIDE_DECODER,
     PANEL,
-    no_grid,
-    no_pictures,
     overlay,
     place,
     shown_gates,
+    why_no_grid,
+    why_no_pictures,
 )
 
 
@@ -38,13 +38,13 @@ def test_only_gates_in_the_decoder_have_a_layer() -> None:
 def test_pictures_need_one_grid() -> None:
     view = View(1, 4, (2, 2))
     one, two = Layout((1,), (view,)), Layout((1,), (view, View(5, 4, (2, 2))))
-    assert no_grid(one) == "" and "2 views, each with a grid of its own" in no_grid(two)
+    assert why_no_grid(one) == "" and "2 views, each with a grid of its own" in why_no_grid(two)
 
     def bundle(layout: Layout, *others: Bucket) -> Any:
         return SimpleNamespace(layout=layout, others=others, buckets=(layout, *others))
 
-    assert no_pictures(bundle(one)) == "" and no_pictures(bundle(two)) == no_grid(two)
-    assert "2 image sizes" in no_pictures(bundle(one, Bucket(one, {})))
+    assert why_no_pictures(bundle(one)) == "" and why_no_pictures(bundle(two)) == why_no_grid(two)
+    assert "2 image sizes" in why_no_pictures(bundle(one, Bucket(one, {})))
 
 
 def test_overlay_dims_what_was_dropped() -> None:

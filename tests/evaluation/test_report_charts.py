@@ -18,7 +18,7 @@ from secateur.evaluation.report.kept import veil
 from secateur.evaluation.report.series import all_series
 from secateur.evaluation.results import GateLine
 from secateur.report import formats
-from secateur.report.charts import Scale, halvings, spread, ticks
+from secateur.report.charts import Scale, halvings, place_labels, ticks
 from secateur.report.formats import milliseconds
 from tests.evaluation.made import METHODS, evaluation, result
 
@@ -29,7 +29,7 @@ heights = st.lists(st.floats(-50, 450, allow_nan=False), min_size=1, max_size=20
 def test_labels_move_as_little_as_possible(wanted: list[float]) -> None:
     """The oracle is a bounded isotonic regression of the wanted positions minus the gaps."""
     gap, low, high = 17.0, 0.0, 400.0
-    places = spread(wanted, gap, low, high)
+    places = place_labels(wanted, gap, low, high)
     order = sorted(range(len(wanted)), key=lambda i: wanted[i])
     steps = gap * np.arange(len(wanted))
     oracle = IsotonicRegression(y_min=low, y_max=high - steps[-1]).fit_transform(steps, np.array(wanted)[order] - steps)
@@ -38,7 +38,7 @@ def test_labels_move_as_little_as_possible(wanted: list[float]) -> None:
 
 def test_labels_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match="3 labels"):
-        spread([1, 2, 3], 10, 0, 15)
+        place_labels([1, 2, 3], 10, 0, 15)
 
 
 @given(st.floats(-1e3, 1e3), st.floats(1e-3, 1e3))

@@ -22,7 +22,7 @@ from secateur.bundle.schedule import Budget, Gate, Schedule
 from secateur.errors import BadImage, BadPrompt, InputError, UnknownName
 from secateur.evaluation import batching
 from secateur.evaluation.results import Evaluation, GateLine, SplitPart
-from secateur.evaluation.run import WITH_GATES, EvaluationSettings, chosen, evaluate, flops_ratio_with_gates
+from secateur.evaluation.run import WITH_GATES, EvaluationSettings, evaluate, flops_ratio_with_gates, select_schedules
 from secateur.evaluation.tasks import base
 from secateur.evaluation.tasks.base import Question, Source
 from secateur.runtime import Answer, Pipeline
@@ -116,7 +116,7 @@ def silent(bar: str, note: str, done: int, total: int) -> None:
 
 
 def result(vlm: Canned, task: base.Task, **options: Any) -> Evaluation:
-    names = chosen(vlm.schedules, "all")
+    names = select_schedules(vlm.schedules, "all")
     settings = EvaluationSettings(**options)
     return evaluate(
         cast(Pipeline, vlm), task, names, settings, silent, source="yes", backend="ort", command="secateur eval"
@@ -237,13 +237,15 @@ def test_pictures_show_what_the_model_sees() -> None:
 
 def test_schedules_by_name() -> None:
     names = ("full", "ours", "small")
-    assert chosen(names, "all") == ["full", "ours", "small"]
-    assert chosen(names, "small, ours,small") == ["full", "small", "ours"] and chosen(names, "full") == ["full"]
+    assert select_schedules(names, "all") == ["full", "ours", "small"]
+    assert select_schedules(names, "small, ours,small") == ["full", "small", "ours"] and select_schedules(
+        names, "full"
+    ) == ["full"]
     with pytest.raises(UnknownName, match="unknown schedule 'our'. Did you mean 'ours'?"):
-        chosen(names, "our")
+        select_schedules(names, "our")
     for nothing in ("", ",", " , "):
         with pytest.raises(InputError, match=f"--schedules is '{nothing}', which has no name"):
-            chosen(names, nothing)
+            select_schedules(names, nothing)
 
 
 def test_settings_have_bounds() -> None:

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from secateur.evaluation.report.series import Series
 from secateur.evaluation.results import Evaluation, ScheduleResult
 from secateur.report import formats
-from secateur.report.charts import Scale, halvings, spread, ticks
+from secateur.report.charts import Scale, halvings, place_labels, ticks
 
 WIDTH, LEFT, TOP, BOTTOM, GAP = 1040, 48, 30, 56, 17
 SMALL_WIDTH, SMALL_HEIGHT = 280, 190
@@ -119,7 +119,7 @@ def _every(evaluation: Evaluation, series: list[Series]) -> Markup:
     marks = Markup("").join(frame.mark(s, evaluation) for s in series)
     ends = [frame.place(*s.points[-1]) for s in series]
     names = []
-    for one, end, y in zip(series, ends, spread([y for _, y in ends], GAP, TOP, height - BOTTOM), strict=True):
+    for one, end, y in zip(series, ends, place_labels([y for _, y in ends], GAP, TOP, height - BOTTOM), strict=True):
         leader = '<path class="leader" d="M{:.1f} {:.1f}L{:.1f} {:.1f}h6"/>'
         names.append(Markup(leader).format(end[0] + 7, end[1], right + 12, y))
         names.append(one.mark(right + 26, y))
