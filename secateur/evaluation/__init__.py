@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What pruning costs and what it gains: accuracy on held-out questions, and prefill time."""
+"""Evaluation of bundles: accuracy of every schedule, comparison with full and with other precisions, and times."""
