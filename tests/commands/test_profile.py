@@ -139,7 +139,7 @@ def test_wrong_use(trt_bundle: Trt, tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "--rounds does not apply to trtexec" in refused(capsys, bundle, "--import", tmp_path, "--rounds", 3)
     assert "add --trtexec" in refused(capsys, bundle, "--work", tmp_path)
     assert "--max-text only applies to engines that trtexec builds" in refused(capsys, bundle, "--max-text", 9)
-    assert "--masked-past is for" in refused(capsys, bundle, "--masked-past", "--import", tmp_path)
+    assert "--masked-past only applies to" in refused(capsys, bundle, "--masked-past", "--import", tmp_path)
     assert "--device does not apply to trtexec" in refused(capsys, bundle, "--device", "cpu", "--trtexec", "x")
     assert "backend 'ort' runs on cpu or cuda, not on 'gpu'" in refused(capsys, bundle, "--device", "gpu")
     assert "--rounds is 0; it must be at least 1" in refused(capsys, bundle, "--rounds", 0)
