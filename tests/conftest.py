@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import importlib
 import json
 import os
@@ -18,6 +19,7 @@ from typing import Any
 import hypothesis
 import pytest
 import torch
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 from xdist.scheduler import LoadScopeScheduling
 
 from secateur import families, methods, plugins
@@ -35,6 +37,7 @@ from secateur.selection.budget import BudgetRequest
 ROOT = Path(__file__).parent.parent
 COMPRESSION = 0.5
 METHODS = plugins.names(methods)
+ONE_METHOD = "btp" if "btp" in METHODS else METHODS[0]
 OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {  # what changes the wiring of a graph, beside every method's defaults
     "btp-text": ("btp", {"query": "text"}),
     "fopru-row-compact": ("fopru", {"strategy": "row", "positions": "compact"}),
@@ -43,6 +46,8 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {  # what changes the wiring of
 }
 VARIANTS = [name for name, (method, _) in OPTIONS.items() if method in METHODS]
 torch.set_num_threads(1)  # several workers run side by side
+# torch.onnx.export fills a table of all ONNX functions for each graph, a quarter of its time; here once per opset.
+ONNXRegistry.from_torchlib = staticmethod(functools.cache(ONNXRegistry.from_torchlib))
 hypothesis.settings.register_profile("same", derandomize=True, deadline=None)
 hypothesis.settings.register_profile("fuzz", deadline=None)  # other examples each time
 hypothesis.settings.load_profile("same")
@@ -57,7 +62,9 @@ class ByBundle(LoadScopeScheduling):  # type: ignore[misc]
             family = re.split(r"[-\[\]]", test + "[")[1]
             return f"{file} {family}"
         text = (ROOT / file).read_text(encoding="utf-8")
-        return next((name for name in ("tiny_bundle", "demo_bundle", "trt_bundle") if name in text), file)
+        return next(
+            (name for name in ("tiny_bundle", "demo_bundle", "trt_bundle", "sizes_bundle") if name in text), file
+        )
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByBundle:
@@ -115,6 +122,17 @@ def trt_bundle(tiny: Family, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     half = copy.deepcopy(tiny)
     half.to(torch.float16)
     return folder, export([ExportPlan(half, tuple(made))], target("tensorrt"), folder)
+
+
+@pytest.fixture(scope="session")
+def sizes_bundle(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, tuple[Family, Family]]:
+    """A bundle of the tiny Qwen2.5-VL with two image sizes and one method, and the model at each size."""
+    first = tiny_family("qwen2_5_vl")
+    sizes = (first, first.at((32, 56)))
+    request, chosen = BudgetRequest(compression=COMPRESSION), {ONE_METHOD: method(ONE_METHOD)}
+    folder = tmp_path_factory.mktemp("bundles") / "sizes"
+    export([ExportPlan(each, tuple(schedules(each, chosen, request))) for each in sizes], target("cpu"), folder)
+    return folder, sizes
 
 
 @pytest.fixture(scope="session")

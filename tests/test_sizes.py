@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,35 +12,23 @@ from PIL import Image
 
 from secateur.bundle.graph_plan import runs
 from secateur.errors import UnknownName
-from secateur.export.bundle import ExportPlan, export
-from secateur.export.targets import target
 from secateur.families.base import Family
 from secateur.profiling.clocked import ClockSettings, clock
 from secateur.progress import silent
 from secateur.runtime import Bundle, Pipeline
-from secateur.selection.budget import BudgetRequest
 from tests import checks
 from tests.checks import QUESTION, close
-from tests.conftest import COMPRESSION, METHODS, method, schedules, tiny_family
-
-NAME = "btp" if "btp" in METHODS else METHODS[0]
+from tests.conftest import ONE_METHOD
 
 
 @pytest.fixture(scope="module")
-def families() -> tuple[Family, Family]:
-    first = tiny_family("qwen2_5_vl")
-    return first, first.at((32, 56))
+def families(sizes_bundle: tuple[Path, tuple[Family, Family]]) -> tuple[Family, Family]:
+    return sizes_bundle[1]
 
 
 @pytest.fixture(scope="module")
-def vlm(families: tuple[Family, Family], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pipeline]:
-    plans = [
-        ExportPlan(family, tuple(schedules(family, {NAME: method(NAME)}, BudgetRequest(compression=COMPRESSION))))
-        for family in families
-    ]
-    folder = tmp_path_factory.mktemp("sizes") / "two"
-    export(plans, target("cpu"), folder)
-    with Pipeline.load(folder) as opened:
+def vlm(sizes_bundle: tuple[Path, tuple[Family, Family]]) -> Iterator[Pipeline]:
+    with Pipeline.load(sizes_bundle[0]) as opened:
         yield opened
 
 
@@ -70,14 +59,14 @@ def test_full_equals_the_model_at_each_size(vlm: Pipeline, families: tuple[Famil
 
 def test_each_size_has_its_quotas(vlm: Pipeline, families: tuple[Family, Family]) -> None:
     for family, bucket in zip(families, vlm.bundle.manifest.buckets, strict=True):
-        answer = vlm.ask(shaped(family, 3), QUESTION, schedule=NAME, max_new_tokens=2)
-        gates = bucket.schedules[NAME].gates
+        answer = vlm.ask(shaped(family, 3), QUESTION, schedule=ONE_METHOD, max_new_tokens=2)
+        gates = bucket.schedules[ONE_METHOD].gates
         assert [len(kept) for kept in answer.kept] == [gate.keep for gate in gates]
         assert [gate.applied for gate in answer.receipt.gates] == [gate.keep for gate in gates]
-        assert vlm.bundle.schedule(NAME, family.layout.size).model == family.identity
+        assert vlm.bundle.schedule(ONE_METHOD, family.layout.size).model == family.identity
 
 
-@pytest.mark.parametrize("schedule", ["full", NAME])
+@pytest.mark.parametrize("schedule", ["full", ONE_METHOD])
 def test_a_batch_of_several_sizes_equals_single_runs(
     vlm: Pipeline, families: tuple[Family, Family], schedule: str
 ) -> None:
@@ -91,11 +80,11 @@ def test_a_batch_of_several_sizes_equals_single_runs(
 
 
 def test_a_profile_has_every_schedule_at_every_size(vlm: Pipeline) -> None:
-    chains, graphs = clock(vlm, None, QUESTION, ["full", NAME], ClockSettings(1, 0, 2), silent)
-    labels = list(runs(vlm.bundle.manifest, ["full", NAME]))
+    chains, graphs = clock(vlm, None, QUESTION, ["full", ONE_METHOD], ClockSettings(1, 0, 2), silent)
+    labels = list(runs(vlm.bundle.manifest, ["full", ONE_METHOD]))
     assert [chain.schedule for chain in chains] == labels and len(labels) == 4
     assert all(chain.speed_up == 1 for chain in chains if chain.schedule.startswith("full@"))
-    for chain, run in zip(chains, runs(vlm.bundle.manifest, ["full", NAME]).values(), strict=True):
+    for chain, run in zip(chains, runs(vlm.bundle.manifest, ["full", ONE_METHOD]).values(), strict=True):
         budget = vlm.bundle.schedule(run.schedule, run.manifest.layout.size).budget
         assert chain.average_tokens == budget.average_tokens
     assert chains[0].average_tokens != chains[2].average_tokens

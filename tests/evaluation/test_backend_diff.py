@@ -28,7 +28,7 @@ from secateur.runtime import Bundle
 from secateur.runtime.backends import base, ort
 from secateur.runtime.backends import torch as eager
 from secateur.selection.budget import BudgetRequest
-from tests.conftest import COMPRESSION, method, schedules, tiny_family
+from tests.conftest import COMPRESSION, ONE_METHOD, method, schedules
 
 CHOSEN = ("fastv", "vtw")
 """One method with a gate in the decoder, and one that leaves no vision token at all."""
@@ -149,16 +149,9 @@ def test_a_gate_without_output_rows_is_not_compared(tiny: Family, tmp_path: Path
 
 
 @pytest.fixture(scope="module")
-def sizes(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Family]:
+def sizes(sizes_bundle: tuple[Path, tuple[Family, Family]]) -> tuple[Path, Family]:
     """Return a bundle with two image sizes, and its model."""
-    family = tiny_family("qwen2_5_vl")
-    made = [
-        ExportPlan(each, tuple(schedules(each, {"fastv": method("fastv")}, BudgetRequest(compression=COMPRESSION))))
-        for each in (family, family.at((32, 56)))
-    ]
-    path = tmp_path_factory.mktemp("agreement") / "sizes"
-    export(made, target("cpu"), path, verify=False)
-    return path, family
+    return sizes_bundle[0], sizes_bundle[1][0]
 
 
 def test_every_image_size_is_compared(sizes: tuple[Path, Family]) -> None:
@@ -168,7 +161,7 @@ def test_every_image_size_is_compared(sizes: tuple[Path, Family]) -> None:
     assert all(graph.passed for graph in found)
     assert {output.walk for graph in found for output in graph.outputs if graph.graph == "vision-56x32"} <= {
         "full@56x32",
-        "fastv@56x32",
+        f"{ONE_METHOD}@56x32",
     }
     runs = {graph.graph: graph.runs for graph in found}
     assert runs["segment_0"] == 2 * 2 * len(manifest.buckets), "a prefill and a decode step of each schedule and size"

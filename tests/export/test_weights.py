@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,14 @@ def export(
     return store
 
 
+@pytest.fixture(scope="module")
+def whole(tiny: Family, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All layers in one segment, for opset 23."""
+    folder = tmp_path_factory.mktemp("weights") / "whole"
+    export(tiny, folder, (0, 4))
+    return folder
+
+
 @pytest.mark.parametrize("opset", [20, 23])
 @pytest.mark.parametrize("tied", [False, True])
 def test_every_use_of_a_weight_gives_the_same_numbers(tmp_path: Path, opset: int, tied: bool) -> None:
@@ -112,10 +121,9 @@ def test_every_use_of_a_weight_gives_the_same_numbers(tmp_path: Path, opset: int
     assert stored <= (tmp_path / "odd.data").stat().st_size < stored + PAGE * len(places(tmp_path / "odd.onnx"))
 
 
-def test_no_weight_is_transposed_in_a_segment(tiny: Family, tmp_path: Path) -> None:
-    for opset, decomposed in ((20, True), (23, False)):
-        folder = tmp_path / str(opset)
-        export(tiny, folder, (0, 4), opset, decomposed)
+def test_no_weight_is_transposed_in_a_segment(tiny: Family, whole: Path, tmp_path: Path) -> None:
+    export(tiny, tmp_path, (0, 4), opset=20, decomposed=True)
+    for folder in (tmp_path, whole):
         graph = onnx.load(folder / "segment_0.onnx", load_external_data=False).graph
         outside = {x.name: tuple(x.dims) for x in graph.initializer if x.external_data}
         read = Counter(node.op_type for node in graph.node for name in node.input if name in outside)
@@ -123,39 +131,35 @@ def test_no_weight_is_transposed_in_a_segment(tiny: Family, tmp_path: Path) -> N
         assert outside["head.weight"] == (tiny.dimensions.width, tiny.dimensions.vocabulary)
 
 
-def test_weights_start_at_pages_of_files_next_to_the_graph(tiny: Family, tmp_path: Path) -> None:
-    export(tiny, tmp_path, (0, 4))
-    found = places(tmp_path / "segment_0.onnx")
+def test_weights_start_at_pages_of_files_next_to_the_graph(whole: Path) -> None:
+    found = places(whole / "segment_0.onnx")
     assert {info.location for info in found.values()} == {"head.data", *(f"layer_0{i}.data" for i in range(4))}
     for name, info in found.items():
         assert info.offset % PAGE == 0, name
-        assert info.offset + info.length <= (tmp_path / info.location).stat().st_size
+        assert info.offset + info.length <= (whole / info.location).stat().st_size
     for location in {info.location for info in found.values()}:
         spans = sorted((i.offset, i.offset + i.length) for i in found.values() if i.location == location)
         assert all(end <= start for (_, end), (start, _) in zip(spans, spans[1:], strict=False))
 
 
-def test_cuts_and_targets_do_not_move_weights(tiny: Family, tmp_path: Path) -> None:
-    export(tiny, tmp_path / "one", (0, 4))
-    export(tiny, tmp_path / "two", (0, 2, 4), opset=20, decomposed=True)
-    one, two = digests(tmp_path / "one"), digests(tmp_path / "two")
+def test_cuts_and_targets_do_not_move_weights(tiny: Family, whole: Path, tmp_path: Path) -> None:
+    export(tiny, tmp_path, (0, 2, 4), opset=20, decomposed=True)
+    one, two = digests(whole), digests(tmp_path)
     data = {name for name in one if name.endswith(".data")}
     assert data and {name: one[name] for name in data} == {n: d for n, d in two.items() if n.endswith(".data")}
 
 
-def test_two_exports_have_equal_bytes(tiny: Family, tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        export(tiny, tmp_path / name, (0, 4))
-    assert digests(tmp_path / "a") == digests(tmp_path / "b")
+def test_two_exports_have_equal_bytes(tiny: Family, whole: Path, tmp_path: Path) -> None:
+    export(tiny, tmp_path, (0, 4))
+    assert digests(tmp_path) == digests(whole)
 
 
-def test_a_streamed_checkpoint_gives_the_same_bytes(tiny: Family, tmp_path: Path) -> None:
+def test_a_streamed_checkpoint_gives_the_same_bytes(tiny: Family, whole: Path, tmp_path: Path) -> None:
     tiny.model.save_pretrained(tmp_path / "checkpoint", max_shard_size="60KB")
     model = stream(Llava.architecture, tmp_path / "checkpoint")
     assert model is not None
-    export(tiny, tmp_path / "memory", (0, 2, 4))
-    export(Llava(model, tiny.processor, "streamed"), tmp_path / "streamed", (0, 2, 4))
-    assert digests(tmp_path / "memory") == digests(tmp_path / "streamed")
+    export(Llava(model, tiny.processor, "streamed"), tmp_path / "streamed", (0, 4))
+    assert digests(whole) == digests(tmp_path / "streamed")
 
 
 def test_the_model_is_unchanged(tiny: Family, tmp_path: Path) -> None:
@@ -165,21 +169,18 @@ def test_the_model_is_unchanged(tiny: Family, tmp_path: Path) -> None:
     assert all(weight.device.type == "cpu" and type(weight) is nn.Parameter for weight in tiny.model.parameters())
 
 
-def test_equal_files_of_another_bundle_are_linked(tiny: Family, tmp_path: Path) -> None:
-    first, second = tmp_path / "first", tmp_path / "second"
-    export(tiny, first, (0, 4))
-    shared = {p: hashlib.sha256(p.read_bytes()).hexdigest() for p in first.glob("*.data")}
-    store = WeightStore(second, model_parts(tiny), shared)
+def test_equal_files_of_another_bundle_are_linked(tiny: Family, whole: Path, tmp_path: Path) -> None:
+    shared = {p: hashlib.sha256(p.read_bytes()).hexdigest() for p in whole.glob("*.data")}
+    store = WeightStore(tmp_path, model_parts(tiny), shared)
     graph = segment(tiny, 2, 4)
-    to_onnx(graph, second / graph.spec.file, 23, store)
-    data = sorted(p.name for p in second.glob("*.data"))
+    to_onnx(graph, tmp_path / graph.spec.file, 23, store)
+    data = sorted(p.name for p in tmp_path.glob("*.data"))
     assert data == ["head.data", "layer_02.data", "layer_03.data"]
-    assert all((second / name).samefile(first / name) for name in data)
+    assert all((tmp_path / name).samefile(whole / name) for name in data)
 
 
-def test_a_damaged_file_is_not_linked(tiny: Family, tmp_path: Path) -> None:
-    export(tiny, tmp_path / "first", (0, 4))
-    file = tmp_path / "first" / "layer_02.data"
+def test_a_damaged_file_is_not_linked(tiny: Family, whole: Path, tmp_path: Path) -> None:
+    file = Path(shutil.copytree(whole, tmp_path / "first")) / "layer_02.data"
     shared = {file: hashlib.sha256(file.read_bytes()).hexdigest()}
     file.write_bytes(file.read_bytes()[:-1] + b"x")
     with pytest.raises(BadBundle, match="layer_02.data is damaged"):
