@@ -47,7 +47,8 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {  # what changes the wiring of
 VARIANTS = [name for name, (method, _) in OPTIONS.items() if method in METHODS]
 torch.set_num_threads(1)  # several workers run side by side
 # torch.onnx.export fills a table of all ONNX functions for each graph, a quarter of its time; here once per opset.
-ONNXRegistry.from_torchlib = staticmethod(functools.cache(ONNXRegistry.from_torchlib))
+_operators = functools.cache(ONNXRegistry.from_torchlib)
+ONNXRegistry.from_torchlib = staticmethod(_operators)  # type: ignore[method-assign]
 hypothesis.settings.register_profile("same", derandomize=True, deadline=None)
 hypothesis.settings.register_profile("fuzz", deadline=None)  # other examples each time
 hypothesis.settings.load_profile("same")
