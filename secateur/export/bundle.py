@@ -157,12 +157,12 @@ def _write_graphs(
 
 
 def _check_operators(path: Path, target: Target) -> None:
-    """Refuse a graph that TensorRT would refuse, at export and without TensorRT."""
+    """Check that the oldest TensorRT version of the target supports the graph; TensorRT is not needed for this."""
     floor = FLOORS.get(target.name)
     findings = lint(path, floor) if floor is not None else ()
     if findings:
         others = f" ({len(findings) - 1} more in this graph)" if len(findings) > 1 else ""
-        raise Unparsable(f"TensorRT {floor} would not take it: {findings[0]}{others}")
+        raise Unparsable(f"TensorRT {floor} does not support a graph of the bundle: {findings[0]}{others}")
 
 
 def _write_schedules(folder: Path, bucket: SizedModel, plan: ExportPlan) -> Bucket:
@@ -210,7 +210,7 @@ def shared_weight_files(bundle: Path, family: Family, target: Target) -> dict[Pa
     Public, so that a command can check `bundle` before a long calibration.
 
     Raises:
-        BadBundle: no bundle, or one of another model, dtype or of a version that may have ordered weights differently.
+        BadBundle: no bundle, or one of another model, dtype, or version that may have ordered weights differently.
     """
     other = Bundle.load(bundle, verify=False)
     manifest = other.manifest
@@ -233,8 +233,8 @@ def _check_names(plans: Sequence[ExportPlan]) -> None:
     for plan in plans[1:]:
         names, others = ({s.name for s in each.schedules} for each in (plans[0], plan))
         for name in sorted(names ^ others):
-            lacking = plan if name in names else plans[0]
-            raise BadSchedule(f"schedule '{name}' is missing for image size {lacking.family.layout.size}; calibrate it")
+            size = (plan if name in names else plans[0]).family.layout.size
+            raise BadSchedule(f"schedule '{name}' is missing for image size {size}; calibrate it")
 
 
 def check_schedules(family: Family, schedules: Sequence[Schedule]) -> None:

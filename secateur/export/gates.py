@@ -79,7 +79,7 @@ class PruneGate(nn.Module):
         )
 
     def _positions(self, position_ids: Tensor, chosen: GateChoice) -> Tensor:
-        if self.compact:  # rows are numbered one after the other, so that the first numbers are those that are left
+        if self.compact:  # rows are numbered without gaps, so the kept rows get the first numbers
             dropped = self.spans.tokens - sum(chosen.quotas)
             return position_ids[:, : position_ids.shape[1] - dropped]
         rows = by_row(position_ids)

@@ -63,7 +63,7 @@ class SizedModel:
 def sized_model(family: Family, layout: Layout, schedules: Iterable[Schedule]) -> SizedModel:
     """Return the model at one image size with the gates of its schedules.
 
-    Graph names of sizes after the first have the size as a suffix; `layout.vision` tells which it is.
+    Graph names of sizes after the first have the size as a suffix, like `layout.vision`.
 
     Raises:
         UnknownName, BadSchedule: see `place_gates`.

@@ -53,7 +53,7 @@ class Interface:
         )
 
     def positions(self, name: str, count: str) -> TensorSpec:
-        """[B, rows], with M-RoPE [3, B, rows]."""
+        """Return positions: [B, rows], with M-RoPE [3, B, rows]."""
         return TensorSpec(name, "int64", ("B", count) if self.axes == 1 else (self.axes, "B", count))
 
     def planes(self, name: str, count: int | str, layers: range, suffix: str = "") -> tuple[TensorSpec, ...]:

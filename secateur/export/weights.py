@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Weights of a bundle: data files next to the graphs, each written once, tensor by tensor.
 
-One file for each part of the model (embed, layer_00, layer_01, ..., head, projector, vision). The contents of a file,
+One file for each part of the model (embed, layer_00, layer_01, ..., head, projector, vision). The weights of a file,
 their order and their offsets depend on the model and the dtype only, not on the cuts between segments, the target or
-the opset. So graphs share files, and so do bundles. Offsets are multiples of a page, for memory maps.
+the opset, so graphs and bundles can share files. Offsets are multiples of a page, for memory maps.
 
 A weight of nn.Linear is stored as MatMul and Gemm read it, [in, out]; a Transpose in the graph would copy it in memory.
 """
@@ -96,7 +96,7 @@ class WeightStore:
                 write(out, self._places[weight].offset, value(weight).T if weight in self._linear else value(weight))
 
     def _link(self, file: str) -> bool:
-        """Link a file of the other bundle, if it has one of this size; returns whether it has.
+        """Link a file of the other bundle, if it has one of this name and size; returns whether it has.
 
         Raises:
             BadBundle: the file does not have the hash in the other bundle's manifest.

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Adaptive Layer-wise Visual Token Selection (ALVTS), arXiv 2606.14277, CVPR 2026.
 
-Before every decoder layer, all vision tokens are scored by a thin copy of the layer's query and key projections. The
-layer runs on the k best and the text; the other tokens skip it unchanged. The next layer chooses from all tokens.
+Before every decoder layer, all vision tokens are scored by a low-rank copy of the layer's query and key projections.
+The layer runs on the k best and the text; the other tokens skip it unchanged. The next layer chooses from all tokens.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from secateur.selection.statistics import Statistics
 
 @dataclass(frozen=True)
 class Method(ABC):
-    """Base of all methods; the fields of a subclass are its options and become command-line flags."""
+    """Base class of all methods; the fields of a subclass are its options and become command-line flags."""
 
     statistics: ClassVar[frozenset[str]] = frozenset()
     """Fields of `Statistics` that calibration must measure. Empty: the model is not run."""
@@ -33,7 +33,7 @@ class Method(ABC):
     """Frozen dataclass of the constants in a gate's `selector` block; it checks its own values."""
 
     samples: ClassVar[int] = 64
-    """Calibration samples, unless the user says otherwise."""
+    """Default number of calibration samples."""
 
     positions: Literal["original", "compact"] = field(
         default="original",
@@ -59,7 +59,7 @@ class Method(ABC):
         """Return the module of one gate: a constant if it keeps all tokens or none, else the method's `selector`.
 
         Raises:
-            BadSchedule: the gate cannot keep so many tokens, or a constant is missing, unknown or out of its bounds.
+            BadSchedule: the gate cannot keep so many tokens, or a constant is missing, unknown or out of bounds.
         """
         keep, tokens = site.gate.keep, site.vision_tokens
         if not 0 <= keep <= tokens:
@@ -75,10 +75,10 @@ class Method(ABC):
     @classmethod
     @abstractmethod
     def selector(cls, site: GateSite, constants: Any) -> Selector:
-        """Return the module that chooses at a gate that keeps some tokens but not all.
+        """Return the module that chooses the tokens of a gate that keeps some but not all.
 
         Args:
-            site: the gate and its place.
+            site: the gate and its position.
             constants: the gate's `selector` block, read as `cls.constants`.
 
         Raises:

@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Balanced Token Pruning (BTP), arXiv 2505.22038, NeurIPS 2025.
 
-Prunes in three steps inside the decoder. Each keeps a mix of tokens that the last prompt row attends to ("local")
-and tokens that are far apart in feature space ("global"); the share of attention grows with depth. A calibration
-run finds the layers.
+Prunes in three steps inside the decoder. Each keeps tokens that the last prompt row attends to ("local") and tokens
+that are far apart in feature space ("global"); the share of the former grows with depth. Calibration finds the layers.
 
 The paper prunes immediately before and immediately after the layers that change the meaning of vision tokens (section
-4.3). It gives the statistic and, for LLaVA-1.5, the layers, but no rule between the two; the rule here is ours.
+4.3). It gives the statistic and, for LLaVA-1.5, the layers, but no rule that computes these; the rule here is ours.
 
-Two presets. "released" follows the constants of the authors' LLaVA-1.5 code, with its duplicates merged; "paper"
-gives every gate disjoint quotas, so that lambda is a real knob.
+Preset "released" has the constants of the authors' LLaVA-1.5 code, with duplicate tokens merged. Preset "paper" gives
+every gate disjoint quotas, set by lambda.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """DART (Duplication-Aware Reduction of Tokens), arXiv 2502.11494, EMNLP 2025.
 
-A few pivots, image tokens and text tokens with the largest L1 norm of their keys, represent what is already kept;
-each in turn keeps the tokens that are least similar to it by cosine similarity. The image pivots and the picks are
-kept, from layer 2 of 32 on, scaled by depth. No attention is needed.
+A few pivots are chosen: the image tokens and text tokens with the largest L1 norm of their keys. Then each pivot in
+turn picks the image tokens least similar to it by cosine similarity. The image pivots and the picks are kept, from
+layer 2 of 32 on, scaled by depth. No attention is needed.
 
 Before the decoder there are no keys: `--layers 0 --norms hidden --features hidden` takes both from the embeddings.
 """
@@ -84,7 +84,7 @@ class Method(base.Method):
         self._pivots()
 
     def calibrate(self, statistics: Statistics, request: BudgetRequest) -> Schedule:
-        """One gate unless the request names more."""
+        """Place one gate unless the request names more."""
         depth, tokens, pivots = statistics.dimensions.layers, statistics.model.vision_tokens, self._pivots()
         if request.layers and request.layers[0] == 0:
             _check_layer(0, pivots)
@@ -115,7 +115,7 @@ def shares(count: int, pivots: int) -> tuple[int, ...]:
 
 
 class LeastAlike(Selector):
-    """Keeps image pivots and the tokens least similar to each pivot; image pivots pick first, then by falling norm."""
+    """Keeps image pivots and the tokens least similar to each pivot; image pivots pick first, larger norms first."""
 
     slots: Tensor
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """DivPrune, arXiv 2503.02175, CVPR 2025.
 
-Max-min diversity of the projected vision tokens, before the decoder: the first token is the one whose nearest
-neighbour is farthest away by cosine distance, and every further one is the farthest from all that are chosen. The
-picks are unrolled with a running minimum, so each looks at one row of the distance matrix.
+Max-min diversity of the projected vision tokens, before the decoder. The first token is the one whose nearest
+neighbor is farthest away by cosine distance; each next one is the farthest from all chosen tokens. The picks are
+unrolled with a running minimum, so each reads one row of the distance matrix.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Method(base.Method):
 
 
 class Diverse(Selector):
-    """Picks the farthest points from a cold start."""
+    """Keeps tokens that are far apart, chosen one by one."""
 
     def __init__(self, keep: int) -> None:
         super().__init__()

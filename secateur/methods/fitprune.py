@@ -129,7 +129,7 @@ class ProductSelector(Selector):
         return best(self.score(rows), self.keep)
 
     def score(self, rows: GateInputs) -> Tensor:
-        """[B, N] fp32. The text is every valid row after the image; rows before it do not see it."""
+        """Return the score [B, N] fp32. Text means the valid rows after the image; those before it do not see it."""
         mask = rows.attention_mask
         every = torch.arange(mask.shape[1], device=mask.device)
         seen = attention_map(

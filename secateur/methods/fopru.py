@@ -133,7 +133,7 @@ class Method(base.Method):
 
 
 class FocalSelector(Selector):
-    """Keeps the best tokens, or with a `grid` those of the best rows, filled up to `keep` by rank."""
+    """Keeps the best tokens, or with a `grid` those of the best rows, and the best others up to `keep`."""
 
     def __init__(self, keep: int, layer: int, auto: bool, grid: tuple[int, int] | None) -> None:
         super().__init__()
@@ -154,7 +154,7 @@ class FocalSelector(Selector):
         return best(torch.where(chosen[:, :, None], torch.inf, table).reshape(-1, height * width), self.keep)
 
     def _score(self, rows: GateInputs) -> Tensor:
-        """[B, N] fp32: attention received, or for each image the direction of larger variance."""
+        """Return the score [B, N] fp32: attention received, or in each image the direction of larger variance."""
         received = rows.read[self.reads[0]].float()
         if len(self.reads) == 1:
             return received
@@ -163,6 +163,6 @@ class FocalSelector(Selector):
 
 
 def _variance(score: Tensor) -> Tensor:
-    """[B, 1] of [B, N]. Written out, because torch.var exports with shapes computed in the graph."""
+    """Return the variance [B, 1] of [B, N]. Not torch.var, which exports with shapes computed in the graph."""
     centred = score - score.mean(dim=1, keepdim=True)
     return (centred * centred).mean(dim=1, keepdim=True)

@@ -36,7 +36,7 @@ class Method(base.Method):
             raise BadSchedule(f"ratio {self.ratio:g} must be above 0 and below 1")
 
     def calibrate(self, statistics: Statistics, request: BudgetRequest) -> Schedule:
-        """Stage i keeps ratio ** i of the original tokens, counted from 1."""
+        """Place a gate for each stage; stage i, counted from 1, keeps ratio ** i of the original tokens."""
         if request.keep is not None:
             self.refuse(["ratio"], "when --keep is given")
         depth, tokens = statistics.dimensions.layers, statistics.model.vision_tokens

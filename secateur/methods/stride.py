@@ -62,7 +62,7 @@ class Method(base.Method):
 def _check(pattern: str, grid: tuple[int, int], tokens: int, keep: int) -> None:
     if pattern == "grid" and keep not in (0, tokens) and tokens != grid[0] * grid[1]:
         raise BadSchedule(
-            f"pattern 'grid' needs the whole {grid[0]} x {grid[1]} grid alive, not {tokens} tokens of it; "
+            f"pattern 'grid' needs all tokens of the {grid[0]} x {grid[1]} grid, not {tokens} of them; "
             "use one gate or pattern 'stride'"
         )
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """V2Drop, arXiv 2509.01552, CVPR 2026.
 
-Drops the tokens that a layer leaves nearly unchanged, without reading attention: the score is the L2 norm of
-the change of a token's hidden state across the layer before the gate. The released LLaVA-1.5 constants, scaled by
-depth: half of the tokens from layer 3 of 32, a quarter from layer 17, a single one from layer 22.
+Drops the tokens that a layer hardly changes: the score is the L2 norm of the difference of a token's hidden states
+after and before the layer that precedes the gate. No attention is needed. The released constants for LLaVA-1.5, scaled
+by depth: half of the tokens from layer 3 of 32, a quarter from layer 17, one token from layer 22.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ class Method(base.Method):
         Zip(score_layer=self.score_layer)
 
     def calibrate(self, statistics: Statistics, request: BudgetRequest) -> Schedule:
-        """One gate; without a class token the attention received scores. Nothing is measured."""
+        """Place one gate, scored by the class token if there is one. Nothing is measured."""
         model, dimensions = statistics.model, statistics.dimensions
         keep = front(request, dimensions.layers, model.vision_tokens, SHARE)
         score = "class_token" if dimensions.class_token else "received"
@@ -69,9 +69,9 @@ class Method(base.Method):
 
 
 class ZipSelector(Selector):
-    """Keeps dominant tokens unchanged, and targets that dropped tokens are merged into; all counts are constants.
+    """Keeps dominant tokens unchanged, and C targets that dropped tokens are merged into; all counts are constants.
 
-    The R = N - dominant other tokens are in raster order; target i is number i * (R // C) of them.
+    Target i is number i * (R // C) of the R = N - dominant other tokens, in raster order.
     """
 
     targets: Tensor
@@ -106,7 +106,7 @@ class ZipSelector(Selector):
         return slots, (kept.float() + torch.matmul(at, mean)).to(kept.dtype)
 
     def _split(self, rows: GateInputs) -> tuple[Tensor, Tensor, Tensor]:
-        """Slots of the dominant tokens [B, D], the targets [B, C], and all others; the last two ascend."""
+        """Return the slots of the dominant tokens [B, D], of the targets [B, C] and of the others, both ascending."""
         score = rows.read[self.reads[0]].float()
         order = top(score, score.shape[1])
         rest = ascending(order[:, self.dominant :])

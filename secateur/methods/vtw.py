@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Visual Tokens Withdrawal (VTW), arXiv 2405.05803, AAAI 2025: all vision tokens are removed at one decoder layer.
 
-The layer is the first at which the drop hardly changes the next token: mean KL(full || dropped) at most eta. No score,
-so the cheapest graph there is. Weak where answers need the image in late layers.
+The layer is the first at which the drop hardly changes the next token: mean KL(full || dropped) at most eta. Tokens are
+not scored, so the gate costs nothing. Weak if answers need the image in late layers.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 """Tune the thin projections of a layer to reproduce its own scores (ALVTS, arXiv 2606.14277, section 3.3).
 
 The loss is equation 11 on scores divided by the mean true score of their sample: with the raw scores, about 1e-6,
-gradients would vanish in Adam's epsilon. Every pass gives one candidate. `choose` takes the best one for a budget of
-k tokens, by the overlap of its selection with the true one on held-out samples.
+Adam's epsilon would dominate the gradients. Every pass gives one candidate. `choose` returns the best one for a budget
+of k tokens, by the overlap of its selection with the true one on held-out samples.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from secateur.selection.statistics import LayerRows
 from secateur.selection.topk import best
 
 BATCH = 8
-HELD_OUT = 4  # one sample in four is for choosing, the others are for training
-FLOOR = 0.1  # the learning rate ends at this share of its first value
+HELD_OUT = 4  # one sample in four is held out to choose the candidate, the others are trained on
+FLOOR = 0.1  # last learning rate as a share of the first
 
 
 @dataclass(frozen=True)
 class Options:
-    """How selectors are tuned; 0 passes leave the singular value decomposition as it is."""
+    """Settings of the tuning; with 0 passes the selectors stay the plain singular value decomposition."""
 
     rank: int
     score: str
@@ -42,11 +42,11 @@ class Options:
 
 
 class Candidates(NamedTuple):
-    """The factors of one layer before tuning and after each pass, and how they score C held-out samples.
+    """The factors of one layer before tuning and after each of P passes, and their scores on C held-out samples.
 
-    factors  P + 1 of them
-    scores   [P + 1, C, N]
-    truth    [C, N] scores of the layer's own projections
+    factors  P + 1 candidates
+    scores   [P + 1, C, N]  scores of each candidate
+    truth    [C, N]         scores of the layer's own projections
     """
 
     factors: list[Factors]
@@ -69,7 +69,7 @@ def align(layer: LayerRows, layout: Layout, options: Options, seed: int) -> Cand
     """Tune the selector of one layer. The same seed and thread count give the same bits.
 
     Raises:
-        BadSchedule: a sample has no text after the image, so that the product of both scores is zero.
+        BadSchedule: a sample has no text after the image, so the product of both scores is zero.
     """
     _check_text(layer.rows, layout, options.score)
     training, held_out = split(len(layer.rows), seed)
@@ -89,14 +89,14 @@ def align(layer: LayerRows, layout: Layout, options: Options, seed: int) -> Cand
 
 
 def split(samples: int, seed: int) -> tuple[list[int], list[int]]:
-    """Samples to train on and samples to choose by; a single sample is used for both."""
+    """Return the samples to train on and the held-out samples; a single sample is used for both."""
     order = [int(i) for i in np.random.RandomState([seed]).permutation(samples)]
     held_out = max(1, samples // HELD_OUT)
     return order[held_out:] or order, sorted(order[:held_out])
 
 
 def batches(order: Sequence[int]) -> list[list[int]]:
-    """`order` in pieces."""
+    """Split `order` into batches of at most BATCH samples."""
     return [list(order[i : i + BATCH]) for i in range(0, len(order), BATCH)]
 
 
@@ -109,7 +109,7 @@ def _passes(
     training: Sequence[int],
     random: np.random.RandomState,
 ) -> list[Factors]:
-    """The factors after each pass of Adam with a cosine schedule."""
+    """Return the factors after each pass of Adam with a cosine schedule."""
     tuned = Factors(*(factor.clone().requires_grad_() for factor in start))
     optimizer = torch.optim.Adam(tuned, lr=options.learning_rate)
     steps = options.passes * len(batches(training))
@@ -129,7 +129,7 @@ def _passes(
 
 
 def loss(score: Tensor, truth: Tensor, kind: str) -> Tensor:
-    """Squared error of scores [B, N] over the mean true score of each sample, or of their logarithms ("log")."""
+    """Return the squared error of scores [B, N], each over its sample's mean true score, or of logarithms ("log")."""
     if kind == "log":
         tiny = torch.finfo(torch.float32).tiny
         return (score.clamp_min(tiny).log() - truth.clamp_min(tiny).log()).square().mean()
@@ -137,7 +137,7 @@ def loss(score: Tensor, truth: Tensor, kind: str) -> Tensor:
 
 
 def pad(samples: Sequence[Tensor], layout: Layout) -> Batch:
-    """Rows [1, S, D] of several lengths as one batch."""
+    """Join rows [1, S, D] of several lengths into one batch."""
     longest = max(sample.shape[1] for sample in samples)
     rows = torch.zeros(len(samples), longest, samples[0].shape[2])
     mask = torch.zeros(len(samples), longest, dtype=torch.int64)
@@ -154,13 +154,13 @@ def _score(layer: LayerRows, batch: Batch, layout: Layout, options: Options, fac
 
 
 def _scores(layer: LayerRows, layout: Layout, options: Options, factors: Factors, samples: Sequence[int]) -> Tensor:
-    """[C, N] for the held-out samples."""
+    """Return the scores [C, N] of `samples` by `factors`."""
     parts = [_score(layer, pad([layer.rows[i] for i in p], layout), layout, options, factors) for p in batches(samples)]
     return torch.cat(parts) if parts else torch.zeros(0, layout.vision_tokens)
 
 
 def _truth(layer: LayerRows, samples: Sequence[int], layout: Layout, options: Options) -> list[tuple[int, Tensor]]:
-    """Scores [N] of samples by the layer's own projections."""
+    """Return the scores [N] of each sample by the layer's own projections."""
     batch = pad([layer.rows[i] for i in samples], layout)
     query, key = exact_queries_and_keys(layer.projections, batch.rows, batch.position_ids)
     found = _importance(query, key, batch, layout, options)
@@ -177,17 +177,17 @@ def _check_text(samples: Sequence[Tensor], layout: Layout, score: str) -> None:
     for i, rows in enumerate(samples):
         if score != "v2v" and rows.shape[1] <= end:
             raise BadSchedule(
-                f"sample {i} has {rows.shape[1]} rows and the image ends at row {end}: no text follows that could "
-                "attend to it; use --score v2v"
+                f"sample {i} has {rows.shape[1]} rows and the image ends at row {end}, so there is no text after the "
+                "image to attend to it; use --score v2v"
             )
 
 
 class ChosenCandidate(NamedTuple):
-    """The selector of one layer.
+    """The chosen selector of one layer.
 
     number         tuning passes of its factors; 0 is the plain singular value decomposition
-    overlap, mass  of every candidate, means over the held-out samples; empty without any
-    slots          [C, k] its selections on them
+    overlap, mass  of every candidate, means over the held-out samples; empty without samples
+    slots          [C, k] its selections on the held-out samples
     """
 
     factors: Factors
@@ -197,10 +197,9 @@ class ChosenCandidate(NamedTuple):
     slots: NDArray[np.int64]
 
     def report(self, layer: int) -> Json:
-        """Before and after tuning, for schedule.json.
+        """Return overlap and mass before and after tuning, for schedule.json.
 
-        Overlap and mass are on the samples by which the candidate was chosen: held out from training, but used for
-        the choice, so they are the best of all candidates. On new images they may be lower.
+        They are measured on the held-out samples, which also chose the candidate: on new images they may be lower.
         """
         out: Json = {"layer": layer, "passes": self.number}
         if self.overlap:
@@ -211,7 +210,7 @@ class ChosenCandidate(NamedTuple):
 
 
 def choose(candidates: Candidates, keep: int) -> ChosenCandidate:
-    """The candidate with the largest overlap at `keep` tokens, the earliest of equals: tuning never makes it worse."""
+    """Return the candidate with the largest overlap at `keep` tokens, the earliest if several are equal."""
     slots = [best(score, keep) for score in candidates.scores]
     if not len(candidates.truth):
         return ChosenCandidate(candidates.factors[0], 0, [], [], slots[0].numpy())
@@ -223,18 +222,18 @@ def choose(candidates: Candidates, keep: int) -> ChosenCandidate:
 
 
 def overlap_at(slots: Tensor, truth: Tensor, keep: int) -> float:
-    """Share of the slots [C, k] that the true scores [C, N] would choose too, mean over samples."""
+    """Return the share of the slots [C, k] that the true scores [C, N] choose too, mean over samples."""
     return float(_members(slots, truth.shape[1]).gather(1, best(truth, keep)).double().mean())
 
 
 def captured_mass(slots: Tensor, truth: Tensor, keep: int) -> float:
-    """True score of the chosen slots over that of the best choice of as many, mean over samples."""
+    """Return the true score of the slots over that of the best slots of the same number, mean over samples."""
     truth = truth.double()
     return float((truth.gather(1, slots).sum(1) / truth.gather(1, best(truth, keep)).sum(1)).mean())
 
 
 def mean_jaccard(chosen: Sequence[ChosenCandidate], vision_tokens: int) -> float | None:
-    """Mean over pairs of layers and over samples of |A and B| / |A or B|; 1 when every layer chooses alike."""
+    """Return |A and B| / |A or B| of two layers' slots, mean over pairs of layers and samples; 1 if all are equal."""
     pairs, samples = len(chosen) * (len(chosen) - 1) // 2, len(chosen[0].slots)
     if not pairs or not samples:
         return None
@@ -246,5 +245,5 @@ def mean_jaccard(chosen: Sequence[ChosenCandidate], vision_tokens: int) -> float
 
 
 def _members(slots: Tensor, vision_tokens: int) -> Tensor:
-    """[C, k] -> [C, N] bool."""
+    """Return a mask [C, N] of the slots [C, k]."""
     return torch.zeros(len(slots), vision_tokens, dtype=torch.bool).scatter(1, slots, True)

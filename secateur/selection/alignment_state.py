@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Saved state of a calibration, to resume after a kill: the candidates of every finished layer, one file each.
+"""Saved state of a calibration, to resume it after a kill: one file with the candidates of each finished layer.
 
-The folder's name is a hash of all inputs of the numbers: another model, samples or options use another folder, another
-budget uses the same one. A truncated or altered file counts as absent.
+The folder's name is a hash of everything that the candidates depend on: model, samples and options, but not the budget.
+A truncated or altered file counts as absent.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class AlignmentState:
         return cls(statistics.work / f"alvts-{digest.hexdigest()[:16]}")
 
     def read(self, layer: int) -> Candidates | None:
-        """The candidates of a layer; None if they are absent or incomplete."""
+        """Return the candidates of a layer; None if they are absent or damaged."""
         if self.folder is None:
             return None
         try:
@@ -80,7 +80,7 @@ class AlignmentState:
         return self.folder / f"layer_{layer:02}.safetensors"
 
     def _digest(self, layer: int, tensors: Mapping[str, Tensor]) -> str:
-        """Hash values and place, so that a file of another layer or calibration is rejected."""
+        """Hash the values and the file's path, so that a file of another layer or calibration is rejected."""
         digest = hashlib.sha256("/".join(self._path(layer).parts[-2:]).encode())
         for name, tensor in sorted(tensors.items()):
             digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())

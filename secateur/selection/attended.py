@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The tokens that the prompt attends to most in the layer before the gate: shared by FastV and PyramidDrop."""
+"""Selector of the tokens with the most attention in the layer before the gate, shared by FastV and PyramidDrop."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ QUERIES = ("last", "all")
 
 
 class Attended(Selector):
-    """Softmax attention over all valid rows, mean over heads, of the last prompt row or averaged over every row."""
+    """Keeps the tokens with the most attention, mean over heads, of the last prompt row or of all rows on average."""
 
     def __init__(self, site: GateSite, query: str = "last") -> None:
         super().__init__()

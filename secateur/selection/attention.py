@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention maps and scores of vision tokens, computed from queries and keys in a side branch of the graph.
+"""Attention maps and scores of vision tokens, computed again from queries and keys. All results are fp32.
 
-The probabilities of a fused attention are never read. All results are fp32.
+The model's own attention is one fused operator, whose probabilities cannot be read.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from secateur.selection.topk import top
 
 
 def attention_map(query: Tensor, key: Tensor, visible: Tensor) -> Tensor:
-    """softmax(q.k / sqrt(dh)) over the visible rows, by key head and query head of it: [B, Hkv, H / Hkv, R, S] fp32.
+    """Return softmax(q.k / sqrt(dh)) over the visible rows, query heads grouped by key head: [B, Hkv, H / Hkv, R, S].
 
     query [B, H, R, dh], key [B, Hkv, dh, S], visible [B, R, S] bool; every row must see at least one.
     """
     heads, width, kv_heads = query.shape[1], query.shape[3], key.shape[1]
     grouped = query.float().unflatten(1, (kv_heads, heads // kv_heads))
-    # Divided after the product, so that products of whole numbers tie exactly.
+    # Divided after the product, so that whole numbers give exactly equal scores.
     logits = grouped @ key.float().unsqueeze(2) / math.sqrt(width)
     blocked = torch.finfo(torch.float32).min
     return torch.softmax(torch.where(visible[:, None, None], logits, blocked), dim=-1)
 
 
 def visible(rows: Tensor, mask: Tensor, bidirectional: bool = False) -> Tensor:
-    """Return which of S rows the rows numbered `rows` [R] see: the valid rows (1 in `mask` [B, S]) up to themselves.
+    """Return which of S rows each of the rows numbered `rows` [R] sees: [B, R, S] bool.
 
-    With `bidirectional` also those after them.
+    A row sees the valid rows (1 in `mask` [B, S]) up to itself, with `bidirectional` also those after it.
     """
     valid = (mask > 0).unsqueeze(1)
     if bidirectional:
@@ -40,10 +40,10 @@ def visible(rows: Tensor, mask: Tensor, bidirectional: bool = False) -> Tensor:
 
 
 def attention_logits(query: Tensor, key: Tensor) -> Tensor:
-    """Mean over heads of q.k / sqrt(dh): query [B, H, dh], vision keys [N, B, Hkv, dh] -> [B, N].
+    """Return the mean over heads of q.k / sqrt(dh): query [B, H, dh], vision keys [N, B, Hkv, dh] -> [B, N].
 
-    The mean of per-head products is one product of the concatenated heads once the queries that share a key head
-    are summed: a single matrix-vector product.
+    Queries that share a key head are summed first, so that one matrix-vector product of the concatenated heads is
+    enough.
     """
     heads, width = query.shape[1:]
     kv_heads = key.shape[2]
@@ -53,8 +53,9 @@ def attention_logits(query: Tensor, key: Tensor) -> Tensor:
 
 
 def attention_softmax(query: Tensor, key: Tensor, mask: Tensor, start: int, count: int) -> Tensor:
-    """Mean over heads of softmax(q.k / sqrt(dh)) over all valid rows, for vision rows [start, start + count): [B, N].
+    """Return the attention of one query to the vision rows [start, start + count): [B, N].
 
+    The mean over heads of softmax(q.k / sqrt(dh)) over all valid rows.
     query [B, H, dh], key [S, B, Hkv, dh], mask [B, S] (1 = valid).
     """
     heads, width = query.shape[1:]
@@ -69,10 +70,10 @@ def attention_softmax(query: Tensor, key: Tensor, mask: Tensor, start: int, coun
 def attention_received(
     queries: Tensor, key: Tensor, mask: Tensor, start: int, count: int, bidirectional: bool = False
 ) -> Tensor:
-    """Attention that vision rows [start, start + count) get on average from every valid row: [B, N].
+    """Return the attention of all valid rows, on average, to the vision rows [start, start + count): [B, N].
 
     queries [S, B, H, dh], key [S, B, Hkv, dh], mask [B, S] (1 = valid). Row r sees the valid rows up to r, or all;
-    softmax, then mean over heads and rows. This is one whole attention map, S x S for each head.
+    softmax, then mean over heads and rows. This needs a whole attention map, S x S for each head.
     """
     every, valid = torch.arange(mask.shape[1], device=mask.device), mask > 0
     shares = attention_map(queries.permute(1, 2, 0, 3), key.permute(1, 2, 3, 0), visible(every, mask, bidirectional))
@@ -81,9 +82,10 @@ def attention_received(
 
 
 def rebalance(score: Tensor, quota: int, over: int, early: int) -> Tensor:
-    """The `quota` winners [B, quota] among the `over` best scores, slots below `early` first, each part by score.
+    """Return `quota` of the `over` best scores: slots below `early` first, then the others, each part by score.
 
-    Exact and static form of arXiv 2505.22038, equations 8 to 10: one key orders the candidates by part, then rank.
+    Exact form of arXiv 2505.22038, equations 8 to 10, with static shapes: one key orders the candidates by part, then
+    by rank.
     """
     best = top(score, over)
     if over == quota:

@@ -27,16 +27,16 @@ class Quotas:
     """Constants of one gate that keeps k of N tokens.
 
     merge      "union": the sets below may overlap, greedy picks fill up to k (released code, its duplicates merged);
-               "disjoint": each set leaves out what is already chosen, and they add up to k
+               "disjoint": each set leaves out the tokens already chosen, and the sets add up to k
     attention  tokens by importance
     over       candidates of the rebalancing, attention <= over <= N
     early      slots below it come first among the candidates
     spatial    points of the constant `pattern` on the token grid
-    diversity  greedy picks: union from a cold start, disjoint starting from all the others
-    fills      greedy picks available to fill a union
+    diversity  greedy picks: in a union from an empty set, in disjoint sets from the tokens already chosen
+    fills      further greedy picks to fill a union
     score      "logits" or "softmax"
     query      "last" prompt row, or mean over the question's rows ("text")
-    features   what distance is measured on: "hidden" states or the "key" of the layer before
+    features   distances between "hidden" states, or between keys ("key") of the layer before
     """
 
     merge: str
@@ -81,18 +81,18 @@ class Quotas:
 
 
 def part(share: float, count: int) -> int:
-    """`share` of `count`, cut to an integer as the released code cuts, and at least 1 of a share above 0."""
+    """Return `share` of `count`, rounded down as in the released code, at least 1 for a share above 0."""
     return max(1, math.floor(share * count + 1e-9)) if share > 0 else 0
 
 
 def union_quotas(
     tokens: int, keep: int, attention: float, over: float, fills: int, spatial: tuple[int, ...], early: int
 ) -> Quotas:
-    """Preset "released": the token quotas of the released LLaVA-1.5 code.
+    """Return the quotas of preset "released": those of the released LLaVA-1.5 code.
 
-    Its first gate starts 0.3 k greedy picks cold beside 0.3 k by attention, its second 0.1 k beside 0.9 k, its last
-    none: min(0.3, 1 - attention). `spatial` are the constant points of this gate. `fills` cover the overlaps of the
-    sets; tokens that the sets cannot cover even without overlap are added.
+    Of k kept tokens, the first gate takes 0.3 k by attention and 0.3 k by greedy picks, the second 0.9 k and 0.1 k, the
+    last all by attention: the share of picks is min(0.3, 1 - attention). `spatial` are the constant points of the gate.
+    `fills` make up for overlaps of the sets; if the sets are too small even without overlaps, they are increased.
     """
     by_attention = min(part(attention, keep), keep)
     cold = min(part(min(0.3, 1 - attention), keep), keep - by_attention)
@@ -112,7 +112,7 @@ def union_quotas(
 
 
 def disjoint_quotas(tokens: int, keep: int, weight: float, over: float, spatial: tuple[int, ...], early: int) -> Quotas:
-    """Preset "paper": `weight` (lambda) of the kept tokens by attention, then spatial points, the rest by diversity."""
+    """Return the quotas of preset "paper": a share `weight` (lambda) by attention, spatial points, then diversity."""
     by_attention = min(round(weight * keep), keep)
     points = min(len(spatial), keep - by_attention)
     return Quotas(
@@ -130,14 +130,14 @@ def _over(ratio: float, quota: int, tokens: int) -> int:
 
 
 def first_points(pattern: str, grid: tuple[int, int], tokens: int, keep: int) -> tuple[int, ...]:
-    """Spatial points of the first gate: half of what it keeps, if the whole grid is alive there, else none."""
+    """Return the spatial points of the first gate: keep / 2 points if all tokens of the grid are alive, else none."""
     if pattern == "off" or tokens != grid[0] * grid[1]:
         return ()
     return spatial_points(pattern, grid, keep // 2)
 
 
 class BalancedSelector(Selector):
-    """Attention, spatial points and diversity in fixed quotas."""
+    """Keeps tokens by attention, spatial points and diversity, in fixed quotas."""
 
     points: Tensor
     priority: Tensor
@@ -153,7 +153,7 @@ class BalancedSelector(Selector):
         self.reads = ((self.query,) if scored else ()) + (("key",) if keyed else ())
         points = spatial_points(quotas.pattern, site.grid, quotas.spatial)
         if points and self.tokens != site.grid[0] * site.grid[1]:
-            raise BadSchedule(f"spatial points need the whole {site.grid} grid alive, not {self.tokens} tokens of it")
+            raise BadSchedule(f"spatial points need all tokens of the {site.grid} grid, not {self.tokens} of them")
         self.register_buffer("points", torch.tensor(sorted(points), dtype=torch.int64))
         if points and quotas.merge == "disjoint":
             # Attention may have taken some of the points: the rest of the grid follows as replacements.
@@ -171,7 +171,7 @@ class BalancedSelector(Selector):
         return ascending(self._disjoint(distance, chosen))
 
     def _by_attention(self, rows: GateInputs) -> Tensor:
-        """Slots [B, attention] by rebalanced importance."""
+        """Return the slots [B, attention] with the largest importance, rebalanced."""
         quotas = self.quotas
         query, key = rows.read[self.query], rows.read["key"]
         if quotas.score == "logits":
@@ -188,10 +188,10 @@ class BalancedSelector(Selector):
     def _union(self, distance: Tensor, chosen: Tensor | None) -> Tensor:
         """Merge sets that may overlap, then fill up to k with greedy picks.
 
-        The picks that a union needs depend on the image, but a graph has a constant number of them. Greedy picks do
-        not change when fewer are used, so all are made, and one key per token lets top-k take as many as fit:
-        members of a set above picks, earlier picks above later ones, and the rest by distance to all.
-        If the sets alone exceed k, attention has priority over diversity, and diversity over spatial points.
+        The number of picks that a union needs depends on the image, but in a graph it is constant. So the graph always
+        makes `fills` picks, and one key per token lets top-k take as many as fit: first members of a set, then picks
+        in their order, then the rest by distance to all. If the sets alone exceed k, attention has priority over
+        diversity, and diversity over spatial points.
         """
         quotas = self.quotas
         reaches = []  # per set: distance to its nearest member, below 0 at the members
@@ -215,7 +215,7 @@ class BalancedSelector(Selector):
         return top(key, self.keep)
 
     def _disjoint(self, distance: Tensor, chosen: Tensor | None) -> Tensor:
-        """Attention, then spatial points not yet chosen, then greedy picks from both: exactly k in all."""
+        """Choose by attention, then spatial points not yet chosen, then greedy picks far from both: k tokens in all."""
         quotas, parts = self.quotas, []
         reach = None
         if chosen is not None:

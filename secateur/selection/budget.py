@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Token-budget accounting, the one place for every method.
+"""Token budgets of all methods.
 
-A gate at layer p reduces what layers p.. see. The field's "retain 128 tokens" is the average over decoder layers of
-the vision tokens alive in them, and "compression" is 1 - average / vision tokens.
+A gate at layer p reduces the tokens of layers p and later. "Retain 128 tokens" in papers is the number of vision tokens
+in a decoder layer, averaged over all layers; "compression" is 1 - average / vision tokens.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ class BudgetRequest:
 
 @dataclass(frozen=True)
 class GatePlan:
-    """Layers of the gates and the tokens that each keeps; `moved` is (wanted, used) when the first gate moved."""
+    """Layers of the gates and the tokens that each keeps; `moved` is (wanted, used layer) if the first gate moved."""
 
     layers: tuple[int, ...]
     counts: tuple[int, ...]
     moved: tuple[int, int] | None = None
 
     def gates(self) -> tuple[Gate, ...]:
-        """Gates without selector parameters."""
+        """Return the gates, without constants."""
         return tuple(Gate(layer, count) for layer, count in zip(self.layers, self.counts, strict=True))
 
     def report(self) -> Json:
@@ -49,7 +49,7 @@ class GatePlan:
 
 
 def alive(layers: int, vision_tokens: int, gates: Iterable[Gate]) -> tuple[int, ...]:
-    """Vision tokens that each of `layers` decoder layers processes."""
+    """Return the number of vision tokens in each of `layers` decoder layers."""
     tokens = [vision_tokens] * layers
     for gate in gates:
         tokens[gate.layer :] = [gate.keep] * (layers - gate.layer)
@@ -78,12 +78,12 @@ def _layer_flops(n: int, dimensions: Dimensions) -> int:
 
 
 def schedule_name(method: str, cost: Budget) -> str:
-    """`<method>-<percent of the tokens kept, averaged over layers>`, e.g. btp-22."""
+    """Return "<method>-<percent of tokens kept, averaged over layers>", such as btp-22."""
     return f"{method}-{100 * (1 - cost.compression):.0f}"
 
 
 def spread(values: Sequence[float], count: int) -> tuple[float, ...]:
-    """Per-gate values for `count` gates: linear between the given ones, ends kept; a single gate takes the first."""
+    """Interpolate values linearly for `count` gates; first and last value stay, a single gate gets the first."""
     if count == len(values):
         return tuple(values)
     if count == 1 or len(values) == 1:
@@ -97,7 +97,7 @@ def spread(values: Sequence[float], count: int) -> tuple[float, ...]:
 
 
 def increasing(layers: Sequence[float], model_layers: int, earliest: int = 1) -> tuple[int, ...]:
-    """The nearest integer layers that increase strictly within [earliest, model_layers - 1].
+    """Round layers to integers that increase strictly within [earliest, model_layers - 1].
 
     Raises:
         BadSchedule: the model has no room for that many gates.
@@ -115,15 +115,15 @@ def increasing(layers: Sequence[float], model_layers: int, earliest: int = 1) ->
 
 
 def kept(share: float, vision_tokens: int) -> int:
-    """`share` of the tokens as a count: nearest integer, halves down (as N // 2), at least 1 of a share above 0."""
+    """Return `share` of the tokens, to the nearest integer, halves down (as N // 2), at least 1 for a share above 0."""
     return max(1, math.ceil(share * vision_tokens - 0.5 - 1e-9)) if share > 0 else 0
 
 
 def counts(keep: Sequence[float], vision_tokens: int) -> tuple[int, ...]:
-    """Kept tokens of each gate from shares of the original tokens (below 1, or 1.0 for all) or counts (above 1).
+    """Convert shares of the original tokens (below 1, or 1.0 for all) or counts (above 1) to counts for each gate.
 
     Raises:
-        BadSchedule: a value that is neither, a count above `vision_tokens`, or counts that grow.
+        BadSchedule: a value is neither, a count is above `vision_tokens`, or counts increase.
     """
     out: list[int] = []
     for value in keep:
@@ -149,9 +149,9 @@ def counts_for(
     drop: int | None = None,
     earliest: int = 0,
 ) -> tuple[int, ...]:
-    """Kept tokens of gates at `layers`: the shares `shape` times one factor, so that `compression` is met most closely.
+    """Return the kept tokens of gates at `layers`: the shares `shape`, scaled to be nearest to `compression`.
 
-    Counts stay within [1, vision_tokens] and never grow. From layer `drop` on no token is left.
+    Counts are within [1, vision_tokens] and never increase. From layer `drop` on no token is left.
 
     Raises:
         BadSchedule: the first gate comes too late for this compression; the message gives the latest possible layer.
@@ -174,7 +174,7 @@ def counts_for(
     def error(factor: float) -> float:
         return sum(n * span for n, span in zip(at(factor), spans, strict=True)) - wanted
 
-    # Every count steps up where factor * share * N passes a half: the sum is a staircase, and its steps are these.
+    # A count steps up where factor * share * N passes a half: these are all factors at which the sum changes.
     steps = sorted({(n + 0.5) / (share * vision_tokens) + 1e-6 for share in shape for n in range(vision_tokens)})
     steps.insert(0, steps[0] / 2)
     low, high = 0, len(steps) - 1
@@ -185,13 +185,13 @@ def counts_for(
 
 
 def reachable(first: int, model_layers: int, vision_tokens: int, drop: int | None = None) -> float:
-    """The highest compression with a first gate at layer `first` that leaves one token, or none from `drop` on."""
+    """Return the highest compression if the first gate, at layer `first`, leaves one token, and none from `drop` on."""
     end = model_layers if drop is None else drop
     return 1 - (first * vision_tokens + (end - first)) / (model_layers * vision_tokens)
 
 
 def _latest(compression: float, first: int, earliest: int, layers: int, tokens: int, drop: int | None) -> int | None:
-    """The latest first gate, at most `first`, that reaches `compression`."""
+    """Return the latest layer of a first gate, at most `first`, that reaches `compression`."""
     fits = (p for p in range(first, earliest - 1, -1) if compression <= reachable(p, layers, tokens, drop))
     return next(fits, None)
 
@@ -205,10 +205,10 @@ def _fed(
     tokens: int,
     drop: int | None,
 ) -> int | None:
-    """The latest first gate that reaches `compression` and keeps at least half its share; else the earliest that fits.
+    """Return the latest layer of a first gate that reaches `compression` and keeps at least half of its share.
 
-    With a later gate, all gates after it would keep too few tokens, and a little more compression could keep more.
-    A single gate moves only if it must.
+    If there is none, the earliest layer that reaches it. A single gate moves only if it must. With a later first gate,
+    all gates after it would keep too few tokens.
     """
     fits = [p for p in range(placed[0], earliest - 1, -1) if compression <= reachable(p, layers, tokens, drop)]
     if len(placed) == 1 and fits:
@@ -239,16 +239,16 @@ def plan(
     drop: int | None = None,
     earliest: int = 1,
 ) -> GatePlan:
-    """Turn the user's request into layers and counts; the method supplies what the request leaves open.
+    """Return layers and counts for the user's request, with the method's defaults for the rest.
 
     Args:
-        layers: the method's own layers; spread over the number of gates the request implies.
-        shares: the method's own keep shares, its shape when only a compression is asked for.
+        layers: the method's layers; interpolated to the number of gates in the request.
+        shares: the method's shares of kept tokens; with a compression, their ratios.
         drop: layer from which the method removes every token, or None.
-        earliest: first layer whose entry the method can prune; 1 when it reads the layer before.
+        earliest: first layer at which the method can prune; 1 if it reads the layer before.
 
-    Layers the user gave are never moved. The method's own first gate moves earlier when the compression cannot be
-    reached otherwise, or, with more gates after it, only by keeping less than half of the method's share there.
+    Layers in the request are never moved. The method's own first gate moves earlier if the compression cannot be
+    reached otherwise, or if, with more gates after it, it would keep less than half of its share.
 
     Raises:
         BadSchedule: the request contradicts itself or cannot be met.

@@ -33,7 +33,7 @@ def one_of(name: str, value: str, values: tuple[str, ...]) -> None:
     """Check that a value is one of `values`.
 
     Raises:
-        BadSchedule: with the name, the value and what is allowed.
+        BadSchedule: it is not; the message names the allowed values.
     """
     if value not in values:
         raise BadSchedule(f"{name} '{value}' is not known; use one of {', '.join(values)}")

@@ -10,17 +10,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-# Distances are quarters of 1 - cosine, so at most 0.5. A token is at -1 from itself (a row of zeros at -0.75): below
-# every distance, so that a picked token marks itself, and above every distance as an absolute value.
-# Subtracting the 0 and 1 of a comparison costs half of a Where on N x N, and a power of two changes no order.
+# Distances are (1 - cosine) / 4, so at most 0.5. The distance of a token to itself is -1 (-0.75 for a row of zeros):
+# smaller than all others, which marks picked tokens, and with a larger absolute value than all others.
+# Subtracting the 0 and 1 of a comparison costs half as much as a Where on N x N; a power of two changes no order.
 SELF = -1.0
 
 
 def cosine_distance(features: Tensor, identity: Tensor) -> Tensor:
-    """(1 - cosine) / 4 of the rows, at least 0 between two tokens, `SELF` between a token and itself: [B, N, N] fp32.
+    """Return (1 - cosine) / 4 of the rows, at least 0, and `SELF` between a token and itself: [B, N, N] fp32.
 
-    `identity` [B, N] names each row uniquely. Comparing it inside the graph costs nothing there, while an N x N
-    constant would be the largest part of a gate's file.
+    `identity` [B, N] is a different number for each row. It is compared in the graph, because an N x N constant would
+    be the largest part of a gate's file.
     """
     rows = features.float()
     rows = rows / (2 * torch.linalg.vector_norm(rows, dim=-1, keepdim=True)).clamp_min(1e-12)
@@ -29,17 +29,19 @@ def cosine_distance(features: Tensor, identity: Tensor) -> Tensor:
 
 
 def nearest(distance: Tensor, slots: Tensor) -> Tensor:
-    """Distance [B, N] of every token to the nearest of slots [B, n]; `SELF` at the slots. Repeats are harmless."""
+    """Return the distance [B, N] of every token to the nearest of slots [B, n], which may repeat; `SELF` at slots."""
     return _rows(distance, slots.unsqueeze(-1)).amin(1)
 
 
 def nearest_constant(distance: Tensor, slots: Tensor) -> Tensor:
-    """Return the same for constant slots [n], shared by the batch."""
+    """Return the distance [B, N] of every token to the nearest of constant slots [n], the same for all samples."""
     return distance.index_select(1, slots).amin(1)
 
 
 def farthest(distance: Tensor, count: int, start: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Picks [B, count], each farthest from all chosen so far, ties to the lower index; and the final distances [B, N].
+    """Pick `count` tokens [B, count], each farthest from all chosen so far; also return the final distances [B, N].
+
+    Equal distances go to the lower index.
 
     Args:
         distance: from `cosine_distance`.
@@ -58,16 +60,16 @@ def farthest(distance: Tensor, count: int, start: Tensor | None = None) -> tuple
 
 
 def _first_maximum(values: Tensor) -> Tensor:
-    """Index [B, 1] of the first largest value. ArgMax falls back to the CPU in some CUDA builds, TopK does not."""
+    """Return the index [B, 1] of the first largest value. ArgMax runs on the CPU in some CUDA builds, TopK does not."""
     if torch.compiler.is_exporting():
         return torch.topk(values, 1, dim=-1).indices
     return values.argmax(-1, keepdim=True)
 
 
 def _rows(distance: Tensor, index: Tensor) -> Tensor:
-    """Rows [B, ..., N] of distance at index [B, ..., 1].
+    """Return the rows [B, ..., N] of `distance` at `index` [B, ..., 1].
 
-    Written as one GatherND, because torch's own indexing exports as a chain of shape arithmetic and a wider GatherND.
+    Exported as one GatherND: torch's own indexing becomes several shape operators and a wider GatherND.
     """
     if torch.compiler.is_exporting():
         result: Tensor = torch.onnx.ops.symbolic(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Score of a gate after the vision encoder, from the encoder's attention: shared by the methods that prune there."""
+"""Score of a gate after the vision encoder, from the encoder's attention; shared by several methods."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ class EncoderScore:
 
 
 def check_layer(layer: int) -> None:
-    """Refuse an encoder layer that is not counted from the end.
+    """Check that an encoder layer is counted from the end.
 
     Raises:
-        BadSchedule: with the number.
+        BadSchedule: it is 0 or more.
     """
     if layer >= 0:
         raise BadSchedule(f"score_layer {layer} must be below 0: layers count from the end, -1 is the last")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Thin query and key projections, the token scores they give, and the gate that uses them (ALVTS, arXiv 2606.14277).
 
-A projection W [out, D] becomes U V with U [out, R] and V [R, D]. The product is never formed: rows pass V, then U
-(equations 1 and 8 to 10). Scores are equations 4 to 6.
+A projection W [out, D] becomes U V with U [out, R] and V [R, D]. The product is never computed: rows are multiplied
+with V, then with U (equations 1 and 8 to 10). Scores are equations 4 to 6.
 """
 
 from __future__ import annotations
@@ -48,16 +48,16 @@ class Factors(NamedTuple):
 
 
 def svd(projections: Projections, rank: int) -> Factors:
-    """The best approximation of both weights by `rank`, the singular values shared evenly (equations 8 to 10).
+    """Return the best approximation of both weights of rank `rank` (equations 8 to 10).
 
-    A matrix of lower rank keeps its own rank.
+    Each factor has the square roots of the singular values. A matrix of lower rank keeps its own rank.
     """
     (query_up, query_down), (key_up, key_down) = (_split(w, rank) for w in (projections.query, projections.key))
     return Factors(torch.cat([query_down, key_down]), query_up, key_up)
 
 
 def _split(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """weight [out, D] -> U [out, R] and V [R, D]."""
+    """Decompose a weight [out, D] into U [out, R] and V [R, D]."""
     u, s, v = torch.linalg.svd(weight.float(), full_matrices=False)
     root = s[:rank].sqrt()
     return (u[:, :rank] * root).contiguous(), (root[:, None] * v[:rank]).contiguous()
@@ -66,7 +66,7 @@ def _split(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 def queries_and_keys(
     factors: Factors, projections: Projections, rows: Tensor, position_ids: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Approximate post-RoPE queries [B, H, S, dh] and keys [B, Hkv, S, dh], fp32, of the rows [B, S, D] of a layer."""
+    """Return approximate post-RoPE queries [B, H, S, dh] and keys [B, Hkv, S, dh], fp32, of rows [B, S, D]."""
     low = F.linear(projections.normalize(rows.float()), factors.down)
     low_query, low_key = low.split([factors.query_up.shape[1], factors.key_up.shape[1]], dim=-1)
     query = F.linear(low_query, factors.query_up, _float(projections.query_bias))
@@ -75,7 +75,7 @@ def queries_and_keys(
 
 
 def exact_queries_and_keys(projections: Projections, rows: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the same from the layer's own weights."""
+    """Return the exact queries and keys, from the layer's own weights; shapes as in `queries_and_keys`."""
     normalized = projections.normalize(rows.float())
     query = F.linear(normalized, projections.query.float(), _float(projections.query_bias))
     key = F.linear(normalized, projections.key.float(), _float(projections.key_bias))
@@ -87,31 +87,34 @@ def _float(bias: Tensor | None) -> Tensor | None:
 
 
 def default_rank(dimensions: Dimensions) -> int:
-    """The published rank of a published shape, else the largest multiple of 32 within 2 % of the layer, at least 32."""
+    """Return the published rank of a published shape, else the largest multiple of 32 with 2 % of a layer's weights.
+
+    At least 32.
+    """
     d = dimensions
     known = PUBLISHED.get((d.width, d.heads, d.kv_heads, d.head_dim, d.mlp_width))
     return known or max(STEP, int(SHARE * layer_parameters(d) / parameters(d, 1)) // STEP * STEP)
 
 
 def parameters(dimensions: Dimensions, rank: int) -> int:
-    """Weights of a selector: R (2D + (H + Hkv) dh), fewer where the rank exceeds that of a matrix."""
+    """Return the number of weights of a selector: R (2D + (H + Hkv) dh), fewer if a matrix has a lower rank."""
     d = dimensions
     return sum(min(rank, d.width, out) * (d.width + out) for out in (d.heads * d.head_dim, d.kv_heads * d.head_dim))
 
 
 def layer_parameters(dimensions: Dimensions) -> int:
-    """Weights of a decoder layer: four projections and a gated MLP."""
+    """Return the number of weights of a decoder layer: four projections and a gated MLP."""
     d = dimensions
     return 2 * d.width * (d.heads + d.kv_heads) * d.head_dim + 3 * d.width * d.mlp_width
 
 
 def layer_macs(dimensions: Dimensions, rows: int) -> int:
-    """Multiplications of a decoder layer on `rows` rows."""
+    """Return the multiplications of a decoder layer on `rows` rows."""
     return rows * layer_parameters(dimensions) + 2 * rows**2 * dimensions.heads * dimensions.head_dim
 
 
 def selector_macs(dimensions: Dimensions, rank: int, rows: int) -> int:
-    """Multiplications of a selector, which reads all rows: thin projections and one score map."""
+    """Return the multiplications of a selector on all `rows` rows: thin projections and one score map."""
     return rows * parameters(dimensions, rank) + rows**2 * dimensions.heads * dimensions.head_dim
 
 
@@ -124,14 +127,14 @@ def importance(
     score: str = "product",
     bidirectional: bool = False,
 ) -> Tensor:
-    """Attention that a vision token gets from the vision rows, times what it gets from the text rows: [B, N] fp32.
+    """Return attention received from the vision rows, times attention received from the text rows: [B, N] fp32.
 
     query [B, H, S, dh], key [B, Hkv, S, dh] post-RoPE, attention_mask [B, S] (1 = valid); causal unless
     `bidirectional`. Softmax over all rows for each head, then the mean over heads, then sums over the querying rows.
-    Sums and not the means of the paper: they differ by a factor, and a product of means would be too small for 16 bits.
+    The paper takes means instead of sums: they differ by a factor, and a product of means is too small for 16 bits.
 
-    Text before the image is not counted; with a causal mask it sees no vision token. Without text
-    after the image the product is zero everywhere; score "v2v" leaves the text out.
+    Text before the image is not counted; with a causal mask it sees no vision token. Without text after the image the
+    product is zero; score "v2v" leaves the text out.
     """
     rows = torch.arange(image_start, query.shape[2], device=query.device)
     seen = visible(rows, attention_mask, bidirectional)
@@ -158,7 +161,7 @@ class Thin:
 
 
 class LowRankSelector(Selector):
-    """Keeps the k best tokens by thin projections of all rows that enter the layer, in fp32."""
+    """Keeps the k tokens with the largest `importance` by thin projections of the layer's input rows, in fp32."""
 
     down: Tensor
     query_up: Tensor
@@ -185,12 +188,12 @@ class LowRankSelector(Selector):
 
 
 def tensor_name(layer: int, part: str) -> str:
-    """The name of a factor in `Schedule.tensors`."""
+    """Return the name of a factor in `Schedule.tensors`."""
     return f"layer_{layer:02}.{part}"
 
 
 def _factors(site: GateSite, rank: int) -> Factors:
-    """The gate's factors, checked against the layer's projections."""
+    """Return the gate's factors, after a check of their shapes and values."""
     assert site.projections is not None
     layer, d = site.gate.layer, site.dimensions
     query_out, key_out = d.heads * d.head_dim, d.kv_heads * d.head_dim
@@ -204,8 +207,8 @@ def _factors(site: GateSite, rank: int) -> Factors:
         array = np.asarray(site.tensors[name], np.float32)
         if array.shape != shape or not np.isfinite(array).all():
             raise BadSchedule(
-                f"tensor '{name}' has shape {list(array.shape)} or values that are no numbers, not finite "
-                f"{list(shape)}; calibrate the schedule again"
+                f"tensor '{name}' of shape {list(array.shape)} must be of shape {list(shape)} with finite values; "
+                "calibrate the schedule again"
             )
         found.append(torch.from_numpy(array.copy()))
     return Factors(*found)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Base class of the modules that choose tokens at a gate, and their inputs."""
+"""Selectors: base class of the modules that choose the tokens of a gate, and their inputs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from secateur.selection.topk import gather
 
 @dataclass(frozen=True)
 class GateSite:
-    """A gate and its place in the model; all counts are constants of the graph.
+    """A gate and its position in the model; all counts are constants of the graph.
 
     vision_tokens  vision tokens alive before the gate
     grid           rows and columns of the whole image, raster order
@@ -64,9 +64,9 @@ class GateInputs(NamedTuple):
 class Selector(nn.Module):
     """Chooses tokens. Static shapes only: no data-dependent control flow, sizes, or index compaction.
 
-    Scores, distances and top-k are fp32 whatever the input. `reads` names the selector's further inputs.
+    Scores, distances and top-k are fp32 for inputs of any dtype. `reads` names the selector's further inputs.
 
-    In the decoder, of the layer before the gate (so a gate at layer 0 has none of them):
+    In the decoder, of the layer before the gate (a gate at layer 0 has none of them):
         query             [B, H, dh]       post-RoPE query of the last prompt row
         text_query        [B, H, dh]       mean of the queries of the question's rows
         queries           [S, B, H, dh]    post-RoPE queries of all rows
@@ -74,8 +74,8 @@ class Selector(nn.Module):
         layer_input       [B, S, D]        rows that entered that layer
 
     In the vision encoder, of its layer l (counted from the end: "received.-2" is the second-to-last):
-        received.l        [B, N] fp32      attention that a patch gets from the patches, their sum, mean over heads
-        given.l           [B, N] fp32      attention that a patch pays to the patches, likewise
+        received.l        [B, N] fp32      attention that a patch gets from the patches, sum over them, mean over heads
+        given.l           [B, N] fp32      attention that a patch pays to the patches, sum and mean likewise
         class_token.l     [B, N] fp32      attention that a patch gets from the class token, mean over heads
         patch_key.l       [B, N, dk]       keys of the patches, mean over heads
     """
@@ -83,7 +83,7 @@ class Selector(nn.Module):
     reads: tuple[str, ...] = ()
 
     def forward(self, rows: GateInputs) -> Tensor:
-        """Kept slots [B, k], int64, ascending, without repeats: positions among the N vision rows."""
+        """Return the kept slots [B, k], int64: positions among the N vision rows, ascending, without repeats."""
         raise NotImplementedError
 
     def kept(self, rows: GateInputs) -> tuple[Tensor, Tensor]:
@@ -93,7 +93,7 @@ class Selector(nn.Module):
 
 
 class Fixed(Selector):
-    """The same slots for every image: all of them, none, or a constant choice."""
+    """Keeps the same slots for every image: all, none, or a constant choice."""
 
     slots: Tensor
 

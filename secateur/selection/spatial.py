@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Spatial initialisation: points spread evenly over the token grid, the same for every image, so a constant.
+"""Points spread evenly over the token grid: constants, the same for every image ("spatial initialisation").
 
 arXiv 2505.22038, equation 11.
 """
@@ -15,13 +15,13 @@ PATTERNS = ("manhattan", "euclidean", "lattice")
 
 
 def spatial_points(pattern: str, grid: tuple[int, int], count: int) -> tuple[int, ...]:
-    """`count` raster indices in the order they are chosen."""
+    """Return `count` raster indices in the order of their choice."""
     start = lattice(grid, count) if pattern == "lattice" else ()
     return farthest_points(grid, count, pattern, start)
 
 
 def farthest_points(grid: tuple[int, int], count: int, pattern: str, start: Sequence[int] = ()) -> tuple[int, ...]:
-    """`start`, or index 0, and then greedily the farthest points on an h x w grid, ties to the lower index."""
+    """Return `start`, or index 0, and then greedily the farthest points on an h x w grid, ties to the lower index."""
     y, x = np.divmod(np.arange(grid[0] * grid[1]), grid[1])
     nearest: NDArray[np.int64] = np.full(y.shape, np.iinfo(np.int64).max)
     points: list[int] = []
@@ -35,14 +35,14 @@ def farthest_points(grid: tuple[int, int], count: int, pattern: str, start: Sequ
 
 
 def lattice(grid: tuple[int, int], count: int) -> tuple[int, ...]:
-    """An even lattice of at most `count` points; 144 points of 24 x 24 are every second row and column."""
+    """Return an even lattice of at most `count` points; 144 points of 24 x 24 are every second row and column."""
     height, width = grid
     rows, columns = lattice_size(grid, count)
     return tuple(i * height // rows * width + j * width // columns for i in range(rows) for j in range(columns))
 
 
 def centred_lattice(grid: tuple[int, int], count: int) -> tuple[int, ...]:
-    """`lattice` with every point in the middle of its cell instead of the corner."""
+    """Return `lattice` with every point in the middle of its cell instead of the corner."""
     height, width = grid
     rows, columns = lattice_size(grid, count)
     return tuple(
@@ -53,7 +53,7 @@ def centred_lattice(grid: tuple[int, int], count: int) -> tuple[int, ...]:
 
 
 def lattice_size(grid: tuple[int, int], count: int) -> tuple[int, int]:
-    """Rows and columns, at most `count` points in all, about as far apart in both directions."""
+    """Return rows and columns of a lattice of at most `count` points, about equally spaced in both directions."""
     height, width = grid
     rows = min(max(round((count * height / width) ** 0.5), 1), height, count)
     return rows, min(count // rows, width) if rows else 0

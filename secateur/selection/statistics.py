@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measurements of calibration on a model."""
+"""Statistics of a model that calibration measures."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Top-k of any size, and gathering rows by slots. TensorRT's TopK gives at most 3840: more take rounds.
+"""Top-k of any size, and gathering rows by slots.
 
-Each round excludes the values that the rounds before it took; all sizes are constants. Up to `LIMIT` it is one TopK.
+TensorRT's TopK returns at most `LIMIT` values. For more there are several rounds, each without the values that earlier
+rounds took; all sizes are constants.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ LAST_SLOT = torch.iinfo(torch.int32).max
 
 
 def top(score: Tensor, count: int) -> Tensor:
-    """Indices [..., count] of the largest scores along the last axis, best first; ties go to the lower index.
+    """Return the indices [..., count] of the largest scores of the last axis, best first; ties to the lower index.
 
-    Beyond `LIMIT`, scores below -1.7e38, -inf among them, count as equal.
+    With a count above `LIMIT`, scores below -1.7e38, including -inf, count as equal.
     """
     if count <= LIMIT:
         return _first(score, count)
@@ -30,7 +31,7 @@ def top(score: Tensor, count: int) -> Tensor:
 
 
 def ascending(slots: Tensor) -> Tensor:
-    """Slots [B, k], distinct within a row and below 2**31 - 1, in ascending order."""
+    """Sort slots [B, k], distinct within a row and below 2**31 - 1, in ascending order."""
     count = slots.shape[-1]
     rounds = [_smallest(slots, min(count, LIMIT))]
     for left in range(count - LIMIT, 0, -LIMIT):
@@ -40,7 +41,7 @@ def ascending(slots: Tensor) -> Tensor:
 
 
 def _without(score: Tensor, chosen: Tensor) -> Tensor:
-    """Scores [..., N] that are OUT at the indices chosen [..., k], whatever the order of ties; one ScatterND."""
+    """Return the scores [..., N] with OUT at the indices chosen [..., k]; one ScatterND."""
     rows, picked = score.reshape(-1, score.shape[-1]), chosen.reshape(-1, chosen.shape[-1])
     offset = torch.arange(rows.shape[0], device=score.device)[:, None] * rows.shape[1]
     out = torch.full((), OUT, device=score.device).expand(picked.numel())
@@ -48,7 +49,7 @@ def _without(score: Tensor, chosen: Tensor) -> Tensor:
 
 
 def _first(score: Tensor, count: int) -> Tensor:
-    """ONNX TopK gives ties to the lower index; eager torch.topk gives no guarantee, hence the stable sort there."""
+    """Return the first `count` indices. In ONNX, TopK gives ties to the lower index; eager torch.topk may not."""
     if torch.compiler.is_exporting():
         return torch.topk(score, count, dim=-1).indices
     return torch.sort(score, dim=-1, descending=True, stable=True).indices[..., :count]
@@ -59,12 +60,12 @@ def _smallest(slots: Tensor, count: int) -> Tensor:
 
 
 def best(score: Tensor, count: int) -> Tensor:
-    """Slots [B, count] of the largest scores [B, N], ascending."""
+    """Return the slots [B, count] of the largest scores [B, N], ascending."""
     return ascending(top(score, count))
 
 
 def gather(rows: Tensor, slots: Tensor) -> Tensor:
-    """rows [B, N, ...] at slots [B, k] -> [B, k, ...], as one plain Gather of whole rows."""
+    """Return rows [B, N, ...] at slots [B, k]: [B, k, ...], with one Gather of whole rows."""
     if slots.shape[1] == 0:
         return rows[:, :0]
     batch, count = rows.shape[:2]
