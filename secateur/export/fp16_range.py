@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from secateur.export.graph_facts import Node
-from secateur.export.operators.rules import Refusal
+from secateur.export.operator_rules import Refusal
 
 LARGEST = float(np.finfo(np.float16).max)
 SOURCE = "range of fp16 (IEEE 754 binary16)"

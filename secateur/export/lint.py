@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Check whether a TensorRT version supports every node of a graph, without TensorRT.
 
-The tables of operators are in secateur/export/operators/, the risks of fp16 in secateur/export/fp16_range.py.
+The tables of operators are in operators.py, the risks of fp16 in fp16_range.py.
 """
 
 from __future__ import annotations
@@ -17,13 +17,12 @@ from secateur.bundle.reader import Bundle
 from secateur.engines.version import FLOORS, Version
 from secateur.export import fp16_range
 from secateur.export.graph_facts import Facts, Node
-from secateur.export.operators import table
-from secateur.export.operators.rules import ANY, Refusal, Row, Table
+from secateur.export.operator_rules import ANY, Refusal, Row, Table
+from secateur.export.operators import DOCS, table
 
 LOWEST_OPSET = 9
-DOCS = "onnx-tensorrt docs/operators.md"
 NETWORK = ANY | {"uint8"}  # dtypes of graph inputs and outputs
-EXTEND = "write it with operators of secateur/export/operators, or keep it out of the graph"
+EXTEND = "write it with operators of secateur/export/operators.py, or keep it out of the graph"
 
 
 @dataclass(frozen=True)

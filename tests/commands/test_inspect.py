@@ -14,8 +14,8 @@ from secateur.engines.version import Version
 from secateur.export import lint
 from secateur.export.bundle import Exported
 from secateur.export.lint import Finding
+from secateur.export.operator_rules import Table
 from secateur.export.operators import table
-from secateur.export.operators.rules import Table
 from tests.commands.calling import call
 
 Bundle = tuple[Path, Exported]
