@@ -18,8 +18,7 @@ from secateur.bundle.graph_plan import runs as every_run
 from secateur.bundle.prompt import Prompt
 from secateur.bundle.reader import Bundle
 from secateur.errors import BackendMissing
-from secateur.export.examples import example
-from secateur.export.tolerance import tolerance
+from secateur.export.comparison import example, tolerance
 from secateur.progress import Progress, silent
 from secateur.runtime.backends import base
 from secateur.runtime.chain import Chain

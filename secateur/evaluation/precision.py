@@ -23,7 +23,7 @@ from secateur.checkpoints.hub import DEMO
 from secateur.evaluation import batching
 from secateur.evaluation.tasks import demo
 from secateur.evaluation.tasks.base import Question, Source, Task
-from secateur.export.examples import noise
+from secateur.export.comparison import noise
 from secateur.export.targets import DTYPES
 from secateur.families.base import Family
 from secateur.progress import Progress, silent

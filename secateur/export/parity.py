@@ -15,8 +15,7 @@ import numpy as np
 from secateur.bundle.manifest import Manifest
 from secateur.bundle.prompt import Prompt
 from secateur.bundle.reader import Bundle
-from secateur.export.examples import Example, example
-from secateur.export.tolerance import tolerance
+from secateur.export.comparison import Example, example, tolerance
 from secateur.families.base import Family
 from secateur.progress import Progress, silent
 from secateur.runtime.backends import base, ort

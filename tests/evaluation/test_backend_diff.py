@@ -21,8 +21,8 @@ from secateur.bundle.reader import sha256
 from secateur.cli import main
 from secateur.evaluation.backend_diff import Agreement, Bounds, Output, compare_backends
 from secateur.export.bundle import ExportPlan, export
+from secateur.export.comparison import ROUNDED_ROWS, TOLERANCE
 from secateur.export.targets import target
-from secateur.export.tolerance import ROUNDED_ROWS, TOLERANCE
 from secateur.families.base import Family
 from secateur.runtime import Bundle
 from secateur.runtime.backends import base, ort

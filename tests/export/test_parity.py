@@ -9,8 +9,8 @@ import pytest
 
 from secateur.bundle.quantization import Quantization
 from secateur.export.bundle import Exported
+from secateur.export.comparison import ROUNDED_ROWS, TOLERANCE, tolerance
 from secateur.export.parity import _chain
-from secateur.export.tolerance import ROUNDED_ROWS, TOLERANCE, tolerance
 from secateur.runtime.chain import Walk
 
 
