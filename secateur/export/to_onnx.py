@@ -23,8 +23,7 @@ from secateur.bundle.manifest import TensorSpec
 from secateur.checkpoints.streaming import held
 from secateur.errors import BadModel
 from secateur.export.graphs import Graph
-from secateur.export.weights import WeightStore
-from secateur.export.weights_in_graph import Weights, externalize, name_weights, read_transposed
+from secateur.export.weights import Weights, WeightStore, externalize, name_weights, read_transposed
 
 FORBIDDEN = frozenset({"NonZero", "Compress", "Unique", "Loop", "If"})
 EXTERNAL_BYTES = 1 << 16

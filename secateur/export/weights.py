@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights of a bundle: data files next to the graphs, each written once, tensor by tensor.
+"""Weights of a bundle: data files next to the graphs, each written once, and the references to them in a graph.
 
 One file for each part of the model (embed, layer_00, layer_01, ..., head, projector, vision). The weights of a file,
 their order and their offsets depend on the model and the dtype only, not on the cuts between segments, the target or
@@ -16,10 +16,12 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
+import onnx_ir
 import torch
-from torch import Tensor, nn
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from secateur.bundle.reader import sha256
 from secateur.checkpoints.streaming import value
@@ -27,8 +29,11 @@ from secateur.errors import BadBundle
 from secateur.families.base import Family
 from secateur.progress import Progress, silent
 
+Weights = Mapping[str, nn.Parameter]
 PAGE = 4096
 SUFFIX = ".data"
+SMALLEST = 256
+"""Bytes; smaller constants stay in the graph, because shape inference may need them."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,7 @@ class WeightStore:
             own = (weight for weight in module.parameters() if weight not in self._places)
             self._parts[file] = [weight for weight in own if weight not in quantized]
             for weight in self._parts[file]:
-                start = -(-end // PAGE) * PAGE
+                start = _next_page(end)
                 end = start + weight.nbytes
                 self._places[weight] = WeightPlace(file, start, weight.nbytes, weight in self._linear)
         self._written: set[str] = set()
@@ -93,7 +98,9 @@ class WeightStore:
         with (self._folder / file).open("xb") as out:
             for done, weight in enumerate(weights):
                 self._progress("weights", file, done, len(weights))
-                write(out, self._places[weight].offset, value(weight).T if weight in self._linear else value(weight))
+                values = (value(weight).T if weight in self._linear else value(weight)).contiguous().reshape(-1)
+                out.seek(self._places[weight].offset)  # fills a gap with zeros
+                out.write(memoryview(values.view(torch.uint8).numpy()))  # type: ignore[arg-type]
 
     def _link(self, file: str) -> bool:
         """Link a file of the other bundle, if it has one of this name and size; returns whether it has.
@@ -121,20 +128,11 @@ def model_parts(family: Family) -> dict[str, nn.Module]:
     digits = max(2, len(str(len(decoder.layers) - 1)))
     layers = {f"layer_{number:0{digits}}": layer for number, layer in enumerate(decoder.layers)}
     head = nn.ModuleList([decoder.norm, decoder.head])
-    return {
-        "embed": decoder.embed,
-        **layers,
-        "head": head,
-        "projector": family.projector(),
-        "vision": family.vision(),
-    }
+    return {"embed": decoder.embed, **layers, "head": head, "projector": family.projector(), "vision": family.vision()}
 
 
-def write(out: BinaryIO, offset: int, tensor: Tensor) -> None:
-    """Write the values of a tensor to a file at `offset`; a gap before them is filled with zeros."""
-    flat = tensor.contiguous().reshape(-1)
-    out.seek(offset)
-    out.write(memoryview(flat.view(torch.uint8).numpy()))  # type: ignore[arg-type]
+def _next_page(offset: int) -> int:
+    return -(-offset // PAGE) * PAGE
 
 
 def _linear(parts: Iterable[nn.Module]) -> frozenset[nn.Parameter]:
@@ -144,3 +142,94 @@ def _linear(parts: Iterable[nn.Module]) -> frozenset[nn.Parameter]:
         for name, weight in module.named_parameters(recurse=False):
             (linear if isinstance(module, nn.Linear) and name == "weight" else other).add(weight)
     return frozenset(linear - other)
+
+
+def name_weights(model: onnx_ir.Model, named: Weights) -> Weights:
+    """Return the parameters among the initializers, and remove their (fake) values so that no pass folds them."""
+    found = dict[str, nn.Parameter]()
+    for name, initializer in model.graph.initializers.items():
+        if isinstance(getattr(initializer.const_value, "raw", None), FakeTensor):
+            found[name] = named[name]
+            initializer.const_value = None
+    return found
+
+
+def read_transposed(model: onnx_ir.Model, weights: Weights, store: WeightStore) -> None:
+    """Give the weights values that are read on demand; those of nn.Linear as [in, out], without a Transpose."""
+    for name, weight in weights.items():
+        initializer = model.graph.initializers.get(name)
+        if initializer is None:
+            continue
+        transposed = store.is_transposed(weight)
+        if transposed:
+            _use_transposed(initializer)
+        initializer.const_value = _lazy(initializer, weight, transposed)
+        initializer.shape = initializer.const_value.shape
+    RemoveUnusedNodesPass()(model)
+
+
+def externalize(model: onnx_ir.Model, weights: Weights, store: WeightStore | None, path: Path, limit: int) -> None:
+    """Move weights to the store, and other constants of more than `limit` bytes in all to a file of this graph."""
+    large = list[tuple[onnx_ir.Value, onnx_ir.TensorProtocol]]()
+
+    def refer(initializer: onnx_ir.Value, tensor: onnx_ir.TensorProtocol, file: str, offset: int, size: int) -> None:
+        shape, name = onnx_ir.Shape(tensor.shape.numpy()), initializer.name or ""
+        initializer.const_value = onnx_ir.ExternalTensor(
+            file, offset, size, tensor.dtype, shape=shape, name=name, base_dir=path.parent
+        )
+
+    for name, initializer in model.graph.initializers.items():
+        tensor = initializer.const_value
+        assert tensor is not None
+        place = store.place(weights[name]) if store is not None and name in weights else None
+        if place is not None:
+            refer(initializer, tensor, place.file, place.offset, place.size)
+        elif tensor.nbytes >= SMALLEST:
+            large.append((initializer, tensor))
+    if sum(tensor.nbytes for _, tensor in large) <= limit:
+        return
+    file, end = f"{path.name}{SUFFIX}", 0
+    with (path.parent / file).open("xb") as out:
+        for initializer, tensor in large:
+            start = _next_page(end)
+            end = start + tensor.nbytes
+            out.seek(start)
+            out.write(tensor.tobytes())
+            refer(initializer, tensor, file, start, tensor.nbytes)
+
+
+def _lazy(initializer: onnx_ir.Value, weight: nn.Parameter, transposed: bool) -> onnx_ir.LazyTensor:
+    def read() -> onnx_ir.TensorProtocol:
+        values = value(weight).T.contiguous() if transposed else value(weight)
+        return onnx_ir.tensor(values, name=initializer.name)
+
+    shape = reversed(weight.shape) if transposed else weight.shape
+    assert initializer.dtype is not None
+    return onnx_ir.LazyTensor(read, dtype=initializer.dtype, shape=onnx_ir.Shape(shape), name=initializer.name)
+
+
+def _use_transposed(weight: onnx_ir.Value) -> None:
+    """Change the readers of a weight [out, in] to read [in, out]."""
+    transposed: onnx_ir.Value | None = None
+    for node, index in list(weight.uses()):
+        if node.op_type == "Transpose" and list(node.attributes["perm"].as_ints()) == [1, 0]:
+            node.outputs[0].replace_all_uses_with(weight)
+        elif node.op_type == "Gemm" and index < 2:
+            name = ("transA", "transB")[index]
+            flag = node.attributes.get(name)
+            node.attributes[name] = onnx_ir.AttrInt64(name, 0 if flag is not None and flag.as_int() else 1)
+        else:
+            if transposed is None:
+                transposed = _transpose(weight, node)
+            node.replace_input_with(index, transposed)
+
+
+def _transpose(weight: onnx_ir.Value, node: onnx_ir.Node) -> onnx_ir.Value:
+    turned = onnx_ir.node("Transpose", [weight], {"perm": [1, 0]}, name=f"{weight.name}_transpose")
+    turned.outputs[0].name = f"{weight.name}_transposed"
+    turned.outputs[0].shape = weight.shape
+    if weight.dtype is not None:
+        turned.outputs[0].dtype = weight.dtype
+    assert node.graph is not None
+    node.graph.insert_before(node.graph[0], turned)
+    return turned.outputs[0]
