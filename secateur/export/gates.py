@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gates that drop tokens. The method selects the tokens; the gate removes rows, positions, masks and indices.
+"""Gates: the method selects the tokens, the gate removes or moves rows, positions, masks and indices.
 
 PruneGate, between two segments
     hidden_states [B, S, D], position_ids [B, S], attention_mask [B, S], vision_index [B, N], planes [B, S, D], and
@@ -8,6 +8,13 @@ PruneGate, between two segments
 EncoderGate, after the vision encoder
     features [B, N, Dv], vision_index [B, N], planes [B, N, D], and the tensors read by the selectors
     -> features [B, k, Dv], vision_index [B, k], planes [B, k, D]
+RouteGate, between two segments: some vision tokens go through the next layers, the others skip them unchanged (ALVTS)
+    full_states [B, S, D]         the full stream at the previous gate
+    hidden_states [B, S-N+k', D]  the rows selected by the previous gate, after the layers since then
+    vision_index [B, k']          vision indices of these rows
+    full_position_ids, full_attention_mask [B, S], full planes [B, S, D]
+    -> full_states [B, S, D] and the outputs of a PruneGate
+    The first gate of a schedule has no previous gate: it takes hidden_states [B, S, D] and returns no full_states.
 
 Each view of a prompt is pruned separately, with its own quota: a selector sees the text and one view, or a batch of
 views that share the selector. Rows keep their order and, unless positions are compact, their original positions, so
@@ -30,19 +37,28 @@ ROWS_FIRST = ("queries", "key")
 """Tensors read by selectors whose first axis is the row."""
 
 
-class PruneGate(nn.Module):
-    """A gate in the decoder; all counts and offsets are constants of the graph.
+class SelectingGate(nn.Module):
+    """Base class of gates: selectors, one per view, and the spans of the views before the gate.
 
-    selectors  one per view; views of equal size and settings share one
-    planes     number of DeepStack planes added by later layers
-    compact    renumber the positions of the kept rows without gaps
+    Views of equal size and settings share a selector.
     """
 
-    def __init__(self, selectors: Sequence[Selector], spans: Spans, planes: int = 0, compact: bool = False) -> None:
+    def __init__(self, selectors: Sequence[Selector], spans: Spans) -> None:
         super().__init__()
         self.selectors, self.each = nn.ModuleList(selectors), tuple(selectors)
         self.reads = tensors_read(selectors)
         self.spans = spans
+
+
+class PruneGate(SelectingGate):
+    """A gate in the decoder; all counts and offsets are constants of the graph.
+
+    planes   number of DeepStack planes added by later layers
+    compact  renumber the positions of the kept rows without gaps
+    """
+
+    def __init__(self, selectors: Sequence[Selector], spans: Spans, planes: int = 0, compact: bool = False) -> None:
+        super().__init__(selectors, spans)
         self.planes = planes
         self.compact = compact
 
@@ -86,17 +102,11 @@ class PruneGate(nn.Module):
         return by_axis(self.spans.replace_views(rows, self.spans.pick(rows, chosen.rows), chosen.quotas))
 
 
-class EncoderGate(nn.Module):
-    """A gate between the vision encoder and the projector; each image of the batch is pruned separately.
-
-    selectors  one per view of an image; views of equal size and settings share one
-    """
+class EncoderGate(SelectingGate):
+    """A gate between the vision encoder and the projector; each image of the batch is pruned separately."""
 
     def __init__(self, selectors: Sequence[Selector], spans: Spans, planes: int = 0) -> None:
-        super().__init__()
-        self.selectors, self.each = nn.ModuleList(selectors), tuple(selectors)
-        self.reads = tensors_read(selectors)
-        self.spans = spans
+        super().__init__(selectors, spans)
         self.planes = planes
 
     def forward(self, features: Tensor, vision_index: Tensor, *further: Tensor) -> tuple[Tensor, ...]:
@@ -113,6 +123,65 @@ class EncoderGate(nn.Module):
             chosen.kept,
             gather(vision_index, chosen.places),
             *(gather(plane, chosen.places) for plane in planes),
+        )
+
+
+class RouteGate(SelectingGate):
+    """A gate that writes the rows computed since the previous gate back into the full stream, and selects again.
+
+    arXiv 2606.14277, section 3.2. All counts are constants of the graph.
+
+    spans   the complete views
+    before  the views as left by the previous gate; None for the first gate
+    """
+
+    def __init__(self, selectors: Sequence[Selector], spans: Spans, before: Spans | None) -> None:
+        super().__init__(selectors, spans)
+        self.before = before
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        if self.before is None:
+            full, positions, mask, *planes = tensors
+            return self._choose(full, positions, mask, planes)
+        full, compact, index, positions, mask, *planes = tensors
+        full = self._put_back(full, compact, index, self.before)
+        return (full, *self._choose(full, positions, mask, planes))
+
+    def _choose(self, full: Tensor, positions: Tensor, mask: Tensor, planes: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        spans, tokens = self.spans, [view.tokens for view in self.spans.views]
+
+        def given(views: Sequence[int]) -> GateInputs:
+            rows, own_mask = (spans.text_and_views(x, views) for x in (full, mask))
+            every = torch.arange(tokens[views[0]], device=full.device).expand(rows.shape[0], -1)
+            return GateInputs(
+                rows, by_axis(spans.text_and_views(by_row(positions), views)), own_mask, every, spans.start, {}
+            )
+
+        chosen = choose_tokens(self.each, spans, given)
+
+        def compact(rows: Tensor) -> Tensor:
+            return spans.replace_views(rows, spans.pick(rows, chosen.rows), chosen.quotas)
+
+        return (
+            compact(full),
+            by_axis(compact(by_row(positions))),
+            compact(mask),
+            chosen.places,
+            *(compact(plane) for plane in planes),
+        )
+
+    def _put_back(self, full: Tensor, compact: Tensor, index: Tensor, before: Spans) -> Tensor:
+        """Write the compact rows back into the full stream, with one ScatterND of whole rows."""
+        batch, _, width = full.shape
+        spans, quotas = self.spans, [view.tokens for view in before.views]
+        numbers = torch.arange(spans.stop, device=full.device).expand(batch, -1)
+        rows = spans.merge_with_text(numbers - spans.start, spans.places_to_rows(index, quotas), quotas)
+        size = spans.stop - spans.start
+        offset = torch.arange(batch, device=full.device)[:, None] * size
+        changed = before.region(compact).reshape(-1, width)
+        region = spans.region(full).reshape(-1, width).index_put(((rows + offset).reshape(-1),), changed)
+        return torch.cat(
+            [compact[:, : before.start], region.reshape(batch, size, width), compact[:, before.stop :]], dim=1
         )
 
 

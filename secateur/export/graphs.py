@@ -17,10 +17,9 @@ from secateur.bundle.schedule import ENCODER_GATES, Gate, Schedule
 from secateur.bundle.symbolic_shape import resolve
 from secateur.errors import BadSchedule
 from secateur.export.gate_sites import PlacedGate, place_gates
-from secateur.export.gates import EncoderGate, PruneGate
+from secateur.export.gates import EncoderGate, PruneGate, RouteGate
 from secateur.export.interface import Interface, index, is_encoder
 from secateur.export.interleaved_views import InterleavedGate
-from secateur.export.route_gate import RouteGate
 from secateur.export.segments import Segment
 from secateur.export.targets import Target
 from secateur.families.base import Family

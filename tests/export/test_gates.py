@@ -11,8 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from secateur.export.gates import EncoderGate, PruneGate
-from secateur.export.route_gate import RouteGate
+from secateur.export.gates import EncoderGate, PruneGate, RouteGate
 from secateur.export.spans import Spans, ViewSpan
 from secateur.selection.selector import Fixed, GateInputs, Selector
 from secateur.selection.topk import best

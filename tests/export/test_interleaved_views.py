@@ -14,9 +14,8 @@ from torch import Tensor
 
 from secateur.bundle.layout import Layout, View
 from secateur.export.gate_sites import spans
-from secateur.export.gates import EncoderGate, PruneGate
+from secateur.export.gates import EncoderGate, PruneGate, RouteGate
 from secateur.export.interleaved_views import InterleavedGate
-from secateur.export.route_gate import RouteGate
 from secateur.export.spans import Spans, ViewSpan
 from secateur.selection.selector import GateInputs, Selector
 from secateur.selection.topk import best
