@@ -14,7 +14,7 @@ from torch import Tensor
 from secateur.bundle.schedule import Gate, Schedule
 from secateur.methods import base
 from secateur.selection.budget import BudgetRequest, front
-from secateur.selection.encoder_score import EncoderScore
+from secateur.selection.constants import EncoderScore
 from secateur.selection.selector import GateInputs, GateSite, Selector
 from secateur.selection.statistics import Statistics
 from secateur.selection.topk import best

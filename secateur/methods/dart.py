@@ -10,7 +10,7 @@ Before the decoder there are no keys: `--layers 0 --norms hidden --features hidd
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 import torch
@@ -89,8 +89,7 @@ class Method(base.Method):
         if request.layers and request.layers[0] == 0:
             _check_layer(0, pivots)
         placed = plan(request, depth, tokens, (LAYER * depth / 32,), (SHARE,), earliest=1 if pivots.keyed else 0)
-        gates = tuple(replace(gate, selector=asdict(pivots)) for gate in placed.gates())
-        return self.schedule(statistics, gates, placed.report())
+        return self.schedule(statistics, placed.gates(asdict(pivots)), placed.report())
 
     def _pivots(self) -> Pivots:
         return Pivots(self.image_pivots, self.text_pivots, self.text, self.norms, self.features)

@@ -10,12 +10,12 @@ row. The code's form is the default: one row against the keys, where the other n
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 from secateur.bundle.schedule import Schedule
 from secateur.methods import base
-from secateur.selection.attended import QUERIES, Attended
+from secateur.selection.attention import QUERIES, Attended
 from secateur.selection.budget import BudgetRequest, plan
 from secateur.selection.constants import one_of
 from secateur.selection.selector import GateSite, Selector
@@ -52,8 +52,7 @@ class Method(base.Method):
         """Place one gate at layer K unless the request names more."""
         depth, tokens = statistics.dimensions.layers, statistics.model.vision_tokens
         placed = plan(request, depth, tokens, (LAYER * depth / 32,), (SHARE,), earliest=1)
-        gates = tuple(replace(gate, selector=asdict(QueryScore(self.query))) for gate in placed.gates())
-        return self.schedule(statistics, gates, placed.report())
+        return self.schedule(statistics, placed.gates({"query": self.query}), placed.report())
 
     @classmethod
     def selector(cls, site: GateSite, constants: QueryScore) -> Selector:

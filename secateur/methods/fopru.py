@@ -19,8 +19,7 @@ from secateur.bundle.strict_json import Json
 from secateur.errors import BadSchedule
 from secateur.methods import base
 from secateur.selection.budget import BudgetRequest, front
-from secateur.selection.constants import one_of
-from secateur.selection.encoder_score import check_layer
+from secateur.selection.constants import check_layer, one_of
 from secateur.selection.selector import GateInputs, GateSite, Selector
 from secateur.selection.statistics import Statistics
 from secateur.selection.topk import best

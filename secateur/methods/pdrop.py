@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from secateur.bundle.schedule import Schedule
 from secateur.errors import BadSchedule
 from secateur.methods import base
-from secateur.selection.attended import Attended
+from secateur.selection.attention import Attended
 from secateur.selection.budget import BudgetRequest, plan
 from secateur.selection.constants import NoConstants
 from secateur.selection.selector import GateSite, Selector

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -41,14 +41,13 @@ class Method(base.Method):
 
     def calibrate(self, statistics: Statistics, request: BudgetRequest) -> Schedule:
         """Place one gate before the decoder unless the request names layers."""
-        model, dimensions = statistics.model, statistics.dimensions
-        placed = plan(request, dimensions.layers, model.vision_tokens, (0,), (SHARE,), earliest=0)
-        gates = tuple(replace(gate, selector=asdict(Draw(self.seed))) for gate in placed.gates())
-        return self.schedule(statistics, gates)
+        depth, tokens = statistics.dimensions.layers, statistics.model.vision_tokens
+        placed = plan(request, depth, tokens, (0,), (SHARE,), earliest=0)
+        return self.schedule(statistics, placed.gates({"seed": self.seed}))
 
     def like(self, schedule: Schedule) -> Schedule:
         """Return the control of `schedule`: the same layers and counts, with random tokens."""
-        gates, draw = [], asdict(Draw(self.seed))
+        gates, draw = [], {"seed": self.seed}
         for gate in schedule.gates:
             kind = "vision" if gate.kind == "downsample" else gate.kind
             parts = tuple(replace(part, selector=draw, tensors="") for part in gate.parts)

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 from secateur.bundle.schedule import Schedule
@@ -43,14 +43,11 @@ class Method(base.Method):
 
     def calibrate(self, statistics: Statistics, request: BudgetRequest) -> Schedule:
         """Place one gate before the decoder unless the request names layers."""
-        model, grid = statistics.model, statistics.layout.grid
-        placed = plan(request, statistics.dimensions.layers, model.vision_tokens, (0,), (SHARE,), earliest=0)
-        tokens = model.vision_tokens
-        for gate in placed.gates():
-            _check(self.pattern, grid, tokens, gate.keep)
-            tokens = gate.keep
-        gates = tuple(replace(gate, selector=asdict(Pattern(self.pattern))) for gate in placed.gates())
-        return self.schedule(statistics, gates)
+        depth, tokens = statistics.dimensions.layers, statistics.model.vision_tokens
+        placed = plan(request, depth, tokens, (0,), (SHARE,), earliest=0)
+        for before, keep in zip((tokens, *placed.counts), placed.counts, strict=False):
+            _check(self.pattern, statistics.layout.grid, before, keep)
+        return self.schedule(statistics, placed.gates({"pattern": self.pattern}))
 
     @classmethod
     def selector(cls, site: GateSite, constants: Pattern) -> Selector:

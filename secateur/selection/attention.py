@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention maps and scores of vision tokens, computed again from queries and keys. All results are fp32.
+"""Attention maps and scores of vision tokens, computed from queries and keys, and a selector by them. All are fp32.
 
 The model's own attention is one fused operator, whose probabilities cannot be read.
 """
@@ -7,11 +7,15 @@ The model's own attention is one fused operator, whose probabilities cannot be r
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from secateur.selection.topk import top
+from secateur.selection.selector import GateInputs, GateSite, Selector
+from secateur.selection.topk import best, top
+
+QUERIES = ("last", "all")
 
 
 def attention_map(query: Tensor, key: Tensor, visible: Tensor) -> Tensor:
@@ -87,8 +91,23 @@ def rebalance(score: Tensor, quota: int, over: int, early: int) -> Tensor:
     Exact form of arXiv 2505.22038, equations 8 to 10, with static shapes: one key orders the candidates by part, then
     by rank.
     """
-    best = top(score, over)
+    candidates = top(score, over)
     if over == quota:
-        return best
+        return candidates
     rank = torch.arange(over, 0, -1, dtype=torch.float32, device=score.device)
-    return best.gather(1, top(rank + over * (best < early).float(), quota))
+    return candidates.gather(1, top(rank + over * (candidates < early).float(), quota))
+
+
+class Attended(Selector):
+    """Keeps the tokens with the most attention, mean over heads, of the last prompt row or of all rows on average."""
+
+    def __init__(self, site: GateSite, query: str = "last") -> None:
+        super().__init__()
+        self.keep, self.start, self.tokens = site.gate.keep, site.image_start, site.vision_tokens
+        self.reads = ("query" if query == "last" else "queries", "key")
+        received = partial(attention_received, bidirectional=site.dimensions.bidirectional)
+        self.score = attention_softmax if query == "last" else received
+
+    def forward(self, rows: GateInputs) -> Tensor:
+        query, key = rows.read[self.reads[0]], rows.read["key"]
+        return best(self.score(query, key, rows.attention_mask, self.start, self.tokens), self.keep)

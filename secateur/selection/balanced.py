@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from secateur.errors import BadSchedule
-from secateur.selection import attention as importance
 from secateur.selection import diversity
+from secateur.selection.attention import attention_logits, attention_softmax, rebalance
 from secateur.selection.constants import one_of
 from secateur.selection.selector import GateInputs, GateSite, Selector
 from secateur.selection.spatial import PATTERNS, farthest_points, spatial_points
@@ -175,10 +175,10 @@ class BalancedSelector(Selector):
         quotas = self.quotas
         query, key = rows.read[self.query], rows.read["key"]
         if quotas.score == "logits":
-            score = importance.attention_logits(query, key.narrow(0, self.start, self.tokens))
+            score = attention_logits(query, key.narrow(0, self.start, self.tokens))
         else:
-            score = importance.attention_softmax(query, key, rows.attention_mask, self.start, self.tokens)
-        return importance.rebalance(score, quotas.attention, quotas.over, quotas.early)
+            score = attention_softmax(query, key, rows.attention_mask, self.start, self.tokens)
+        return rebalance(score, quotas.attention, quotas.over, quotas.early)
 
     def _features(self, rows: GateInputs) -> Tensor:
         if self.quotas.features == "hidden":

@@ -39,9 +39,10 @@ class GatePlan:
     counts: tuple[int, ...]
     moved: tuple[int, int] | None = None
 
-    def gates(self) -> tuple[Gate, ...]:
-        """Return the gates, without constants."""
-        return tuple(Gate(layer, count) for layer, count in zip(self.layers, self.counts, strict=True))
+    def gates(self, constants: Json | None = None) -> tuple[Gate, ...]:
+        """Return the gates, all with the same constants."""
+        pairs = zip(self.layers, self.counts, strict=True)
+        return tuple(Gate(layer, count, selector=dict(constants or {})) for layer, count in pairs)
 
     def report(self) -> Json:
         """Return the plan's part of a calibration report."""
@@ -160,9 +161,8 @@ def counts_for(
         raise BadSchedule(f"compression {compression:g} must be at least 0 and below 1")
     if any(b > a for a, b in zip(shape, shape[1:], strict=False)) or min(shape) <= 0:
         raise BadSchedule(f"keep shares {tuple(shape)} must be above 0 and must not grow")
-    bound = reachable(layers[0], model_layers, vision_tokens, drop)
-    if compression > bound:
-        raise BadSchedule(_too_late(compression, layers[0], bound, model_layers, vision_tokens, drop, earliest))
+    if compression > reachable(layers[0], model_layers, vision_tokens, drop):
+        raise BadSchedule(_too_late(compression, layers[0], model_layers, vision_tokens, drop, earliest))
 
     ends = [*layers[1:], model_layers if drop is None else drop]
     spans = [end - layer for layer, end in zip(layers, ends, strict=True)]
@@ -190,13 +190,12 @@ def reachable(first: int, model_layers: int, vision_tokens: int, drop: int | Non
     return 1 - (first * vision_tokens + (end - first)) / (model_layers * vision_tokens)
 
 
-def _latest(compression: float, first: int, earliest: int, layers: int, tokens: int, drop: int | None) -> int | None:
-    """Return the latest layer of a first gate, at most `first`, that reaches `compression`."""
-    fits = (p for p in range(first, earliest - 1, -1) if compression <= reachable(p, layers, tokens, drop))
-    return next(fits, None)
+def _fitting(compression: float, first: int, earliest: int, layers: int, tokens: int, drop: int | None) -> list[int]:
+    """Return the layers of a first gate that reach `compression`, from `first` down to `earliest`."""
+    return [p for p in range(first, earliest - 1, -1) if compression <= reachable(p, layers, tokens, drop)]
 
 
-def _fed(
+def _first_layer(
     compression: float,
     placed: Sequence[int],
     shape: Sequence[float],
@@ -204,30 +203,29 @@ def _fed(
     layers: int,
     tokens: int,
     drop: int | None,
-) -> int | None:
+) -> int:
     """Return the latest layer of a first gate that reaches `compression` and keeps at least half of its share.
 
-    If there is none, the earliest layer that reaches it. A single gate moves only if it must. With a later first gate,
-    all gates after it would keep too few tokens.
+    If there is none, the earliest layer that reaches it, or the planned one. A single gate moves only if it must. With
+    a later first gate, all gates after it would keep too few tokens.
     """
-    fits = [p for p in range(placed[0], earliest - 1, -1) if compression <= reachable(p, layers, tokens, drop)]
+    fits = _fitting(compression, placed[0], earliest, layers, tokens, drop)
     if len(placed) == 1 and fits:
         return fits[0]
     for first in fits:
         if counts_for(compression, (first, *placed[1:]), shape, layers, tokens, drop)[0] >= shape[0] * tokens / 2:
             return first
-    return fits[-1] if fits else None
+    return fits[-1] if fits else placed[0]
 
 
-def _too_late(
-    compression: float, first: int, bound: float, layers: int, tokens: int, drop: int | None, earliest: int
-) -> str:
-    allows = f"layer {first} of {layers} allows at most {math.floor(100 * bound) / 100:.2f}"
-    latest = _latest(compression, first, earliest, layers, tokens, drop)
-    if latest is None:
+def _too_late(compression: float, first: int, layers: int, tokens: int, drop: int | None, earliest: int) -> str:
+    bound = math.floor(100 * reachable(first, layers, tokens, drop)) / 100
+    allows = f"layer {first} of {layers} allows at most {bound:.2f}"
+    fits = _fitting(compression, first, earliest, layers, tokens, drop)
+    if not fits:
         return f"compression {compression:g} is out of reach for {tokens} tokens ({allows}); use a lower --compression"
     mend = "use --layers or a lower --compression"
-    return f"compression {compression:g} needs a first gate at layer {latest} or earlier ({allows}); {mend}"
+    return f"compression {compression:g} needs a first gate at layer {fits[0]} or earlier ({allows}); {mend}"
 
 
 def plan(
@@ -276,8 +274,8 @@ def plan(
         return GatePlan(placed, counts(shape, vision_tokens))
     moved = None
     if request.layers is None:
-        first = _fed(request.compression, placed, shape, earliest, model_layers, vision_tokens, drop)
-        if first is not None and first != placed[0]:
+        first = _first_layer(request.compression, placed, shape, earliest, model_layers, vision_tokens, drop)
+        if first != placed[0]:
             moved, placed = (placed[0], first), (first, *placed[1:])
     return GatePlan(
         placed, counts_for(request.compression, placed, shape, model_layers, vision_tokens, drop, earliest), moved

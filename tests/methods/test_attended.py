@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from secateur.bundle.schedule import Gate
 from secateur.families.llava import Family
-from secateur.selection.attended import Attended
+from secateur.selection.attention import Attended
 from secateur.selection.selector import GateInputs, GateSite
 from tests.reference import masked_run
 

@@ -321,7 +321,7 @@ def test_padding_gets_no_share() -> None:
 @pytest.mark.parametrize(
     ("selector", "says"),
     [
-        ({}, "lacks the field"),
+        ({}, "the constant .merge. is missing"),
         ({"merge": "union", "attention": 2, "over": 2, "early": 2, "depth": 1}, "depth"),
         ({"merge": "sum", "attention": 2, "over": 2, "early": 2}, "use one of union, disjoint"),
         ({"merge": "disjoint", "attention": 2, "over": 2, "early": 2}, "add up to 2, not to 3"),

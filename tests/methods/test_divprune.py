@@ -102,5 +102,5 @@ def test_three_nodes_a_pick(site: Any, random_rows: Any, exported_slots: Any) ->
 
 
 def test_bad_selector_block(site: Any) -> None:
-    with pytest.raises(BadSchedule, match="selector of a divprune gate: noconstants has an unknown field 'ratio'"):
+    with pytest.raises(BadSchedule, match="selector of a divprune gate: unknown constant 'ratio'; leave it out"):
         Method.choose(site(Gate(0, 7, selector={"ratio": 0.1}), 20, (4, 5)))

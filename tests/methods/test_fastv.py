@@ -11,7 +11,7 @@ import torch
 from secateur.bundle.schedule import Gate
 from secateur.errors import BadSchedule
 from secateur.methods.fastv import Method
-from secateur.selection.attended import Attended
+from secateur.selection.attention import Attended
 from secateur.selection.budget import BudgetRequest
 
 LLAVA = (32, (24, 24))
@@ -81,9 +81,9 @@ def test_onnx_of_the_average(site: Any, random_rows: Any, exported_slots: Any) -
 @pytest.mark.parametrize(
     ("selector", "says"),
     [
-        ({}, "selector of a fastv gate: queryscore lacks the field 'query'"),
+        ({}, "selector of a fastv gate: the constant 'query' is missing"),
         ({"query": "mean"}, "query 'mean' is not known; use one of last, all"),
-        ({"query": "last", "k": 2}, "unknown field 'k'"),
+        ({"query": "last", "k": 2}, "unknown constant 'k'; use query"),
         ({"query": 1}, "query is 1"),
     ],
 )

@@ -240,7 +240,7 @@ def test_bad_options(measured: Any, site: Any) -> None:
     ):
         with pytest.raises(BadSchedule, match=message):
             Method().calibrate(measured(LAYERS, GRID, [0.0] * LAYERS), request)
-    with pytest.raises(BadSchedule, match="selector of a fitprune gate: noconstants has an unknown field 'alpha'"):
+    with pytest.raises(BadSchedule, match="selector of a fitprune gate: unknown constant 'alpha'; leave it out"):
         Method.choose(site(Gate(2, 3, selector={"alpha": 1}), 20, GRID))
     with pytest.raises(BadSchedule, match="at layer 1 or later"):
         Method.choose(site(Gate(0, 3), 20, GRID))

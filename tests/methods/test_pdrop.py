@@ -11,7 +11,7 @@ import torch
 from secateur.bundle.schedule import Gate
 from secateur.errors import BadSchedule
 from secateur.methods.pdrop import Method
-from secateur.selection.attended import Attended
+from secateur.selection.attention import Attended
 from secateur.selection.budget import BudgetRequest
 
 LLAVA = (32, (24, 24))
@@ -74,5 +74,5 @@ def test_bad_options(site: Any) -> None:
     for ratio in (0, 1, float("nan")):
         with pytest.raises(BadSchedule, match=f"ratio {ratio:g} must be above 0 and below 1"):
             Method(ratio=ratio)
-    with pytest.raises(BadSchedule, match="selector of a pdrop gate: noconstants has an unknown field 'ratio'"):
+    with pytest.raises(BadSchedule, match="selector of a pdrop gate: unknown constant 'ratio'; leave it out"):
         Method.choose(site(Gate(9, 7, selector={"ratio": 0.5}), 20, (4, 5)))

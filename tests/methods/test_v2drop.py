@@ -88,5 +88,5 @@ def test_all_or_nothing_reads_nothing(keep: int, site: Any, random_rows: Any) ->
 def test_bad_requests(measured: Any, site: Any) -> None:
     with pytest.raises(BadSchedule, match="layer 0 must be at layer 1 or later"):
         Method().calibrate(measured(), BudgetRequest(layers=(0,)))
-    with pytest.raises(BadSchedule, match="selector of a v2drop gate: noconstants has an unknown field 'p'"):
+    with pytest.raises(BadSchedule, match="selector of a v2drop gate: unknown constant 'p'; leave it out"):
         Method.choose(site(Gate(3, 7, selector={"p": 1}), 20, (4, 5)))
