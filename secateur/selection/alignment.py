@@ -72,20 +72,15 @@ def align(layer: LayerRows, layout: Layout, options: Options, seed: int) -> Cand
         BadSchedule: a sample has no text after the image, so the product of both scores is zero.
     """
     _check_text(layer.rows, layout, options.score)
-    training, held_out = split(len(layer.rows), seed)
+    every = range(len(layer.rows))
+    training, held_out = split(len(every), seed)
     with torch.inference_mode(False), torch.no_grad():
-        factors = svd(layer.projections, options.rank)
-        target = {
-            i: s for part in batches(sorted({*training, *held_out})) for i, s in _truth(layer, part, layout, options)
-        }
-        kept = [factors]
+        kept, truth = [svd(layer.projections, options.rank)], _scores(layer, layout, options, None, every)
         if options.passes and training:
-            kept += _passes(
-                layer, layout, options, factors, target, training, np.random.RandomState([seed, layer.number])
-            )
-        scores = [_scores(layer, layout, options, each, held_out) for each in kept]
-        empty = torch.zeros(0, layout.vision_tokens)
-        return Candidates(kept, torch.stack(scores), torch.stack([target[i] for i in held_out]) if held_out else empty)
+            random = np.random.RandomState([seed, layer.number])
+            kept += _passes(layer, layout, options, kept[0], truth, training, random)
+        scores = [_scores(layer, layout, options, factors, held_out) for factors in kept]
+        return Candidates(kept, torch.stack(scores), truth[held_out])
 
 
 def split(samples: int, seed: int) -> tuple[list[int], list[int]]:
@@ -105,7 +100,7 @@ def _passes(
     layout: Layout,
     options: Options,
     start: Factors,
-    target: dict[int, Tensor],
+    truth: Tensor,
     training: Sequence[int],
     random: np.random.RandomState,
 ) -> list[Factors]:
@@ -118,8 +113,8 @@ def _passes(
     for _ in range(options.passes):
         for part in batches([training[i] for i in random.permutation(len(training))]):
             with torch.enable_grad():
-                score = _score(layer, pad([layer.rows[i] for i in part], layout), layout, options, tuned)
-                error = loss(score, torch.stack([target[i] for i in part]), options.loss)
+                score = _score(layer, layout, options, tuned, part)
+                error = loss(score, truth[part], options.loss)
             optimizer.zero_grad()
             torch.autograd.backward(error)
             optimizer.step()
@@ -148,28 +143,25 @@ def pad(samples: Sequence[Tensor], layout: Layout) -> Batch:
     return Batch(rows, positions if len(positions) > 1 else positions[0], mask)
 
 
-def _score(layer: LayerRows, batch: Batch, layout: Layout, options: Options, factors: Factors) -> Tensor:
-    query, key = queries_and_keys(factors, layer.projections, batch.rows, batch.position_ids)
-    return _importance(query, key, batch, layout, options)
-
-
-def _scores(layer: LayerRows, layout: Layout, options: Options, factors: Factors, samples: Sequence[int]) -> Tensor:
-    """Return the scores [C, N] of `samples` by `factors`."""
-    parts = [_score(layer, pad([layer.rows[i] for i in p], layout), layout, options, factors) for p in batches(samples)]
-    return torch.cat(parts) if parts else torch.zeros(0, layout.vision_tokens)
-
-
-def _truth(layer: LayerRows, samples: Sequence[int], layout: Layout, options: Options) -> list[tuple[int, Tensor]]:
-    """Return the scores [N] of each sample by the layer's own projections."""
-    batch = pad([layer.rows[i] for i in samples], layout)
-    query, key = exact_queries_and_keys(layer.projections, batch.rows, batch.position_ids)
-    found = _importance(query, key, batch, layout, options)
-    return list(zip(samples, found, strict=True))
-
-
-def _importance(query: Tensor, key: Tensor, batch: Batch, layout: Layout, options: Options) -> Tensor:
+def _score(
+    layer: LayerRows, layout: Layout, options: Options, factors: Factors | None, samples: Sequence[int]
+) -> Tensor:
+    """Return the scores [C, N] of one batch of samples by `factors`, or by the layer's own projections if None."""
+    batch, projections = pad([layer.rows[i] for i in samples], layout), layer.projections
+    if factors is None:
+        query, key = exact_queries_and_keys(projections, batch.rows, batch.position_ids)
+    else:
+        query, key = queries_and_keys(factors, projections, batch.rows, batch.position_ids)
     start, tokens = layout.image_start, layout.vision_tokens
     return importance(query, key, batch.attention_mask, start, tokens, options.score, options.bidirectional)
+
+
+def _scores(
+    layer: LayerRows, layout: Layout, options: Options, factors: Factors | None, samples: Sequence[int]
+) -> Tensor:
+    """Return the scores of any number of samples, see `_score`."""
+    parts = [_score(layer, layout, options, factors, part) for part in batches(samples)]
+    return torch.cat(parts) if parts else torch.zeros(0, layout.vision_tokens)
 
 
 def _check_text(samples: Sequence[Tensor], layout: Layout, score: str) -> None:
