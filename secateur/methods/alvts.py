@@ -17,7 +17,7 @@ from secateur.bundle.schedule import Array, Gate, Schedule
 from secateur.bundle.strict_json import Json
 from secateur.errors import BadSchedule
 from secateur.methods import base
-from secateur.selection import low_rank as lowrank
+from secateur.selection import low_rank
 from secateur.selection.alignment import ChosenCandidate, Options, align, choose, mean_jaccard
 from secateur.selection.alignment_state import AlignmentState
 from secateur.selection.budget import BudgetRequest, counts, counts_for, reachable
@@ -74,7 +74,7 @@ class Method(base.Method):
         """Place a gate of kind "route" at every layer, all with the same k."""
         dimensions, tokens = statistics.dimensions, statistics.model.vision_tokens
         layers, keep = self._layers(request, dimensions.layers), self._keep(request, dimensions.layers, tokens)
-        rank = self.rank or lowrank.default_rank(dimensions)
+        rank = self.rank or low_rank.default_rank(dimensions)
         options = Options(
             rank=rank,
             score=self.score,
@@ -167,13 +167,13 @@ def _tensors(chosen: Mapping[int, ChosenCandidate]) -> dict[str, Array]:
 
 def _cost(dimensions: Dimensions, rank: int, text: int, tokens: int, keep: int, group: int) -> Json:
     """Report the parameters and FLOPs of a selector relative to its layers; two operations per multiplication."""
-    weights = lowrank.parameters(dimensions, rank)
-    selector = lowrank.selector_macs(dimensions, rank, text + tokens)
-    dense, pruned = (group * lowrank.layer_macs(dimensions, text + count) for count in (tokens, keep))
+    weights = low_rank.parameters(dimensions, rank)
+    selector = low_rank.selector_macs(dimensions, rank, text + tokens)
+    dense, pruned = (group * low_rank.layer_macs(dimensions, text + count) for count in (tokens, keep))
     return {
         "rank": rank,
         "selector_parameters": weights,
-        "selector_share_of_layer": round(weights / lowrank.layer_parameters(dimensions), 6),
+        "selector_share_of_layer": round(weights / low_rank.layer_parameters(dimensions), 6),
         "text_rows": text,
         "selector_flops": 2 * selector,
         "selector_share_of_dense_flops": round(selector / dense, 6),

@@ -19,17 +19,21 @@ from secateur.bundle.layout import Dimensions, Layout, ModelIdentity, View
 from secateur.bundle.strict_json import to_json
 from secateur.errors import BadSchedule
 from secateur.methods.alvts import Method
-from secateur.selection import alignment as alignment
-from secateur.selection import low_rank as lowrank
+from secateur.selection import alignment, low_rank
 from secateur.selection.budget import BudgetRequest
 from secateur.selection.low_rank import importance
 from secateur.selection.selector import Fixed, GateInputs
 from secateur.selection.statistics import Statistics
 from secateur.selection.topk import best
-from tests.methods.alvts_toy import METHOD, RATE, learnable
+from tests.model_fixtures.gates import learnable
 
 DEPTH, GRID, TOKENS = 6, (4, 5), 20
+METHOD = Method(learning_rate=1e-2)
 HALF = BudgetRequest(keep=(0.5,))
+LLAVA_7B = Dimensions(32, 4096, 32, 32, 128, 11008, 32000, 4096, 1024)
+LLAVA_13B = Dimensions(40, 5120, 40, 40, 128, 13824, 32000, 4096, 1024)
+QWEN_3B = Dimensions(36, 2048, 16, 2, 128, 11008, 151936, 4096, 1280)
+SMOL = Dimensions(32, 960, 15, 5, 64, 2560, 49152, 4096, 768)
 
 
 @pytest.fixture
@@ -41,7 +45,7 @@ def statistics(measured: Callable[..., Statistics]) -> Statistics:
 @pytest.fixture
 def thin(monkeypatch: pytest.MonkeyPatch) -> None:
     """A rank below that of the layers, which are 16 wide."""
-    monkeypatch.setattr(lowrank, "default_rank", lambda dimensions: 6)
+    monkeypatch.setattr(low_rank, "default_rank", lambda dimensions: 6)
 
 
 def test_a_gate_at_every_layer(statistics: Statistics) -> None:
@@ -62,7 +66,7 @@ def test_a_gate_at_every_layer(statistics: Statistics) -> None:
 
 
 def test_report(statistics: Statistics, thin: None) -> None:
-    schedule = Method(passes=2, learning_rate=RATE).calibrate(learnable(statistics), HALF)
+    schedule = Method(passes=2, learning_rate=1e-2).calibrate(learnable(statistics), HALF)
     report = json.loads(to_json(schedule))["calibration"]
     assert report == schedule.calibration
     assert report["samples"] == 8 and report["selectors"] == "calibrated" and report["rank"] == 6
@@ -75,20 +79,22 @@ def test_report(statistics: Statistics, thin: None) -> None:
     d = statistics.dimensions
     assert report["text_rows"] == 5  # 3 of the head, 2 of the question
     selector, dense, pruned = (
-        lowrank.selector_macs(d, 6, 25), lowrank.layer_macs(d, 25), lowrank.layer_macs(d, 15)
+        low_rank.selector_macs(d, 6, 25), low_rank.layer_macs(d, 25), low_rank.layer_macs(d, 15)
     )  # fmt: skip
     assert report["selector_flops"] == 2 * selector
     assert report["selector_share_of_dense_flops"] == pytest.approx(selector / dense, abs=1e-6)
     assert report["selector_share_of_pruned_flops"] == pytest.approx(selector / pruned, abs=1e-6)
     assert report["pruned_and_selector_of_dense_flops"] == pytest.approx((pruned + selector) / dense, abs=1e-6)
-    assert report["selector_parameters"] == sum(schedule.tensors[f"layer_00.{p}"].size for p in lowrank.Factors._fields)
+    assert report["selector_parameters"] == sum(
+        schedule.tensors[f"layer_00.{p}"].size for p in low_rank.Factors._fields
+    )
 
 
 def test_bare_decomposition(statistics: Statistics, thin: None) -> None:
     schedule = Method(selectors="svd").calibrate(statistics, HALF)
     assert statistics.layers is not None
     for layer in statistics.layers():
-        for part, factor in lowrank.svd(layer.projections, 6)._asdict().items():
+        for part, factor in low_rank.svd(layer.projections, 6)._asdict().items():
             np.testing.assert_array_equal(schedule.tensors[f"layer_{layer.number:02}.{part}"], factor.numpy())
     lines = schedule.calibration["layers"]
     assert (
@@ -168,7 +174,7 @@ def test_the_gate_does_what_the_report_says(statistics: Statistics, site: Any, t
         index = torch.arange(TOKENS).expand(len(held_out), -1)
         rows = GateInputs(batch.rows, batch.position_ids, batch.attention_mask, index, layout.image_start, {})
         slots = Method.choose(site(schedule.gates[layer.number], TOKENS, GRID, schedule.tensors))(rows)
-        exact = lowrank.exact_queries_and_keys(layer.projections, batch.rows, batch.position_ids)
+        exact = low_rank.exact_queries_and_keys(layer.projections, batch.rows, batch.position_ids)
         truth = best(importance(*exact, batch.attention_mask, layout.image_start, TOKENS), 10)
         shared = [len(set(a) & set(b)) / 10 for a, b in zip(slots.tolist(), truth.tolist(), strict=True)]
         assert schedule.calibration["layers"][layer.number]["choice_overlap"] == pytest.approx(
@@ -221,8 +227,39 @@ def test_places_that_do_not_fit(statistics: Statistics) -> None:
 
 def test_published_rank_is_the_default() -> None:
     """The schedule of a LLaVA-7B states rank 256; nothing is measured for one that keeps all."""
-    shape = Dimensions(32, 4096, 32, 32, 128, 11008, 32000, 4096, 1024)
     model = ModelIdentity("llava", 32, 576, "sha256:0")
-    bare = Statistics(model, shape, Layout((0,) * 35, (View(35, 576, (24, 24)),)), 0, 0)
+    bare = Statistics(model, LLAVA_7B, Layout((0,) * 35, (View(35, 576, (24, 24)),)), 0, 0)
     schedule = Method().calibrate(bare, BudgetRequest(keep=(1.0,)))
     assert [gate.selector["rank"] for gate in schedule.gates] == [256] * 32
+
+
+@pytest.mark.parametrize(
+    ("shape", "rank", "millions", "percent"),
+    [(LLAVA_7B, 256, 4.2, 2.0), (LLAVA_13B, 256, 5.2, 1.7), (QWEN_3B, 128, 0.8, 1.1)],
+)
+def test_table_4(shape: Dimensions, rank: int, millions: float, percent: float) -> None:
+    assert low_rank.default_rank(shape) == rank
+    weights = low_rank.parameters(shape, rank)
+    assert round(weights / 1e6, 1) == millions
+    assert 100 * weights / low_rank.layer_parameters(shape) == pytest.approx(percent, abs=0.1)
+
+
+def test_rank_of_other_shapes_is_two_percent() -> None:
+    assert low_rank.default_rank(SMOL) == 32
+    assert low_rank.parameters(SMOL, 64) / low_rank.layer_parameters(SMOL) == pytest.approx(0.0208, abs=1e-4)
+    mistral = Dimensions(32, 4096, 32, 8, 128, 14336, 32000, 4096, 1024)
+    rank = low_rank.default_rank(mistral)
+    shares = [low_rank.parameters(mistral, r) / low_rank.layer_parameters(mistral) for r in (rank, rank + 32)]
+    assert rank % 32 == 0 and shares[0] <= 0.02 < shares[1]
+    small = Dimensions(2, 24, 4, 2, 6, 32, 16, 64, 24)
+    assert low_rank.default_rank(small) == 32
+    assert low_rank.parameters(small, 32) == 24 * 48 + 12 * 36  # the rank is limited by the matrices
+
+
+@pytest.mark.parametrize(
+    ("shape", "tokens", "selector", "dense"), [(LLAVA_7B, 576, 4.36, 132.9), (QWEN_3B, 1024, 3.3, 88.7)]
+)
+def test_cost_model(shape: Dimensions, tokens: int, selector: float, dense: float) -> None:
+    rows = tokens + 64
+    assert low_rank.selector_macs(shape, low_rank.default_rank(shape), rows) / 1e9 == pytest.approx(selector, abs=0.05)
+    assert low_rank.layer_macs(shape, rows) / 1e9 == pytest.approx(dense, abs=0.05)

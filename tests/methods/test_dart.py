@@ -18,8 +18,8 @@ from secateur.errors import BadSchedule
 from secateur.methods.dart import LeastAlike, Method, Pivots, shares
 from secateur.selection.budget import BudgetRequest
 from secateur.selection.selector import Fixed, GateInputs
+from tests.model_fixtures.gates import ROWS, START
 
-START, ROWS = 3, 31  # of the conftest
 LLAVA = (32, (24, 24))
 
 
@@ -121,7 +121,7 @@ def test_padded_rows_and_vision_rows_are_no_text_pivots(site: Any, random_rows: 
     rows = random_rows(12, batch=2, seed=7, whole=False)
     selector = LeastAlike(Pivots(0, 1, "all", features="key"), site(Gate(3, 5), 12, (3, 4)))
     plain = selector(rows)
-    rows.read["key"][-1, -1] = 1e3  # the conftest pads this row
+    rows.read["key"][-1, -1] = 1e3  # padding
     assert torch.equal(selector(rows), plain)
     rows.attention_mask[-1, -1] = 1
     assert not torch.equal(selector(rows), plain)

@@ -15,8 +15,8 @@ from secateur.bundle.schedule import Gate
 from secateur.errors import BadSchedule
 from secateur.methods.divprune import Diverse, Method
 from secateur.selection.budget import BudgetRequest
+from tests.model_fixtures.gates import START
 
-START = 3  # of the conftest
 LLAVA = (32, (24, 24))
 
 

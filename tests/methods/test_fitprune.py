@@ -19,8 +19,9 @@ from secateur.errors import BadSchedule
 from secateur.methods.fitprune import Method, ProductSelector, from_table, levels, lost, merge, search, staircase
 from secateur.selection.budget import BudgetRequest
 from secateur.selection.selector import Fixed, GateInputs
+from tests.model_fixtures.gates import START
 
-START, LAYERS, GRID = 3, 16, (4, 5)
+LAYERS, GRID = 16, (4, 5)
 TABLE = (14, 33, 89, 36, 40, 30, 20, 25, 30, 40, 25, 20, 40, 30, 20, 10)  # of 576; it begins as the published one
 
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -24,7 +23,7 @@ from secateur.selection.balanced import BalancedSelector, Quotas, disjoint_quota
 from secateur.selection.budget import BudgetRequest
 from secateur.selection.constants import parameters
 from secateur.selection.selector import GateInputs, GateSite
-from secateur.selection.spatial import lattice, spatial_points
+from secateur.selection.spatial import spatial_points
 
 Matrix = NDArray[np.float32]
 FUZZ = settings(max_examples=150)
@@ -208,49 +207,6 @@ def union_fast(distance: Matrix, score: Sequence[float], q: Quotas, points: Sequ
 
     members = {*rebalance(score, q.attention, q.over, q.early), *greedy(q.diversity, []), *points}
     return sorted(greedy(keep - len(members), sorted(members)))
-
-
-def test_spatial_constants() -> None:
-    """Points of the released code, from the authors' rule on a 24 x 24 grid."""
-    manhattan = spatial_points("manhattan", (24, 24), 144)
-    assert manhattan[:12] == (0, 575, 23, 299, 552, 36, 186, 149, 288, 425, 438, 564)
-    assert digest(manhattan) == "c9ebef2b95c669fd8dca15200fcdf6c9a8990bda97987da03046d2cad14692a4"
-    euclidean = spatial_points("euclidean", (24, 24), 144)
-    assert euclidean[:6] == (0, 575, 23, 552, 275, 310)
-    assert digest(euclidean) == "bbddd3314ee90c7196a5289e6e713fdbe146abe01993bdb1532b1b3c1a6042e4"
-    assert lattice((24, 24), 144) == tuple(24 * y + x for y in range(0, 24, 2) for x in range(0, 24, 2))
-
-
-def digest(points: Sequence[int]) -> str:
-    return hashlib.sha256(np.sort(np.array(points)).astype("<i4").tobytes()).hexdigest()
-
-
-@given(st.integers(1, 9), st.integers(1, 9), st.data())
-def test_spatial_points_are_distinct(height: int, width: int, data: st.DataObject) -> None:
-    count = data.draw(st.integers(0, height * width))
-    for pattern in ("manhattan", "euclidean", "lattice"):
-        points = spatial_points(pattern, (height, width), count)
-        assert len(set(points)) == count and all(0 <= p < height * width for p in points)
-
-
-@pytest.mark.parametrize("kv_heads", [1, 2, 4])
-def test_importance_against_numpy(kv_heads: int) -> None:
-    rng = np.random.default_rng(0)
-    batch, rows, heads, width, start, tokens = 2, 9, 4, 8, 2, 5
-    query, key = rng.normal(size=(batch, heads, width)), rng.normal(size=(rows, batch, kv_heads, width))
-    mask = np.ones((batch, rows), np.int64)
-    mask[1, 7:] = 0
-    every = np.repeat(key, heads // kv_heads, axis=2)
-    dots = np.einsum("bhd,sbhd->bhs", query, every) / np.sqrt(width)
-    q, k = torch.tensor(query, dtype=torch.float32), torch.tensor(key, dtype=torch.float32)
-
-    logits = attention.attention_logits(q, k[start : start + tokens])
-    np.testing.assert_allclose(logits, dots.mean(1)[:, start : start + tokens], atol=1e-5)
-
-    powers = np.exp(dots) * mask[:, None, :]
-    shares = (powers / powers.sum(-1, keepdims=True)).mean(1)[:, start : start + tokens]
-    got = attention.attention_softmax(q, k, torch.tensor(mask), start, tokens)
-    np.testing.assert_allclose(got, shares, atol=1e-6)
 
 
 def test_distance_against_numpy() -> None:

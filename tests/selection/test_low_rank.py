@@ -13,24 +13,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import LlamaConfig, LlamaModel, Qwen2Config, Qwen2Model
+from transformers import LlamaConfig, LlamaModel, Qwen2Config, Qwen2Model, Qwen3Config, Qwen3Model
 
-from secateur.bundle.layout import Dimensions
 from secateur.bundle.schedule import Gate
 from secateur.decoder.pieces import LlamaProjections
 from secateur.errors import BadSchedule
 from secateur.methods.alvts import Method
-from secateur.selection import low_rank as lowrank
+from secateur.selection import low_rank
 from secateur.selection.low_rank import LowRankSelector, Thin, importance, tensor_name
 from secateur.selection.selector import Fixed, GateInputs, GateSite
+from tests.model_fixtures.gates import HEAD_DIM, HEADS, KV_HEADS, START, WIDTH, dimensions
 
 Floats = NDArray[np.float64]
-LLAVA_7B = Dimensions(32, 4096, 32, 32, 128, 11008, 32000, 4096, 1024)
-LLAVA_13B = Dimensions(40, 5120, 40, 40, 128, 13824, 32000, 4096, 1024)
-QWEN_3B = Dimensions(36, 2048, 16, 2, 128, 11008, 151936, 4096, 1280)
-SMOL = Dimensions(32, 960, 15, 5, 64, 2560, 49152, 4096, 768)
-WIDTH, HEADS, KV_HEADS, HEAD_DIM, START, TOKENS = 24, 4, 2, 6, 2, 5
-PLACE = Dimensions(2, WIDTH, HEADS, KV_HEADS, HEAD_DIM, 32, 16, 64, 24)
+TOKENS = 5
+PLACE = dimensions(2)
+MODELS: dict[str, tuple[Any, Any]] = {
+    "llama": (LlamaModel, LlamaConfig),
+    "qwen2": (Qwen2Model, Qwen2Config),
+    "qwen3": (Qwen3Model, Qwen3Config),
+}
 
 
 def plain_importance(
@@ -74,40 +75,41 @@ def plain_heads(rows: Floats, positions: NDArray[np.int64], heads: int, theta: f
     return out.transpose(1, 0, 2)
 
 
-def random_model(kind: str = "llama") -> Any:
-    sizes: Any = {
+def projections(kind: str = "llama", dtype: torch.dtype = torch.float32) -> LlamaProjections:
+    """Return the projections of a random layer."""
+    model_class, config = MODELS[kind]
+    sizes = {
         "hidden_size": WIDTH,
         "intermediate_size": 32,
         "num_hidden_layers": 2,
         "num_attention_heads": HEADS,
         "num_key_value_heads": KV_HEADS,
+        "head_dim": HEAD_DIM,
         "vocab_size": 16,
         "max_position_embeddings": 64,
+        "pad_token_id": 0,
     }
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = LlamaModel(LlamaConfig(**sizes)) if kind == "llama" else Qwen2Model(Qwen2Config(**sizes))
+        model = model_class(config(**sizes))
         for weight in model.parameters():
-            weight.data.normal_(std=0.5)
+            weight.data = weight.data.normal_(std=0.5).to(dtype)
     model.requires_grad_(False)
-    return model
-
-
-def projections(kind: str = "llama") -> LlamaProjections:
-    model = random_model(kind)
     return LlamaProjections(model.layers[1], model.rotary_emb)
 
 
-def site(kept: int, layer: LlamaProjections, rank: int, score: str = "product", **tensors: Any) -> GateSite:
-    """A place whose tensors are those of the bare decomposition, but for `tensors`."""
-    factors = lowrank.svd(layer, rank)._asdict()
+def site_of(
+    kept: int, layer: LlamaProjections, rank: int, score: str = "product", tokens: int = TOKENS, **tensors: Any
+) -> GateSite:
+    """Return a site with the tensors of the plain decomposition, except for `tensors`."""
+    factors = low_rank.svd(layer, rank)._asdict()
     named = {tensor_name(1, part): tensors.get(part, factor.numpy()) for part, factor in factors.items()}
     gate = Gate(1, kept, "route", {"rank": rank, "score": score})
-    return GateSite(gate, TOKENS, START, (1, TOKENS), PLACE, named, layer)
+    return GateSite(gate, tokens, START, (1, tokens), PLACE, named, layer)
 
 
-def random_rows(seed: int, rows: int = START + TOKENS + 3, batch: int = 2) -> GateInputs:
-    """The last sample is padded by one row; positions have a gap after the image."""
+def rows_of(seed: int, rows: int = START + TOKENS + 3, batch: int = 2) -> GateInputs:
+    """Return random rows; the last sample is padded by one row, and positions have a gap after the image."""
     generator = torch.Generator().manual_seed(seed)
     hidden = torch.randn(batch, rows, WIDTH, generator=generator)
     mask = torch.ones(batch, rows, dtype=torch.int64)
@@ -118,8 +120,8 @@ def random_rows(seed: int, rows: int = START + TOKENS + 3, batch: int = 2) -> Ga
 
 
 def score_of(selector: LowRankSelector, rows: GateInputs) -> Tensor:
-    factors = lowrank.Factors(selector.down, selector.query_up, selector.key_up)
-    query, key = lowrank.queries_and_keys(factors, selector.projections, rows.hidden_states, rows.position_ids)
+    factors = low_rank.Factors(selector.down, selector.query_up, selector.key_up)
+    query, key = low_rank.queries_and_keys(factors, selector.projections, rows.hidden_states, rows.position_ids)
     return importance(query, key, rows.attention_mask, START, TOKENS, selector.score)
 
 
@@ -151,8 +153,8 @@ def test_importance_equals_loops(
 @pytest.mark.parametrize("score", ["product", "v2v"])
 def test_selector_equals_loops(score: str) -> None:
     """The whole gate from the residual stream on: norm, thin weights, grouped heads, RoPE, scores, the k best."""
-    layer, rows = projections(), random_rows(0)
-    selector = Method.choose(site(3, layer, 8, score))
+    layer, rows = projections(), rows_of(0)
+    selector = Method.choose(site_of(3, layer, 8, score))
     assert isinstance(selector, LowRankSelector)
     hidden = rows.hidden_states.double().numpy()
     normalized = (
@@ -177,18 +179,18 @@ def test_selector_equals_loops(score: str) -> None:
 
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])
 def test_full_rank_equals_the_layer(kind: str) -> None:
-    layer, rows = projections(kind), random_rows(1)
-    selector = LowRankSelector(site(2, layer, 64), Thin(64, "product"))
-    exact = lowrank.exact_queries_and_keys(layer, rows.hidden_states, rows.position_ids)
+    layer, rows = projections(kind), rows_of(1)
+    selector = LowRankSelector(site_of(2, layer, 64), Thin(64, "product"))
+    exact = low_rank.exact_queries_and_keys(layer, rows.hidden_states, rows.position_ids)
     truth = importance(*exact, rows.attention_mask, START, TOKENS)
     torch.testing.assert_close(score_of(selector, rows), truth, rtol=1e-4, atol=1e-6)
-    thin = score_of(LowRankSelector(site(2, layer, 4), Thin(4, "product")), rows)
+    thin = score_of(LowRankSelector(site_of(2, layer, 4), Thin(4, "product")), rows)
     assert not torch.allclose(thin, truth, rtol=1e-2)
 
 
 def test_decomposition_is_the_best_of_its_rank() -> None:
     layer = projections()
-    factors = lowrank.svd(layer, 5)
+    factors = low_rank.svd(layer, 5)
     assert [tuple(f.shape) for f in factors] == [(10, WIDTH), (HEADS * HEAD_DIM, 5), (KV_HEADS * HEAD_DIM, 5)]
     for weight, up, down in (
         (layer.query, factors.query_up, factors.down[:5]),
@@ -200,8 +202,8 @@ def test_decomposition_is_the_best_of_its_rank() -> None:
 
 
 def test_padding_changes_nothing() -> None:
-    layer, rows = projections(), random_rows(2)
-    selector = LowRankSelector(site(2, layer, 8), Thin(8, "product"))
+    layer, rows = projections(), rows_of(2)
+    selector = LowRankSelector(site_of(2, layer, 8), Thin(8, "product"))
     length = rows.hidden_states.shape[1]
     together = score_of(selector, rows)
     for i in (0, 1):
@@ -211,8 +213,8 @@ def test_padding_changes_nothing() -> None:
 
 
 def test_fp16_rows_are_scored_in_fp32() -> None:
-    layer, rows = projections(), random_rows(3)
-    selector = LowRankSelector(site(2, layer, 8), Thin(8, "product"))
+    layer, rows = projections(), rows_of(3)
+    selector = LowRankSelector(site_of(2, layer, 8), Thin(8, "product"))
     halved = rows._replace(hidden_states=rows.hidden_states.half())
     score = score_of(selector, halved)
     assert score.dtype == torch.float32
@@ -220,9 +222,9 @@ def test_fp16_rows_are_scored_in_fp32() -> None:
 
 
 def test_product_score_is_zero_without_text_after_the_image() -> None:
-    rows = random_rows(4, rows=START + TOKENS, batch=1)
+    rows = rows_of(4, rows=START + TOKENS, batch=1)
     mask, layer = torch.ones_like(rows.attention_mask), projections()
-    query, key = lowrank.exact_queries_and_keys(layer, rows.hidden_states, rows.position_ids)
+    query, key = low_rank.exact_queries_and_keys(layer, rows.hidden_states, rows.position_ids)
     assert not importance(query, key, mask, START, TOKENS).any()
     assert importance(query, key, mask, START, TOKENS, "v2v").all()
 
@@ -231,7 +233,7 @@ def test_product_score_is_zero_without_text_after_the_image() -> None:
 def test_all_or_none_need_no_scores(kept: int) -> None:
     selector = Method.choose(GateSite(Gate(1, kept, "route"), TOKENS, START, (1, TOKENS), PLACE))
     assert isinstance(selector, Fixed)
-    assert selector(random_rows(0)).tolist() == [list(range(kept))] * 2
+    assert selector(rows_of(0)).tolist() == [list(range(kept))] * 2
 
 
 @pytest.mark.parametrize(
@@ -244,7 +246,7 @@ def test_all_or_none_need_no_scores(kept: int) -> None:
     ],
 )
 def test_bad_parameters(change: dict[str, Any], message: str) -> None:
-    place = site(2, projections(), 8)
+    place = site_of(2, projections(), 8)
     gate = Gate(1, 2, "route", {**place.gate.selector, **change})
     with pytest.raises(BadSchedule, match=message):
         Method.choose(GateSite(gate, TOKENS, START, (1, TOKENS), PLACE, place.tensors, place.projections))
@@ -253,8 +255,8 @@ def test_bad_parameters(change: dict[str, Any], message: str) -> None:
 def test_bad_tensors() -> None:
     layer = projections()
     with pytest.raises(BadSchedule, match="layer_01.key_up"):
-        Method.choose(site(2, layer, 8, key_up=np.full((KV_HEADS * HEAD_DIM, 8), np.nan)))
-    place = site(2, layer, 8)
+        Method.choose(site_of(2, layer, 8, key_up=np.full((KV_HEADS * HEAD_DIM, 8), np.nan)))
+    place = site_of(2, layer, 8)
     with pytest.raises(BadSchedule, match="no tensor 'layer_01.down'"):
         Method.choose(GateSite(place.gate, TOKENS, START, (1, TOKENS), PLACE, {}, layer))
     with pytest.raises(BadSchedule, match="kind 'route'"):
@@ -262,31 +264,33 @@ def test_bad_tensors() -> None:
 
 
 @pytest.mark.parametrize(
-    ("shape", "rank", "millions", "percent"),
-    [(LLAVA_7B, 256, 4.2, 2.0), (LLAVA_13B, 256, 5.2, 1.7), (QWEN_3B, 128, 0.8, 1.1)],
+    ("dtype", "opset", "asked"),
+    [(torch.float32, 23, (("qwen2", "v2v"), ("qwen3", "product"))), (torch.float16, 20, (("llama", "product"),))],
+    ids=["fp32", "fp16"],
 )
-def test_table_4(shape: Dimensions, rank: int, millions: float, percent: float) -> None:
-    assert lowrank.default_rank(shape) == rank
-    weights = lowrank.parameters(shape, rank)
-    assert round(weights / 1e6, 1) == millions
-    assert 100 * weights / lowrank.layer_parameters(shape) == pytest.approx(percent, abs=0.1)
-
-
-def test_rank_of_other_shapes_is_two_percent() -> None:
-    assert lowrank.default_rank(SMOL) == 32
-    assert lowrank.parameters(SMOL, 64) / lowrank.layer_parameters(SMOL) == pytest.approx(0.0208, abs=1e-4)
-    mistral = Dimensions(32, 4096, 32, 8, 128, 14336, 32000, 4096, 1024)
-    rank = lowrank.default_rank(mistral)
-    shares = [lowrank.parameters(mistral, r) / lowrank.layer_parameters(mistral) for r in (rank, rank + 32)]
-    assert rank % 32 == 0 and shares[0] <= 0.02 < shares[1]
-    assert lowrank.default_rank(PLACE) == 32
-    assert lowrank.parameters(PLACE, 32) == 24 * 48 + 12 * 36  # no more than the matrices have
-
-
-@pytest.mark.parametrize(
-    ("shape", "tokens", "selector", "dense"), [(LLAVA_7B, 576, 4.36, 132.9), (QWEN_3B, 1024, 3.3, 88.7)]
-)
-def test_cost_model(shape: Dimensions, tokens: int, selector: float, dense: float) -> None:
-    rows = tokens + 64
-    assert lowrank.selector_macs(shape, lowrank.default_rank(shape), rows) / 1e9 == pytest.approx(selector, abs=0.05)
-    assert lowrank.layer_macs(shape, rows) / 1e9 == pytest.approx(dense, abs=0.05)
+def test_onnx_chooses_the_same(
+    dtype: torch.dtype, opset: int, asked: tuple[tuple[str, str], ...], random_rows: Any, exported_slots: Any
+) -> None:
+    """Batches with padding, positions with a gap, three kinds of layers; equal inputs give equal slots in fp16 too."""
+    tokens, keep, rank = 20, 7, 6
+    selectors = [Method.choose(site_of(keep, projections(kind, dtype), rank, score, tokens)) for kind, score in asked]
+    fed = []
+    for seed in range(len(selectors)):
+        rows = random_rows(tokens, seed=seed)
+        positions = rows.position_ids + 5 * (rows.position_ids >= START + tokens)
+        mask = rows.attention_mask.clone()
+        mask[2, -4:] = 0
+        hidden = rows.hidden_states.to(dtype)
+        fed.append(rows._replace(hidden_states=hidden, position_ids=positions, attention_mask=mask))
+    got = exported_slots(selectors, fed, [keep] * len(selectors), opset)
+    for selector, rows, slots in zip(selectors, fed, got.outputs, strict=True):
+        np.testing.assert_array_equal(slots, selector(rows).numpy())
+        assert len(np.unique(slots, axis=0)) > 3  # samples differ
+    # A gate contains neither the layer's own weights nor the product of the thin ones.
+    shapes = [tuple(tensor.dims) for tensor in got.graph.initializer]
+    assert sum(shape in ((2 * rank, WIDTH), (WIDTH, 2 * rank)) for shape in shapes) == len(selectors)
+    assert not {(HEADS * HEAD_DIM, WIDTH), (WIDTH, HEADS * HEAD_DIM)} & set(shapes)
+    # Three thin products and the scores; a bias may be merged into its product.
+    products = sum(node.op_type in ("MatMul", "Gemm") for node in got.graph.node)
+    assert products == 4 * len(selectors)
+    assert len(got.graph.node) < 90 * len(selectors)

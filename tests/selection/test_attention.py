@@ -14,11 +14,10 @@ from numpy.typing import NDArray
 
 from secateur.bundle.schedule import Gate
 from secateur.families.llava import Family
-from secateur.selection.attention import Attended
+from secateur.selection.attention import Attended, attention_logits, attention_softmax
 from secateur.selection.selector import GateInputs, GateSite
+from tests.model_fixtures.gates import START
 from tests.reference import masked_run
-
-START = 3  # of the conftest
 
 
 def best(score: Sequence[float], count: int) -> list[int]:
@@ -86,7 +85,7 @@ def test_padding_gets_and_pays_no_attention(query: str, site: Any, random_rows: 
     rows = random_rows(12, batch=2, seed=2, whole=False)
     selector = Attended(site(Gate(2, 5), 12, (3, 4)), query)
     expected = selector(rows)
-    rows.read["key"][-1, -1] = 1e4  # the conftest pads this row
+    rows.read["key"][-1, -1] = 1e4  # padding
     rows.read["queries"][-1, -1] = 1e4
     assert torch.equal(selector(rows), expected)
 
@@ -128,3 +127,23 @@ def test_scores_are_those_of_transformers(layer: int) -> None:
     place = GateSite(Gate(layer, keep), layout.vision_tokens, layout.image_start, layout.grid, family.dimensions)
     assert Attended(place)(inputs)[0].tolist() == best(attention[-1].tolist(), keep)
     assert Attended(place, "all")(inputs)[0].tolist() == best(attention.mean(0).tolist(), keep)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_importance_against_numpy(kv_heads: int) -> None:
+    rng = np.random.default_rng(0)
+    batch, rows, heads, width, start, tokens = 2, 9, 4, 8, 2, 5
+    query, key = rng.normal(size=(batch, heads, width)), rng.normal(size=(rows, batch, kv_heads, width))
+    mask = np.ones((batch, rows), np.int64)
+    mask[1, 7:] = 0
+    every = np.repeat(key, heads // kv_heads, axis=2)
+    dots = np.einsum("bhd,sbhd->bhs", query, every) / np.sqrt(width)
+    q, k = torch.tensor(query, dtype=torch.float32), torch.tensor(key, dtype=torch.float32)
+
+    logits = attention_logits(q, k[start : start + tokens])
+    np.testing.assert_allclose(logits, dots.mean(1)[:, start : start + tokens], atol=1e-5)
+
+    powers = np.exp(dots) * mask[:, None, :]
+    shares = (powers / powers.sum(-1, keepdims=True)).mean(1)[:, start : start + tokens]
+    got = attention_softmax(q, k, torch.tensor(mask), start, tokens)
+    np.testing.assert_allclose(got, shares, atol=1e-6)

@@ -19,14 +19,14 @@ from secateur.bundle.schedule import Schedule
 from secateur.bundle.strict_json import to_json
 from secateur.errors import BadOutput, BadSchedule
 from secateur.methods import alvts
-from secateur.selection import alignment
-from secateur.selection import low_rank as lowrank
+from secateur.selection import alignment, low_rank
 from secateur.selection.alignment_state import AlignmentState
 from secateur.selection.budget import BudgetRequest
 from secateur.selection.low_rank import Factors
 from secateur.selection.statistics import LayerRows, Statistics
-from tests.methods.alvts_toy import METHOD, learnable
+from tests.model_fixtures.gates import learnable
 
+METHOD = alvts.Method(learning_rate=1e-2)
 OPTIONS = alignment.Options(rank=6, score="product", loss="scaled", passes=4, learning_rate=1e-3)
 HALF = BudgetRequest(keep=(0.5,))
 
@@ -43,7 +43,7 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture
 def small(measured: Callable[..., Statistics], monkeypatch: pytest.MonkeyPatch) -> Statistics:
     """Five layers, 20 tokens, 8 samples of several lengths, and a rank below that of the layers."""
-    monkeypatch.setattr(lowrank, "default_rank", lambda dimensions: 6)
+    monkeypatch.setattr(low_rank, "default_rank", lambda dimensions: 6)
     made: Statistics = measured(5, (4, 5), [0.0] * 5)
     return made
 
