@@ -57,7 +57,7 @@ class Loudest(Selector):
 
 @dataclass(frozen=True)
 class Case:
-    """A prompt. alive[b] are the vision tokens left in sample b, before[v] of view v; a gate keeps keep[v] of them."""
+    """A prompt: tokens left in each sample (alive), in each view (before), and kept by the gate in each view (keep)."""
 
     layout: Layout
     alive: list[list[int]]
@@ -212,25 +212,25 @@ def _second_quotas(case: Case) -> st.SearchStrategy[tuple[Case, Counts]]:
     return st.tuples(st.just(case), st.tuples(*(st.integers(0, count) for count in case.before)).map(list))
 
 
-def _mistakable() -> Case:
-    """What is left of the last two views starts where the two views before them did, and is as long."""
+def _similar_runs() -> Case:
+    """Return a case where the tokens left of the last two views have the start and length of the previous two."""
     sizes = [(0, (1, 2), 5), (2, (1, 3), 5), (5, (2, 1), 3), (6, (2, 2), 3), (11, (3, 2), 4), (13, (3, 2), 4)]
     views = [View(start, grid[0] * grid[1], grid, stride) for start, grid, stride in sizes]
     return Case(Layout((), tuple(views)), [list(range(23))] * BATCH, [2, 3, 2, 4, 6, 6], [0, 0, 1, 4, 1, 5])
 
 
 def _none_left() -> Case:
-    """Of no view, and there is text between them."""
+    """Return a case where no view has tokens left, with text between the views."""
     views = View(0, 1, (1, 1), 0), View(2, 6, (3, 2), 4), View(4, 6, (3, 2), 4)
     return Case(Layout((9,), views), [list(range(13))] * BATCH, [1, 6, 6], [0, 0, 0])
 
 
 @settings(max_examples=40)
 @given(cases(whole=True).flatmap(_second_quotas))
-@example((_mistakable(), [0] * 6))
+@example((_similar_runs(), [0] * 6))
 @example((_none_left(), [0] * 3))
 def test_route(drawn: tuple[Case, Counts]) -> None:
-    """The second gate puts back what layers made of the rows that the first one chose, and chooses among all."""
+    """The second gate writes back the rows computed since the first one, and selects among all tokens."""
     case, then = drawn
     rows = [case.rows(tokens) for tokens in case.alive]
     full, plane = random(BATCH, len(rows[0]), WIDTH), random(BATCH, len(rows[0]), WIDTH, seed=1)

@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+"""The model card of a bundle."""
+
 from __future__ import annotations
 
 import os
@@ -98,7 +100,7 @@ def test_the_front_matter_is_valid_for_a_hub(tiny: Family, made: tuple[Path, Man
 
 
 @pytest.mark.parametrize("source", ["demo", "/", ".", "a b: c", "x\ny"])
-def test_any_name_makes_a_card(tiny: Family, made: tuple[Path, Manifest], source: str) -> None:
+def test_any_source_gives_a_valid_card(tiny: Family, made: tuple[Path, Manifest], source: str) -> None:
     assert front_matter(card(replace(made[1], source=source), [[full(tiny)]], Figures(1)))["library_name"] == "secateur"
 
 
@@ -123,7 +125,7 @@ def test_an_owner_may_edit_it(tiny: Family, made: tuple[Path, Manifest], tmp_pat
         assert Bundle.load(folder).manifest == manifest
 
 
-def test_a_snapshot_of_the_cache_is_no_bundle(made: tuple[Path, Manifest], tmp_path: Path) -> None:
+def test_a_snapshot_in_the_hub_cache_is_refused(made: tuple[Path, Manifest], tmp_path: Path) -> None:
     """huggingface_hub links a snapshot's files to blobs outside of it; a copy by --local-dir has them inside."""
     snapshot, blobs = tmp_path / "snapshots" / COMMIT, tmp_path / "blobs"
     blobs.mkdir()

@@ -249,7 +249,7 @@ def test_a_finding_is_one_line() -> None:
     assert str(finding) == "graph 'gate', node 'node_3' (TopK): K is 4000; make it smaller"
 
 
-def test_every_row_names_its_source_and_every_table_is_one_step() -> None:
+def test_every_row_has_a_source_and_tables_are_in_order() -> None:
     assert [t.version for t in TABLES] == sorted(t.version for t in TABLES)
     assert [t.opset for t in TABLES] == sorted(t.opset for t in TABLES)
     for each in TABLES:
@@ -257,7 +257,7 @@ def test_every_row_names_its_source_and_every_table_is_one_step() -> None:
         assert table(each.version) is each
 
 
-def test_a_version_between_two_tables_uses_the_older_one() -> None:
+def test_a_version_between_two_tables_uses_the_older_table() -> None:
     assert table(Version(10, 12, 0, 36)).version == Version(10, 3)
     assert table(Version(10, 16, 1, 11)).version == NEW
     assert table(Version(12, 0)).version == NEWEST and "12.0 is newer" in caution(Version(12, 0))

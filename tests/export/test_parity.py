@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Tolerances of the check after an export."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -30,7 +32,7 @@ def test_rounded_rows_are_allowed_no_less_than_half_precision(tiny_bundle: tuple
 def test_tokens_after_rounded_rows_may_change_order(
     tiny_bundle: tuple[Path, Exported], level: int, kept: int, passes: bool
 ) -> None:
-    """Of 8 tokens `kept` are the same; where one is not, logits are not compared."""
+    """`kept` of 8 tokens are equal; logits are compared only if all are."""
     how = Quantization("int4", 32, accuracy_level=level)
     manifest = dataclasses.replace(tiny_bundle[1].manifest, quantization=how)
     found, expected = (

@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Decoder segments, their attention, and a gate after them."""
+
 from __future__ import annotations
 
 import pytest
@@ -112,7 +114,7 @@ def test_gates_gather_rows_positions_masks_and_indices() -> None:
     assert kept.tolist() == [[10, 40], [21, 31]]
 
 
-def test_the_tables_say_what_the_modules_take(tiny: Family, decomposed: Target) -> None:
+def test_interfaces_agree_with_the_modules(tiny: Family, decomposed: Target) -> None:
     for graph in build_graphs([sized_model(tiny, tiny.layout, [])], decomposed):
         outputs = graph.module(*graph.example())
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)

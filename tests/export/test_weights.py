@@ -31,7 +31,7 @@ WIDTH = 80
 
 
 class Odd(nn.Module):
-    """Reads weights in every way: for 3-D and 2-D rows, tied, without a module, in a norm; and has constants."""
+    """Uses weights in all ways: for 3-D and 2-D rows, tied, outside of their module, in a norm; and constants."""
 
     def __init__(self, tied: bool) -> None:
         super().__init__()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From statistics and a request to an ALVTS schedule."""
+"""ALVTS schedules from statistics and a request."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def statistics(measured: Callable[..., Statistics]) -> Statistics:
 
 @pytest.fixture
 def thin(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A rank below that of the layers, which are 16 wide."""
+    """Set a rank below that of the layers, whose width is 16."""
     monkeypatch.setattr(low_rank, "default_rank", lambda dimensions: 6)
 
 
@@ -90,7 +90,7 @@ def test_report(statistics: Statistics, thin: None) -> None:
     )
 
 
-def test_bare_decomposition(statistics: Statistics, thin: None) -> None:
+def test_plain_decomposition(statistics: Statistics, thin: None) -> None:
     schedule = Method(selectors="svd").calibrate(statistics, HALF)
     assert statistics.layers is not None
     for layer in statistics.layers():
@@ -104,7 +104,7 @@ def test_bare_decomposition(statistics: Statistics, thin: None) -> None:
 
 
 def test_full_rank_needs_no_tuning(statistics: Statistics) -> None:
-    """Rank 32 is more than a layer 16 wide has: the selector is the layer's own attention."""
+    """Rank 32 exceeds the width 16 of the layer, so the selector is exact."""
     report = Method(selectors="svd").calibrate(statistics, HALF).calibration
     assert all(line["choice_overlap"] == 1 and line["choice_mass"] == 1 for line in report["layers"])
 
@@ -162,8 +162,8 @@ def test_all_or_none(statistics: Statistics, site: Any, random_rows: Any, keep: 
     assert selector(random_rows(TOKENS, batch=1)).tolist() == [list(range(int(keep * TOKENS)))]
 
 
-def test_the_gate_does_what_the_report_says(statistics: Statistics, site: Any, thin: None) -> None:
-    """The overlap of a gate's slots with the layer's own best tokens, on the held-out samples."""
+def test_the_report_agrees_with_the_gate(statistics: Statistics, site: Any, thin: None) -> None:
+    """The reported overlap is that of the gate's slots with the layer's own best tokens, on the held-out samples."""
     statistics = learnable(statistics)
     schedule = METHOD.calibrate(statistics, HALF)
     layout = statistics.layout
@@ -195,7 +195,7 @@ def test_the_gate_does_what_the_report_says(statistics: Statistics, site: Any, t
         (BudgetRequest(compression=-0.1), "at least 0"),
     ],
 )
-def test_requests_that_do_not_fit(statistics: Statistics, asked: BudgetRequest, message: str) -> None:
+def test_impossible_requests(statistics: Statistics, asked: BudgetRequest, message: str) -> None:
     with pytest.raises(BadSchedule, match=message):
         Method().calibrate(statistics, asked)
 
@@ -218,7 +218,7 @@ def test_bad_options(options: dict[str, Any], message: str) -> None:
         Method(**options)
 
 
-def test_places_that_do_not_fit(statistics: Statistics) -> None:
+def test_impossible_layers(statistics: Statistics) -> None:
     with pytest.raises(BadSchedule, match="dense_layers 6 leaves no layer of 6; at most 5"):
         Method(dense_layers=6).calibrate(statistics, HALF)
     with pytest.raises(BadSchedule, match="were not measured"):
@@ -226,7 +226,7 @@ def test_places_that_do_not_fit(statistics: Statistics) -> None:
 
 
 def test_published_rank_is_the_default() -> None:
-    """The schedule of a LLaVA-7B states rank 256; nothing is measured for one that keeps all."""
+    """LLaVA-7B gets rank 256; a schedule that keeps all tokens needs no measurement."""
     model = ModelIdentity("llava", 32, 576, "sha256:0")
     bare = Statistics(model, LLAVA_7B, Layout((0,) * 35, (View(35, 576, (24, 24)),)), 0, 0)
     schedule = Method().calibrate(bare, BudgetRequest(keep=(1.0,)))

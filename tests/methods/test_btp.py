@@ -87,7 +87,7 @@ def test_paper_constants_and_lambda(measured: Any) -> None:
     assert (first.keep, first.selector["attention"], first.selector["over"]) == (512, 61, 61)
 
 
-def test_gates_that_choose_nothing_need_no_constants(measured: Any, site: Any) -> None:
+def test_gates_that_keep_all_or_none_have_no_constants(measured: Any, site: Any) -> None:
     schedule = Method().calibrate(measured(16, (4, 5)), BudgetRequest(keep=(1.0, 0.5, 0.0)))
     assert [bool(gate.selector) for gate in schedule.gates] == [False, True, False]
     for gate, tokens in zip(schedule.gates[::2], (20, 10), strict=True):
@@ -137,7 +137,7 @@ def test_llava_curve_gives_the_released_layers() -> None:
     assert found.drop == 22
 
 
-def test_a_monotone_fall_ends_where_the_change_dies() -> None:
+def test_a_monotone_fall_ends_where_the_change_ends() -> None:
     found = stages([0, 0, 0, 0.1, 0.6, 0.4, 0.2, 0.04, 0.03, 0.02, 0.01, 0.9], 0.05)
     assert found.layers == (2, 4, 8) and found.drop == 9
 
@@ -147,7 +147,7 @@ def test_early_onset_keeps_two_layers_apart() -> None:
     assert found.layers == (2, 4, 5) and found.drop is None
 
 
-def test_curves_the_rule_refuses_say_why() -> None:
+def test_curves_without_layers_give_a_reason() -> None:
     assert "no layer changes more than 0.05" in stages([0.01] * 8, 0.05).problem
     assert "does not fall to a low" in stages([0.1, 0.2, 0.3, 0.4, 0.5, 0.6], 0.05).problem
     assert "layers (2, 4, 3)" in stages([0.6, 0.5, 0.1, 0.2, 0.3, 0.2, 0.1, 0.1], 0.05).problem
@@ -175,7 +175,7 @@ def test_scaled_layers() -> None:
     assert scaled_layers(3) == (1, 2)
 
 
-def test_tau_is_tuned_to_a_telling_share() -> None:
+def test_tau_is_tuned_to_a_useful_share() -> None:
     rng = np.random.default_rng(0)
     similarity = (1 - rng.random((6, 4, 50)) * 0.02).astype(np.float32)  # at 0.93 nothing has changed
     similarity[-1] = 0.2  # the last layer always changes

@@ -32,7 +32,7 @@ def test_against_sorting(scores: list[int], data: st.DataObject) -> None:
     assert slots[0].tolist() == sorted(sorted(range(len(scores)), key=lambda i: (-scores[i], i))[:keep])
 
 
-def test_without_a_class_token_the_schedule_says_so(measured: Any, site: Any) -> None:
+def test_without_a_class_token_attention_received_scores(measured: Any, site: Any) -> None:
     statistics = measured()
     with_token = Method(score_layer=-1).calibrate(statistics, BudgetRequest(keep=(8,)))
     assert with_token.gates == (Gate(0, 8, "vision", {"score": "class_token", "score_layer": -1}),)
@@ -57,7 +57,7 @@ def test_onnx(opset: int, measured: Any, site: Any, random_rows: Any, exported_s
 
 
 def test_on_the_demo(demo: Family) -> None:
-    """The score of transformers' own attention map, sorted in numpy; images of a batch choose for themselves."""
+    """Slots equal those of transformers' attention map, sorted in numpy; images of a batch are independent."""
     pixels = torch.randn(2, 3, *demo.bucket, generator=torch.Generator().manual_seed(0))
     features, scores = demo.vision(("class_token.-2",))(pixels)
     slots = Best(30, "class_token.-2")(rows_of("class_token.-2", scores))

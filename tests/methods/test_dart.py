@@ -26,7 +26,7 @@ LLAVA = (32, (24, 24))
 def dart(
     norms: NDArray[np.float32], features: NDArray[np.float32], mask: list[int], tokens: int, keep: int, p: Pivots
 ) -> list[int]:
-    """Kept slots of one sample: norms and features are rows [S, C], head, image, question."""
+    """Return the kept slots of one sample; norms and features are rows [S, C] of head, image and question."""
     end = START + tokens
 
     def largest(rows: list[int], count: int) -> list[int]:
@@ -47,7 +47,7 @@ def dart(
 
 
 def whole(rows: GateInputs, rng: np.random.Generator) -> GateInputs:
-    """Small integers everywhere: norms and similarities tie, and are exact."""
+    """Return rows of small integers, so that norms and similarities are exact and tie."""
     return rows._replace(hidden_states=torch.tensor(rng.integers(-1, 2, rows.hidden_states.shape)).float())
 
 
@@ -88,7 +88,7 @@ def test_released_sizes() -> None:
 
 
 def test_fewer_kept_than_image_pivots(site: Any, random_rows: Any) -> None:
-    """The pivots with the largest norms are all there is."""
+    """Only the image pivots with the largest norms are kept."""
     rows = random_rows(12, batch=2, seed=4)
     norm = rows.read["key"][START : START + 12].abs().sum((2, 3)).T.tolist()
     first = [sorted(sorted(range(12), key=lambda i: (-n[i], i))[:3]) for n in norm]
@@ -97,7 +97,7 @@ def test_fewer_kept_than_image_pivots(site: Any, random_rows: Any) -> None:
 
 
 def test_fewer_text_rows_than_text_pivots(site: Any, random_rows: Any) -> None:
-    """Two rows follow the image, or one if the last is padded: the first pivot is repeated."""
+    """Two rows follow the image, one if the last is padding: the first pivot is repeated."""
     tokens = ROWS - START - 2
     rows = random_rows(tokens, batch=3, seed=5, whole=False)
     for text, keep in ((4, 9), (40, 25)):
@@ -106,7 +106,7 @@ def test_fewer_text_rows_than_text_pivots(site: Any, random_rows: Any) -> None:
         assert got == expected(rows, keep, pivots)
 
 
-def test_more_text_pivots_than_a_prompt_surely_has_rows(site: Any, random_rows: Any) -> None:
+def test_more_text_pivots_than_the_shortest_prompt_has_rows(site: Any, random_rows: Any) -> None:
     rows = random_rows(4, batch=2, seed=6, whole=False)
     short = rows._replace(
         hidden_states=rows.hidden_states[:, : START + 5],
@@ -136,7 +136,7 @@ def test_text_before_the_image_counts_only_if_asked(site: Any, random_rows: Any)
 
 
 def test_before_the_decoder(measured: Any, site: Any, random_rows: Any) -> None:
-    """The embedding form reads nothing but the rows; with keys it is refused, in a request and in a file."""
+    """At layer 0 only hidden states can be read; keys are refused, in a request and in a schedule."""
     method = Method(norms="hidden", features="hidden")
     gate = method.calibrate(measured(), BudgetRequest(layers=(0,), keep=(7,))).gates[0]
     selector = Method.choose(site(gate, 20, (4, 5)))

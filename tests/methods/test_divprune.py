@@ -21,7 +21,7 @@ LLAVA = (32, (24, 24))
 
 
 def oracle(rows: NDArray[np.float64], keep: int) -> list[int]:
-    """The most isolated token, then always the one farthest from all chosen; a fresh minimum at each step."""
+    """Choose the most isolated token, then always the one farthest from all chosen tokens, in loops."""
     tokens = range(len(rows))
 
     def apart(i: int, j: int) -> float:
@@ -51,7 +51,7 @@ def test_length_does_not_matter_and_only_vision_rows_do(random_rows: Any) -> Non
     assert torch.equal(Diverse(5)(rows._replace(hidden_states=hidden)), Diverse(5)(rows))
 
 
-def test_twins_are_not_kept_while_others_wait(random_rows: Any) -> None:
+def test_duplicates_are_kept_last(random_rows: Any) -> None:
     rows = random_rows(12, batch=2)
     rows.hidden_states[:, START + 6 : START + 12] = rows.hidden_states[:, START : START + 6]
     for slots in Diverse(6)(rows).tolist():
@@ -59,7 +59,7 @@ def test_twins_are_not_kept_while_others_wait(random_rows: Any) -> None:
 
 
 def test_equal_tokens_are_kept_once_each(random_rows: Any) -> None:
-    """Nothing tells them apart, and still no slot comes twice."""
+    """All tokens are equal, but no slot is chosen twice."""
     rows = random_rows(9, batch=2)
     rows.hidden_states[:] = 1
     for slots in Diverse(8)(rows).tolist():
@@ -97,7 +97,7 @@ def test_three_nodes_a_pick(site: Any, random_rows: Any, exported_slots: Any) ->
     got = exported_slots([Method.choose(site(Gate(0, 5), 12, (3, 4)))], [rows], [5], 20)
     assert got.outputs[0].tolist() == [oracle(v, 5) for v in rows.vision.double().numpy()]
     count = Counter(node.op_type for node in got.graph.node)
-    # Nobody asks how far the others are from the last pick, and the first has nothing to be compared with.
+    # The last pick needs no distances, and the first pick no comparison with earlier ones.
     assert (count["TopK"], count["GatherND"], count["Min"]) == (5 + 1, 5 - 1, 5 - 2)
 
 

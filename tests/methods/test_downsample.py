@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which grid the downsampling baseline takes, against a search by hand."""
+"""Grids chosen by the downsampling baseline, against a plain search."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FastV: one gate at layer K, scored by layer K - 1; the scores themselves are in test_attended.py."""
+"""FastV: one gate at layer K, scored by layer K - 1; scores are tested in selection/test_attention.py."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def test_published_defaults(measured: Any) -> None:
 
 
 @pytest.mark.parametrize(("average", "keep"), [(192, 166), (128, 98), (64, 30)])
-def test_what_retaining_n_tokens_on_average_means(average: int, keep: int, measured: Any) -> None:
+def test_retaining_n_tokens_on_average(average: int, keep: int, measured: Any) -> None:
     schedule = Method().calibrate(measured(*LLAVA), BudgetRequest(compression=1 - average / 576))
     assert [(g.layer, g.keep) for g in schedule.gates] == [(2, keep)]
     assert schedule.budget.average_tokens == pytest.approx(average, abs=1)
 
 
 def test_a_moved_gate_is_reported(measured: Any) -> None:
-    """A gate moves from K only for a compression that K cannot reach."""
+    """The gate moves from layer K only for a compression that K cannot reach."""
     assert Method().calibrate(measured(*LLAVA), BudgetRequest(compression=0.9)).calibration == {"moved": None}
     moved = Method().calibrate(measured(*LLAVA), BudgetRequest(compression=0.95))
     assert moved.gates[0].layer == 1 and moved.calibration == {"moved": [2, 1]}
@@ -55,7 +55,6 @@ def test_layer_before_the_gate_must_exist(measured: Any) -> None:
 
 
 def test_option_reaches_the_gate(measured: Any, site: Any) -> None:
-    """A setting that changes nothing would be worse than none."""
     reads = {}
     for query in ("last", "all"):
         gate = Method(query=query).calibrate(measured(), BudgetRequest()).gates[0]

@@ -26,7 +26,7 @@ TABLE = (14, 33, 89, 36, 40, 30, 20, 25, 30, 40, 25, 20, 40, 30, 20, 10)  # of 5
 
 
 def mass(seed: int, layers: int = 5, samples: int = 3, tokens: int = 6) -> NDArray[np.float32]:
-    """Small whole masses, so that ranks tie; never all 0."""
+    """Return small integers above 0, so that ranks tie."""
     return np.random.default_rng(seed).integers(1, 6, (layers, samples, tokens)).astype(np.float32)
 
 
@@ -69,7 +69,7 @@ def test_score_and_slots(seed: int, whole: bool, site: Any, random_rows: Any) ->
 
 
 def test_equal_scores_keep_the_lower_index(site: Any, random_rows: Any) -> None:
-    """With equal keys every token gets the same from the text, and less from the image the later it comes."""
+    """With equal keys all tokens get equal attention from the text, and later ones less from the image."""
     rows = random_rows(20, batch=1)
     rows.read["key"][:] = 0
     slots = Method.choose(site(Gate(2, 7), 20, GRID))(rows)
@@ -91,7 +91,7 @@ def test_padding_and_half_precision_change_nothing(site: Any, random_rows: Any) 
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_what_a_layer_loses(seed: int) -> None:
+def test_lost_attention_against_loops(seed: int) -> None:
     cross, own = mass(seed).astype(np.float64), mass(seed + 100).astype(np.float64)
     found = lost(cross.astype(np.float32), own.astype(np.float32))
     layers, samples, tokens = cross.shape
@@ -108,7 +108,7 @@ def test_what_a_layer_loses(seed: int) -> None:
 
 
 @given(st.integers(0, 1000), st.floats(0, 6))
-def test_search_finds_what_trying_every_alpha_finds(seed: int, average: float) -> None:
+def test_search_equals_trying_every_alpha(seed: int, average: float) -> None:
     losses = lost(mass(seed), mass(seed + 1))
     layers, tokens = losses.shape
 
@@ -147,7 +147,7 @@ def test_merge_is_the_best_of_all_cuts(drops: list[int], cuts: int) -> None:
     assert list(levels(steps, found)) == sorted(levels(steps, found), reverse=True)
 
 
-def test_merge_of_plain_stairs() -> None:
+def test_merge_of_simple_staircases() -> None:
     assert merge([9, 9, 6, 6, 6, 2, 2], 3) == (2, 5)
     assert merge([9, 9, 6, 6, 6, 2, 2], 1) == (2,)  # 19.2 against 27 of a cut at 5
     assert merge([9, 9, 9], 2) == (1,)
@@ -155,7 +155,7 @@ def test_merge_of_plain_stairs() -> None:
 
 
 def test_table_becomes_a_schedule(measured: Any) -> None:
-    """What a layer deletes, the next one no longer sees: a published count of layer l is a gate at layer l + 1."""
+    """The published count of layer l is a gate at layer l + 1, the first without the deleted tokens."""
     assert from_table((2, 0, 5, 1), 10) == (10, 8, 8, 3)
     assert from_table((2, 8, 0), 10) == (10, 8, 1)
     schedule = Method(table=TABLE).calibrate(measured(LAYERS, (24, 24), [0.0] * LAYERS), BudgetRequest())
@@ -202,14 +202,14 @@ def test_keep_and_layers_are_honoured(measured: Any) -> None:
     assert [gate.keep for gate in kept.gates] == [20, 10, 3, 2]
 
 
-def test_unmeasured_models_get_an_even_fall(measured: Any) -> None:
+def test_unmeasured_models_get_an_even_staircase(measured: Any) -> None:
     schedule = Method().calibrate(measured(32, (24, 24)), BudgetRequest())
     assert schedule.budget.compression == pytest.approx(0.6, abs=1e-3)
     assert "nothing was measured" in schedule.calibration["note"]
 
 
-def test_the_attention_decides(measured: Any) -> None:
-    """A layer whose attention rests on one token is the place of the cut."""
+def test_the_attention_sets_the_cut(measured: Any) -> None:
+    """The cut is after the first layer with all attention on one token."""
     statistics = measured(8, (1, 10), [0.0] * 8)
     even = np.ones((8, 8, 10), np.float32)
     peaked = even.copy()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FoPru against an oracle of plain loops; the acceptance checks of its specification."""
+"""FoPru against plain loops."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from secateur.selection.topk import gather
 
 
 def rank(scores: list[float], keep: int) -> list[int]:
-    """The `keep` largest, ties to the lower index, in raster order."""
+    """Return the indices of the `keep` largest scores, ties to the lower index, in raster order."""
     return sorted(sorted(range(len(scores)), key=lambda i: (-scores[i], i))[:keep])
 
 
 def row(scores: list[float], keep: int, grid: tuple[int, int]) -> list[int]:
-    """Whole rows by their sum, then single tokens by rank."""
+    """Return whole rows by their sum, then single tokens by rank."""
     height, width = grid
     lines = rank([sum(scores[y * width : (y + 1) * width]) for y in range(height)], keep // width)
     chosen = [y * width + x for y in lines for x in range(width)]
@@ -39,7 +39,7 @@ def row(scores: list[float], keep: int, grid: tuple[int, int]) -> list[int]:
 
 
 def rows_of(received: Tensor, given: Tensor | None = None) -> GateInputs:
-    """Inputs of a gate after the vision encoder."""
+    """Return the inputs of a gate after the vision encoder."""
     batch, tokens = received.shape
     features = torch.randn(batch, tokens, 4, generator=torch.Generator().manual_seed(0))
     index = torch.arange(tokens).expand(batch, -1)
@@ -62,7 +62,7 @@ def test_against_loops(height: int, width: int, seed: int, data: st.DataObject) 
 
 @given(st.integers(0, 2**20))
 def test_auto_takes_the_direction_that_varies_more(seed: int) -> None:
-    """Image by image; a draw goes to the attention given."""
+    """Each image has its own direction; with equal variance it is the attention given."""
     rng = np.random.default_rng(seed)
     received, given_ = rng.integers(0, 3, (4, 9)).astype(float), rng.integers(0, 3, (4, 9)).astype(float)
     received[0] = given_[0, ::-1]
@@ -87,7 +87,7 @@ def test_auto_differs_from_received() -> None:
 
 @pytest.mark.parametrize("fill", ["none", "rank"])
 @pytest.mark.parametrize("strategy", ["rank", "row"])
-def test_everything_equals_no_gate(strategy: Any, fill: Any, measured: Any, site: Any) -> None:
+def test_keeping_all_equals_no_gate(strategy: Any, fill: Any, measured: Any, site: Any) -> None:
     if (strategy, fill) == ("rank", "rank"):
         return
     gate = Method(strategy=strategy, row_fill=fill).calibrate(measured(), BudgetRequest(keep=(1.0,))).gates[0]
@@ -109,7 +109,7 @@ def test_a_bright_row_is_kept(measured: Any, site: Any) -> None:
     gate = Method(strategy="row").calibrate(measured(), BudgetRequest(keep=(0.25,))).gates[0]
     scores = torch.rand(1, 20)
     scores[0, 10:15] += 1
-    scores[0, 3] += 2  # one bright token is no bright row
+    scores[0, 3] += 2  # one bright token does not make a bright row
     assert Method.choose(site(gate, 20, (4, 5)))(rows_of(scores)).tolist() == [[10, 11, 12, 13, 14]]
 
 
@@ -119,7 +119,7 @@ def test_a_bright_row_is_kept(measured: Any, site: Any) -> None:
         ({}, BudgetRequest(), 5),
         ({}, BudgetRequest(keep=(0.34,)), 6),  # 6.8, rounded down as in the paper
         ({}, BudgetRequest(keep=(0.01,)), 1),
-        ({}, BudgetRequest(keep=(0.3,)), 6),  # 0.3 * 20 is a little below 6 in binary
+        ({}, BudgetRequest(keep=(0.3,)), 6),  # 0.3 * 20 is slightly below 6 in binary
         ({}, BudgetRequest(keep=(7,)), 7),
         ({}, BudgetRequest(keep=(0.0,)), 0),
         ({}, BudgetRequest(compression=0.66), 7),
@@ -139,7 +139,7 @@ def test_budgets(options: Any, request_: BudgetRequest, keep: int, measured: Any
 
 
 def test_published_budgets(measured: Any) -> None:
-    """Of 24 x 24: whole rows and ranks meet at these shares."""
+    """On a 24 x 24 grid, both strategies keep the same number of tokens at these shares."""
     for share, tokens in ((0.75, 432), (0.5, 288), (0.25, 144)):
         for strategy in ("rank", "row"):
             schedule = Method(strategy=strategy).calibrate(measured(32, (24, 24)), BudgetRequest(keep=(share,)))
@@ -162,7 +162,7 @@ def test_the_direction_is_checked_on_calibration_images(measured: Any) -> None:
 
 @pytest.mark.parametrize("opset", [20, 23])
 def test_onnx_of_every_option(opset: int, measured: Any, site: Any, random_rows: Any, exported_slots: Any) -> None:
-    """Integer scores, so with ties, and a map with sinks: the same slots, and nothing but static sizes."""
+    """Integer scores with ties, and a map with sinks: ONNX gives the same slots, and all sizes are static."""
     methods = [
         Method(),
         Method(score_layer=-1, direction="auto"),
@@ -192,8 +192,8 @@ def test_onnx_of_every_option(opset: int, measured: Any, site: Any, random_rows:
     assert len(got.graph.node) < 120
 
 
-def test_a_batch_is_single_images(demo: Family) -> None:
-    """Each image of a batch, or each tile, keeps its own k."""
+def test_images_of_a_batch_are_independent(demo: Family) -> None:
+    """Each image (or tile) of a batch is pruned independently."""
     pixels = torch.randn(3, 3, *demo.bucket, generator=torch.Generator().manual_seed(0))
     vision = demo.vision(("received.-2", "given.-2"))
     for selector in (FocalSelector(40, -2, False, None), FocalSelector(36, -2, True, demo.layout.grid)):

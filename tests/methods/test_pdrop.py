@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PyramidDrop: three stages, each scored by the layer that follows it; the score itself is in test_attended.py."""
+"""PyramidDrop: three stages, each scored by the layer after it; scores are tested in selection/test_attention.py."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ LLAVA = (32, (24, 24))
 
 
 def test_published_defaults_one_layer_later(measured: Any) -> None:
-    """The cut on entry to layers 8, 16 and 24 averages 270 tokens; ours waits for the layer whose scores it reads."""
+    """The published cuts at layers 8, 16 and 24 average 270 tokens; ours come one layer later."""
     schedule = Method().calibrate(measured(*LLAVA), BudgetRequest())
     assert [(g.layer, g.keep) for g in schedule.gates] == [(9, 288), (17, 144), (25, 72)]
     assert schedule.budget.average_tokens == 270 + (288 + 144 + 72) / 32

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Evenly spread constants: exactly k, and even."""
+"""Slots of the stride and the lattice: exactly k, evenly spread."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_before_the_decoder_by_default(measured: Any, site: Any) -> None:
     assert slots(Method(pattern="grid"), BudgetRequest(keep=(4,)), measured, site, (4, 6)) == [[7, 10, 19, 22]]
 
 
-def test_later_gates_stride_over_what_is_alive(measured: Any, site: Any) -> None:
+def test_later_gates_stride_over_the_kept_tokens(measured: Any, site: Any) -> None:
     got = slots(Method(), BudgetRequest(keep=(10, 5), layers=(3, 9)), measured, site, (4, 5))
     assert got == [list(range(1, 20, 2)), [1, 3, 5, 7, 9]]
 

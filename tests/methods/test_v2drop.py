@@ -19,7 +19,7 @@ LLAVA = (32, (24, 24))
 
 
 def oracle(after: list[list[int]], before: list[list[int]], tokens: int, keep: int) -> list[int]:
-    """Slots of the largest sums of squared differences, ties to the lower slot."""
+    """Return the slots of the largest sums of squared differences, ties to the lower slot."""
     change = [
         sum((x - y) ** 2 for x, y in zip(after[START + i], before[START + i], strict=True)) for i in range(tokens)
     ]
@@ -40,7 +40,7 @@ def test_fuzz(site: Any, random_rows: Any) -> None:
 
 
 def test_change_is_measured_in_fp32(site: Any, random_rows: Any) -> None:
-    """In fp16 the squares of large changes would all be infinite, and so tie."""
+    """In fp16 the squares of large changes would all be infinite."""
     rows = random_rows(6, batch=1)
     before = rows.hidden_states.half()
     after = before.clone()

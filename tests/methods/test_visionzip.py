@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""VisionZip against an oracle of plain loops: the choice and the merge."""
+"""VisionZip against plain loops: chosen and merged tokens."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ READS = ("class_token.-2", "patch_key.-2")
 def oracle(
     score: NDArray[Any], keys: NDArray[Any], features: NDArray[Any], dominant: int, contextual: int
 ) -> tuple[list[int], NDArray[Any]]:
-    """Kept slots, ascending, and their rows, of one image [N], [N, dk], [N, D]."""
+    """Return the kept slots, ascending, and their rows, of one image: [N], [N, dk], [N, D]."""
     best = sorted(range(len(score)), key=lambda i: (-score[i], i))[:dominant]
     rest = [i for i in range(len(score)) if i not in best]
     targets = [rest[i * (len(rest) // contextual)] for i in range(contextual)]
@@ -59,7 +59,7 @@ def rows_of(score: Tensor, keys: Tensor, features: Tensor) -> GateInputs:
 
 
 def random_rows_of(tokens: int, batch: int = 2, seed: int = 0, width: int = 6) -> GateInputs:
-    """Integer scores, so that they tie; keys and features are real numbers."""
+    """Return random rows with integer scores, so that they tie; keys and features are real numbers."""
     rng = np.random.default_rng(seed)
     made = (
         rng.integers(0, 4, (batch, tokens)),
@@ -91,13 +91,13 @@ def test_equal_keys_go_to_the_lower_target_and_are_averaged() -> None:
     features = torch.tensor([[[1.0], [10], [100], [1000], [3], [5]]])
     rows, selector = rows_of(score, keys, features), ZipSelector(6, 1, 2, READS[0])
     slots, merged = selector.kept(rows)
-    assert slots.tolist() == [[0, 1, 3]]  # all three are as like to 0 as to 3
+    assert slots.tolist() == [[0, 1, 3]]  # all three are equally similar to 0 and to 3
     assert merged.tolist() == [[[1 + (100 + 3 + 5) / 3], [10], [1000]]]
-    keys[0, 3] = torch.tensor([0.0, 7])  # the length of a key does not count
+    keys[0, 3] = torch.tensor([0.0, 7])  # the length of a key has no effect
     assert selector.kept(rows)[1].tolist() == [[[1 + 100], [10], [1000 + (3 + 5) / 2]]]
 
 
-def test_dominant_rows_are_untouched_and_order_is_by_place() -> None:
+def test_dominant_rows_are_unchanged_and_slots_ascend() -> None:
     rows, selector = random_rows_of(24), ZipSelector(24, 6, 3, READS[0])
     slots, merged = selector.kept(rows)
     plain = gather(rows.vision, slots)
@@ -119,7 +119,7 @@ def test_half_precision_adds_in_fp32() -> None:
 
 
 @pytest.mark.parametrize("keep", [0, 20])
-def test_everything_equals_no_gate(keep: int, measured: Any, site: Any) -> None:
+def test_all_or_none_is_a_constant(keep: int, measured: Any, site: Any) -> None:
     asked = BudgetRequest(keep=(keep if keep else 0.0,))
     selector = Method.choose(site(Method().calibrate(measured(), asked).gates[0], 20, (4, 5)))
     rows = random_rows_of(20)
@@ -129,7 +129,7 @@ def test_everything_equals_no_gate(keep: int, measured: Any, site: Any) -> None:
 
 
 def test_published_split(measured: Any, site: Any) -> None:
-    """54 and 10 of 576; 162 and 30 of 192."""
+    """54 dominant and 10 contextual tokens of 576; 162 and 30 for 192."""
     statistics = measured(32, (24, 24))
     gate = Method().calibrate(statistics, BudgetRequest()).gates[0]
     assert gate == Gate(0, 64, "vision", {"score": "class_token", "score_layer": -2, "contextual": 10})
@@ -154,7 +154,7 @@ class Zip(nn.Module):
 
 @pytest.mark.parametrize("opset", [20, 23])
 def test_onnx(opset: int, tmp_path: Path) -> None:
-    """The same slots and rows with tied scores; the split is computed once, and every size is constant."""
+    """ONNX gives the same slots and rows with tied scores; the split is computed once, all sizes are constant."""
     module, tokens = Zip(ZipSelector(24, 6, 4, READS[0])), 24
     rows = random_rows_of(tokens, batch=3)
     fed = {"features": rows.hidden_states, "score": rows.read[READS[0]], "keys": rows.read[READS[1]]}
@@ -172,7 +172,7 @@ def test_onnx(opset: int, tmp_path: Path) -> None:
     assert found["TopK"] == 3 and path.stat().st_size < 20_000
 
 
-def test_a_batch_is_single_images(demo: Family) -> None:
+def test_images_of_a_batch_are_independent(demo: Family) -> None:
     pixels = torch.randn(2, *demo.pixels, generator=torch.Generator().manual_seed(0))
     vision, selector = demo.vision(READS), ZipSelector(144, 27, 5, READS[0])
     found = []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where VTW drops the image, and what it refuses."""
+"""The layer at which VTW drops the image, and refused requests."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from secateur.selection.selector import Fixed
 def dropped(
     measured: Any, divergence: Sequence[float], request: BudgetRequest | None = None, **options: Any
 ) -> Schedule:
-    """The schedule for mean divergences by layer; two samples that differ, so that a mean must be taken."""
+    """Return the schedule for these mean divergences by layer, of two samples that differ."""
     statistics = measured(len(divergence), (24, 24), [0.0] * len(divergence))
     mean = np.array(divergence, np.float32)[:, None]
     statistics = replace(statistics, drop_divergence=np.concatenate([0.5 * mean, 1.5 * mean], axis=1))
@@ -55,7 +55,7 @@ def test_the_last_layer_if_none_is_cheap_enough(measured: Any) -> None:
     assert "no layer from 2 on costs at most 0.003 nats" in schedule.calibration["note"]
 
 
-def test_a_given_budget_says_whether_it_exceeds_eta(measured: Any) -> None:
+def test_the_report_of_a_given_budget_compares_with_eta(measured: Any) -> None:
     divergence = [0.1] * 8 + [0.001] * 8
     for request, layer, exceeds in (
         (BudgetRequest(compression=0.5), 8, False),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tuning of the ALVTS selectors: better and never worse, the same bits twice, and what a killed run goes on from."""
+"""Tuning of the ALVTS selectors: overlap never falls, equal seeds give equal bits, killed runs resume."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ HALF = BudgetRequest(keep=(0.5,))
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Tensors this small are faster so."""
+    """Small tensors are faster on one thread."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -42,7 +42,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def small(measured: Callable[..., Statistics], monkeypatch: pytest.MonkeyPatch) -> Statistics:
-    """Five layers, 20 tokens, 8 samples of several lengths, and a rank below that of the layers."""
+    """Make statistics of five layers, 20 tokens and 8 samples of several lengths; the rank is below the layers'."""
     monkeypatch.setattr(low_rank, "default_rank", lambda dimensions: 6)
     made: Statistics = measured(5, (4, 5), [0.0] * 5)
     return made
@@ -64,7 +64,7 @@ def same(one: alignment.Candidates, other: alignment.Candidates) -> bool:
 
 
 @pytest.mark.parametrize("loss", ["scaled", "log"])
-def test_scores_come_nearer(small: Statistics, loss: str) -> None:
+def test_tuning_reduces_the_loss(small: Statistics, loss: str) -> None:
     layer = first_layer(small)
     layer = layer._replace(rows=layer.rows[:1])  # a single sample is trained on and measured
     found = alignment.align(layer, small.layout, replace(OPTIONS, loss=loss, passes=40), seed=0)
@@ -74,7 +74,7 @@ def test_scores_come_nearer(small: Statistics, loss: str) -> None:
 
 
 def test_the_loss_does_not_depend_on_the_scale_of_attention() -> None:
-    """Equation 11 on raw scores would be 1e-12 here, and Adam would not move."""
+    """Equation 11 on raw scores would be about 1e-12 here, too small for Adam."""
     score, truth = torch.rand(2, 3, 7, generator=torch.Generator().manual_seed(0)).unbind()
     want = np.mean([((s - t) / t.mean()).square().mean() for s, t in zip(score, truth, strict=True)])
     for scale in (1.0, 1e-6):
@@ -89,8 +89,8 @@ def test_same_seed_same_bits(small: Statistics) -> None:
     assert not torch.equal(one.factors[-1].down, third.factors[-1].down)
 
 
-def test_padding_is_not_seen(small: Statistics) -> None:
-    """A sample scores the same alone and among longer ones."""
+def test_padding_changes_no_score(small: Statistics) -> None:
+    """A sample has the same scores alone and in a batch with longer ones."""
     layer = first_layer(small)
     lengths = {rows.shape[1] for rows in layer.rows}
     assert len(lengths) > 1
@@ -128,7 +128,7 @@ def test_text_must_follow_the_image(small: Statistics) -> None:
 @settings(max_examples=60)
 @given(seed=st.integers(0, 2**16), keep=st.integers(1, 8), passes=st.integers(0, 4))
 def test_choice_against_sets(seed: int, keep: int, passes: int) -> None:
-    """Overlap, captured mass and the choice, on whole scores that tie."""
+    """Check overlap, captured mass and the choice on integer scores, which tie."""
     rng = np.random.default_rng(seed)
     scores, truth = rng.integers(1, 5, (passes + 1, 3, 9)), rng.integers(1, 5, (3, 9))
     factors = [Factors(*torch.full((3, 1, 1), float(i))) for i in range(passes + 1)]
@@ -161,7 +161,7 @@ def test_jaccard_against_sets() -> None:
     assert alignment.mean_jaccard(chosen[:1], 5) is None
 
 
-def test_a_killed_calibration_goes_on(small: Statistics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_calibration_resumes(small: Statistics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = learnable(small)
     whole = METHOD.calibrate(small, HALF)
     assert any(line["passes"] for line in whole.calibration["layers"])
@@ -194,7 +194,7 @@ def test_another_budget_reuses_the_tuning(small: Statistics, tmp_path: Path, mon
     assert calls == []
 
 
-def test_what_matters_gets_its_own_state(small: Statistics, tmp_path: Path) -> None:
+def test_each_input_changes_the_folder_of_the_state(small: Statistics, tmp_path: Path) -> None:
     kept, layer = replace(small, work=tmp_path), first_layer(small)
     other = layer._replace(rows=[layer.rows[0] + 1e-3, *layer.rows[1:]])
     model = replace(small.model, fingerprint="sha256:1")
@@ -216,7 +216,7 @@ def test_what_matters_gets_its_own_state(small: Statistics, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("damage", ["bit", "cut", "empty", "swapped"])
-def test_damaged_state_is_made_anew(
+def test_damaged_state_is_computed_again(
     small: Statistics, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
 ) -> None:
     kept = replace(small, work=tmp_path)
@@ -243,8 +243,8 @@ def test_state_that_cannot_be_written(small: Statistics, tmp_path: Path) -> None
         METHOD.calibrate(replace(small, work=tmp_path / "file"), HALF)
 
 
-def test_frozen_rows_can_be_trained_on(small: Statistics) -> None:
-    """Rows that were made in inference mode are no obstacle, nor is a caller in it."""
+def test_rows_of_inference_mode_can_be_trained_on(small: Statistics) -> None:
+    """Rows made in inference mode can be used, and the caller may be in inference mode."""
     layers = small.layers
     assert layers is not None
 
@@ -260,7 +260,7 @@ def test_frozen_rows_can_be_trained_on(small: Statistics) -> None:
 
 
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The numbers of the layers that are tuned from now on."""
+    """Return a list to which the numbers of tuned layers are added."""
     calls: list[int] = []
     align = alignment.align
 

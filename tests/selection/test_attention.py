@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attention of the last row, or of all rows on average, against plain loops and against transformers."""
+"""Attention of the last row, or of all rows on average, against plain loops and transformers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def best(score: Sequence[float], count: int) -> list[int]:
 
 
 def last_row(query: NDArray[Any], key: NDArray[Any], mask: Sequence[int]) -> list[float]:
-    """Mean over heads of softmax(q.k / sqrt(dh)) over the valid rows: query [H, dh], key [S, Hkv, dh] -> S values."""
+    """Return the mean over heads of softmax(q.k / sqrt(dh)): query [H, dh], key [S, Hkv, dh] -> S values."""
     heads, width = query.shape
     share = heads // key.shape[1]
     total = [0.0] * len(key)
@@ -38,7 +38,7 @@ def last_row(query: NDArray[Any], key: NDArray[Any], mask: Sequence[int]) -> lis
 
 
 def every_row(queries: NDArray[Any], key: NDArray[Any], mask: Sequence[int]) -> list[float]:
-    """Mean over the valid rows r of `last_row` with r as the last row: queries [S, H, dh] -> S values."""
+    """Return the mean of `last_row` over all valid rows as the last row: queries [S, H, dh] -> S values."""
     total = [0.0] * len(key)
     valid = [r for r in range(len(key)) if mask[r]]
     for r in valid:
@@ -48,7 +48,7 @@ def every_row(queries: NDArray[Any], key: NDArray[Any], mask: Sequence[int]) -> 
 
 
 def oracle(rows: GateInputs, query: str, keep: int) -> list[list[int]]:
-    """Kept slots of each sample."""
+    """Return the kept slots of each sample."""
     tokens, out = rows.vision_index.shape[1], []
     for b in range(len(rows.vision_index)):
         key, mask = rows.read["key"][:, b].double().numpy(), rows.attention_mask[b].tolist()
@@ -98,7 +98,7 @@ def test_last_row_and_average_are_two_scores(site: Any, random_rows: Any) -> Non
 
 @pytest.mark.parametrize("layer", [1, 3])
 def test_scores_are_those_of_transformers(layer: int) -> None:
-    """What a gate before `layer` keeps, by the attention probabilities that transformers itself returns."""
+    """A gate before `layer` keeps the best tokens by the attention probabilities that transformers returns."""
     family, layout = Family.tiny(), Family.tiny().layout
     pixels = np.random.default_rng(0).normal(size=(1, 3, *family.bucket)).astype(np.float32)
     tail = [9, 11, 8, 6]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The selection of BTP against plain python: lists, sets and loops."""
+"""The selection of BTP against lists, sets and loops of plain Python."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def rebalance(score: Sequence[float], quota: int, over: int, early: int) -> list
 
 
 def farthest(distance: Matrix, count: int, start: Iterable[int] = ()) -> list[int]:
-    """Greedy max-min picks; ties to the lower index."""
+    """Return greedy max-min picks, ties to the lower index."""
     tokens, chosen = range(len(distance)), list(start)
     picks: list[int] = []
     for _ in range(count):
@@ -80,7 +80,7 @@ def site_of(quotas: Quotas, keep: int, grid: tuple[int, int], tokens: int | None
 
 
 def rows_of(rng: np.random.Generator, tokens: int, batch: int, coarse: bool) -> GateInputs:
-    """Rows with integer scores, so that they tie; `coarse` gives features with many equal distances too."""
+    """Return rows with integer scores, so that they tie; with `coarse` many distances are equal too."""
     shape = (batch, tokens, 4)
     vision = rng.integers(-1, 2, shape) if coarse else rng.normal(size=shape)
     rows = np.concatenate([np.ones((batch, 1, 4)), vision, np.ones((batch, 1, 4))], axis=1)
@@ -175,7 +175,7 @@ def test_disjoint(grid: tuple[int, int], seed: int, coarse: bool, data: st.DataO
 
 
 def test_released_gates_at_full_size() -> None:
-    """The three gates of LLaVA-1.5 against true sets, at their real sizes."""
+    """The three gates of LLaVA-1.5 at their real sizes equal plain sets."""
     rng = np.random.default_rng(0)
     points = spatial_points("manhattan", (24, 24), 144)
     gates = [
@@ -194,7 +194,7 @@ def test_released_gates_at_full_size() -> None:
 
 
 def union_fast(distance: Matrix, score: Sequence[float], q: Quotas, points: Sequence[int], keep: int) -> list[int]:
-    """`union` without its slow greedy loop, and with no limit on the fills."""
+    """Return what `union` does, faster, and without a limit on the fills."""
 
     def greedy(count: int, chosen: list[int]) -> list[int]:
         apart = np.where(np.eye(len(distance), dtype=bool), 9, distance)
@@ -219,13 +219,13 @@ def test_distance_against_numpy() -> None:
     rows = features / np.maximum(np.linalg.norm(features, axis=-1, keepdims=True), 1e-12)
     expected = (1 - rows @ rows.transpose(0, 2, 1)).clip(0) / 4
     expected[:, range(7), range(7)] = diversity.SELF
-    expected[1, 2, 2] += 0.25  # a row of zeros is at no distance 0 from anything, itself included
+    expected[1, 2, 2] += 0.25  # a row of zeros has cosine 0 with all rows, itself included
     np.testing.assert_allclose(got, expected, atol=2e-3)
     assert 0 <= got[0, 1, 3] < 1e-6
 
 
 class Picks(nn.Module):
-    """Greedy picks on a given distance, cold and from a start set, and a rebalanced choice: all with many ties."""
+    """Greedy picks from an empty set and from a start set, and a rebalanced choice."""
 
     def forward(self, distance: Tensor, start: Tensor, score: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         cold = diversity.farthest(distance, 5)[0]
@@ -261,8 +261,8 @@ def test_onnx_of_every_option(opset: int, measured: Any, site: Any, random_rows:
         np.testing.assert_array_equal(slots, selector(rows).numpy())
 
 
-def test_padding_gets_no_share() -> None:
-    """Softmax over the valid rows only: what stands in padded rows does not matter."""
+def test_padding_gets_no_attention() -> None:
+    """The softmax is over the valid rows only: values of padded rows have no effect."""
     quotas = Quotas("disjoint", 2, 2, 3, diversity=0, score="softmax")
     selector = BalancedSelector(quotas, site_of(quotas, 2, (2, 3)))
     rows = rows_of(np.random.default_rng(3), 6, 2, coarse=False)

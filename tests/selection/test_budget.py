@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Token-budget accounting."""
+"""Token budgets."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_compression_is_met_as_closely_as_integers_allow(
     assert all(1 <= n <= tokens for n in found)
     assert list(found) == sorted(found, reverse=True)
     error = abs(total(found) - (1 - compression) * depth * tokens)
-    # Nothing on a dense scan of factors does better.
+    # No factor of a dense scan is nearer.
     factors = [f * tokens / 400 for f in range(1, 4800 // tokens + 12 * 400)][:: max(1, tokens // 40)]
     for factor in factors:
         other = tuple(min(kept(factor * share / tokens, tokens), tokens) for share in shape)
@@ -118,7 +118,7 @@ def test_compression_of_llava() -> None:
     assert counts_for(0.0, (3, 6, 14), SHAPE, 32, 576) == (576, 576, 576)
 
 
-def test_unreachable_compression_says_where_the_gate_must_stand() -> None:
+def test_the_message_of_an_unreachable_compression_has_the_latest_layer() -> None:
     with pytest.raises(BadSchedule) as caught:
         counts_for(0.89, (3, 6, 9), SHAPE, 16, 576)
     assert str(caught.value) == (
@@ -155,8 +155,8 @@ def test_plan_moves_its_own_first_gate_only() -> None:
         plan(BudgetRequest(compression=0.98), 16, 576, (3, 6, 9), SHAPE)
 
 
-def test_asking_for_more_never_starves_the_first_gate() -> None:
-    """The first gate keeps half of the method's share or more wherever it can still move earlier."""
+def test_higher_compression_never_keeps_too_few_at_the_first_gate() -> None:
+    """The first gate keeps at least half of the method's share if it can move earlier."""
     for compression in np.arange(0.3, 0.93, 0.01):
         found = plan(BudgetRequest(compression=float(compression)), 16, 576, (3, 6, 9), SHAPE)
         assert found.layers[0] == 1 or found.counts[0] >= SHAPE[0] * 576 / 2
@@ -179,7 +179,7 @@ def budget_of(layers: tuple[int, ...], kept_tokens: tuple[int, ...], depth: int)
         (BudgetRequest(layers=(4, 12)), "must come after the last gate"),
     ],
 )
-def test_requests_that_cannot_be(request_: BudgetRequest, says: str) -> None:
+def test_impossible_requests(request_: BudgetRequest, says: str) -> None:
     with pytest.raises(BadSchedule, match=says):
         plan(request_, 16, 576, (3, 6, 9), SHAPE, drop=11)
 
@@ -196,7 +196,7 @@ def test_requests_that_cannot_be(request_: BudgetRequest, says: str) -> None:
     ],
 )
 def test_front_counts(request_: BudgetRequest, keep: int) -> None:
-    """One gate before the decoder keeps the average itself."""
+    """One gate before the decoder keeps the average number of tokens."""
     assert front(request_, 32, 576, 0.25) == keep
 
 

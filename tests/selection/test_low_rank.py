@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores and thin projections of ALVTS against plain loops, transformers' own layer and the paper's table."""
+"""Scores and thin projections of ALVTS against plain loops and transformers' layers, in torch and in ONNX."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ MODELS: dict[str, tuple[Any, Any]] = {
 def plain_importance(
     query: Floats, key: Floats, mask: NDArray[np.int64], start: int, count: int, score: str
 ) -> list[list[float]]:
-    """Equations 4 to 6 with every row as a query, means as printed, in loops."""
+    """Compute equations 4 to 6 as printed, in loops: every row is a query, means instead of sums."""
     heads, kv_heads, rows = query.shape[1], key.shape[1], query.shape[2]
     vision = range(start, start + count)
     out = []
@@ -62,7 +62,7 @@ def plain_importance(
 
 
 def plain_heads(rows: Floats, positions: NDArray[np.int64], heads: int, theta: float = 10000.0) -> Floats:
-    """[S, heads * dh] -> [heads, S, dh] with rotary positions: one half of a head against the other."""
+    """Split rows [S, heads * dh] into heads [heads, S, dh] with rotary positions."""
     split = rows.reshape(len(rows), heads, -1)
     half = split.shape[2] // 2
     out = np.zeros_like(split)
@@ -152,7 +152,7 @@ def test_importance_equals_loops(
 
 @pytest.mark.parametrize("score", ["product", "v2v"])
 def test_selector_equals_loops(score: str) -> None:
-    """The whole gate from the residual stream on: norm, thin weights, grouped heads, RoPE, scores, the k best."""
+    """The whole gate: norm, thin weights, grouped heads, RoPE, scores, and the k best tokens."""
     layer, rows = projections(), rows_of(0)
     selector = Method.choose(site_of(3, layer, 8, score))
     assert isinstance(selector, LowRankSelector)
@@ -271,7 +271,7 @@ def test_bad_tensors() -> None:
 def test_onnx_chooses_the_same(
     dtype: torch.dtype, opset: int, asked: tuple[tuple[str, str], ...], random_rows: Any, exported_slots: Any
 ) -> None:
-    """Batches with padding, positions with a gap, three kinds of layers; equal inputs give equal slots in fp16 too."""
+    """With padding, positions with a gap, three kinds of layers, fp32 and fp16; and the graph stays thin."""
     tokens, keep, rank = 20, 7, 6
     selectors = [Method.choose(site_of(keep, projections(kind, dtype), rank, score, tokens)) for kind, score in asked]
     fed = []

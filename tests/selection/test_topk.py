@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`base.top` and `base.ascending`, also where there are more to choose than one TopK may give."""
+"""Top-k and ascending slots, also of more than one TopK can return."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ scores = arrays(np.float32, (2, 13), elements=st.sampled_from([-np.inf, -3e37, -
 
 
 def largest(score: NDArray[np.float32], count: int) -> NDArray[np.int64]:
-    """By falling score, then rising index."""
+    """Return indices by falling score, then rising index."""
     index = np.broadcast_to(np.arange(score.shape[-1]), score.shape)
     return np.lexsort((index, -score), axis=-1)[..., :count]
 
@@ -64,13 +64,13 @@ class Top(nn.Module):
 
 
 def export(tokens: int, count: int, path: Path) -> None:
-    """The best `count` of score [B, tokens] as a graph."""
+    """Export the best `count` of score [B, tokens]."""
     inputs = (TensorSpec("score", "float32", ("B", tokens)),)
     outputs = (TensorSpec("index", "int64", ("B", count)),)
     to_onnx(Graph(GraphSpec("top", "gate", path.name, inputs, outputs), Top(count)), path, OPSET)
 
 
-def test_a_graph_in_rounds_gives_what_torch_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_graph_in_rounds_equals_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(topk, "LIMIT", 4)
     export(13, 11, tmp_path / "top.onnx")
     score = np.random.default_rng(0).integers(-2, 3, (5, 13)).astype(np.float32)
@@ -91,7 +91,7 @@ class First(Selector):
         return best(rows.vision[:, :, 0].float(), self.keep)
 
 
-def test_a_gate_keeps_more_than_one_topk_may_give(tmp_path: Path) -> None:
+def test_a_gate_keeps_more_than_one_topk_can_return(tmp_path: Path) -> None:
     tokens, keep, start = 5000, 4000, 2
     dimensions = Dimensions(4, 3, 1, 1, 2, 4, 10, 9000, 3)
     inputs, outputs = Interface(dimensions, tokens, tokens, "float16").prune(2, tokens, keep)
