@@ -15,6 +15,7 @@ from secateur.export.gates import EncoderGate, PruneGate, RouteGate
 from secateur.export.spans import Spans, ViewSpan
 from secateur.selection.selector import Fixed, GateInputs, Selector
 from secateur.selection.topk import best
+from tests.model_fixtures.gates import Loudest
 
 ROWS, WIDTH = 12, 2
 SPANS = Spans((ViewSpan(2, 3, 0), ViewSpan(6, 4, 5)))  # text, 3 of the 5 tokens of a view, text, all 4 of another, text
@@ -22,34 +23,6 @@ INDEX = [[0, 2, 3, 5, 6, 7, 8], [1, 2, 4, 5, 6, 7, 8]]
 VIEWS = [[2, 3, 4], [6, 7, 8, 9]]
 QUOTAS = (2, 1)
 Ints = NDArray[np.int64]
-
-
-class Loudest(Selector):
-    """Keeps the rows with the largest first number plus the tensors read, and records its inputs.
-
-    Tensors read are summed over all axes but rows and samples.
-    """
-
-    def __init__(self, keep: int, reads: tuple[str, ...] = ()) -> None:
-        super().__init__()
-        self.keep, self.reads = keep, reads
-        self.seen: GateInputs | None = None
-
-    def forward(self, rows: GateInputs) -> Tensor:
-        self.seen = rows
-        score = rows.vision[..., 0]
-        start, end = rows.image_start, rows.image_start + score.shape[1]
-        for name in self.reads:
-            read = rows.read[name]
-            if name == "key":
-                score = score + read.sum(dim=(2, 3)).T[:, start:end]
-            elif name == "layer_input":
-                score = score + read[:, start:end].sum(dim=-1)
-            elif name == "query":
-                score = score * read.sum(dim=(1, 2))[:, None]
-            else:
-                score = score + read
-        return best(score, self.keep)
 
 
 def loudest(score: NDArray[Any], keep: int) -> list[int]:

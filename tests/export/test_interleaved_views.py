@@ -17,8 +17,8 @@ from secateur.export.gate_sites import spans
 from secateur.export.gates import EncoderGate, PruneGate, RouteGate
 from secateur.export.interleaved_views import InterleavedGate
 from secateur.export.spans import Spans, ViewSpan
-from secateur.selection.selector import GateInputs, Selector
-from secateur.selection.topk import best
+from secateur.selection.selector import GateInputs
+from tests.model_fixtures.gates import Loudest
 
 WIDTH, QUESTION, BATCH = 2, 3, 2
 ROWS = ["hidden_states", "position_ids", "attention_mask"]
@@ -26,29 +26,8 @@ READS = ("key", "query", "layer_input")
 Counts = list[int]
 
 
-class Loudest(Selector):
-    """Keeps the rows with the largest first number plus the tensors read, and adds the mean of the view's rows."""
-
-    def __init__(self, keep: int, reads: tuple[str, ...] = ()) -> None:
-        super().__init__()
-        self.keep, self.reads = keep, reads
-        self.seen: GateInputs | None = None
-
-    def forward(self, rows: GateInputs) -> Tensor:
-        self.seen = rows
-        score = rows.vision[..., 0]
-        own = slice(rows.image_start, rows.image_start + score.shape[1])
-        for name in self.reads:
-            read = rows.read[name]
-            if name == "key":
-                score = score + read.sum(dim=(2, 3)).T[:, own]
-            elif name == "query":
-                score = score * read.sum(dim=(1, 2))[:, None]
-            elif name == "layer_input":
-                score = score + read[:, own].sum(dim=-1)
-            else:
-                score = score + read
-        return best(score, self.keep)
+class Merging(Loudest):
+    """Keeps the same rows, with the mean of the view's rows added."""
 
     def kept(self, rows: GateInputs) -> tuple[Tensor, Tensor]:
         slots, left = super().kept(rows)
@@ -125,7 +104,7 @@ def chosen(case: Case, rows: Sequence[int], score: Tensor) -> list[int]:
 
 
 def merged(case: Case, rows: Sequence[int], hidden: Tensor) -> Tensor:
-    """Return the rows [S, D] as changed by `Loudest.kept`."""
+    """Return the rows [S, D] as changed by `Merging.kept`."""
     made = hidden.clone()
     for number in range(len(case.layout.views)):
         own = [row for row, token in enumerate(rows) if token >= 0 and case.owner[token][0] == number]
@@ -148,7 +127,7 @@ def test_prune(case: Case, reads: tuple[str, ...], compact: bool, axes: int) -> 
         "query": random(BATCH, 4, 3, seed=3),
         "layer_input": random(BATCH, count, WIDTH, seed=4),
     }
-    selectors = [Loudest(keep, reads) for keep in case.keep]
+    selectors = [Merging(keep, reads) for keep in case.keep]
     names = [*ROWS, "vision_index", "deepstack.0"]
     inputs = [*names, *("new_key.1" if name == "key" else name for name in reads)]
     inner = PruneGate(selectors, spans(case.layout, case.before), 1, compact)
@@ -183,7 +162,7 @@ def test_encoder(case: Case, compact: bool) -> None:
     seen = case.layout.features
     features, scores = random(BATCH, tokens, WIDTH), random(BATCH, tokens, seed=1)
     views = [ViewSpan(first, view.tokens, first) for first, view in _consecutive(seen)]
-    inner = EncoderGate([Loudest(keep, ("received.-2",)) for keep in case.keep], Spans(tuple(views)))
+    inner = EncoderGate([Merging(keep, ("received.-2",)) for keep in case.keep], Spans(tuple(views)))
     names = ["features", "vision_index"]
     gate = InterleavedGate(inner, [*names, "received.-2"], names, seen, case.before, case.keep, compact)
     left, index = gate(features, torch.arange(tokens).repeat(BATCH, 1), scores)
@@ -199,13 +178,6 @@ def _consecutive(layout: Layout) -> list[tuple[int, View]]:
         found.append((first, view))
         first += view.tokens
     return found
-
-
-class Plain(Loudest):
-    """Routing gates do not merge."""
-
-    def kept(self, rows: GateInputs) -> tuple[Tensor, Tensor]:
-        return Selector.kept(self, rows)
 
 
 def _second_quotas(case: Case) -> st.SearchStrategy[tuple[Case, Counts]]:
@@ -239,12 +211,12 @@ def test_route(drawn: tuple[Case, Counts]) -> None:
     whole, left = spans(case.layout, case.before), spans(case.layout, case.keep)
     given = ["full_position_ids", "full_attention_mask", "full_deepstack.0"]
     handed = [*ROWS, "vision_index", "deepstack.0"]
-    inner = RouteGate([Plain(keep) for keep in case.keep], whole, None)
+    inner = RouteGate([Loudest(keep) for keep in case.keep], whole, None)
     first = InterleavedGate(inner, ["hidden_states", *given], handed, case.layout, case.before, case.keep)
     compact, *_, index, _ = found = first(full, where, mask, plane)
     _check_routed(case, rows, full, where, plane, found)
 
-    inner = RouteGate([Plain(keep) for keep in again.keep], whole, left)
+    inner = RouteGate([Loudest(keep) for keep in again.keep], whole, left)
     inputs = ["full_states", "hidden_states", "vision_index", *given]
     second = InterleavedGate(inner, inputs, ["full_states", *handed], case.layout, case.keep, again.keep)
     expected = full.clone()

@@ -24,6 +24,7 @@ from secateur.export.graphs import Graph
 from secateur.export.to_onnx import to_onnx
 from secateur.selection.selector import GateInputs, GateSite, Selector
 from secateur.selection.statistics import LayerRows, Statistics
+from secateur.selection.topk import best
 
 START, HEADS, KV_HEADS, HEAD_DIM, WIDTH = 3, 4, 2, 8, 16
 BATCH, ROWS = 7, 31  # unlike all other sizes here, so that an export recognizes its dynamic dimensions
@@ -151,6 +152,34 @@ def random_rows() -> Callable[..., GateInputs]:
         return GateInputs(hidden, positions, mask, index, START, read)
 
     return make
+
+
+class Loudest(Selector):
+    """Keeps the rows with the largest first number plus the tensors read, and records its inputs.
+
+    Tensors read are summed over all axes but rows and samples.
+    """
+
+    def __init__(self, keep: int, reads: tuple[str, ...] = ()) -> None:
+        super().__init__()
+        self.keep, self.reads = keep, reads
+        self.seen: GateInputs | None = None
+
+    def forward(self, rows: GateInputs) -> Tensor:
+        self.seen = rows
+        score = rows.vision[..., 0]
+        start, end = rows.image_start, rows.image_start + score.shape[1]
+        for name in self.reads:
+            read = rows.read[name]
+            if name == "key":
+                score = score + read.sum(dim=(2, 3)).T[:, start:end]
+            elif name == "layer_input":
+                score = score + read[:, start:end].sum(dim=-1)
+            elif name == "query":
+                score = score * read.sum(dim=(1, 2))[:, None]
+            else:
+                score = score + read
+        return best(score, self.keep)
 
 
 class Several(nn.Module):
