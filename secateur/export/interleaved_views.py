@@ -73,10 +73,10 @@ class InterleavedGate(nn.Module):
         given = dict(zip(self.inputs, tensors, strict=True))
         found = self._sorted(given, self.before, self.by_view, self.by_prompt)
         left = dict(zip(self.outputs, self.gate(*found.values()), strict=True))
-        handed = self._sorted(left, self.after, self.by_prompt, self.by_view)
+        ordered = self._sorted(left, self.after, self.by_prompt, self.by_view)
         if self.compact:  # positions are a count, so the first ones are those of the kept rows
-            handed["position_ids"] = given["position_ids"][..., : left["position_ids"].shape[-1]]
-        return tuple(handed.values())
+            ordered["position_ids"] = given["position_ids"][..., : left["position_ids"].shape[-1]]
+        return tuple(ordered.values())
 
     def _sorted(
         self, tensors: Mapping[str, Tensor], alive: Sequence[TileRun], numbers: Tensor, inverse: Tensor

@@ -198,7 +198,7 @@ def merge(steps: Sequence[int], cuts: int) -> tuple[int, ...]:
     """Return the layers of at most `cuts` cuts that fit the staircase best: least squared deviation of the levels.
 
     Before the first cut all tokens are alive; after a cut the level is the mean up to the next cut. Exact, by dynamic
-    programming over the end of a prefix; fewer cuts win a tie, then earlier ones. At least one cut, at layer 1.
+    programming over the end of a prefix; of equal choices, fewer cuts, then earlier ones. At least one cut, at layer 1.
     """
     depth = len(steps)
     sums = list(accumulate(steps, initial=0))

@@ -163,5 +163,5 @@ class FocalSelector(Selector):
 
 def _variance(score: Tensor) -> Tensor:
     """Return the variance [B, 1] of [B, N]. Not torch.var, which exports with shapes computed in the graph."""
-    centred = score - score.mean(dim=1, keepdim=True)
-    return (centred * centred).mean(dim=1, keepdim=True)
+    centered = score - score.mean(dim=1, keepdim=True)
+    return (centered * centered).mean(dim=1, keepdim=True)

@@ -12,7 +12,7 @@ from secateur.methods import base
 from secateur.selection.budget import BudgetRequest, plan
 from secateur.selection.constants import one_of
 from secateur.selection.selector import Fixed, GateSite, Selector
-from secateur.selection.spatial import centred_lattice, farthest_points
+from secateur.selection.spatial import centered_lattice, farthest_points
 from secateur.selection.statistics import Statistics
 
 SHARE = 0.25
@@ -71,4 +71,4 @@ def strided(tokens: int, keep: int) -> tuple[int, ...]:
 
 def latticed(grid: tuple[int, int], keep: int) -> tuple[int, ...]:
     """Return an even lattice of at most `keep` points, filled up with the points farthest from all others."""
-    return farthest_points(grid, keep, "euclidean", centred_lattice(grid, keep))
+    return farthest_points(grid, keep, "euclidean", centered_lattice(grid, keep))

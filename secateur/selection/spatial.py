@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Points spread evenly over the token grid: constants, the same for every image ("spatial initialisation").
+"""Points spread evenly over the token grid: constants, the same for every image ("spatial initialization").
 
 arXiv 2505.22038, equation 11.
 """
@@ -41,7 +41,7 @@ def lattice(grid: tuple[int, int], count: int) -> tuple[int, ...]:
     return tuple(i * height // rows * width + j * width // columns for i in range(rows) for j in range(columns))
 
 
-def centred_lattice(grid: tuple[int, int], count: int) -> tuple[int, ...]:
+def centered_lattice(grid: tuple[int, int], count: int) -> tuple[int, ...]:
     """Return `lattice` with every point in the middle of its cell instead of the corner."""
     height, width = grid
     rows, columns = lattice_size(grid, count)

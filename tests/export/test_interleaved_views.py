@@ -210,15 +210,15 @@ def test_route(drawn: tuple[Case, Counts]) -> None:
     again = Case(case.layout, case.alive, case.before, then)
     whole, left = spans(case.layout, case.before), spans(case.layout, case.keep)
     given = ["full_position_ids", "full_attention_mask", "full_deepstack.0"]
-    handed = [*ROWS, "vision_index", "deepstack.0"]
+    ordered = [*ROWS, "vision_index", "deepstack.0"]
     inner = RouteGate([Loudest(keep) for keep in case.keep], whole, None)
-    first = InterleavedGate(inner, ["hidden_states", *given], handed, case.layout, case.before, case.keep)
+    first = InterleavedGate(inner, ["hidden_states", *given], ordered, case.layout, case.before, case.keep)
     compact, *_, index, _ = found = first(full, where, mask, plane)
     _check_routed(case, rows, full, where, plane, found)
 
     inner = RouteGate([Loudest(keep) for keep in again.keep], whole, left)
     inputs = ["full_states", "hidden_states", "vision_index", *given]
-    second = InterleavedGate(inner, inputs, ["full_states", *handed], case.layout, case.keep, again.keep)
+    second = InterleavedGate(inner, inputs, ["full_states", *ordered], case.layout, case.keep, again.keep)
     expected = full.clone()
     for b in range(BATCH):
         stay = chosen(case, rows[b], full[b, :, 0])

@@ -113,7 +113,7 @@ def test_final_drop_that_does_not_fit(measured: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
         ({"tau": 1.5}, "tau 1.5 must be above 0 and below 1"),
         ({"epsilon": -0.1}, "epsilon -0.1"),
@@ -125,8 +125,8 @@ def test_final_drop_that_does_not_fit(measured: Any) -> None:
         ({"query": "text", "score": "softmax"}, "exact for logits only"),
     ],
 )
-def test_bad_options(options: dict[str, Any], says: str) -> None:
-    with pytest.raises(BadSchedule, match=says):
+def test_bad_options(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadSchedule, match=message):
         Method(**options)
 
 

@@ -68,15 +68,15 @@ def test_on_the_demo(demo: Family) -> None:
 
 
 @pytest.mark.parametrize(
-    ("selector", "says"),
+    ("selector", "message"),
     [
         ({"score": "given"}, "selector of a cls gate: score 'given' is not known; use one of class_token, received"),
         ({"score_layer": 0}, "selector of a cls gate: score_layer 0 must be below 0"),
         ({"score_layer": 1.5}, "score_layer is 1.5"),
     ],
 )
-def test_bad_selector_block(selector: dict[str, Any], says: str, site: Any) -> None:
-    with pytest.raises(BadSchedule, match=says):
+def test_bad_selector_block(selector: dict[str, Any], message: str, site: Any) -> None:
+    with pytest.raises(BadSchedule, match=message):
         Method.choose(site(Gate(0, 5, "vision", selector), 20, (4, 5)))
 
 

@@ -186,7 +186,7 @@ def test_onnx_of_the_options(site: Any, random_rows: Any, exported_slots: Any) -
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
         ({"image_pivots": -1}, "image_pivots -1 must be at least 0"),
         ({"text_pivots": -2}, "text_pivots -2 must be at least 0"),
@@ -196,8 +196,8 @@ def test_onnx_of_the_options(site: Any, random_rows: Any, exported_slots: Any) -
         ({"features": "value"}, "features 'value' is not known"),
     ],
 )
-def test_bad_options(options: dict[str, Any], says: str, site: Any) -> None:
-    with pytest.raises(BadSchedule, match=says):
+def test_bad_options(options: dict[str, Any], message: str, site: Any) -> None:
+    with pytest.raises(BadSchedule, match=message):
         Method(**options)
-    with pytest.raises(BadSchedule, match=f"selector of a dart gate: .*{says}"):
+    with pytest.raises(BadSchedule, match=f"selector of a dart gate: .*{message}"):
         Method.choose(site(Gate(3, 7, selector=options), 20, (4, 5)))

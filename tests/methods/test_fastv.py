@@ -78,7 +78,7 @@ def test_onnx_of_the_average(site: Any, random_rows: Any, exported_slots: Any) -
 
 
 @pytest.mark.parametrize(
-    ("selector", "says"),
+    ("selector", "message"),
     [
         ({}, "selector of a fastv gate: the constant 'query' is missing"),
         ({"query": "mean"}, "query 'mean' is not known; use one of last, all"),
@@ -86,8 +86,8 @@ def test_onnx_of_the_average(site: Any, random_rows: Any, exported_slots: Any) -
         ({"query": 1}, "query is 1"),
     ],
 )
-def test_bad_selector_block(selector: dict[str, Any], says: str, site: Any) -> None:
-    with pytest.raises(BadSchedule, match=says):
+def test_bad_selector_block(selector: dict[str, Any], message: str, site: Any) -> None:
+    with pytest.raises(BadSchedule, match=message):
         Method.choose(site(Gate(1, 7, selector=selector), 20, (4, 5)))
 
 

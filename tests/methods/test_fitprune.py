@@ -187,7 +187,7 @@ def test_budget_is_met(compression: float, gates: int, measured: Any) -> None:
     assert (report["alpha"], tuple(report["staircase"])) == (pytest.approx(found[0], abs=1e-6), found[1])
 
 
-def test_keep_and_layers_are_honoured(measured: Any) -> None:
+def test_keep_and_layers_are_respected(measured: Any) -> None:
     statistics = measured(LAYERS, GRID, [0.0] * LAYERS)
     for request, expected in (
         (BudgetRequest(keep=(0.5,), layers=(5,)), [(5, 10)]),

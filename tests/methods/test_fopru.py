@@ -215,19 +215,19 @@ def test_kept_rows_are_gathered() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "says"),
+    ("options", "message"),
     [
         ({"score_layer": 0}, "score_layer 0 must be below 0"),
         ({"row_fill": "rank"}, "use --strategy row"),
     ],
 )
-def test_bad_options(options: dict[str, Any], says: str) -> None:
-    with pytest.raises(BadSchedule, match=says):
+def test_bad_options(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadSchedule, match=message):
         Method(**options)
 
 
 @pytest.mark.parametrize(
-    ("asked", "says"),
+    ("asked", "message"),
     [
         (BudgetRequest(layers=(2,)), "--layers 2 does not fit"),
         (BudgetRequest(keep=(0.5, 0.25)), "--keep has 2 values.*give one"),
@@ -236,13 +236,13 @@ def test_bad_options(options: dict[str, Any], says: str) -> None:
         (BudgetRequest(keep=(4,)), "keep 4 is less than one row of 5 tokens"),
     ],
 )
-def test_bad_requests(asked: BudgetRequest, says: str, measured: Any) -> None:
-    with pytest.raises(BadSchedule, match=says):
+def test_bad_requests(asked: BudgetRequest, message: str, measured: Any) -> None:
+    with pytest.raises(BadSchedule, match=message):
         Method(strategy="row").calibrate(measured(), asked)
 
 
 @pytest.mark.parametrize(
-    ("selector", "keep", "says"),
+    ("selector", "keep", "message"),
     [
         ({"strategy": "column"}, 5, "selector of a fopru gate: strategy 'column' is not known; use one of rank, row"),
         ({"direction": "both"}, 5, "direction 'both'"),
@@ -253,8 +253,8 @@ def test_bad_requests(asked: BudgetRequest, says: str, measured: Any) -> None:
         ({"strategy": "row"}, 7, "keep 7 of a fopru gate is not a whole number of rows of 5"),
     ],
 )
-def test_bad_selector_block(selector: dict[str, Any], keep: int, says: str, site: Any) -> None:
-    with pytest.raises(BadSchedule, match=says):
+def test_bad_selector_block(selector: dict[str, Any], keep: int, message: str, site: Any) -> None:
+    with pytest.raises(BadSchedule, match=message):
         Method.choose(site(Gate(0, keep, "vision", selector), 20, (4, 5)))
     with pytest.raises(BadSchedule, match="needs the whole image, 20 tokens, not 15"):
         Method.choose(site(Gate(0, 5, "vision", {"strategy": "row"}), 15, (4, 5)))

@@ -74,10 +74,10 @@ def test_grid_needs_the_whole_grid(measured: Any, site: Any) -> None:
     method = Method(pattern="grid")
     assert len(slots(method, BudgetRequest(keep=(1.0, 5), layers=(3, 9)), measured, site, (4, 5))) == 2
     assert slots(method, BudgetRequest(keep=(5, 5, 0)), measured, site, (4, 5))[1:] == [[0, 1, 2, 3, 4], []]
-    says = "pattern 'grid' needs all tokens of the 4 x 5 grid, not 10 of them; use one gate or pattern 'stride'"
-    with pytest.raises(BadSchedule, match=says):
+    message = "pattern 'grid' needs all tokens of the 4 x 5 grid, not 10 of them; use one gate or pattern 'stride'"
+    with pytest.raises(BadSchedule, match=message):
         method.calibrate(measured(16, (4, 5)), BudgetRequest(keep=(10, 5), layers=(3, 9)))
-    with pytest.raises(BadSchedule, match=says):
+    with pytest.raises(BadSchedule, match=message):
         Method.choose(site(Gate(3, 5, selector={"pattern": "grid"}), 10, (4, 5)))
 
 

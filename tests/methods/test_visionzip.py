@@ -190,7 +190,7 @@ def test_bad_options(measured: Any, site: Any) -> None:
         Method(score_layer=0)
     with pytest.raises(BadSchedule, match="--keep has 3 values"):
         Method().calibrate(measured(), BudgetRequest(keep=(0.5, 0.4, 0.3)))
-    for count, says in ((-1, "must be a count within 0 and 5"), (6, "within 0 and 5"), (2.0, "contextual is 2.0")):
+    for count, message in ((-1, "must be a count within 0 and 5"), (6, "within 0 and 5"), (2.0, "contextual is 2.0")):
         gate = Gate(0, 5, "vision", {"contextual": count})
-        with pytest.raises(BadSchedule, match=says):
+        with pytest.raises(BadSchedule, match=message):
             Method.choose(site(gate, 20, (4, 5)))

@@ -275,7 +275,7 @@ def test_padding_gets_no_attention() -> None:
 
 
 @pytest.mark.parametrize(
-    ("selector", "says"),
+    ("selector", "message"),
     [
         ({}, "the constant .merge. is missing"),
         ({"merge": "union", "attention": 2, "over": 2, "early": 2, "depth": 1}, "depth"),
@@ -287,6 +287,6 @@ def test_padding_gets_no_attention() -> None:
         ({"merge": "union", "attention": 1, "over": 4, "early": 2, "fills": 9}, "fills 9"),
     ],
 )
-def test_bad_selector_block(selector: dict[str, Any], says: str, site: Any) -> None:
-    with pytest.raises(BadSchedule, match=says):
+def test_bad_selector_block(selector: dict[str, Any], message: str, site: Any) -> None:
+    with pytest.raises(BadSchedule, match=message):
         Method.choose(site(Gate(3, 3, selector=selector), 6, (2, 3)))

@@ -71,7 +71,7 @@ def test_counts_from_shares_and_counts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("keep", "says"),
+    ("keep", "message"),
     [
         ((0.5, 0.6), "keep 0.6 is 86 tokens of 72; kept counts must not grow"),
         ((145,), "keep 145 is 145 tokens of 144; the model has no more vision tokens"),
@@ -80,8 +80,8 @@ def test_counts_from_shares_and_counts() -> None:
         ((math.nan,), "keep nan must be at least 0"),
     ],
 )
-def test_bad_counts(keep: tuple[float, ...], says: str) -> None:
-    with pytest.raises(BadSchedule, match=says):
+def test_bad_counts(keep: tuple[float, ...], message: str) -> None:
+    with pytest.raises(BadSchedule, match=message):
         counts(keep, 144)
 
 
@@ -168,7 +168,7 @@ def budget_of(layers: tuple[int, ...], kept_tokens: tuple[int, ...], depth: int)
 
 
 @pytest.mark.parametrize(
-    ("request_", "says"),
+    ("request_", "message"),
     [
         (BudgetRequest(keep=(0.5,), compression=0.5), "give one of them"),
         (BudgetRequest(keep=(0.5,), layers=(2, 4)), "--keep has 1 values for 2 layers"),
@@ -179,8 +179,8 @@ def budget_of(layers: tuple[int, ...], kept_tokens: tuple[int, ...], depth: int)
         (BudgetRequest(layers=(4, 12)), "must come after the last gate"),
     ],
 )
-def test_impossible_requests(request_: BudgetRequest, says: str) -> None:
-    with pytest.raises(BadSchedule, match=says):
+def test_impossible_requests(request_: BudgetRequest, message: str) -> None:
+    with pytest.raises(BadSchedule, match=message):
         plan(request_, 16, 576, (3, 6, 9), SHAPE, drop=11)
 
 
@@ -201,7 +201,7 @@ def test_front_counts(request_: BudgetRequest, keep: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("request_", "says"),
+    ("request_", "message"),
     [
         (BudgetRequest(layers=(3, 6)), "--layers 3,6 does not fit"),
         (BudgetRequest(keep=(0.5, 0.25)), "--keep has 2 values for a method with one gate"),
@@ -210,6 +210,6 @@ def test_front_counts(request_: BudgetRequest, keep: int) -> None:
         (BudgetRequest(compression=1.0), "below 1"),
     ],
 )
-def test_front_refusals(request_: BudgetRequest, says: str) -> None:
-    with pytest.raises(BadSchedule, match=says):
+def test_front_refusals(request_: BudgetRequest, message: str) -> None:
+    with pytest.raises(BadSchedule, match=message):
         front(request_, 32, 576, 0.25)
