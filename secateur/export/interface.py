@@ -64,13 +64,6 @@ class Interface:
     def features(self, count: int | str, suffix: str = "") -> TensorSpec:
         return self.floats(f"features{suffix}", "B", count, self.dimensions.vision_width)
 
-    def cache(self, layer: int) -> tuple[list[TensorSpec], list[TensorSpec]]:
-        """Return past and new keys and values of a layer, sequence first."""
-        d = self.dimensions
-        pasts = [self.floats(f"past_{part}.{layer}", "P", "B", d.kv_heads, d.head_dim) for part in ("key", "value")]
-        news = [self.floats(f"new_{part}.{layer}", "S", "B", d.kv_heads, d.head_dim) for part in ("key", "value")]
-        return pasts, news
-
     def segment(self, first: int, end: int, reads: tuple[str, ...]) -> tuple[list[TensorSpec], list[TensorSpec]]:
         """Return the inputs and outputs of a segment of decoder layers [first, end)."""
         d = self.dimensions
@@ -85,9 +78,9 @@ class Interface:
             inputs.append(TensorSpec("question_position", "int64", (1,)))
         last = TensorSpec("logits", "float32", ("B", d.vocabulary))
         outputs = [last if end == d.layers else self.floats("hidden_states.out", "B", "S", d.width)]
-        for layer in range(first, end):
-            pasts, news = self.cache(layer)
-            inputs, outputs = inputs + pasts, outputs + news
+        for name in (f"{part}.{layer}" for layer in range(first, end) for part in ("key", "value")):
+            inputs.append(self.floats(f"past_{name}", "P", "B", d.kv_heads, d.head_dim))
+            outputs.append(self.floats(f"new_{name}", "S", "B", d.kv_heads, d.head_dim))
         return inputs, outputs + [self.read(name, end) for name in reads]
 
     def read(self, name: str, layer: int) -> TensorSpec:

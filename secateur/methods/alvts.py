@@ -107,8 +107,7 @@ class Method(base.Method):
 
     def _keep(self, request: BudgetRequest, depth: int, tokens: int) -> int:
         """Return k of every gate: floor(r N) and at least 1 (equation 7), or the k nearest to a compression."""
-        if request.keep is not None and request.compression is not None:
-            raise BadSchedule("--keep and --compression both set the budget; give one of them")
+        request.check()
         if request.compression is not None:
             bound = reachable(self.dense_layers, depth, tokens)
             if request.compression > bound:

@@ -99,12 +99,11 @@ def _keep(request: BudgetRequest, tokens: int) -> float:
         raise BadSchedule("--layers and --compression both set the layer of the drop; give one of them")
     if request.keep is None:
         return 0.0
-    if request.compression is not None:
-        raise BadSchedule("--keep and --compression both set the budget; give one of them")
+    request.check()
     if len(request.keep) != 1 or request.keep[0] not in (0, 1, tokens):
         given = ",".join(f"{value:g}" for value in request.keep)
         raise BadSchedule(
-            f"keep {given} does not fit vtw, which drops all tokens (0; 1.0 is a test); use --compression"
+            f"keep {given} does not fit vtw, which keeps 0 tokens (or 1.0, all of them, in tests); use --compression"
         )
     return float(request.keep[0] > 0)
 

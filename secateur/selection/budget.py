@@ -30,6 +30,11 @@ class BudgetRequest:
     compression: float | None = None
     layers: tuple[int, ...] | None = None
 
+    def check(self) -> None:
+        """Check that at most one of keep and compression is set."""
+        if self.keep is not None and self.compression is not None:
+            raise BadSchedule("--keep and --compression both set the budget; give one of them")
+
 
 @dataclass(frozen=True)
 class GatePlan:
@@ -251,8 +256,7 @@ def plan(
     Raises:
         BadSchedule: the request contradicts itself or cannot be met.
     """
-    if request.keep is not None and request.compression is not None:
-        raise BadSchedule("--keep and --compression both set the budget; give one of them")
+    request.check()
     if request.layers == () or request.keep == ():
         raise BadSchedule("--layers and --keep need at least one value")
     number = len(request.layers or request.keep or layers)
