@@ -200,29 +200,6 @@ def _fitting(compression: float, first: int, earliest: int, layers: int, tokens:
     return [p for p in range(first, earliest - 1, -1) if compression <= reachable(p, layers, tokens, drop)]
 
 
-def _first_layer(
-    compression: float,
-    placed: Sequence[int],
-    shape: Sequence[float],
-    earliest: int,
-    layers: int,
-    tokens: int,
-    drop: int | None,
-) -> int:
-    """Return the latest layer of a first gate that reaches `compression` and keeps at least half of its share.
-
-    If there is none, the earliest layer that reaches it, or the planned one. A single gate moves only if it must. With
-    a later first gate, all gates after it would keep too few tokens.
-    """
-    fits = _fitting(compression, placed[0], earliest, layers, tokens, drop)
-    if len(placed) == 1 and fits:
-        return fits[0]
-    for first in fits:
-        if counts_for(compression, (first, *placed[1:]), shape, layers, tokens, drop)[0] >= shape[0] * tokens / 2:
-            return first
-    return fits[-1] if fits else placed[0]
-
-
 def _too_late(compression: float, first: int, layers: int, tokens: int, drop: int | None, earliest: int) -> str:
     bound = math.floor(100 * reachable(first, layers, tokens, drop)) / 100
     allows = f"layer {first} of {layers} allows at most {bound:.2f}"
@@ -276,14 +253,22 @@ def plan(
     shape = spread(shares, number)
     if request.compression is None:
         return GatePlan(placed, counts(shape, vision_tokens))
+    asked: float = request.compression
     moved = None
     if request.layers is None:
-        first = _first_layer(request.compression, placed, shape, earliest, model_layers, vision_tokens, drop)
+        fits = _fitting(asked, placed[0], earliest, model_layers, vision_tokens, drop)
+
+        def keeps_enough(first: int) -> bool:
+            """Return whether the first gate keeps half of its share; if not, later gates would keep too few tokens."""
+            found = counts_for(asked, (first, *placed[1:]), shape, model_layers, vision_tokens, drop)
+            return found[0] >= shape[0] * vision_tokens / 2
+
+        enough = (first for first in fits if len(placed) == 1 or keeps_enough(first))
+        first = next(enough, fits[-1] if fits else placed[0])
         if first != placed[0]:
             moved, placed = (placed[0], first), (first, *placed[1:])
-    return GatePlan(
-        placed, counts_for(request.compression, placed, shape, model_layers, vision_tokens, drop, earliest), moved
-    )
+    kept_tokens = counts_for(asked, placed, shape, model_layers, vision_tokens, drop, earliest)
+    return GatePlan(placed, kept_tokens, moved)
 
 
 def front(request: BudgetRequest, model_layers: int, vision_tokens: int, share: float) -> int:
