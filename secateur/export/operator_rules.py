@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any, Concatenate, NamedTuple, ParamSpec
 
 from secateur.engines.version import Version
 from secateur.export.graph_facts import Node
@@ -25,6 +25,7 @@ class Refusal(NamedTuple):
     mend: str
 
 
+P = ParamSpec("P")
 Check = Callable[[Node], Refusal | None]
 
 
@@ -71,101 +72,83 @@ def refused(operators: str, problem: str, mend: str, source: str) -> dict[str, R
     return {operator: Row(frozenset(), source, refusal=Refusal(problem, mend)) for operator in operators.split()}
 
 
-def attribute(name: str, allowed: object, mend: str) -> Check:
+def check(function: Callable[Concatenate[Node, P], Refusal | None]) -> Callable[P, Check]:
+    """Turn a function of a node and arguments into a function that takes the arguments and returns a check."""
+
+    def with_arguments(*args: P.args, **kwargs: P.kwargs) -> Check:
+        return lambda node: function(node, *args, **kwargs)
+
+    return with_arguments
+
+
+@check
+def attribute(node: Node, name: str, allowed: object, mend: str) -> Refusal | None:
     """Check that the attribute is absent or has the one value that is supported."""
-
-    def check(node: Node) -> Refusal | None:
-        value = node.attribute(name, allowed)
-        return None if value == allowed else Refusal(f"{name} is {value}, only {allowed} is supported", mend)
-
-    return check
+    value = node.attribute(name, allowed)
+    return None if value == allowed else Refusal(f"{name} is {value}, only {allowed} is supported", mend)
 
 
-def no_attribute(name: str, mend: str) -> Check:
+@check
+def no_attribute(node: Node, name: str, mend: str) -> Refusal | None:
     """Check that the attribute is absent."""
-
-    def check(node: Node) -> Refusal | None:
-        value = node.attribute(name)
-        return None if value is None else Refusal(f"attribute {name} ({value}) is not supported", mend)
-
-    return check
+    value = node.attribute(name)
+    return None if value is None else Refusal(f"attribute {name} ({value}) is not supported", mend)
 
 
-def constant(i: int, name: str) -> Check:
+@check
+def constant(node: Node, i: int, name: str) -> Refusal | None:
     """Check that input `i` is absent or a constant of the graph."""
-
-    def check(node: Node) -> Refusal | None:
-        if not node.input(i) or node.is_constant(i):
-            return None
-        return Refusal(f"{name} is computed by the graph", f"make {name} a constant of the graph")
-
-    return check
-
-
-def folded(i: int, name: str) -> Check:
-    """Check that input `i` is absent or computed from constants, so that a build can compute it."""
-
-    def check(node: Node) -> Refusal | None:
-        if not node.input(i) or node.input(i) in node.facts.folded:
-            return None
-        return Refusal(f"{name} depends on an input", f"make {name} a constant of the graph")
-
-    return check
-
-
-def at_most(i: int, name: str, limit: int, mend: str) -> Check:
-    """Check that the constant input `i` does not exceed `limit`."""
-
-    def check(node: Node) -> Refusal | None:
-        values = node.values(i)
-        if values is None or not values.size or values.max() <= limit:
-            return None
-        return Refusal(f"{name} is {values.max()}, at most {limit} is supported", mend)
-
-    return check
-
-
-def rank(wanted: int, *inputs: int) -> Check:
-    """Check that these inputs are absent or have this many dimensions."""
-
-    def check(node: Node) -> Refusal | None:
-        for i in inputs:
-            shape = node.shape(i)
-            if node.input(i) and (shape is None or len(shape) != wanted):
-                found = "unknown rank" if shape is None else f"{len(shape)} dimensions"
-                return Refusal(f"input {i} ('{node.input(i)}') has {found}, not {wanted}", "reshape it before the node")
+    if not node.input(i) or node.is_constant(i):
         return None
+    return Refusal(f"{name} is computed by the graph", f"make {name} a constant of the graph")
 
-    return check
+
+@check
+def folded(node: Node, i: int, name: str) -> Refusal | None:
+    """Check that input `i` is absent or computed from constants, so that a build can compute it."""
+    if not node.input(i) or node.input(i) in node.facts.folded:
+        return None
+    return Refusal(f"{name} depends on an input", f"make {name} a constant of the graph")
 
 
-def no_input(mend: str, **names: int) -> Check:
+@check
+def at_most(node: Node, i: int, name: str, limit: int, mend: str) -> Refusal | None:
+    """Check that the constant input `i` does not exceed `limit`."""
+    values = node.values(i)
+    if values is None or not values.size or values.max() <= limit:
+        return None
+    return Refusal(f"{name} is {values.max()}, at most {limit} is supported", mend)
+
+
+@check
+def rank(node: Node, wanted: int, *inputs: int) -> Refusal | None:
+    """Check that these inputs are absent or have this many dimensions."""
+    for i in inputs:
+        shape = node.shape(i)
+        if node.input(i) and (shape is None or len(shape) != wanted):
+            found = "unknown rank" if shape is None else f"{len(shape)} dimensions"
+            return Refusal(f"input {i} ('{node.input(i)}') has {found}, not {wanted}", "reshape it before the node")
+    return None
+
+
+@check
+def no_input(node: Node, mend: str, **names: int) -> Refusal | None:
     """Check that these optional inputs are absent."""
-
-    def check(node: Node) -> Refusal | None:
-        present = [name for name, i in names.items() if node.input(i)]
-        return Refusal(f"input {present[0]} is not supported", mend) if present else None
-
-    return check
+    present = [name for name, i in names.items() if node.input(i)]
+    return Refusal(f"input {present[0]} is not supported", mend) if present else None
 
 
-def outputs(count: int, mend: str) -> Check:
+@check
+def outputs(node: Node, count: int, mend: str) -> Refusal | None:
     """Check that the node has only the first `count` outputs."""
-
-    def check(node: Node) -> Refusal | None:
-        extra = [name for name in node.proto.output[count:] if name]
-        return Refusal(f"output '{extra[0]}' is not supported", mend) if extra else None
-
-    return check
+    extra = [name for name in node.proto.output[count:] if name]
+    return Refusal(f"output '{extra[0]}' is not supported", mend) if extra else None
 
 
-def same_dtype(i: int, j: int, mend: str) -> Check:
+@check
+def same_dtype(node: Node, i: int, j: int, mend: str) -> Refusal | None:
     """Check that two inputs have the same dtype."""
-
-    def check(node: Node) -> Refusal | None:
-        first, second = node.dtype(i), node.dtype(j)
-        if not node.input(j) or first is None or second is None or first == second:
-            return None
-        return Refusal(f"inputs {i} and {j} are {first} and {second}", mend)
-
-    return check
+    first, second = node.dtype(i), node.dtype(j)
+    if not node.input(j) or first is None or second is None or first == second:
+        return None
+    return Refusal(f"inputs {i} and {j} are {first} and {second}", mend)

@@ -20,7 +20,7 @@ from torch import Tensor
 from secateur.bundle.layout import Layout
 from secateur.bundle.strict_json import Json
 from secateur.errors import BadSchedule
-from secateur.selection.low_rank import Factors, exact_queries_and_keys, importance, queries_and_keys, svd
+from secateur.selection.low_rank import Factors, importance, queries_and_keys, svd
 from secateur.selection.statistics import LayerRows
 from secateur.selection.topk import best
 
@@ -147,11 +147,8 @@ def _score(
     layer: LayerRows, layout: Layout, options: Options, factors: Factors | None, samples: Sequence[int]
 ) -> Tensor:
     """Return the scores [C, N] of one batch of samples by `factors`, or by the layer's own projections if None."""
-    batch, projections = pad([layer.rows[i] for i in samples], layout), layer.projections
-    if factors is None:
-        query, key = exact_queries_and_keys(projections, batch.rows, batch.position_ids)
-    else:
-        query, key = queries_and_keys(factors, projections, batch.rows, batch.position_ids)
+    batch = pad([layer.rows[i] for i in samples], layout)
+    query, key = queries_and_keys(factors, layer.projections, batch.rows, batch.position_ids)
     start, tokens = layout.image_start, layout.vision_tokens
     return importance(query, key, batch.attention_mask, start, tokens, options.score, options.bidirectional)
 

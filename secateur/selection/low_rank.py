@@ -64,21 +64,21 @@ def _split(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 
 def queries_and_keys(
-    factors: Factors, projections: Projections, rows: Tensor, position_ids: Tensor
+    factors: Factors | None, projections: Projections, rows: Tensor, position_ids: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return approximate post-RoPE queries [B, H, S, dh] and keys [B, Hkv, S, dh], fp32, of rows [B, S, D]."""
-    low = F.linear(projections.normalize(rows.float()), factors.down)
-    low_query, low_key = low.split([factors.query_up.shape[1], factors.key_up.shape[1]], dim=-1)
-    query = F.linear(low_query, factors.query_up, _float(projections.query_bias))
-    key = F.linear(low_key, factors.key_up, _float(projections.key_bias))
-    return projections.heads(query, key, position_ids)
+    """Return post-RoPE queries [B, H, S, dh] and keys [B, Hkv, S, dh], fp32, of rows [B, S, D].
 
-
-def exact_queries_and_keys(projections: Projections, rows: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the exact queries and keys, from the layer's own weights; shapes as in `queries_and_keys`."""
+    They are approximate, or without factors those of the layer's own weights.
+    """
     normalized = projections.normalize(rows.float())
-    query = F.linear(normalized, projections.query.float(), _float(projections.query_bias))
-    key = F.linear(normalized, projections.key.float(), _float(projections.key_bias))
+    if factors is None:
+        query = F.linear(normalized, projections.query.float(), _float(projections.query_bias))
+        key = F.linear(normalized, projections.key.float(), _float(projections.key_bias))
+    else:
+        low = F.linear(normalized, factors.down)
+        low_query, low_key = low.split([factors.query_up.shape[1], factors.key_up.shape[1]], dim=-1)
+        query = F.linear(low_query, factors.query_up, _float(projections.query_bias))
+        key = F.linear(low_key, factors.key_up, _float(projections.key_bias))
     return projections.heads(query, key, position_ids)
 
 

@@ -174,7 +174,7 @@ def test_the_report_agrees_with_the_gate(statistics: Statistics, site: Any, thin
         index = torch.arange(TOKENS).expand(len(held_out), -1)
         rows = GateInputs(batch.rows, batch.position_ids, batch.attention_mask, index, layout.image_start, {})
         slots = Method.choose(site(schedule.gates[layer.number], TOKENS, GRID, schedule.tensors))(rows)
-        exact = low_rank.exact_queries_and_keys(layer.projections, batch.rows, batch.position_ids)
+        exact = low_rank.queries_and_keys(None, layer.projections, batch.rows, batch.position_ids)
         truth = best(importance(*exact, batch.attention_mask, layout.image_start, TOKENS), 10)
         shared = [len(set(a) & set(b)) / 10 for a, b in zip(slots.tolist(), truth.tolist(), strict=True)]
         assert schedule.calibration["layers"][layer.number]["choice_overlap"] == pytest.approx(

@@ -181,7 +181,7 @@ def test_selector_equals_loops(score: str) -> None:
 def test_full_rank_equals_the_layer(kind: str) -> None:
     layer, rows = projections(kind), rows_of(1)
     selector = LowRankSelector(site_of(2, layer, 64), Thin(64, "product"))
-    exact = low_rank.exact_queries_and_keys(layer, rows.hidden_states, rows.position_ids)
+    exact = low_rank.queries_and_keys(None, layer, rows.hidden_states, rows.position_ids)
     truth = importance(*exact, rows.attention_mask, START, TOKENS)
     torch.testing.assert_close(score_of(selector, rows), truth, rtol=1e-4, atol=1e-6)
     thin = score_of(LowRankSelector(site_of(2, layer, 4), Thin(4, "product")), rows)
@@ -224,7 +224,7 @@ def test_fp16_rows_are_scored_in_fp32() -> None:
 def test_product_score_is_zero_without_text_after_the_image() -> None:
     rows = rows_of(4, rows=START + TOKENS, batch=1)
     mask, layer = torch.ones_like(rows.attention_mask), projections()
-    query, key = low_rank.exact_queries_and_keys(layer, rows.hidden_states, rows.position_ids)
+    query, key = low_rank.queries_and_keys(None, layer, rows.hidden_states, rows.position_ids)
     assert not importance(query, key, mask, START, TOKENS).any()
     assert importance(query, key, mask, START, TOKENS, "v2v").all()
 
