@@ -55,11 +55,7 @@ def error(found: base.Array, expected: base.Array) -> float:
     return worst if np.isfinite(worst) else float("inf")
 
 
-def check(
-    bundle: Bundle,
-    family: Family,
-    progress: Progress = silent,
-) -> tuple[Parity, ...]:
+def check(bundle: Bundle, family: Family, progress: Progress = silent) -> tuple[Parity, ...]:
     """Compare a bundle on ONNX Runtime with `family` on torch: prefill and two decode steps of every schedule.
 
     For every image size, also compare the segments, run by torch, with the model's own forward pass; bf16 bundles get
@@ -68,13 +64,9 @@ def check(
     with closing(eager.Backend(bundle, family=family)) as reference:
         if bundle.manifest.dtype == "bf16":  # ONNX Runtime's CPU has no kernels for it
             return tuple(_models(bundle, reference, family))
-        with closing(_candidate(bundle)) as candidate:
+        small = sum(path.stat().st_size for path in bundle.root.rglob("*")) < RESIDENT_BYTES
+        with closing(ort.Backend(bundle, resident=small, mapped=None if small else True)) as candidate:
             return _check(bundle, family, reference, candidate, progress)
-
-
-def _candidate(bundle: Bundle) -> base.Backend:
-    small = sum(path.stat().st_size for path in bundle.root.rglob("*")) < RESIDENT_BYTES
-    return ort.Backend(bundle, resident=small, mapped=None if small else True)
 
 
 def _models(bundle: Bundle, reference: base.Backend, family: Family) -> Iterator[Parity]:
