@@ -132,7 +132,7 @@ def rank(node: Node, wanted: int, *inputs: int) -> Refusal | None:
 
 
 @check
-def no_input(node: Node, mend: str, **names: int) -> Refusal | None:
+def no_input(node: Node, /, mend: str, **names: int) -> Refusal | None:
     """Check that these optional inputs are absent."""
     present = [name for name, i in names.items() if node.input(i)]
     return Refusal(f"input {present[0]} is not supported", mend) if present else None
