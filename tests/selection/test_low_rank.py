@@ -75,7 +75,7 @@ def plain_heads(rows: Floats, positions: NDArray[np.int64], heads: int, theta: f
     return out.transpose(1, 0, 2)
 
 
-def projections(kind: str = "llama", dtype: torch.dtype = torch.float32) -> LlamaProjections:
+def projections(kind: str = "llama", dtype: torch.dtype = torch.float32, std: float = 0.5) -> LlamaProjections:
     """Return the projections of a random layer."""
     model_class, config = MODELS[kind]
     sizes = {
@@ -93,7 +93,7 @@ def projections(kind: str = "llama", dtype: torch.dtype = torch.float32) -> Llam
         torch.manual_seed(0)
         model = model_class(config(**sizes))
         for weight in model.parameters():
-            weight.data = weight.data.normal_(std=0.5).to(dtype)
+            weight.data = weight.data.normal_(std=std).to(dtype)
     model.requires_grad_(False)
     return LlamaProjections(model.layers[1], model.rotary_emb)
 
@@ -273,7 +273,9 @@ def test_onnx_chooses_the_same(
 ) -> None:
     """With padding, positions with a gap, three kinds of layers, fp32 and fp16; and the graph stays thin."""
     tokens, keep, rank = 20, 7, 6
-    selectors = [Method.choose(site_of(keep, projections(kind, dtype), rank, score, tokens)) for kind, score in asked]
+    selectors = [
+        Method.choose(site_of(keep, projections(kind, dtype, std=1), rank, score, tokens)) for kind, score in asked
+    ]
     fed = []
     for seed in range(len(selectors)):
         rows = random_rows(tokens, seed=seed)
