@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compact positions in prompts whose positions start at 1, and in prompts whose positions are not a plain count."""
+"""Compact positions in prompts with positions from 1, and in prompts with several position axes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.conftest import method, schedules, tiny_family
 
 COMPACT = {"compact": method("pdrop", positions="compact")}
 TWICE = BudgetRequest(keep=(0.6, 0.3), layers=(1, 3))
-"""Two gates, so that positions are renumbered twice."""
+"""A budget with two gates, so that positions are renumbered twice."""
 
 
 def test_compact_positions_from_one_equal_masked(tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The invariants on the trained demo model, where attention is peaked and answers are meaningful."""
+"""Invariants of a bundle on the trained demo model, which has peaked attention and meaningful answers."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Dockerfiles, compose.yaml and their README, read as text: nothing is built or started."""
+"""Checks of the Dockerfiles, compose.yaml and their README as text; nothing is built or started."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ COMPOSE_KEYS = {
 
 @dataclass(frozen=True)
 class Stage:
-    """One FROM and what follows: (instruction, value) in order, lines joined."""
+    """A FROM and its instructions, as (instruction, value) in order."""
 
     image: str
     name: str
@@ -53,13 +53,13 @@ class Stage:
         return [value for kind, value in self.steps if kind == instruction]
 
     def words(self, instruction: str) -> list[str]:
-        """The words of the last such instruction, in JSON form or not."""
+        """Return the words of the last such instruction, in JSON form or not."""
         value = self.values(instruction)[-1]
         return list(json.loads(value)) if value.startswith("[") else value.split()
 
 
 def arguments(name: str) -> dict[str, str]:
-    """ARG before the first FROM, with its default."""
+    """Return each ARG before the first FROM, with its default."""
     found = {}
     for kind, value in structure(name):
         if kind == "FROM":
@@ -92,7 +92,7 @@ def is_pinned(image: str) -> bool:
 
 
 def is_ignored(path: str) -> bool:
-    """Return whether .dockerignore excludes the path; the last matching pattern decides."""
+    """Return whether .dockerignore excludes the path, by its last matching pattern."""
     ignored = False
     for line in IGNORED:
         pattern = line.removeprefix("!").rstrip("/")
@@ -133,10 +133,10 @@ def test_the_last_stage_runs_secateur_as_an_unprivileged_user(name: str) -> None
         i for i, (kind, _) in enumerate(stage.steps) if kind in ("RUN", "COPY")
     )
     assert stage.words("ENTRYPOINT") == ["secateur"]
-    assert stage.words("HEALTHCHECK") == ["NONE"], "a command that ends has no health"
+    assert stage.words("HEALTHCHECK") == ["NONE"], "a command that ends needs no health check"
     (volume,) = stage.words("VOLUME")
     assert volume == (ENGINES if name in DEVICES else "/work/build")
-    assert f" {volume}" in stage.values("RUN")[-1], "a volume takes its owner from the folder in the image"
+    assert f" {volume}" in stage.values("RUN")[-1], "a volume gets its owner from the folder in the image"
     with pytest.raises(SystemExit) as ended:
         _parser(stage.words("CMD")).parse_args(stage.words("CMD"))
     assert ended.value.code == 0
@@ -151,7 +151,7 @@ def test_the_last_stage_has_no_build_tools_and_no_caches(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_packages_are_pinned_and_wheels(name: str) -> None:
+def test_packages_are_pinned_wheels(name: str) -> None:
     installs = [c for stage in stages(name) for run in stage.values("RUN") for c in commands(run) if "pip" in c]
     assert len(installs) >= 3
     for command in installs:
@@ -164,7 +164,7 @@ def test_packages_are_pinned_and_wheels(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_what_is_copied_is_there_and_is_no_engine(name: str) -> None:
+def test_copied_files_exist_and_contain_no_engines(name: str) -> None:
     before: list[str] = []
     for stage in stages(name):
         assert not stage.values("ADD"), "COPY does not fetch or unpack"
@@ -187,7 +187,7 @@ def test_nothing_else_is_sent_to_the_builder() -> None:
     assert {*stages("exporter")[0].steps} == {step for name in FILES for step in stages(name)[0].steps}
 
 
-def test_what_is_copied_makes_the_whole_wheel(tmp_path: Path) -> None:
+def test_the_copied_files_make_the_whole_wheel(tmp_path: Path) -> None:
     """The copied files suffice to build the package with its data."""
     for source in {s for copy in stages("exporter")[0].values("COPY") for s in copy.split()[:-1]}:
         if (ROOT / source).is_dir():
@@ -239,7 +239,7 @@ def test_run_commands_of_the_readme(command: list[str]) -> None:
         assert ":/work/build" in options and words[0] == "export"
 
 
-def test_the_readme_shows_every_start() -> None:
+def test_the_readme_has_the_commands_of_every_image() -> None:
     built = {c[c.index("-t") + 1] for c in COMMANDS if c[:2] == ["docker", "build"]}
     assert built == {f"secateur:{name}" for name in FILES}
     shown = {(name, words[0]) for _, name, words in map(split_run, RUNS)}
@@ -252,7 +252,7 @@ def test_the_readme_shows_every_start() -> None:
 
 
 def compose(**variables: str) -> dict[str, Any]:
-    """compose.yaml with its variables filled in."""
+    """Return compose.yaml with its variables filled in."""
     text = (DOCKER / "compose.yaml").read_text(encoding="utf-8")
     filled = re.sub(r"\$\{(\w+):-([^}]*)\}", lambda m: variables.get(m[1], m[2]), text)
     document: dict[str, Any] = yaml.safe_load(filled)

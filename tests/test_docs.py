@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pages: the site builds without a warning, the picture is fresh, lines are short."""
+"""The documentation: the site builds without a warning, the picture is up to date, lines are short."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 
 
 def prose(page: Path) -> list[str]:
-    """Lines of a page outside of code blocks, tables and lines that are longer only by a link."""
+    """Return the lines of a page without code blocks, tables and the targets of links."""
     words = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.S | re.M)
     return [re.sub(r"\]\([^)]*\)", "]", line) for line in words.splitlines() if not line.startswith("|")]
 
@@ -31,18 +31,18 @@ def test_the_site_builds(tmp_path: Path) -> None:
         assert not re.findall(r'(?:src|<link[^>]*href)="https?://', page.read_text(encoding="utf-8")), page.name
 
 
-def test_the_picture_is_fresh() -> None:
+def test_the_picture_is_up_to_date() -> None:
     assert PICTURE.read_text(encoding="utf-8") == picture(), "run `make table`"
 
 
 def test_every_package_has_a_paragraph() -> None:
-    told = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-    missing = {name for row in layers() for name in row if f"`{name}`" not in told}
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    missing = {name for row in layers() for name in row if f"`{name}`" not in text}
     assert not missing
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_prose_is_narrow(page: Path) -> None:
-    # a generated list of reasons, one a line
+    # matrix.md is generated, with one reason on each line
     long = [line for line in prose(page) if len(line) > 120] if page.name != "matrix.md" else []
     assert not long

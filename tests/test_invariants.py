@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What must always be true of a bundle, on the tiny LLaVA with every method."""
+"""Invariants of a bundle, on the tiny LLaVA with every method."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_keeping_everything_equals_full(ort: Pipeline, method: str) -> None:
 
 @pytest.mark.parametrize("method", SCHEDULES)
 def test_something_is_pruned(ort: Pipeline, method: str) -> None:
-    """About half, as asked: every method spends the same budget. And it shows in the receipt."""
+    """Every method meets the budget of half the tokens, and the receipt shows it."""
     answer = ort.ask(picture(0), QUESTION, schedule=method, max_new_tokens=1)
     tokens = ort.bundle.manifest.layout.vision_tokens
     step = 0.06 if method == "downsample" else 0.01  # a smaller image has a whole number of rows and columns
@@ -74,7 +74,7 @@ def test_something_is_pruned(ort: Pipeline, method: str) -> None:
 
 @pytest.mark.parametrize("method", [*SCHEDULES, "full"])
 def test_the_time_to_the_first_token_counts_every_graph(ort: Pipeline, method: str) -> None:
-    """Gates in the encoder, and those that replace it."""
+    """This includes gates in the encoder, and gates that replace it."""
     spent = ort.ask(picture(0), QUESTION, schedule=method, max_new_tokens=1).timings
     names = {graph.name for graph in ort.bundle.manifest.graphs}
     graphs = sum(milliseconds for name, milliseconds in spent.items() if name in names)
@@ -94,7 +94,7 @@ def test_pruned_equals_masked(ort: Pipeline, tiny: Family, method: str, seed: in
 
 @pytest.mark.parametrize("method", SCHEDULES)
 def test_gates_read_what_they_should(ort: Pipeline, tiny: Family, method: str) -> None:
-    """Selectors run again on what transformers computes: the rows entering a layer, and the layer before."""
+    """Selectors choose the same tokens from the rows and attention tensors that transformers computes."""
     questions = [QUESTION, LONGER, "w2"]
     answers = ort.ask([picture(i) for i in range(3)], questions, schedule=method, max_new_tokens=1)
     schedule = read_schedule(ort.bundle.path(f"schedules/{method}.json"))
@@ -138,7 +138,7 @@ def test_gates_read_what_they_should(ort: Pipeline, tiny: Family, method: str) -
 
 
 def _read(seen: Seen, layer: int, stay: list[int], text: list[int]) -> dict[str, torch.Tensor]:
-    """What the segment before `layer` hands to a selector."""
+    """Return the tensors that the segment before `layer` passes to a selector."""
     query, key = seen.query[layer - 1][0], seen.key[layer - 1][0]
     return {
         "query": query[:, -1][None],
@@ -169,7 +169,7 @@ def test_a_batch_equals_single_runs(ort: Pipeline, tiny: Family, method: str) ->
 
 
 def test_two_exports_are_equal(tiny: Family, tiny_bundle: tuple[Path, Exported], tmp_path: Path) -> None:
-    """The same graphs and schedules are the same bytes, whatever else is in a bundle."""
+    """Equal graphs and schedules have equal bytes, independent of the rest of the bundle."""
     folder, first = tiny_bundle
     names = {"alvts"} & set(METHODS) or {METHODS[0]}
     some = [read_schedule(folder / f"schedules/{name}.json") for name in sorted(names)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A method that keeps 90 % of the tokens scores nearly as well as the full model; a collapse would be a bug."""
+"""A method that keeps 90 % of the tokens scores nearly as well as the full model."""
 
 from __future__ import annotations
 

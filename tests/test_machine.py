@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Free memory of the machine."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -13,7 +15,7 @@ from secateur import machine
     [("MemFree: 1 kB\nMemAvailable:    2048 kB\n", 2 << 20), ("MemFree: 1 kB\n", None), (None, None)],
     ids=["Linux", "another Linux", "no Linux"],
 )
-def test_memory_is_told_only_by_linux(
+def test_free_memory_is_known_only_on_linux(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: str | None, free: int | None
 ) -> None:
     if lines is not None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every family with every method; matrix.py writes the results to docs/matrix.md."""
+"""Checks of every method on every family; matrix.py writes the results to docs/matrix.md."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.family_cases import Case, case
 from tests.matrix import FOUND
 
 Check = Callable[[Case, str], str | None]
-"""Raises AssertionError, or returns the reason if the model refuses."""
+"""Returns None, or the reason of a refusal; raises AssertionError on failure."""
 CHECKS: dict[str, Check] = {
     "parity": lambda found, name: checks.check_parity(found.exported, name),
     "pruned": lambda found, name: checks.check_pruned(found.vlm, found.family, name),

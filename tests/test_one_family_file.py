@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A family is one file: in a copy of the project with one more file, the loader and the tests find it."""
+"""A family is one file: the loader and the tests find it in a copy of the project with one more file."""
 
 from __future__ import annotations
 

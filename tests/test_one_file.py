@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A method is one file: added to a copy of the project, the command line, the tests and the README find it."""
+"""A method is one file: the commands, the tests and the README find it in a copy of the project."""
 
 from __future__ import annotations
 

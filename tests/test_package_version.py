@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who runs on a GPU has onnxruntime-gpu in the place of onnxruntime: exports and measurements must go on."""
+"""Versions of installed packages; onnxruntime-gpu may be installed instead of onnxruntime."""
 
 from __future__ import annotations
 

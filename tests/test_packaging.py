@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+"""The wheel contains the whole package, and works without the export packages."""
+
 from __future__ import annotations
 
 import os
@@ -31,7 +33,7 @@ def unpacked(wheel: Path) -> Path:
     return folder
 
 
-def test_the_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
+def test_the_wheel_contains_only_the_package(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     tops = {name.partition("/")[0] for name in names}
     assert all(top == "secateur" or top.endswith(".dist-info") for top in tops), tops
@@ -67,12 +69,12 @@ def test_the_wheel_runs_a_bundle_without_the_export_packages(unpacked: Path, dem
     assert done.returncode == 2 and "pip install 'secateur[export]'" in done.stderr
 
 
-def test_commands_that_need_the_export_packages_say_so(unpacked: Path) -> None:
+def test_a_missing_export_package_is_a_one_line_error(unpacked: Path) -> None:
     done = run(unpacked, "from secateur.cli import main; sys.exit(main(['export']))")
     assert done.returncode == 2, done.stderr
     assert "pip install 'secateur[export]'" in done.stderr and "Traceback" not in done.stderr
 
 
-def test_sources_say_their_licence() -> None:
+def test_sources_have_a_license_line() -> None:
     for path in [*ROOT.glob("secateur/**/*.py"), *ROOT.glob("tests/**/*.py"), ROOT / "export.py"]:
         assert path.read_text(encoding="utf-8").startswith("# SPDX-License-Identifier: Apache-2.0\n"), path

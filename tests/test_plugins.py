@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Every plug-in can be loaded, and importing has no side effects."""
+
 from __future__ import annotations
 
 import subprocess
@@ -32,7 +34,7 @@ def test_every_file_is_a_plug_in(package: ModuleType, name: str, base: type) -> 
         assert issubclass(getattr(plugins.load(package, plugin, "plug-in"), name), base)
 
 
-def test_every_command_is_one() -> None:
+def test_every_command_has_the_parts_of_a_command() -> None:
     for name in plugins.names(commands):
         module = plugins.load(commands, name, "command")
         assert module.HELP and module.__doc__ and all(hasattr(module, x) for x in ("add_arguments", "run", "show"))

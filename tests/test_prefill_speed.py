@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+"""The benchmark of prefill speed: FLOPs, rows of each layer, and its options."""
+
 from __future__ import annotations
 
 import sys
@@ -15,7 +17,7 @@ from secateur.runtime import Pipeline
 
 
 def test_flops_of_llava_7b() -> None:
-    """A decoder of LLaMA-7B reads 640 rows with about two FLOPs per weight and row, plus attention."""
+    """The decoder of LLaMA-7B needs about two FLOPs per weight and row, plus attention, for 640 rows."""
     d = Dimensions(32, 4096, 32, 32, 128, 11008, 32064, 4096, 1024)
     weights = 32 * (4 * 4096 * 4096 + 3 * 4096 * 11008)
     assert decoder_flops([640] * 32, d) == 2 * 640 * weights + 32 * 4 * 640 * 640 * 4096

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The README's lines are run in order, unchanged, in one shell, in a fresh copy of the project."""
+"""The commands of the README run in order, unchanged, in one shell, in a fresh copy of the project."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from tests.table import README, replaced
 ROOT = README.parent
 TEXT = README.read_text(encoding="utf-8")
 NOT_RUN = ("make test",)
-"""Lines that would start this test again; `test_make_targets` shows what they run."""
+"""Lines that would start this test again; `test_make_targets` checks them."""
 COSTLY = ("demo-all", "prefill_speed", "tensorrt", "btp-78")
 
 
 def steps() -> list[str]:
-    """Each line of the console blocks and each Python block, in the README's order."""
+    """Return each line of the console blocks and each Python block, in the order of the README."""
     found: list[str] = []
     for kind, body in re.findall(r"^```(console|python)\n(.*?)^```", TEXT, re.S | re.M):
         found += body.splitlines() if kind == "console" else [f"python - <<'SNIPPET'\n{body}SNIPPET"]
@@ -37,7 +37,7 @@ QUICK = [step for step in STEPS if step not in SLOW]
 
 
 def fresh_clone(folder: Path) -> Path:
-    """The project's files in `folder`, with a new .venv that shares the packages of this environment."""
+    """Copy the project to `folder`, with a new .venv that shares the packages of this environment."""
     listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
     if listed.returncode != 0:
         pytest.skip("not a git checkout")
@@ -45,7 +45,7 @@ def fresh_clone(folder: Path) -> Path:
         if (ROOT / name).is_file() and not name.startswith(".venv"):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
-    # pip would need minutes and a network, so the environment is made ready: make finds nothing to install
+    # installing needs minutes and a network, so the environment is prepared and make has nothing to install
     environment = folder / ".venv"
     venv.create(environment, with_pip=False)
     (packages,) = environment.glob("lib/python*/site-packages")
@@ -59,12 +59,12 @@ def fresh_clone(folder: Path) -> Path:
 
 
 def paste(steps: list[str], clone: Path) -> dict[str, tuple[int, str]]:
-    """Exit code and output of each step, all in one shell."""
+    """Run all steps in one shell; return the exit code and output of each step."""
     mark = "=== step"
     script = "".join(f"{step}\necho; echo '{mark}' $?\n" for step in steps)
     hidden = ("PYTHONPATH", "VIRTUAL_ENV", "MAKEFLAGS", "MAKELEVEL")
     clean = {key: value for key, value in os.environ.items() if key not in hidden}
-    # commands must be found by what the lines do, not because the tests run in an environment of their own
+    # commands must be found through the README's own lines, not through the environment of the tests
     clean["PATH"] = os.pathsep.join(p for p in clean["PATH"].split(os.pathsep) if p != str(Path(sys.executable).parent))
     done = subprocess.run(
         ["bash"], input=script, cwd=clone, env=clean, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -78,7 +78,7 @@ def pasted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[int, str
     return paste(QUICK, fresh_clone(tmp_path_factory.mktemp("clone")))
 
 
-def test_the_first_lines_are_the_set_up() -> None:
+def test_the_first_lines_install_the_project() -> None:
     assert STEPS[0].startswith("make demo") and STEPS[1] == ". .venv/bin/activate"
     assert QUICK and SLOW and any("SNIPPET" in step for step in QUICK)
     assert all(f"\n{line}" in TEXT for line in NOT_RUN)
@@ -117,7 +117,7 @@ def test_the_table_is_fresh() -> None:
 
 
 @pytest.mark.parametrize("page", sorted(p.relative_to(ROOT).as_posix() for p in [README, *ROOT.glob("docs/*.md")]))
-def test_links_lead_somewhere(page: str) -> None:
+def test_links_have_a_target(page: str) -> None:
     for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", (ROOT / page).read_text(encoding="utf-8")):
         if "://" not in link:
             assert ((ROOT / page).parent / link).exists(), link

@@ -26,7 +26,7 @@ Bundle = tuple[Pipeline, Family]
 
 
 def unequal(schedule: Schedule, more: int) -> Schedule:
-    """Change every gate to keep `more` tokens more of the first image, and fewer of the second."""
+    """Change every gate to keep `more` more tokens of the first image, and `more` fewer of the second."""
     gates = []
     for gate in schedule.gates:
         first, second = gate.parts

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The simulated device detects errors that break a real one, and computes the same as ONNX Runtime."""
+"""The simulated device detects errors that break a real device, and computes the same as ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 
 
 class Simulation:
-    """The simulated modules, and the calls that every test needs."""
+    """The simulated modules, and shared calls of the tests."""
 
     def __init__(self) -> None:
         self.trt = importlib.import_module("tensorrt")
@@ -26,7 +26,7 @@ class Simulation:
         self.stream = self.ok(self.cudart.cudaStreamCreateWithFlags(self.cudart.cudaStreamNonBlocking))
 
     def ok(self, result: tuple[Any, ...]) -> Any:
-        """The one result of a successful call."""
+        """Return the result of a successful call."""
         assert result[0] == self.cudart.cudaError_t.cudaSuccess, result
         return result[1] if len(result) > 1 else None
 
@@ -34,13 +34,13 @@ class Simulation:
         return int(self.ok(self.cudart.cudaMalloc(size)))
 
     def pinned(self, array: Any) -> int:
-        """Pinned memory with these contents."""
+        """Return the address of pinned memory with these contents."""
         address = int(self.ok(self.cudart.cudaMallocHost(array.nbytes)))
         self.read(address, array.dtype, array.shape)[...] = array
         return address
 
     def read(self, address: int, dtype: Any, shape: tuple[int, ...]) -> Any:
-        """Return the memory contents as the simulation sees them."""
+        """Return an array over simulated memory."""
         size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         return self.simulated.device.memory.find(address, size).array(np.dtype(dtype), shape)
 
@@ -48,7 +48,7 @@ class Simulation:
         self.ok(self.cudart.cudaMemcpyAsync(target, source, size, self.cudart.cudaMemcpyKind[kind], self.stream))
 
     def upload(self, array: Any) -> int:
-        """Device memory with these contents after synchronization."""
+        """Return the address of device memory that has these contents after synchronization."""
         address = self.device(array.nbytes)
         self.copy(address, self.pinned(array), array.nbytes, "cudaMemcpyHostToDevice")
         return address
@@ -57,7 +57,7 @@ class Simulation:
         self.ok(self.cudart.cudaStreamSynchronize(self.stream))
 
     def build(self, path: Path, ranges: dict[str, tuple[Any, Any, Any]] | None, workspace: int = 1 << 30) -> Any:
-        """The plan of an ONNX file, or None."""
+        """Build the plan of an ONNX file; None on failure."""
         builder = self.trt.Builder(self.logger)
         network = builder.create_network(1 << int(self.trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
         parser = self.trt.OnnxParser(network, self.logger)
@@ -72,7 +72,7 @@ class Simulation:
         return builder.build_serialized_network(network, config)
 
     def context(self, plan: Any) -> Any:
-        """A context with activation memory of its own."""
+        """Return a context with its own activation memory."""
         strategy = self.trt.ExecutionContextAllocationStrategy.USER_MANAGED
         engine = self.trt.Runtime(self.logger).deserialize_cuda_engine(plan)
         context = engine.create_execution_context(strategy)
@@ -90,7 +90,7 @@ def made(simulated: Any) -> Simulation:
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    """y [N,4] = x [N,4] + 1"""
+    """An ONNX file: y [N,4] = x [N,4] + 1."""
     x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["N", 4]) for name in "xy")
     one = helper.make_tensor("one", TensorProto.FLOAT, [1], [1.0])
     graph = helper.make_graph([helper.make_node("Add", ["x", "one"], ["y"], "add")], "adds", [x], [y], [one])
@@ -100,7 +100,7 @@ def model(tmp_path: Path) -> Path:
 
 
 def ready(made: Simulation, model: Path, rows: int = 2) -> tuple[Any, int, Any]:
-    """A context with everything set, the address of its output, and its input."""
+    """Return a context with shapes and addresses set, the address of its output, and its input."""
     context, x = made.context(made.build(model, RANGES)), np.arange(rows * 4, dtype=np.float32).reshape(rows, 4)
     out = made.device(x.nbytes)
     assert context.set_input_shape("x", x.shape)
@@ -108,7 +108,7 @@ def ready(made: Simulation, model: Path, rows: int = 2) -> tuple[Any, int, Any]:
     return context, out, x
 
 
-def test_other_processes_see_it_too(simulated: Any) -> None:
+def test_other_processes_use_the_simulation(simulated: Any) -> None:
     program = (
         "import tensorrt, cuda.bindings.runtime as cudart; print(tensorrt.__version__, cudart.cudaMalloc(8)[0].name)"
     )
@@ -150,7 +150,7 @@ def test_a_run_after_a_new_shape_cannot_be_recorded(made: Simulation, model: Pat
 
 
 @pytest.mark.parametrize("call", ["cudaDeviceSynchronize()", "cudaMalloc(8)", "cudaFree(0)", "cudaMallocHost(8)"])
-def test_what_a_recording_does_not_allow(made: Simulation, call: str) -> None:
+def test_calls_that_a_recording_does_not_allow(made: Simulation, call: str) -> None:
     mode = made.cudart.cudaStreamCaptureMode.cudaStreamCaptureModeGlobal
     made.ok(made.cudart.cudaStreamBeginCapture(made.stream, mode))
     name, _, argument = call.rstrip(")").partition("(")
@@ -179,7 +179,7 @@ def test_copies_stay_inside_allocations(made: Simulation) -> None:
         made.cudart.cudaMemcpyAsync(address, made.device(16), 16, kind, made.stream)
 
 
-def test_memory_of_waiting_work_is_not_freed(made: Simulation) -> None:
+def test_memory_of_pending_work_is_not_freed(made: Simulation) -> None:
     address = made.upload(np.zeros(4, np.float32))
     with pytest.raises(made.simulated.Fault, match="waits"):
         made.cudart.cudaFree(address)
@@ -187,7 +187,7 @@ def test_memory_of_waiting_work_is_not_freed(made: Simulation) -> None:
     made.ok(made.cudart.cudaFree(address))
 
 
-def test_memory_ends(simulated: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_limited(simulated: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SIMULATED_DEVICE_MEMORY", "1000")
     made = Simulation()
     made.device(600)
@@ -243,7 +243,7 @@ def test_addresses_are_aligned_and_present(made: Simulation, model: Path) -> Non
         context.set_tensor_address("y", np.int64(out))
 
 
-def test_an_output_may_not_lie_on_an_input(made: Simulation, model: Path) -> None:
+def test_an_output_may_not_overlap_an_input(made: Simulation, model: Path) -> None:
     context, _, _ = ready(made, model)
     assert context.set_tensor_address("y", context.get_tensor_address("x"))
     with pytest.raises(made.simulated.Fault, match="output y overlaps x"):
@@ -290,12 +290,14 @@ def test_a_small_workspace_is_refused(made: Simulation, model: Path) -> None:
     assert made.build(model, RANGES, workspace=10) is None
 
 
-def test_an_untyped_network_is_noticed(made: Simulation) -> None:
+def test_an_untyped_network_is_detected(made: Simulation) -> None:
     with pytest.raises(made.simulated.Fault, match="strongly typed"):
         made.trt.Builder(made.logger).create_network()
 
 
-def test_plans_of_others_are_refused(made: Simulation, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plans_of_another_device_or_version_are_refused(
+    made: Simulation, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     plan = bytes(made.build(model, RANGES))
     runtime = made.trt.Runtime(made.logger)
     assert runtime.deserialize_cuda_engine(plan) is not None
@@ -317,7 +319,7 @@ def test_a_damaged_timing_cache(made: Simulation, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("operators", ["Add", "TopK,Add"])
-def test_the_parser_names_what_it_does_not_support(
+def test_the_parser_names_unsupported_operators(
     made: Simulation, model: Path, operators: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SIMULATED_UNSUPPORTED", operators)
@@ -333,7 +335,7 @@ def test_names_that_do_not_exist(made: Simulation) -> None:
         made.trt.nptype  # noqa: B018
 
 
-def test_a_subclass_must_initialise_its_base(made: Simulation) -> None:
+def test_a_subclass_must_initialize_its_base(made: Simulation) -> None:
     trt = made.trt
 
     class Recorder(trt.IErrorRecorder):  # type: ignore[misc, name-defined]

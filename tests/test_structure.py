@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rules of the source tree that no other tool checks; who may import whom is in setup.cfg, for lint-imports."""
+"""Rules of the source tree that no other tool checks, and the import contracts in setup.cfg."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from importlinter import cli
 PACKAGE = Path(__file__).parent.parent / "secateur"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 PLUG_INS = {"Method", "Family", "Backend", "Task", "Target"}
-"""Names that every plug-in of a kind gives its class."""
+"""Class names that every plug-in of a kind uses."""
 
 
 def test_import_contracts_hold(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -22,8 +22,8 @@ def test_import_contracts_hold(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cli.lint_imports(config_filename="setup.cfg", no_cache=True) == 0
 
 
-def test_no_module_imports_itself_in_a_circle() -> None:
-    """Lazy imports and those for type checkers count too."""
+def test_there_are_no_import_cycles() -> None:
+    """Lazy imports and imports for type checkers count too."""
     graph = grimp.build_graph("secateur", cache_dir=None)
     for module in sorted(graph.modules):
         for imported in graph.find_modules_directly_imported_by(module):
@@ -41,7 +41,7 @@ def test_files_are_small() -> None:
     assert not long
 
 
-def test_one_name_stands_for_one_thing() -> None:
+def test_class_names_are_unique() -> None:
     nodes = (node for p in SOURCES for node in ast.walk(ast.parse(p.read_text(encoding="utf-8"))))
     count = Counter(node.name for node in nodes if isinstance(node, ast.ClassDef))
     assert not {name for name, number in count.items() if number > 1} - PLUG_INS

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The file formats of schedules and bundles. Knows no other package."""
+"""File formats of schedules and bundles."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write a file or a folder atomically: write beside the target, then rename."""
+"""Write a file or a folder atomically: write it beside the target, then rename it."""
 
 from __future__ import annotations
 
@@ -15,21 +15,20 @@ from secateur.errors import BadOutput
 
 
 def check_file_free(path: Path, force: bool) -> None:
-    """Check, before long work, that `path` is free or is a file that `force` allows to replace.
+    """Check, before long work, that a file can be written to `path`; `force` allows to replace a regular file.
 
     Raises:
-        BadOutput: it exists and `force` is not set, or it is something that must not be replaced: a folder, a link, a
-            device; or a parent of it is not a writable folder.
+        BadOutput: it exists and `force` is not set, it is a folder, a link or a device, or its folder is not writable.
     """
     if path.is_dir():
-        raise BadOutput(f"output {path} is a folder; name a file")
+        raise BadOutput(f"output {path} is a folder; give the path of a file")
     if path.is_symlink() or (path.exists() and not path.is_file()):
-        raise BadOutput(f"output {path} is no plain file; choose another name")
+        raise BadOutput(f"output {path} is not a regular file; choose another name")
     if path.exists() and not force:
         raise BadOutput(f"output {path} exists; add --force to replace it, or choose another name")
     way = next(folder for folder in path.absolute().parents if folder.exists())
     if not way.is_dir() or not os.access(way, os.W_OK):
-        raise BadOutput(f"output {path} cannot be written: {way} is no folder that you may write to")
+        raise BadOutput(f"output {path} cannot be written: {way} is not a writable folder")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -43,10 +42,10 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def write_with(path: Path, write: Callable[[Path], object]) -> None:
-    """Call `write` with a temporary path, then rename that file to `path`; parents are made, leftovers removed.
+    """Call `write` with a temporary path, then rename that file to `path`; makes parents, removes leftovers.
 
     Raises:
-        BadOutput: `write` raised OSError, or a parent of `path` cannot be made; an existing file is unchanged.
+        BadOutput: the file or a parent cannot be written; an existing file is unchanged.
     """
     partial = beside(path)
     try:
@@ -56,7 +55,7 @@ def write_with(path: Path, write: Callable[[Path], object]) -> None:
         write(partial)
         partial.replace(path)
     except OSError as problem:
-        with suppress(OSError):  # where the folder could not be made, there is nothing to remove
+        with suppress(OSError):  # the folder may not exist
             partial.unlink(missing_ok=True)
         raise BadOutput(f"output {path} cannot be written: {problem.strerror}") from None
 
@@ -67,7 +66,7 @@ def beside(path: Path) -> Path:
 
 
 def leftovers(path: Path) -> list[Path]:
-    """Return the temporary files or folders of `path` that killed processes left, which may be large."""
+    """Return the temporary files or folders of `path` that killed processes left."""
     name = re.compile(re.escape(f".{path.name}.partial-") + r"(\d+)")
     found = [(other, name.fullmatch(other.name)) for other in path.parent.glob(".*.partial-*")]
     return [other for other, process in found if process and not _is_alive(int(process[1]))]
@@ -91,11 +90,11 @@ RENAME_EXCHANGE = 2
 def atomic_folder(target: Path, force: bool, marker: str, keep: str = "") -> Iterator[Path]:
     """Yield a new folder that becomes `target` when the block succeeds, and is removed when it fails.
 
-    An existing `target` is kept until the end and, with `force`, exchanged in one step; its subfolder `keep` is
-    moved into the new one. Leftovers of killed runs are removed.
+    With `force`, an existing `target` is replaced in one step at the end, and its subfolder `keep` is moved to the new
+    folder. Leftovers of killed runs are removed.
 
     Raises:
-        BadOutput: see `check_folder_free`; or the disk is full, or it cannot be written there.
+        BadOutput: see `check_folder_free`; or the folder cannot be written, for example because the disk is full.
     """
     check_folder_free(target, force, marker)
     target = target.resolve()
@@ -124,14 +123,14 @@ def atomic_folder(target: Path, force: bool, marker: str, keep: str = "") -> Ite
 def check_folder_free(target: Path, force: bool, marker: str) -> None:
     """Check, before long work, that `target` can be written.
 
-    `force` replaces only an empty folder, or one that contains the file `marker`.
+    `force` allows to replace an empty folder, or one that contains the file `marker`.
 
     Raises:
-        BadOutput: it exists and `force` is not set, or it is something that `force` must not replace.
+        BadOutput: it exists and `force` is not set, or it is not a folder that `force` may replace.
     """
     try:
         if target.is_symlink() or (target.exists() and not target.is_dir()):
-            raise BadOutput(f"output {target} is no folder; choose another --out")
+            raise BadOutput(f"output {target} is not a folder; choose another --out")
         if not target.exists():
             return
         if not force:
@@ -143,7 +142,7 @@ def check_folder_free(target: Path, force: bool, marker: str) -> None:
 
 
 def _exchange_keeping(new: Path, old: Path, keep: str) -> None:
-    """Exchange the folders and move the subfolder `keep` of the old one to the new one; undo all on failure."""
+    """Exchange two folders and move the subfolder `keep` of the old one to the new one; undo both on failure."""
     kept = bool(keep) and (old / keep).is_dir() and not (old / keep).is_symlink()
     if kept:
         (old / keep).rename(new / keep)
@@ -156,7 +155,7 @@ def _exchange_keeping(new: Path, old: Path, keep: str) -> None:
 
 
 def _exchange(new: Path, old: Path) -> None:
-    """Swap two folders; in one step where the system can (Linux), else in three renames."""
+    """Exchange two folders, in one step if the system supports it (Linux), else by three renames."""
     renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if renameat2 is not None:
         if renameat2(AT_FDCWD, os.fsencode(new), AT_FDCWD, os.fsencode(old), RENAME_EXCHANGE) == 0:

@@ -12,9 +12,9 @@ gate       prune: hidden_states, position_ids, attention_mask, vision_index, out
                   -> hidden_states, position_ids, attention_mask, vision_index
            route: the same and full_states, full_position_ids, full_attention_mask
                   -> the same as prune and, from the second one on, full_states
-           vision: features, vision_index, and further outputs of vision -> features, vision_index
+           vision: features, vision_index, and other outputs of vision -> features, vision_index
            downsample: pixel_values -> features, vision_index
-           all but the last pass deepstack.i on, too
+           all but downsample also pass on deepstack.i
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ FRONT = {
     "embed": ({"input_ids"}, {"hidden_states"}),
 }
 CACHED, POSITIONS = ("past_", "new_"), ("position_ids", "full_position_ids", "question_position")
-"""Tensors whose first two dimensions are dynamic, and of those whose first one may be fixed (rotary axes)."""
+"""Prefixes of tensors whose first two dimensions are dynamic, and of those whose first one may be fixed (axes)."""
 ROWS = {"hidden_states", "position_ids", "attention_mask"}
 
 
@@ -41,7 +41,7 @@ def check_graphs(manifest: Manifest) -> None:
     """Check that kinds, names, layers and tensors of all graphs fit together, for every image size.
 
     Raises:
-        BadBundle: names the graph and the mismatch.
+        BadBundle: they do not fit; names the graph and the mismatch.
     """
     for graph in manifest.graphs:
         if graph.kind not in GRAPHS:
@@ -74,11 +74,13 @@ def _check_tensors(graph: GraphSpec) -> None:
         raise BadBundle(f"graph '{graph.name}' has a tensor without dimensions")
     names = [t.name for t in (*graph.inputs, *graph.outputs)]
     if len(set(names)) != len(names):
-        raise BadBundle(f"graph '{graph.name}' names a tensor twice")
+        raise BadBundle(f"graph '{graph.name}' has two tensors of the same name")
     for tensor in (*graph.inputs, *graph.outputs):
         varied = 2 if tensor.name.startswith(CACHED) else 0 if tensor.name.startswith(POSITIONS) else 1
         if any(isinstance(dimension, int) for dimension in tensor.shape[:varied]):
-            raise BadBundle(f"graph '{graph.name}', tensor '{tensor.name}' is of one size only: {list(tensor.shape)}")
+            raise BadBundle(
+                f"graph '{graph.name}', tensor '{tensor.name}' must have a dynamic size, has {list(tensor.shape)}"
+            )
         for dimension in tensor.shape:
             try:
                 if isinstance(dimension, str):
@@ -146,12 +148,12 @@ def _check_gate(manifest: Manifest, schedule: str, gate: GateRef, alive: int) ->
 
 
 def _planes(manifest: Manifest, layer: int) -> set[str]:
-    """Names of the DeepStack planes that decoder layers from `layer` on add to vision rows."""
+    """Return the names of DeepStack planes that decoder layers from `layer` on add to vision rows."""
     return {f"deepstack.{i}" for i in range(layer, manifest.dimensions.planes)}
 
 
 def _vision_tokens(tensors: Iterable[TensorSpec]) -> int | str:
-    """N of vision_index [B,N]."""
+    """Return N of vision_index [B,N]; 0 if there is no such tensor."""
     return next((t.shape[-1] for t in tensors if t.flows_to == "vision_index"), 0)
 
 
@@ -159,9 +161,8 @@ def _check_names(graph: GraphSpec, needed: set[str], known: set[str], given: set
     inputs, outputs = {t.name for t in graph.inputs}, {t.flows_to for t in graph.outputs}
     for names, text in (
         (needed - inputs, "lacks the input"),
-        (inputs - known, "wants the input"),
+        (inputs - known, "has the unknown input"),
         (given - outputs, "lacks the output"),
     ):
         if names:
-            tail = ", which nothing gives" if text.startswith("wants") else ""
-            raise BadBundle(f"graph '{graph.name}' {text} '{min(names)}'{tail}")
+            raise BadBundle(f"graph '{graph.name}' {text} '{min(names)}'")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Graphs that a schedule runs, and their sizes, computed from the manifest alone.
+"""List the graphs that a schedule runs, with their sizes, from the manifest alone.
 
-Same order as in runtime/chain.py, in numbers: text rows up to the question, remaining vision tokens, the question.
-`prefill` and `decode` use the first image size of a manifest; `runs` has a manifest for every size.
+The order is that of runtime/chain.py. `prefill` and `decode` use the first image size of a manifest; `runs` returns a
+manifest for every size.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from secateur.bundle.schedule import ENCODER_GATES, FULL
 from secateur.errors import UnknownName
 
 USUAL_TEXT = 32
-"""Rows of an ordinary question with its template; fewer if the limits are lower."""
+"""Assumed rows of a question with its template; fewer if the limits are lower."""
 
 
 @dataclass(frozen=True)
 class GraphRun:
-    """One run of a graph. `symbols` are those of the sizes S, P, T and n that its inputs have.
+    """One run of a graph. `symbols` has the values of those of S, P, T and n that occur in its input shapes.
 
-    The batch size B is left open: it is `images` times the samples (above 1 for the encoder's graphs only).
+    The batch size B is `images` times the number of samples; `images` is above 1 only for graphs of the encoder.
     """
 
     graph: str
@@ -34,7 +34,7 @@ class GraphRun:
 
 
 class SizedSchedule(NamedTuple):
-    """A schedule for one image size; `manifest` contains that size only."""
+    """A schedule for one image size; `manifest` contains only this size."""
 
     manifest: Manifest
     schedule: str
@@ -43,7 +43,7 @@ class SizedSchedule(NamedTuple):
 def runs(manifest: Manifest, names: Iterable[str] | None = None) -> dict[str, SizedSchedule]:
     """Return every schedule, or those in `names`, for every image size.
 
-    The key is the schedule's name, followed by @WIDTHxHEIGHT where the bundle has several sizes.
+    The key is the name of the schedule, followed by @WIDTHxHEIGHT if the bundle has several sizes.
     """
     buckets = manifest.buckets
     return {
@@ -54,7 +54,7 @@ def runs(manifest: Manifest, names: Iterable[str] | None = None) -> dict[str, Si
 
 
 def largest(manifest: Manifest) -> Layout:
-    """Return the layout with the most rows of all image sizes."""
+    """Return the layout with the most rows among all image sizes."""
     return max((bucket.layout for bucket in manifest.buckets), key=lambda layout: layout.rows)
 
 
@@ -86,10 +86,10 @@ def prefill(manifest: Manifest, schedule: str, text: int, past: int = 0) -> Iter
 
 
 def decode(manifest: Manifest, schedule: str, capacity: int, past: int = 0) -> Iterator[GraphRun]:
-    """Yield the runs of one decode step, which attends over the whole cache, filled or not; see RecordedStep.
+    """Yield the runs of one decode step, which attends to the whole cache, filled or not; see RecordedStep.
 
     capacity  rows of the cache before any gate; segments after a gate have fewer
-    past      masked rows at its beginning
+    past      masked rows at the beginning of the cache
     """
     yield GraphRun("embed", "decode", {"T": 1})
     for step in prefill(manifest, schedule, capacity - manifest.layout.rows):
@@ -98,7 +98,7 @@ def decode(manifest: Manifest, schedule: str, capacity: int, past: int = 0) -> I
 
 
 def usual_schedule(manifest: Manifest, name: str | None = None) -> str:
-    """Return the schedule to optimize profiles for: `name`, else the only one with gates, else the one of median rows.
+    """Return the schedule to optimize profiles for: `name`, or else the pruned one with the median number of rows.
 
     Raises:
         UnknownName: the bundle has no schedule `name`.
@@ -113,7 +113,7 @@ def usual_schedule(manifest: Manifest, name: str | None = None) -> str:
 
 
 def _rows(manifest: Manifest, schedule: str) -> int:
-    """Rows read by the decoder layers, summed over the layers."""
+    """Return the number of rows that decoder layers read, summed over the layers."""
     layers = {s.name: s.layers[1] - s.layers[0] for s in manifest.segments if s.layers}
     steps = prefill(manifest, schedule, 0)
     return sum(layers[step.graph] * step.symbols["S"] for step in steps if step.graph in layers)

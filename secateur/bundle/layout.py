@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Identity of a model, sizes of its decoder, and positions of the images in its prompt."""
+"""Identity of a model, sizes of its decoder, and places of the images in its prompt."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from secateur.errors import BadBundle
 
 VISION = "vision"
-"""Name of the vision encoder's graph for the first image size."""
+"""Graph name of the vision encoder for the first image size."""
 
 
 @dataclass(frozen=True)
 class ModelIdentity:
-    """The model a schedule was made for, and the size (WIDTHxHEIGHT) and number of the images in its prompt.
+    """A model, and the size (WIDTHxHEIGHT) and number of the images in its prompt.
 
-    `fingerprint` is a hash of its weights and shape.
+    `fingerprint` is a hash of its weights and their shapes.
     """
 
     family: str
@@ -34,11 +34,11 @@ class ModelIdentity:
 
 @dataclass(frozen=True)
 class View:
-    """Vision tokens that are pruned independently of others: an image, or a tile of one.
+    """Vision tokens that are pruned independently of others: an image, or a tile of an image.
 
-    start   its first row in the prompt
-    tokens  as many rows, in raster order of `grid`, (rows, columns)
-    stride  rows of the prompt from one line of the grid to the next; 0: the lines follow one another
+    start   first row in the prompt
+    tokens  number of tokens, in raster order of `grid` (rows, columns)
+    stride  rows of the prompt between the starts of two lines of the grid; 0: lines are consecutive
     """
 
     start: int
@@ -48,9 +48,13 @@ class View:
 
     def __post_init__(self) -> None:
         if self.start < 0 or min(self.grid) < 1 or self.grid[0] * self.grid[1] != self.tokens:
-            raise BadBundle(f"a view of {self.tokens} tokens from row {self.start} on has no grid {list(self.grid)}")
+            raise BadBundle(
+                f"a view of {self.tokens} tokens from row {self.start} on does not fit the grid {list(self.grid)}"
+            )
         if self.stride and self.stride < self.grid[1]:
-            raise BadBundle(f"a view whose lines are {self.stride} rows apart has no lines of {self.grid[1]} tokens")
+            raise BadBundle(
+                f"a view with lines of {self.grid[1]} tokens needs a stride of at least that, got {self.stride}"
+            )
 
     @property
     def rows(self) -> list[int]:
@@ -60,7 +64,7 @@ class View:
 
     @property
     def end(self) -> int:
-        """One past its last row."""
+        """Index after the last row."""
         return self.start + (self.grid[0] - 1) * (self.stride or self.grid[1]) + self.grid[1]
 
 
@@ -68,13 +72,13 @@ class View:
 class Layout:
     """The rows of a prompt that are known at export: text and images up to the end of the last image.
 
-    head           token ids of the text rows, before and between the views
-    views          of all images, in the order of their first rows
-    images         each of them has as many views, of the same sizes
-    positions      () if rows count from 0, else the position of every row on each rotary axis
-    next_position  position of the first row after these
+    head           token ids of the text rows
+    views          views of all images, in the order of their first rows
+    images         number of images; all have the same views
+    positions      position of every row on each rotary axis; () if rows are counted from 0
+    next_position  position of the first row after the layout
     image_size     (height, width) of the canvas that an image is fitted to
-    vision         name of the vision encoder's graph
+    vision         graph name of the vision encoder
     """
 
     head: tuple[int, ...]
@@ -92,29 +96,29 @@ class Layout:
             tokens, starts = sum(view.tokens for view in run), [view.start for view in run]
             if tokens != row - first or len({r for v in run for r in v.rows}) != tokens or starts != sorted(starts):
                 raise BadBundle(
-                    f"views of {tokens} tokens are not one after the other or line by line in rows {first} to "
-                    f"{row - 1}: they overlap, leave rows out, or stand in another order"
+                    f"views of {tokens} tokens do not fill rows {first} to {row - 1} consecutively or line by line: "
+                    "they overlap, leave out rows, or are in another order"
                 )
         if not self.views or row > self.rows:
-            raise BadBundle(f"{len(self.views)} views end at row {row} of a prompt of {self.rows} rows")
+            raise BadBundle(f"{len(self.views)} views end at row {row}, the prompt has {self.rows} rows")
         shapes = [[(view.grid, view.stride) for view in run] for run in self.runs]
         if self.images < 1 or shapes != shapes[: len(shapes) // self.images] * self.images:
-            raise BadBundle(f"{len(self.views)} views are not those of {self.images} images of the same size")
+            raise BadBundle(f"{len(self.views)} views do not belong to {self.images} images of the same size")
         if any(len(axis) != self.rows for axis in self.positions):
-            raise BadBundle(f"positions are given for other rows than the {self.rows} of the prompt")
+            raise BadBundle(f"positions must be given for the {self.rows} rows of the prompt")
         if self.next_position < 0:
             object.__setattr__(self, "next_position", self.rows)
         if not self.positions and self.next_position != self.rows:
-            raise BadBundle(f"the next position is {self.next_position}, after {self.rows} rows that count from 0")
+            raise BadBundle(f"the next position is {self.next_position}, but must be {self.rows} without positions")
 
     @property
     def size(self) -> str:
-        """The image size as users write it, WIDTHxHEIGHT."""
+        """The image size as WIDTHxHEIGHT."""
         return f"{self.image_size[1]}x{self.image_size[0]}"
 
     @property
     def preprocess(self) -> str:
-        """File name of the preprocessing steps from an image to the encoder's pixel values."""
+        """File name of the preprocessing steps."""
         return f"{self.vision.replace('vision', 'preprocess')}.json"
 
     @property
@@ -124,27 +128,27 @@ class Layout:
 
     @property
     def vision_tokens(self) -> int:
-        """Vision tokens of all images together."""
+        """Number of vision tokens of all images."""
         return sum(view.tokens for view in self.views)
 
     @property
     def rows(self) -> int:
-        """Rows up to the question."""
+        """Number of rows before the question."""
         return len(self.head) + self.vision_tokens
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of the first view."""
+        """(rows, columns) of the first view."""
         return self.views[0].grid
 
     @property
     def axes(self) -> int:
-        """Rotary axes: 3 with M-RoPE, else 1."""
+        """Number of rotary axes: 3 with M-RoPE, else 1."""
         return max(1, len(self.positions))
 
     @property
     def counted(self) -> bool:
-        """Whether the positions of all rows, the question's included, are consecutive numbers on a single axis."""
+        """Whether the positions of all rows, including the question, are consecutive on a single axis."""
         axis = self.numbered(self.rows + 1)[0]
         return self.axes == 1 and axis == list(range(axis[0], axis[0] + len(axis)))
 
@@ -155,12 +159,12 @@ class Layout:
 
     @property
     def image_tokens(self) -> int:
-        """Vision tokens of one image."""
+        """Number of vision tokens of one image."""
         return self.vision_tokens // self.images
 
     @cached_property
     def runs(self) -> tuple[tuple[View, ...], ...]:
-        """Views grouped into runs: views whose lines interleave share one; the rows of a run are one span."""
+        """Views grouped into runs of consecutive rows; views whose lines interleave are in the same run."""
         runs: list[list[View]] = []
         end = 0
         for view in self.views:
@@ -172,12 +176,12 @@ class Layout:
 
     @property
     def vision_rows(self) -> list[int]:
-        """Row of each vision token; tokens are numbered in this order."""
+        """Row of each vision token, in the order of token numbers."""
         return [row for start, tokens in self.spans for row in range(start, start + tokens)]
 
     @cached_property
     def members(self) -> tuple[NDArray[np.int64], ...]:
-        """Numbers of each view's tokens among all vision tokens, in raster order of the view, so ascending."""
+        """Token numbers of each view, in raster order of the view (ascending)."""
         found, first = [], 0
         for run in self.runs:
             found += [np.array(view.rows, np.int64) - run[0].start + first for view in run]
@@ -190,13 +194,13 @@ class Layout:
         return self.pruned(tuple(view.tokens for view in self.views))
 
     def of_samples(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Indices [B*I,k] of tokens within their image as indices [B,I*k] within all images of a sample."""
+        """Convert token indices [B*I,k] within an image to indices [B,I*k] within all images of a sample."""
         first = np.arange(self.images)[:, None] * self.image_tokens
         samples, kept = len(indices) // self.images, indices.shape[1]
         return (indices.reshape(samples, self.images, kept) + first).reshape(samples, self.images * kept)
 
     def ids(self, image: int) -> list[int]:
-        """Token ids of all rows; `image` is used for every vision token."""
+        """Return the token ids of all rows; `image` is the id of every vision token."""
         ids = [image] * self.rows
         text = iter(self.head)
         for row in self.text_rows():
@@ -204,13 +208,13 @@ class Layout:
         return ids
 
     def numbered(self, rows: int) -> list[list[int]]:
-        """Positions of the first `rows` rows of a prompt, the question's included, on each axis."""
+        """Return the positions of the first `rows` rows of a prompt, including the question, on each axis."""
         known = self.positions or (tuple(range(self.rows)),)
         further = range(self.next_position, self.next_position + max(0, rows - self.rows))
         return [[*axis, *further][:rows] for axis in known]
 
     def text_rows(self) -> Iterator[int]:
-        """Rows up to the question that are text."""
+        """Yield the text rows before the question."""
         row = 0
         for start, tokens in self.spans:
             yield from range(row, start)
@@ -218,7 +222,7 @@ class Layout:
         yield from range(row, self.rows)
 
     def pruned(self, kept: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
-        """(start, tokens) of each run when `kept` of each view's tokens, and all text, are left."""
+        """Return (start, tokens) of each run after pruning, with `kept` tokens of each view."""
         counts, dropped, spans = iter(kept), 0, []
         for run in self.runs:
             left = sum(islice(counts, len(run)))
@@ -228,12 +232,12 @@ class Layout:
 
     @property
     def features(self) -> Layout:
-        """Layout of one image's views before the decoder, where there is no text."""
+        """Layout of the views of one image in the encoder, where there is no text."""
         first = zip(self.image_views, self.members, strict=False)
         return Layout((), tuple(replace(view, start=int(numbers[0])) for view, numbers in first))
 
     def alone(self, view: View) -> Layout:
-        """Layout of a prompt with this view only, after the text that precedes the first one."""
+        """Return the layout of a prompt with only this view, after the text before the first view."""
         start = self.image_start
         chosen = [*range(start), *view.rows]
         positions = self.positions or (tuple(range(self.rows)),)
@@ -248,12 +252,13 @@ class Layout:
 
 @dataclass(frozen=True)
 class Dimensions:
-    """Sizes of the decoder; `context` is the largest position it was made for.
+    """Sizes of the decoder.
 
+    context        maximum number of positions
     vision_width   width of the vision features
     class_token    whether the encoder has a class token
-    bidirectional  whether the rows of a prompt attend to later ones too (PaliGemma)
-    planes         DeepStack planes: number i is added to the vision rows after decoder layer i (Qwen3-VL)
+    bidirectional  whether the rows of a prompt also attend to later rows (PaliGemma)
+    planes         number of DeepStack planes; plane i is added to the vision rows after decoder layer i (Qwen3-VL)
     """
 
     layers: int

@@ -15,10 +15,10 @@ SCHEMA = 2
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One graph input or output. A dimension is a number, or a sum of symbols such as "P+S" or "S-72".
+    """An input or output of a graph. A dimension is a number, or a sum of symbols such as "P+S" or "S-72".
 
-    In ONNX an output cannot have the name of an input, so a tensor passed on is called "hidden_states.out":
-    `flows_to` is its name as an input of the next graph.
+    In ONNX an output cannot have the name of an input, so an output that is passed on is named like
+    "hidden_states.out"; `flows_to` is its name as an input of the next graph.
     """
 
     name: str
@@ -32,9 +32,9 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class GraphSpec:
-    """One ONNX graph of a bundle: `kind` is vision, projector, embed, segment or gate.
+    """An ONNX graph of a bundle; `kind` is vision, projector, embed, segment or gate.
 
-    `layers` is the half-open range of decoder layers of a segment; for a gate it is (layer, layer).
+    `layers` is the half-open range of decoder layers of a segment; (layer, layer) for a gate.
     """
 
     name: str
@@ -47,9 +47,9 @@ class GraphSpec:
 
 @dataclass(frozen=True)
 class GateRef:
-    """A gate of a schedule in a bundle: `graph` runs before decoder layer `layer`, or where its kind says.
+    """A gate of a schedule in a bundle: `graph` runs before decoder layer `layer`, or in the encoder.
 
-    views  tokens kept of each view, if there are several
+    views  kept tokens of each view, if there are several views
     """
 
     layer: int
@@ -60,11 +60,11 @@ class GateRef:
 
     def __post_init__(self) -> None:
         if self.views and sum(self.views) != self.keep:
-            raise BadBundle(f"gate '{self.graph}' keeps {self.keep} tokens, but {sum(self.views)} of its views")
+            raise BadBundle(f"gate '{self.graph}' keeps {self.keep} tokens, but {sum(self.views)} over its views")
 
     @property
     def of_views(self) -> tuple[int, ...]:
-        """Tokens kept of each view."""
+        """Kept tokens of each view."""
         return self.views or (self.keep,)
 
 
@@ -79,7 +79,7 @@ class ScheduleRef:
 
 @dataclass(frozen=True)
 class Bucket:
-    """A further image size that a bundle takes, with vision encoder and gates of its own over the same segments."""
+    """Another image size of a bundle, with its own vision encoder and gates, and the same segments."""
 
     layout: Layout
     schedules: dict[str, ScheduleRef]
@@ -87,10 +87,13 @@ class Bucket:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Contents of a bundle (manifest.json). `files` maps each file to its sha256; `source` is what --model was.
+    """Contents of a bundle (manifest.json).
 
-    layout, schedules and the vision tokens of `model` are those of the first image size, `others` of further ones.
-    `quantization` says how the decoder's weights are stored, if not in `dtype`.
+    source        value of --model
+    layout        of the first image size, as are `schedules` and the vision tokens of `model`
+    files         sha256 of each file
+    others        the other image sizes
+    quantization  format of the decoder weights; None: `dtype`
     """
 
     model: ModelIdentity
@@ -113,7 +116,7 @@ class Manifest:
             raise BadBundle(f"manifest schema {self.schema} is not known; this version reads schema {SCHEMA}")
         sizes = [self.layout.size, *(other.layout.size for other in self.others)]
         if len(set(sizes)) != len(sizes):
-            raise BadBundle("manifest names an image size twice; export the bundle again")
+            raise BadBundle("the manifest has an image size twice; export the bundle again")
         for other in self.others:
             known, own = (
                 {"schedules": sorted(schedules), "images": layout.images, "axes": layout.axes}
@@ -121,27 +124,27 @@ class Manifest:
             )
             if name := next((name for name in known if own[name] != known[name]), None):
                 raise BadBundle(
-                    f"manifest: the image size {other.layout.size} has {name} {own[name]}, the first one has "
+                    f"in the manifest the image size {other.layout.size} has {name} {own[name]}, the first one has "
                     f"{known[name]}; export the bundle again"
                 )
         schedules = [*self.schedules.items(), *(s for other in self.others for s in other.schedules.items())]
         for path in (*self.files, *(g.file for g in self.graphs), *(s.file for _, s in schedules)):
             parts = PurePosixPath(path).parts
             if not parts or path.startswith("/") or ".." in parts or "\\" in path or ":" in path:
-                raise BadBundle(f"manifest names '{path}', which leaves the bundle; export it again")
+                raise BadBundle(f"the manifest has the path '{path}' outside of the bundle; export the bundle again")
         graphs = {g.name for g in self.graphs}
         if len(graphs) != len(self.graphs):
-            raise BadBundle("manifest names a graph twice; export the bundle again")
+            raise BadBundle("the manifest has a graph twice; export the bundle again")
         for name, schedule in schedules:
             for gate in schedule.gates:
                 if gate.graph not in graphs:
-                    raise BadBundle(f"schedule '{name}' needs graph '{gate.graph}', which the manifest lacks")
+                    raise BadBundle(f"schedule '{name}' needs the graph '{gate.graph}', which is not in the manifest")
 
     def graph(self, name: str) -> GraphSpec:
-        """The graph called `name`.
+        """Return the graph named `name`.
 
         Raises:
-            UnknownName: there is none.
+            UnknownName: there is no such graph.
         """
         found = {g.name: g for g in self.graphs}
         if name not in found:
@@ -160,7 +163,7 @@ class Manifest:
 
     @property
     def buckets(self) -> tuple[Manifest, ...]:
-        """A manifest for each image size, as if it were the only one."""
+        """A manifest for each image size, with only that size."""
         every: tuple[Bucket, ...] = (Bucket(self.layout, self.schedules), *self.others)
         own = [{b.layout.vision, *(gate.graph for s in b.schedules.values() for gate in s.gates)} for b in every]
         return tuple(

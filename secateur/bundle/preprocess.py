@@ -8,32 +8,45 @@ from dataclasses import dataclass
 
 from PIL import Image
 
+Size = tuple[int, int]
+Color = tuple[int, int, int]
 Window = tuple[int, int, int, int]
-
-
 BLACK = (0, 0, 0)
+MAX_PIXELS = 64_000_000
+"""Maximum number of pixels after any step."""
+FITS = ("letterbox", "stretch", "crop", "square")
+"""Ways to fit an image to a canvas; "square" makes its own canvas, the others use that of a bucket.
+
+letterbox  keep the aspect ratio, fill the canvas in one direction, pad the other on both sides
+stretch    resize to the canvas, without keeping the aspect ratio
+crop       keep the aspect ratio, fill the canvas in both directions, cut both sides of the longer one
+square     keep the size, pad the shorter edge on both sides; the canvas has the length of the longer edge
+"""
+PROCESSOR = "processor"
+"""No fit: only the steps of the model's own processor."""
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One view of an image: resized, one size after the other, then a window of it.
+    """A view of an image: a window of the image after one or more resizes.
 
-    resizes  (height, width) each
-    window   (top, left, height, width); outside of the image it has the colour `fill`; None: the whole image
+    resizes  (height, width) of each resize, in order
+    window   (top, left, height, width); None: the whole image
+    fill     color of the window outside of the image
     """
 
     resizes: tuple[Size, ...] = ()
     window: Window | None = None
-    fill: Colour = BLACK
+    fill: Color = BLACK
 
     def __post_init__(self) -> None:
         for height, width in (*self.resizes, *([self.window[2:]] if self.window else [])):
             if min(height, width) < 1 or height * width > MAX_PIXELS:
                 raise ValueError(f"a tile of {height} x {width} must have 1 to {MAX_PIXELS} pixels")
-        _check_colour(self.fill)
+        _check_color(self.fill)
 
     def size(self, whole: Size) -> Size:
-        """(height, width) of the view of an image of the size `whole`."""
+        """Return (height, width) of the view for an image of size `whole`."""
         return self.window[2:] if self.window else (self.resizes or (whole,))[-1]
 
 
@@ -41,15 +54,15 @@ class Tile:
 class Preprocess:
     """Preprocessing steps in order; None skips a step.
 
-    resize    (height, width) to resize to exactly, or (edge,) to bring the shortest edge to
+    resize    (height, width) of the result, or (edge,) for its shortest edge
     resample  Pillow's resampling filter: "nearest", "bilinear", "bicubic", "lanczos", "box" or "hamming"
-    crop      (height, width) of the centre crop
-    rescale   factor on 0..255
+    crop      (height, width) of the center crop
+    rescale   factor for levels 0 to 255
     mean, std per RGB channel, after rescaling
-    fit       how the image is brought onto the canvas, before all else: one of FITS
-    canvas    (height, width) of the bucket; None for "square" and where nothing is fitted
-    fill      colour of the canvas where there is no image
-    tiles     the views, all of one size; empty: the whole image is the one view
+    fit       how the image is fitted to the canvas, before all other steps: one of FITS
+    canvas    (height, width) of the bucket; None for "square" and without `fit`
+    fill      color of the canvas outside of the image
+    tiles     views, all of one size; (): the whole image is the only view
     """
 
     resize: tuple[int, ...] | None
@@ -60,12 +73,12 @@ class Preprocess:
     std: tuple[float, ...] | None
     fit: str | None = None
     canvas: Size | None = None
-    fill: Colour = BLACK
+    fill: Color = BLACK
     tiles: tuple[Tile, ...] = ()
 
     def __post_init__(self) -> None:
         if self.resample.upper() not in Image.Resampling.__members__:
-            raise ValueError(f"resample '{self.resample}' is no filter of Pillow")
+            raise ValueError(f"resample '{self.resample}' is not a filter of Pillow")
         if self.resize is not None and (len(self.resize) not in (1, 2) or min(self.resize) < 1):
             raise ValueError(f"resize {self.resize} must be (edge,) or (height, width), at least 1")
         if self.crop is not None and (min(self.crop) < 1 or self.crop[0] * self.crop[1] > MAX_PIXELS):
@@ -83,19 +96,19 @@ class Preprocess:
             raise ValueError(f"fit '{self.fit}' is not known; use one of {', '.join(FITS)}")
         if (self.canvas is None) != (self.fit in (None, "square")):
             raise ValueError(
-                f"fit {self.fit} with canvas {self.canvas}: letterbox, stretch and crop need one, else none"
+                f"fit {self.fit} with canvas {self.canvas}: letterbox, stretch and crop need a canvas, others have none"
             )
         if self.canvas is not None and (min(self.canvas) < 1 or self.canvas[0] * self.canvas[1] > MAX_PIXELS):
             raise ValueError(f"canvas {self.canvas} must have 1 to {MAX_PIXELS} pixels")
-        _check_colour(self.fill)
+        _check_color(self.fill)
         if self.tiles and self.whole is None:
-            raise ValueError("tiles need a canvas or a fixed size; without one their number would depend on the image")
+            raise ValueError("tiles need a canvas or a fixed size, so that their number does not depend on the image")
         if self.whole is not None and len({tile.size(self.whole) for tile in self.tiles}) > 1:
-            raise ValueError("the tiles differ in size; the views of an image must have one size")
+            raise ValueError("the tiles differ in size; all views of an image must have the same size")
 
     @property
     def whole(self) -> Size | None:
-        """(height, width) of the image from which the tiles are taken; None where it depends on the image."""
+        """(height, width) of the image that the tiles are taken from; None if it depends on the image."""
         if self.crop is not None:
             return self.crop
         if self.resize is not None and len(self.resize) == 2:
@@ -106,50 +119,26 @@ class Preprocess:
 
     @property
     def size(self) -> Size | None:
-        """(height, width) of every view; None where it depends on the image."""
+        """(height, width) of every view; None if it depends on the image."""
         whole = self.whole
         return whole if whole is None or not self.tiles else self.tiles[0].size(whole)
 
     @property
     def pixels(self) -> tuple[int, ...] | None:
-        """Shape of one image's pixel values: (3, h, w), or (tiles, 3, h, w); None where it depends on the image."""
+        """Shape of the pixel values of one image: (3, h, w) or (tiles, 3, h, w); None if it depends on the image."""
         if self.size is None:
             return None
         return (len(self.tiles), 3, *self.size) if self.tiles else (3, *self.size)
 
 
 def resized(height: int, width: int, size: tuple[int, ...]) -> Size:
-    """(height, width) after resizing to `size`: exact, or by the shortest edge with the longer one rounded down."""
+    """Return (height, width) after resizing to `size`, see `Preprocess.resize`; the longer edge is rounded down."""
     if len(size) == 2:
         return size[0], size[1]
     short, long = size[0], int(size[0] * max(height, width) / min(height, width))
     return (long, short) if width <= height else (short, long)
 
 
-def _check_colour(fill: Colour) -> None:
+def _check_color(fill: Color) -> None:
     if len(fill) != 3 or not all(type(value) is int and 0 <= value <= 255 for value in fill):
-        raise ValueError(f"fill {fill} must be three whole numbers of 0 to 255")
-
-
-MAX_PIXELS = 64_000_000
-"""No step makes an image larger than this."""
-
-
-Size = tuple[int, int]
-
-
-Colour = tuple[int, int, int]
-
-
-FITS = ("letterbox", "stretch", "crop", "square")
-"""Ways to bring an image onto a canvas; all but "square" take the canvas of a bucket.
-
-letterbox  keep the shape, fill the canvas in one direction, pad the other on both sides
-stretch    resize to the canvas, whatever the shape
-crop       keep the shape, fill the canvas in both directions, cut off what overhangs on both sides
-square     keep the size, pad the shorter edge on both sides; the canvas is as large as the longer edge
-"""
-
-
-PROCESSOR = "processor"
-"""No fit: only the steps of the model's own processor are applied."""
+        raise ValueError(f"fill {fill} must be three integers from 0 to 255")

@@ -8,12 +8,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Prompt:
-    """A conversation is the images, first[0] + question + first[1], answer, next[0] + question + next[1], ...
+    """Text of a conversation: images, first[0] + question + first[1], answer, next[0] + question + next[1], ...
 
-    first  text around the first question, right after the last image token
-    next   text around each further question, right after an answer without its stop token; None: one question only
+    first  text before and after the first question, which follows the last image token
+    next   text before and after each follow-up question, which follows an answer without its stop token; None: only one
+           question is possible
     stop   token ids that end an answer
-    pad    token id that fills a batch on the right
+    pad    token id for padding on the right
     """
 
     first: tuple[str, str]

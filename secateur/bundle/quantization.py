@@ -14,11 +14,11 @@ OPERATOR, DEQUANTIZED = "MatMulNBits", "DequantizeLinear"
 
 @dataclass(frozen=True)
 class Quantization:
-    """Integers of `name`, and a scale for each block of consecutive inputs to one output.
+    """Integers of type `name`, with a scale for each block of consecutive inputs of one output.
 
-    symmetric       zero is in the middle of the integers; else every block has a zero point of its own
-    operator        "MatMulNBits", of ONNX Runtime, or "DequantizeLinear" before a MatMul, of ONNX
-    accuracy_level  of MatMulNBits: 0 multiplies in the dtype of the activations, 4 first rounds these to 8 bits
+    symmetric       True: the zero point is fixed; False: every block has its own zero point
+    operator        "MatMulNBits" (ONNX Runtime), or "DequantizeLinear" before a MatMul (ONNX)
+    accuracy_level  of MatMulNBits: 0 multiplies in the dtype of the activations, 4 rounds these to 8 bits first
     """
 
     name: str

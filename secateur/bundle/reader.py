@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Read a bundle: check that every file exists, is unchanged since export, and is inside the folder."""
+"""Read a bundle, and check that every file exists, is unchanged since export, and is inside the folder."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ MEND = "export the bundle again"
 
 @dataclass(frozen=True)
 class Bundle:
-    """A checked bundle; `root` is its absolute folder, `steps` has the preprocessing of every image size."""
+    """A checked bundle in the folder `root` (absolute); `steps` has the preprocessing of every image size."""
 
     root: Path
     manifest: Manifest
@@ -38,15 +38,17 @@ class Bundle:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], verify: bool = True) -> Bundle:
-        """Read and check the bundle in the folder `path`; `verify=False` leaves out the hashes.
+        """Read and check the bundle in the folder `path`; `verify=False` skips the hashes.
 
         Raises:
-            BadBundle: it is no bundle, is damaged or unsafe; the message names the file.
+            BadBundle: it is not a bundle, or is damaged or unsafe; names the file.
         """
         try:
             return cls._load(Path(path), verify)
         except OSError as problem:
-            raise BadBundle(f"{path} cannot be read: {problem.strerror}; name a bundle's folder you may read") from None
+            raise BadBundle(
+                f"{path} cannot be read: {problem.strerror}; give the folder of a readable bundle"
+            ) from None
 
     @classmethod
     def _load(cls, path: Path, verify: bool) -> Bundle:
@@ -57,10 +59,10 @@ class Bundle:
             needed += [bucket.layout.preprocess, *(s.file for s in bucket.schedules.values())]
         for name in needed:
             if name not in manifest.files:
-                raise BadBundle(f"{root / MANIFEST} does not list '{name}', which a bundle needs; {MEND}")
+                raise BadBundle(f"{root / MANIFEST} does not list the required file '{name}'; {MEND}")
         for data in (root / "onnx").rglob("*.data"):
             if data.relative_to(root).as_posix() not in manifest.files:
-                raise BadBundle(f"{data} is not in the manifest, so its sha256 is unknown; {MEND}")
+                raise BadBundle(f"{data} is not in the manifest, so its sha256 cannot be checked; {MEND}")
         for name, digest in manifest.files.items():
             _check_file(root, name, digest if verify else None)
         try:
@@ -84,7 +86,7 @@ class Bundle:
         return self.root / name
 
     def schedule(self, name: str, image_size: str | None = None) -> Schedule:
-        """Return the schedule `name` for an image size, WIDTHxHEIGHT; None is the first.
+        """Return the schedule `name` for an image size, WIDTHxHEIGHT; None: the first size.
 
         Raises:
             UnknownName: the bundle has no such schedule or image size.
@@ -99,10 +101,10 @@ class Bundle:
 
 
 def _check_tokens(root: Path, manifest: Manifest, prompt: Prompt) -> None:
-    """Check that token ids are within the vocabulary: graphs fail on others, or count negative ones from the end."""
+    """Check that token ids are in the vocabulary; with others graphs would fail or read a wrong row."""
     most = manifest.dimensions.vocabulary
     if not prompt.stop:
-        raise BadBundle(f"{root / 'prompt.json'} names no token that ends an answer; {MEND}")
+        raise BadBundle(f"{root / 'prompt.json'} has no token that ends an answer; {MEND}")
     found = {MANIFEST: [token for bucket in manifest.buckets for token in bucket.layout.head]}
     found["prompt.json"] = [*prompt.stop, prompt.pad]
     for name, tokens in found.items():
@@ -111,7 +113,7 @@ def _check_tokens(root: Path, manifest: Manifest, prompt: Prompt) -> None:
 
 
 def _steps(root: Path, manifest: Manifest) -> Preprocess:
-    """Read the preprocessing for the encoder of the first image size."""
+    """Read the preprocessing steps for the first image size."""
     path = root / manifest.layout.preprocess
     steps = read_json(Preprocess, path, BadBundle)
     made, taken = steps.pixels, manifest.vision.inputs[0].shape[1:]
@@ -122,43 +124,43 @@ def _steps(root: Path, manifest: Manifest) -> Preprocess:
 
 def _manifest(root: Path, given: Path) -> Manifest:
     if not root.exists():
-        raise BadBundle(f"{given} does not exist; name the folder that `secateur export` wrote")
+        raise BadBundle(f"{given} does not exist; give the folder that `secateur export` wrote")
     if not (root / MANIFEST).is_file():
-        raise BadBundle(f"{given} is no bundle, it has no {MANIFEST}; name the folder that `secateur export` wrote")
+        raise BadBundle(f"{given} is not a bundle, it has no {MANIFEST}; give the folder that `secateur export` wrote")
     try:
         schema = json.loads((root / MANIFEST).read_text(encoding="utf-8")).get("schema", SCHEMA)
     except (OSError, ValueError, AttributeError, RecursionError):
-        raise BadBundle(f"{root / MANIFEST} is no JSON object, it may be truncated; {MEND}") from None
+        raise BadBundle(f"{root / MANIFEST} is not a JSON object, it may be truncated; {MEND}") from None
     if schema != SCHEMA:
         raise BadBundle(f"{root / MANIFEST} has schema {schema}, this version reads schema {SCHEMA}; {MEND}")
     return read_json(Manifest, root / MANIFEST, BadBundle)
 
 
 def _check_file(root: Path, name: str, digest: str | None) -> None:
-    """Check that a file exists, is plain, is inside the bundle and, unless `digest` is None, has this sha256."""
+    """Check that a file is a regular file inside the bundle and, unless `digest` is None, has this sha256."""
     path = root / name
     try:
         inside = path.resolve().is_relative_to(root)
         if not inside:
             raise BadBundle(
-                f"'{name}' leads out of the bundle {root}; {MEND}, or take a real copy: hf download ORG/NAME "
+                f"'{name}' is outside of the bundle {root}; {MEND}, or make a copy without links: hf download ORG/NAME "
                 "--local-dir DIR"
             )
         if not path.exists():
             raise BadBundle(f"{path} is missing; {MEND}")
         if not path.is_file():
-            raise BadBundle(f"{path} is no plain file; {MEND}")
+            raise BadBundle(f"{path} is not a regular file; {MEND}")
         found = None if digest is None else sha256(path)
     except (OSError, RuntimeError, ValueError) as problem:
         if isinstance(problem, BadBundle):
             raise
         raise BadBundle(f"{path} cannot be read ({problem}); {MEND}") from None
     if digest is not None and found != digest.removeprefix("sha256:"):
-        raise BadBundle(f"{path} is damaged or was changed: its sha256 is not that of the manifest; {MEND}")
+        raise BadBundle(f"{path} is damaged or was changed: its sha256 differs from the manifest; {MEND}")
 
 
 def sha256(path: Path) -> str:
-    """Hex digest of a file, read in pieces."""
+    """Return the hex digest of a file, which is read in pieces."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while piece := file.read(1 << 20):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Schedules: which layers prune, how many tokens they keep, how these are chosen (schedule.json).
+"""Schedules: which layers prune, how many tokens they keep, and how these are chosen (schedule.json).
 
-Schedules and gates are checked when constructed.
+Schedules and gates are checked when they are constructed.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ ENCODER_GATES = ("vision", "downsample")
 KINDS = ("prune", "route", *ENCODER_GATES)
 SCHEDULE_SCHEMA = 2
 FULL = "full"
-"""Name and method of the schedule without gates, which every bundle holds."""
+"""Name and method of the schedule without gates, which is in every bundle."""
 
 
 @dataclass(frozen=True)
 class ViewGate:
-    """Pruning of one of several views by a gate; `tensors` is the prefix of its tensors' names."""
+    """Pruning of one of several views by a gate; `tensors` is the prefix of its tensor names."""
 
     keep: int
     selector: Json = field(default_factory=dict)
@@ -38,13 +38,13 @@ class ViewGate:
 class Gate:
     """Reduce the vision tokens *entering* decoder layer `layer` (0-based) to `keep`.
 
-    `selector` holds all parameters of the method for this gate. If the prompt has several views, each is pruned
-    independently: `parts` has one entry per view, and `keep` is their sum. Kinds:
+    `selector` has all parameters of the method for this gate. If the prompt has several views, each is pruned
+    independently: `parts` has one entry per view, and `keep` is the sum. Kinds:
 
     prune       between two segments; dropped tokens are absent from `layer` on
-    route       every such gate chooses among all tokens; the others skip the layers up to the next gate
+    route       chooses among all tokens; the other tokens skip the layers up to the next gate
     vision      between the vision encoder and the projector (layer 0)
-    downsample  the encoder takes a smaller image (layer 0)
+    downsample  replaces the encoder by one for a smaller image (layer 0)
     """
 
     layer: int
@@ -63,7 +63,9 @@ class Gate:
         if self.keep < 0:
             raise BadSchedule(f"gate at layer {self.layer} keeps {self.keep} tokens; keep must be at least 0")
         if self.parts and (self.selector or self.keep != sum(part.keep for part in self.parts)):
-            raise BadSchedule(f"gate at layer {self.layer} keeps {self.keep} tokens, its parts keep others")
+            raise BadSchedule(
+                f"gate at layer {self.layer} with parts must keep their sum, not {self.keep}, and have no selector"
+            )
         for part in self.of_views:
             grid: Any = part.selector.get("grid")
             if self.kind == "downsample" and (not _is_grid(grid) or grid[0] * grid[1] != part.keep):
@@ -85,11 +87,11 @@ def _is_grid(value: Any) -> bool:
 class Budget:
     """Cost of a schedule in the usual units.
 
-    average_tokens       vision tokens alive in a decoder layer, averaged over the layers
+    average_tokens       kept vision tokens, averaged over the decoder layers
     compression          1 - average_tokens / vision tokens
     prefill_tflops       vision tokens only: sum over layers of 4nd^2 + 2n^2d + 3ndm (BTP, section 5)
-    prefill_flops_ratio  the same over the unpruned value
-    kv_bytes             cached vision keys and values of each layer, two bytes an element, batch 1
+    prefill_flops_ratio  prefill_tflops over its unpruned value
+    kv_bytes             bytes of cached vision keys and values per layer, at two bytes per element and batch 1
     """
 
     average_tokens: float
@@ -103,9 +105,9 @@ class Budget:
 class Schedule:
     """Gates of one pruning method on one model (schedule.json).
 
-    positions  "original": kept tokens keep their position, generated ones go on from the unpruned length;
-               "compact": every layer counts the rows that it sees
-    weights    sha256 of the .safetensors file beside the schedule, which holds `tensors`; empty if there is none
+    positions  "original": kept tokens keep their position, and generated ones continue from the unpruned length;
+               "compact": positions in a layer count only its rows
+    weights    sha256 of the .safetensors file beside the schedule, which contains `tensors`; "" if there is none
     """
 
     name: str
@@ -128,9 +130,14 @@ class Schedule:
         if self.positions not in ("original", "compact"):
             raise BadSchedule(f"positions '{self.positions}' is not known; use 'original' or 'compact'")
         if self.positions == "compact" and any(gate.kind == "route" for gate in self.gates):
-            raise BadSchedule("positions 'compact' do not fit gates of kind 'route', whose rows differ in every layer")
+            raise BadSchedule(
+                "positions 'compact' cannot be used with gates of kind 'route', whose rows differ in every layer"
+            )
         if not self.name or not all(c.isalnum() or c in "._-" for c in self.name) or self.name[0] in ".-":
-            raise BadSchedule(f"schedule name '{self.name}' must be letters, digits, '.', '_' and '-'")
+            raise BadSchedule(
+                f"schedule name '{self.name}' must be of letters, digits, '.', '_' and '-', without '.' or '-' at the "
+                "start"
+            )
         check_gates(self.gates, self.model.layers, self.model.vision_tokens)
 
 
@@ -138,10 +145,10 @@ def check_gates(gates: tuple[Gate, ...], layers: int, vision_tokens: int) -> Non
     """Check that layers increase within the model, kept counts never grow, and kinds are compatible.
 
     Raises:
-        BadSchedule: names the gate, the value and the bound.
+        BadSchedule: they do not; names the gate, the value and the bound.
     """
     if len({gate.kind == "route" for gate in gates}) > 1:
-        raise BadSchedule("gates of kind 'route' do not go together with other kinds in one schedule")
+        raise BadSchedule("gates of kind 'route' cannot be combined with other kinds in one schedule")
     layer, alive = -1, vision_tokens
     for gate in gates:
         if gate.layer <= layer:

@@ -28,20 +28,22 @@ def encode(schedule: Schedule) -> dict[str, bytes]:
 
 
 def check_schedule_free(path: Path, force: bool, weights: bool = False) -> None:
-    """Check that a schedule can be written to `path` and, with `weights`, its tensors beside it.
+    """Check that a schedule can be written to `path` and, if `weights`, that its tensors can be written beside it.
 
     Raises:
         BadOutput: see `check_file_free`; or `path` does not end in .json.
     """
     if path.suffix != ".json":
-        raise BadOutput(f"output {path} must end in .json: weights of a schedule go beside it under the same name")
+        raise BadOutput(
+            f"output {path} must end in .json: the weights of a schedule are written beside it under the same name"
+        )
     check_file_free(path, force)
     if weights:
         check_file_free(path.with_suffix(WEIGHTS), force)
 
 
 def write_schedule(schedule: Schedule, path: Path) -> None:
-    """Write `path` and, if the schedule has tensors, the file beside it; the tensors first.
+    """Write `path` and, if the schedule has tensors, the file beside it (tensors first).
 
     Raises:
         BadOutput: a file cannot be written.
@@ -54,7 +56,7 @@ def read_schedule(path: Path) -> Schedule:
     """Read the schedule in the file `path`, with its tensors.
 
     Raises:
-        BadSchedule: a file is missing, damaged, or the two do not belong together.
+        BadSchedule: a file is missing or damaged, or the two files do not belong together.
     """
     schedule = read_json(Schedule, path, BadSchedule)
     if not schedule.weights:
@@ -66,7 +68,7 @@ def read_schedule(path: Path) -> Schedule:
             raise BadSchedule(f"{beside} is not the file that {path.name} was written with; calibrate again")
         tensors = load(data)
     except KeyError as dtype:
-        raise BadSchedule(f"{beside} has tensors of the type {dtype}, which is not known; calibrate again") from None
+        raise BadSchedule(f"{beside} has tensors of the unknown type {dtype}; calibrate again") from None
     except (OSError, SafetensorError) as problem:
         raise BadSchedule(f"{beside}, the weights of schedule '{schedule.name}', cannot be read: {problem}") from None
     return replace(schedule, tensors=tensors)

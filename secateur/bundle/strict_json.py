@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Read and write dataclasses as JSON, strictly: no missing, unknown or wrongly typed field."""
+"""Read and write dataclasses as JSON; missing, unknown and wrongly typed fields are errors."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def decode(cls: type[T], data: Any) -> T:
     """Convert `data`, a result of json.loads, to the dataclass `cls`.
 
     Raises:
-        TypeError, ValueError: it does not describe one; the message names the field.
+        TypeError, ValueError: it does not describe a `cls`; names the field.
     """
     value: T = _decode(cls, data, cls.__name__.lower())
     return value
 
 
 def _decode(hint: Any, data: Any, where: str) -> Any:
-    """Convert `data` to the type `hint`, strictly: no missing, unknown or wrongly typed field."""
+    """Convert `data` to the type `hint`; `where` is the path of the field for messages."""
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return _decode_dataclass(hint, data, where)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
@@ -74,7 +74,7 @@ def _decode_dataclass(cls: type, data: Any, where: str) -> Any:
 
 
 def _key(field: dataclasses.Field[Any]) -> str:
-    """Return the JSON key of a field: its name, unless its metadata has another `key`."""
+    """Return the JSON key of a field: `key` in its metadata, or its name."""
     return str(field.metadata.get("key", field.name))
 
 
@@ -83,7 +83,7 @@ def _wrong(where: str, data: Any, wanted: str) -> Any:
 
 
 def to_json(value: Any) -> str:
-    """Return a dataclass as JSON text, stable to the byte: keys in field order, two-space indent."""
+    """Return a dataclass as JSON text with keys in field order; equal values give equal bytes."""
     hidden: Json = {f.name: {} for f in dataclasses.fields(value) if not f.metadata.get("json", True)}
     shown = dataclasses.asdict(dataclasses.replace(value, **hidden))
     keys = {f.name: _key(f) for f in dataclasses.fields(value) if f.name not in hidden}
@@ -94,7 +94,7 @@ def read_json(cls: type[T], path: Path, error: type[InputError]) -> T:
     """Read a dataclass from a file.
 
     Raises:
-        error: the file is missing, is no JSON, or does not describe a `cls`; the message names file and field.
+        error: the file is missing, not JSON, or does not describe a `cls`; names the file and the field.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Symbolic dimensions of a TensorSpec: a number, or a sum of numbers and symbols such as "B", "P+S" or "S-72"."""
+"""Symbolic dimensions of a TensorSpec, which are numbers, or sums of numbers and symbols such as "P+S" or "S-72"."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ def terms(dimension: str) -> tuple[tuple[int, int | str], ...]:
     """Return the (sign, number or symbol) terms of a sum.
 
     Raises:
-        ValueError: it is no sum of numbers and symbols.
+        ValueError: `dimension` is not such a sum.
     """
     text = dimension.replace(" ", "")
     if not _SUM.fullmatch(text):
-        raise ValueError(f"dimension '{dimension}' is no sum of numbers and symbols")
+        raise ValueError(f"dimension '{dimension}' is not a sum of numbers and symbols")
     found: list[tuple[int, int | str]] = []
     for sign, name in _TERM.findall(text):
         if name[0].isdigit() and not name.isdigit():
-            raise ValueError(f"dimension '{dimension}' has the term '{name}', neither a number nor a symbol")
+            raise ValueError(f"dimension '{dimension}' has the term '{name}', which is neither a number nor a symbol")
         found.append((-1 if sign == "-" else 1, int(name) if name.isdigit() else name))
     return tuple(found)
 
 
 def resolve(dimension: int | str, symbols: Mapping[str, int]) -> int:
-    """Return the size of `dimension` for given symbols, at least 0.
+    """Return the size of `dimension` for the given symbols.
 
     Raises:
         ValueError: a symbol has no value, or the size is negative.
@@ -43,7 +43,7 @@ def resolve(dimension: int | str, symbols: Mapping[str, int]) -> int:
     for sign, term in terms(dimension):
         if isinstance(term, str):
             if term not in symbols:
-                raise ValueError(f"dimension '{dimension}' needs '{term}', which no input gives")
+                raise ValueError(f"dimension '{dimension}' needs '{term}', which no input defines")
             term = symbols[term]
         size += sign * term
     if size < 0:
@@ -52,11 +52,11 @@ def resolve(dimension: int | str, symbols: Mapping[str, int]) -> int:
 
 
 def resolve_shapes(specs: Iterable[TensorSpec], symbols: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
-    """Return the shape of each of `specs` by name, for given symbols."""
+    """Return the shape of each spec by name, for the given symbols."""
     shapes: dict[str, tuple[int, ...]] = {}
     known: dict[tuple[int | str, ...], tuple[int, ...]] = {}
     for spec in specs:
-        # The tensors of all layers have the same shapes, and this runs for every token.
+        # This runs for every token, and tensors of all layers have the same shapes.
         if spec.shape not in known:
             known[spec.shape] = tuple(resolve(dimension, symbols) for dimension in spec.shape)
         shapes[spec.name] = known[spec.shape]
@@ -64,10 +64,10 @@ def resolve_shapes(specs: Iterable[TensorSpec], symbols: Mapping[str, int]) -> d
 
 
 def bind(specs: Iterable[TensorSpec], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
-    """Return the values of the symbols from the tensors' shapes; check every dimension.
+    """Return the values of the symbols for the given tensor shapes, and check every dimension.
 
     Raises:
-        ValueError: rank, number or symbol do not agree; the message names tensor, dimension and sizes.
+        ValueError: a rank or a dimension does not match; names the tensor, the dimension and the sizes.
     """
     symbols: dict[str, int] = {}
     later: list[tuple[str, int | str, int]] = []

@@ -17,7 +17,7 @@ def check_device(backend: str, device: str | None, choices: tuple[str, ...]) -> 
     """Return the requested device, or the first of `choices`.
 
     Raises:
-        InputError: the backend does not run there.
+        InputError: the backend does not support the device.
     """
     if device is not None and device not in choices:
         raise InputError(f"backend '{backend}' runs on {' or '.join(choices)}, not on '{device}'; choose one of these")
@@ -28,18 +28,18 @@ def check_slices(index: Sequence[slice]) -> None:
     """Check that `Buffer.view` supports the slices.
 
     Raises:
-        ValueError: a step is not 1, or that of the first axis not positive.
+        ValueError: the step of the first axis is below 1, or another step is not 1.
     """
     steps = [1 if part.step is None else part.step for part in index]
     if any(step < 1 or (axis and step > 1) for axis, step in enumerate(steps)):
-        raise ValueError("a view takes slices of step 1, on the first axis also of a larger step")
+        raise ValueError("a view takes slices of step 1; only on the first axis may the step be larger")
 
 
 def check_buffers(graph: GraphSpec, inputs: Mapping[str, Any], outputs: Mapping[str, Any], kind: type[Any]) -> None:
-    """Check that buffers are of this `kind` and match `graph`; a run uses bare addresses and cannot check them.
+    """Check that buffers have the type `kind` and match `graph`; a run uses addresses only and cannot check them.
 
     Raises:
-        ValueError: a tensor is missing, unknown, of another dtype or shape, or has gaps.
+        ValueError: a tensor is missing, unknown, not contiguous, or of another dtype or shape.
     """
     for specs, buffers in ((graph.inputs, inputs), (graph.outputs, outputs)):
         if {spec.name for spec in specs} != buffers.keys():
@@ -48,7 +48,7 @@ def check_buffers(graph: GraphSpec, inputs: Mapping[str, Any], outputs: Mapping[
         for spec in specs:
             buffer = buffers[spec.name]
             if not isinstance(buffer, kind) or not buffer.contiguous:
-                raise ValueError(f"graph '{graph.name}': {spec.name} is no contiguous buffer of this backend")
+                raise ValueError(f"graph '{graph.name}': {spec.name} is not a contiguous buffer of this backend")
             if buffer.dtype != np.dtype(spec.dtype):
                 raise ValueError(f"graph '{graph.name}': {spec.name} is {buffer.dtype}, not {spec.dtype}")
     symbols = bind(graph.inputs, {name: buffer.shape for name, buffer in inputs.items()})

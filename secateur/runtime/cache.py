@@ -16,23 +16,23 @@ from secateur.runtime.backends.base import Backend, Buffer
 from secateur.runtime.token_batch import Ints
 
 ROUNDED = 64
-"""With fixed decode shapes, cache rows are a multiple of this, so that a recorded step also fits later questions."""
+"""With fixed decode shapes, cache rows are a multiple of this, so that later questions can reuse a recorded step."""
 
 
 def rounded(rows: int, most: int | None) -> int:
-    """Rows of a cache for decode steps of fixed shapes: `rows` or some more, but at most `most`."""
+    """Round `rows` up for a cache with decode steps of fixed shapes, to at most `most`."""
     more = -(-rows // ROUNDED) * ROUNDED
     return more if most is None else min(more, most)
 
 
 class KVCache:
-    """Keys and values [rows,B,Hkv,dh] of every decoder layer; sequence first, so that the filled part is contiguous.
+    """Keys and values [rows,B,Hkv,dh] of every decoder layer; rows come first, so that the filled part is contiguous.
 
-    A segment after a gate needs fewer rows, so each segment has its own capacity and its own filled length.
-    A run of the segments binds `past` and `slot`, and calls `advance` at its end to commit the new rows: an interrupted
-    run leaves the cache unchanged. If the backend needs them, the first rows are masked.
+    A segment after a gate needs fewer rows, so each segment has its own capacity and filled length.
+    A run of the segments reads `past`, writes to `slot`, and calls `advance` at its end to commit the new rows: an
+    interrupted run leaves the cache unchanged. If the backend requires it, the first rows are masked.
 
-    ahead  position after the images minus the number of rows so far (M-RoPE: below 0)
+    ahead  position after the images minus the number of rows up to there (negative with M-RoPE)
     """
 
     def __init__(
@@ -47,15 +47,15 @@ class KVCache:
         self.batch, self.ahead = batch, ahead
         self.capacity = tuple(rows + backend.masked_past for rows in capacity)
         self.shift = tuple(shift)
-        """Position shift of new rows in each segment: the rows dropped before it, or 0 if positions stay original."""
+        """Position shift of new rows in each segment: number of rows dropped before it; 0 for original positions."""
         self._masked = backend.masked_past
         self.clear()
         self._places: dict[int, tuple[int, int]] = {}
-        """Segment of each layer, and the number of its keys among that segment's keys and values."""
+        """Segment of each layer, and the index of its keys in the segment's block (its values are next)."""
         self._blocks: list[Buffer] = []
-        """Of each segment [2 * layers * capacity,B,Hkv,dh]: keys, then values of its first layer, and so on."""
+        """Memory of each segment [2 * layers * capacity,B,Hkv,dh]: for each layer its keys, then its values."""
         self.bytes = 0
-        """Size of all buffers."""
+        """Size of all blocks."""
         for i, (segment, rows) in enumerate(zip(segments, self.capacity, strict=True)):
             layers = range(*(segment.layers or (0, 0)))
             self._places.update({layer: (i, 2 * n) for n, layer in enumerate(layers)})
@@ -64,9 +64,9 @@ class KVCache:
             self.bytes += 2 * len(layers) * rows * math.prod(shape) * dtype.itemsize
 
     def clear(self) -> None:
-        """Forget all rows."""
+        """Remove all rows."""
         self.position: Ints = np.full(self.batch, self.ahead, np.int64)
-        """Position of each sample's next row [B]; dropped rows count."""
+        """Position of each sample's next row [B]; dropped rows are counted."""
         self._masks: list[Ints] = [np.zeros((self.batch, self._masked), np.int64) for _ in self.capacity]
 
     def filled(self, segment: int) -> int:
@@ -78,22 +78,22 @@ class KVCache:
         return min(rows - self.filled(i) for i, rows in enumerate(self.capacity))
 
     def mask(self, segment: int) -> Ints:
-        """[B,filled] int64, 1 = a real row."""
+        """Return the attention mask [B,filled] int64 of a segment; 1: a real row."""
         return self._masks[segment]
 
     def past(self, layer: int) -> tuple[Buffer, Buffer]:
-        """Keys and values of the filled part [filled,B,Hkv,dh]."""
+        """Return keys and values of the filled part [filled,B,Hkv,dh]."""
         return self._view(layer, 0, self.filled(self._places[layer][0]))
 
     def whole(self, layer: int) -> tuple[Buffer, Buffer]:
-        """Keys and values of all rows [capacity,B,Hkv,dh], filled or not."""
+        """Return keys and values of all rows [capacity,B,Hkv,dh], filled or not."""
         return self._view(layer, 0, self.capacity[self._places[layer][0]])
 
     def slot(self, layer: int, rows: int) -> tuple[Buffer, Buffer]:
-        """Keys and values of the `rows` rows after the filled part.
+        """Return the places for keys and values of `rows` new rows, after the filled part.
 
         Raises:
-            BadPrompt: there is no room.
+            BadPrompt: they do not fit.
         """
         segment = self._places[layer][0]
         self.check_room(segment, rows)
@@ -126,23 +126,25 @@ class KVCache:
 
 
 def row(segment: GraphSpec, batch: int) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Shape [B,Hkv,dh] and dtype of the keys, or values, of one row in any layer of a segment.
+    """Return shape [B,Hkv,dh] and dtype of one row of keys or values in a segment.
 
     Raises:
-        BadBundle: its layers differ.
+        BadBundle: the layers differ.
     """
     past = [spec for spec in segment.inputs if spec.name.startswith("past_")]
     kinds = {(spec.shape, spec.dtype) for spec in past}
     if len(kinds) != 1:
-        raise BadBundle(f"graph '{segment.name}' has keys and values of {len(kinds)} shapes; export the bundle again")
+        raise BadBundle(
+            f"graph '{segment.name}' has keys and values of {len(kinds)} shapes or dtypes; export the bundle again"
+        )
     shape = resolve_shapes(past, {"P": 0, "B": batch})[past[0].name]
     return shape[1:], np.dtype(past[0].dtype)
 
 
 def no_room(rows: int, room: int, answer: int = 0) -> BadPrompt:
-    """Return the error for `rows` rows and `answer` further ones where `room` are free."""
+    """Return the error for `rows` prompt rows and `answer` generated rows if only `room` rows are free."""
     needed = f"{rows + answer} rows ({rows} of the prompt, {answer} for the answer)" if answer else f"{rows} rows"
     return BadPrompt(
-        f"a prompt without room in the cache: it needs {needed}, {max(room, 0)} are free; shorten the prompt, "
-        "lower max_new_tokens, or make room: a chat with a larger capacity, engines of a larger --max-new-tokens"
+        f"no room in the cache: the prompt needs {needed}, {max(room, 0)} are free; shorten the prompt, lower "
+        "max_new_tokens, open a chat with a larger capacity, or build engines with a larger --max-new-tokens"
     )

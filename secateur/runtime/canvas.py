@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Choice of the bucket for an image, and resizing or padding of the image to its canvas."""
+"""Choose the image size for an image, and resize, pad or crop the image to its canvas."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fractions import Fraction
 
 from PIL import Image
 
-from secateur.bundle.preprocess import MAX_PIXELS, PROCESSOR, Colour, Size
+from secateur.bundle.preprocess import MAX_PIXELS, PROCESSOR, Color, Size
 from secateur.errors import BadImage
 
 
@@ -18,9 +18,9 @@ class Fitted:
     """How an image was fitted to its canvas, for a receipt.
 
     bucket   (height, width) of the canvas
-    scale    pixels of the canvas per pixel of the image, down and across
-    padding  rows above and below, columns left and right without image content; negative: cropped
-    fit      how it was brought onto the canvas: one of FITS, or PROCESSOR
+    scale    canvas pixels per image pixel, vertical and horizontal
+    padding  rows above and below, columns left and right of the image on the canvas; negative: cropped
+    fit      one of FITS, or PROCESSOR
     """
 
     bucket: Size
@@ -31,7 +31,7 @@ class Fitted:
 
 @dataclass(frozen=True)
 class CanvasPlace:
-    """An image resized to `size`, its upper left corner at (top, left) of a canvas; it may overhang."""
+    """Place of an image resized to `size`, with its upper left corner at (top, left) of a canvas; it may overhang."""
 
     size: Size
     top: int
@@ -42,7 +42,7 @@ class CanvasPlace:
 def place(size: Size, how: str, canvas: Size | None) -> CanvasPlace:
     """Return the place of an image of height and width `size`; `how` is one of FITS, and "square" has no canvas.
 
-    An odd row is padded or cut below.
+    An odd row is padded or cut at the bottom.
     """
     height, width = size
     if canvas is None:
@@ -50,7 +50,7 @@ def place(size: Size, how: str, canvas: Size | None) -> CanvasPlace:
         return CanvasPlace(size, (edge - height) // 2, (edge - width) // 2, (edge, edge))
     if how == "stretch":
         return CanvasPlace(canvas, 0, 0, canvas)
-    by_height = canvas[0] * width <= canvas[1] * height  # the canvas is the wider of the two
+    by_height = canvas[0] * width <= canvas[1] * height  # the canvas is wider than the image
     if how == "crop":
         by_height = not by_height
     if by_height:
@@ -62,15 +62,15 @@ def place(size: Size, how: str, canvas: Size | None) -> CanvasPlace:
 
 
 def _divide(dividend: int, divisor: int) -> int:
-    """The quotient to the nearest integer, halves up."""
+    """Divide and round to the nearest integer, halves up."""
     return (2 * dividend + divisor) // (2 * divisor)
 
 
-def fit(image: Image.Image, how: str, canvas: Size | None, resample: Image.Resampling, fill: Colour) -> Image.Image:
-    """An RGB image on its canvas.
+def fit(image: Image.Image, how: str, canvas: Size | None, resample: Image.Resampling, fill: Color) -> Image.Image:
+    """Return an RGB image on its canvas.
 
     Raises:
-        BadImage: so long and narrow that the square around it would not fit into memory.
+        BadImage: it is so long and narrow that the square around it would be too large.
     """
     spot = place((image.height, image.width), how, canvas)
     (height, width), (rows, columns) = spot.size, spot.canvas
@@ -79,7 +79,7 @@ def fit(image: Image.Image, how: str, canvas: Size | None, resample: Image.Resam
             f"an image of {image.width} x {image.height} would be padded to {columns} x {rows}, more than "
             f"{MAX_PIXELS} pixels; crop it to a less extreme shape"
         )
-    if how == "crop":  # only the part that stays is resized: the whole could be huge
+    if how == "crop":  # only the visible part is resized: the whole could be huge
         down, across = image.height / height, image.width / width
         box = (-spot.left * across, -spot.top * down, (columns - spot.left) * across, (rows - spot.top) * down)
         inside = (max(0.0, box[0]), max(0.0, box[1]), min(box[2], image.width), min(box[3], image.height))
@@ -93,12 +93,12 @@ def fit(image: Image.Image, how: str, canvas: Size | None, resample: Image.Resam
 
 
 def choose(size: Size, buckets: Mapping[str, Size]) -> str:
-    """Return the bucket for an image of height and width `size`; it does not depend on the fit.
+    """Return the name of the bucket for an image of height and width `size`; it does not depend on the fit.
 
-    It is the one with the largest share x match. `share` is the part of the canvas that the letterboxed image covers.
-    `match` is the smaller over the larger of the image's own area and the area that it covers: 1 at the image's own
-    size, a quarter both at half the scale, where detail is lost, and at double the scale, where tokens are wasted.
-    Among equals the smallest canvas wins, then the lowest, then the first name.
+    The bucket with the largest share x match is chosen. `share` is the part of the canvas that the letterboxed image
+    covers. `match` compares the image's area with the area it covers, smaller over larger: 1 at the original scale, 1/4
+    at half the scale (detail is lost) and at twice the scale (tokens are wasted). Ties go to the smallest canvas, then
+    the lowest, then the first name.
     """
 
     def rank(name: str) -> tuple[Fraction, int, Size, str]:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run the graphs in order: vision, projector, embed, then gates and segments in turn, up to the logits.
+"""Run the graphs in order: vision, projector, embed, then each segment with the gate before it, up to the logits.
 
-A gate is in the encoder (before the projector) or before a segment; see bundle.schedule.Gate for the kinds.
+A gate is in the encoder (before the projector) or before a segment; `bundle.schedule.Gate` describes the kinds.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ Buffers = dict[str, Buffer]
 class Walk:
     """Results of one run of the decoder.
 
-    logits        [B,V] float32 of each sample's last row
-    segment_rows  rows that each segment read
-    gates, kept   a receipt and the original vision-token indices [B,k] of each gate that was run
+    logits        [B,V] float32, of the last row of each sample
+    segment_rows  number of rows that each segment read
+    gates, kept   receipt, and original vision-token indices [B,k], of each gate that was run
     """
 
     logits: NDArray[np.float32]
@@ -47,10 +47,10 @@ class Walk:
 class Chain:
     """Runs the graphs of one manifest, for its first image size, on one backend.
 
-    Buffers between graphs are kept and used again.
+    Buffers between graphs are reused.
 
-    schedules  those whose gates to open, "full" is always open; None opens all
-    lock       of the backend: chains for several image sizes take turns, for they share its graphs
+    schedules  names of the schedules whose gates are loaded, besides "full"; None loads all
+    lock       lock of the backend: chains for different image sizes share its graphs, so they take turns
     """
 
     def __init__(
@@ -69,14 +69,14 @@ class Chain:
         self._scratch: dict[tuple[str, str], Buffer] = {}
         self._steps: weakref.WeakKeyDictionary[KVCache, RecordedStep] = weakref.WeakKeyDictionary()
         self._spare: KVCache | None = None
-        self._lock = lock or threading.Lock()  # walks share the scratch buffers
+        self._lock = lock or threading.Lock()  # all runs use the same scratch buffers
         gates = {gate.graph for name in self.schedules for gate in manifest.schedules[name].gates}
         for graph in manifest.graphs:
             if graph.kind != "gate" or graph.name in gates:
                 backend.load(graph)
 
     def see(self, pixels: Array, schedule: str, watch: Stopwatch) -> EncodedImages:
-        """Encode pixel values [B*I,...] to vision tokens; run the schedule's gate in the encoder, if any."""
+        """Encode pixel values [B*I,...] into vision tokens; runs the gate in the encoder if the schedule has one."""
         layout, images = self.manifest.layout, pixels.shape[0]
         index = own = np.tile(np.arange(layout.image_tokens, dtype=np.int64), (images, 1))
         gate = next((g for g in self.manifest.schedules[schedule].gates if g.kind in ENCODER_GATES), None)
@@ -90,7 +90,7 @@ class Chain:
             seen = self._run(gate.graph if gate and smaller else layout.vision, given, watch)
             if gate and not smaller:
                 seen |= self._run(gate.graph, given | seen, watch)
-            if gate:  # the decoder's positions depend on it: the one place where the host waits before the logits
+            if gate:  # the decoder's positions depend on the kept tokens, so the host waits for them here
                 index = seen["vision_index"].numpy().copy()
             tokens = self._kept(self._run("projector", seen, watch)["vision_tokens"])
             planes = tuple(self._kept(seen[f"deepstack.{i}"]) for i in range(self.manifest.dimensions.planes))
@@ -98,7 +98,7 @@ class Chain:
         return EncodedImages(tokens, planes, index, (gate_receipt(gate, every, index, layout),) if gate else ())
 
     def cache(self, batch: int, capacity: int, schedule: str) -> KVCache:
-        """An empty cache for `capacity` prompt rows and answers; segments after a gate get fewer."""
+        """Return an empty cache for `capacity` rows of prompts and answers; segments after a gate get fewer rows."""
         if self.backend.fixed_shapes:
             capacity = rounded(capacity, self.backend.most_rows)
         dropped = self._dropped(schedule)
@@ -110,18 +110,18 @@ class Chain:
             if spare is not None and (spare.batch, spare.capacity, spare.shift) == wanted:
                 spare.clear()
                 return spare
-            del spare  # frees its memory for the new one
+            del spare  # frees its memory for the new cache
             ahead = self.manifest.layout.next_position - self.manifest.layout.rows
             return KVCache(self.backend, self.manifest.segments, rows, batch, shift, ahead)
 
     def give_back(self, cache: KVCache) -> None:
-        """Release `cache`, so that it and the step recorded for it may be reused by the next conversation."""
+        """Release `cache`: the next conversation may reuse it and the step recorded for it."""
         if self.backend.fixed_shapes:
             with self._lock:
                 self._spare = cache
 
     def prefill(self, rows: TokenBatch, seen: EncodedImages, schedule: str, cache: KVCache, watch: Stopwatch) -> Walk:
-        """Run the prefill of a first question: write the vision tokens into their rows and run the gates."""
+        """Run the prefill of the first question, with its vision tokens and gates."""
         layout, ref = self.manifest.layout, self.manifest.schedules[schedule]
         index = np.repeat(seen.vision_index, cache.batch // len(seen.vision_index), axis=0)
         rows = rows.without(layout, index, ref.positions == "compact")
@@ -136,7 +136,7 @@ class Chain:
         return replace(walk, gates=(*seen.gates, *walk.gates), kept=(*([index] if seen.gates else []), *walk.kept))
 
     def extend(self, rows: TokenBatch, cache: KVCache, watch: Stopwatch) -> Walk:
-        """Run the prefill of a follow-up question. Every segment reads all its cached rows."""
+        """Run the prefill of a follow-up question; every segment reads all its cached rows."""
         with self._lock, self.backend.clock(watch, "prefill"):
             return self._extend(rows, cache, watch)
 
@@ -157,13 +157,13 @@ class Chain:
         return self._run("embed", {"input_ids": self._upload("input_ids", rows.input_ids)}, watch)["hidden_states"]
 
     def _kept(self, buffer: Buffer) -> Buffer:
-        """A copy that the next run does not overwrite."""
+        """Return a copy that the next run does not overwrite."""
         copy = self.backend.allocate(buffer.shape, buffer.dtype)
         copy.write(buffer)
         return copy
 
     def _planes(self, shape: tuple[int, ...]) -> Buffers:
-        """DeepStack planes by name, filled with zeros."""
+        """Return DeepStack planes by name, filled with zeros."""
         planes: Buffers = {}
         for i in range(self.manifest.dimensions.planes):
             name, dtype = f"deepstack.{i}", self._graphs["embed"].outputs[0].dtype
@@ -182,9 +182,12 @@ class Chain:
         cache: KVCache,
         watch: Stopwatch,
     ) -> Walk:
-        """`index` [B,N] names the vision tokens among the rows; in segment i all rows move up by `shift[i]`.
+        """Run all segments and the gates between them, and commit the new rows to the cache.
 
-        Kept indices are read and checked after the last segment, so that no graph waits for the host.
+        The kept indices are read and checked after the last segment, so that no graph waits for the host.
+
+        index  [B,N] original indices of the vision tokens in the rows
+        shift  for each segment, the number to subtract from the positions
         """
         every, moved = index, 0
         named = self._named(hidden, planes, rows, index)
@@ -194,12 +197,12 @@ class Chain:
         passed: list[tuple[GateRef, Buffer]] = []
         for i, segment in enumerate(self.manifest.segments):
             if gate := gates.get(_start(segment)):
-                if gate.kind == "route":  # chooses among all rows, which it needs as inputs
+                if gate.kind == "route":  # it chooses among all rows, so all are its input
                     named.setdefault("full_states", named["hidden_states"])
                 named |= self._run(gate.graph, named | given, watch)
                 passed.append((gate, named["vision_index"]))
                 dropped = every.shape[1] - gate.keep
-                mask = rows.attention_mask[:, dropped:]  # rows are padded on the right, image rows are all real
+                mask = rows.attention_mask[:, dropped:]  # padding is on the right, and image rows are never padding
                 named["last_index"] = self._upload("last_index", rows.last_index - dropped)
             if shift[i] != moved:
                 moved = shift[i]
@@ -220,12 +223,12 @@ class Chain:
         return Walk(logits, tuple(m.shape[1] for m in masks), tuple(receipts), tuple(kept))
 
     def _positions(self, rows: TokenBatch) -> Ints:
-        """Position ids as graphs take them: with M-RoPE, text has the same position on every axis."""
+        """Return position ids in the shape of the graphs; with M-RoPE, text has the same position on each axis."""
         axes, positions = self.manifest.layout.axes, rows.position_ids
         return positions if axes == 1 or positions.ndim == 3 else np.tile(positions, (axes, 1, 1))
 
     def _named(self, hidden: Buffer, planes: Buffers, rows: TokenBatch, index: Ints) -> Buffers:
-        """The tensors that go through the chain, by name; routing gates read the full rows again and again."""
+        """Return the input tensors of the chain by name; every routing gate reads the full rows."""
         question = np.array([self.manifest.layout.next_position], np.int64)
         named: Buffers = planes | {
             "hidden_states": hidden,
@@ -238,7 +241,7 @@ class Chain:
         return named | {f"full_{name}": named[name] for name in ("position_ids", "attention_mask", *planes)}
 
     def _dropped(self, schedule: str) -> list[int]:
-        """Number of vision tokens dropped before each segment."""
+        """Return the number of vision tokens dropped before each segment."""
         total = alive = self.manifest.layout.vision_tokens
         gates = {gate.layer: gate for gate in self.manifest.schedules[schedule].gates}
         dropped = []
@@ -249,7 +252,7 @@ class Chain:
         return dropped
 
     def _cached(self, segment: GraphSpec, cache: KVCache, rows: int) -> tuple[Buffers, Buffers]:
-        """The segment's past, and the places of its new keys and values, by tensor name."""
+        """Return the cached keys and values of a segment, and the slots of its new ones, by tensor name."""
         past, slots = {}, {}
         for layer in range(*(segment.layers or (0, 0))):
             past[f"past_key.{layer}"], past[f"past_value.{layer}"] = cache.past(layer)
@@ -257,14 +260,14 @@ class Chain:
         return past, slots
 
     def _run(self, name: str, named: Mapping[str, Buffer], watch: Stopwatch, places: Buffers | None = None) -> Buffers:
-        """Run one graph on the buffers that its inputs name; outputs go to `places`, or to scratch buffers."""
+        """Run one graph on the buffers with its input names; outputs go to `places`, or to scratch buffers."""
         graph = self._graphs[name]
         inputs = {spec.name: named[spec.name] for spec in graph.inputs}
         try:
             symbols = bind(graph.inputs, {spec.name: inputs[spec.name].shape for spec in graph.inputs})
             shapes = resolve_shapes(graph.outputs, symbols)
         except ValueError as problem:
-            raise InputError(f"graph '{name}' was not exported for this: {problem}") from None
+            raise InputError(f"graph '{name}' does not support these inputs: {problem}") from None
         outputs: Buffers = {}
         for spec in graph.outputs:
             if places is not None and spec.name in places:
@@ -283,7 +286,7 @@ class Chain:
         return buffer
 
     def _upload(self, name: str, array: Array) -> Buffer:
-        """`array` in a buffer that the next upload of this name and shape overwrites."""
+        """Copy `array` to a buffer that the next upload of this name and shape overwrites."""
         buffer = self._reuse("", name, array.shape, array.dtype.name)
         buffer.write(array)
         return buffer

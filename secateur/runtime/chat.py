@@ -23,14 +23,15 @@ if TYPE_CHECKING:
 
 
 class Chat:
-    """Several questions about the same images, which stay in the KV cache together with all earlier turns.
+    """Questions about the same images, which stay in the KV cache with all earlier turns.
 
-    Made by `Pipeline.open`. The gates choose by the first question and hold for the whole chat. Close it when done.
+    Made by `Pipeline.open`. Gates choose vision tokens for the first question, and all questions use these. Close it
+    when done.
 
-    seen      vision tokens of each sample's images, or of one sample that all share
-    fitted    how each sample's images were brought onto the canvas
-    capacity  cache rows of the whole chat, before any gate; None takes what the first turn needs
-    watch     holds the time already spent on the images
+    seen      vision tokens of each sample's images, or of one sample that the whole batch shares
+    fitted    how the images of each sample were fitted to the canvas
+    capacity  cache rows of the whole chat, before any gate; None: the rows of the first turn
+    watch     has the time already spent on the images
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class Chat:
 
     @property
     def room(self) -> int:
-        """Free cache rows for questions and answers; 0 after `close`."""
+        """Number of free cache rows for questions and answers; 0 after `close`."""
         if self._closed:
             return 0
         if self._cache is not None:
@@ -61,19 +62,19 @@ class Chat:
         return max(0, (self.capacity or 0) - self.chain.manifest.layout.rows)
 
     def ask(self, prompt: str, *, sampling: Sampling | None = None, **options: Unpack[SamplingOptions]) -> Answer:
-        """Return the answer to the next question; `sampling` and options as for `Pipeline.ask`.
+        """Answer the next question; `sampling` and options are those of `Pipeline.ask`.
 
         Raises:
-            BadPrompt: the question is empty or does not fit; the chat stays unchanged.
+            BadPrompt: the question is empty or does not fit; the chat is unchanged.
             InputError: an option is out of bounds, or the chat is closed.
-            UnknownName: no such option.
+            UnknownName: there is no such option.
         """
         return self.begin([prompt], merge(sampling, options)).answers()[0]
 
     def stream(
         self, prompt: str, *, sampling: Sampling | None = None, **options: Unpack[SamplingOptions]
     ) -> Iterator[str]:
-        """Yield pieces of the answer to the next question; options and errors as for `ask`.
+        """Yield the answer to the next question in pieces; options and errors are those of `ask`.
 
         Tokens that were not consumed are not added to the chat.
         """
@@ -83,15 +84,14 @@ class Chat:
         """Run the prefill of one question per sample; iterate over the returned turn to generate the answers.
 
         Raises:
-            BadPrompt: a question is empty, the cache has no room, or the model's context is too short; the chat stays
-                unchanged.
+            BadPrompt: a question is empty, or the cache or the model's context is too small; the chat is unchanged.
             InputError: the chat is closed.
         """
         if self._closed:
-            raise InputError("this chat was closed; open a new one")
+            raise InputError("this chat is closed; open a new one")
         cache, turn, watch = self._cache, self.turn, Stopwatch()
         if cache is None or turn is None:
-            watch = self._watch  # device times are added to it at the next synchronization
+            watch = self._watch  # device times are added at the next synchronization
             layout, pad = self.chain.manifest.layout, self.tokenizer.prompt.pad
             rows = TokenBatch.prompt(layout, [self.tokenizer.first(q) for q in questions], pad)
             needed = rows.input_ids.shape[1] + sampling.max_new_tokens
@@ -113,22 +113,22 @@ class Chat:
     def close(self) -> None:
         """End the chat and release its cache for reuse.
 
-        The cache of an answer that failed or was not finished is not reused: it may contain NaN.
+        After a failed or unfinished answer the cache is not reused, because it may contain NaN.
         """
         if self._cache is not None and self.turn is not None and self.turn.ended:
             self.chain.give_back(self._cache)
         self._cache, self.turn, self._closed = None, None, True
 
     def _check(self, rows: TokenBatch, sampling: Sampling, room: int, image: int = 0) -> None:
-        """Check that rows and answer fit; the first `image` rows are the image and the text before it."""
+        """Check that the rows and the answer fit; the first `image` rows are the images and the text before them."""
         new, context = sampling.max_new_tokens, self.chain.manifest.dimensions.context
         text, most = rows.input_ids.shape[1] - image, self.chain.backend.most_text
         if most is not None and text > most:
             raise BadPrompt(
-                f"the question has {text} rows with its template, the engines take {most}; shorten it, or build them "
-                "with a larger --max-text"
+                f"the question has {text} rows with its template, the engines take at most {most}; shorten it, or "
+                "build them with a larger --max-text"
             )
-        first = self.chain.manifest.layout.numbered(1)[0][0]  # 1 where positions count from it
+        first = self.chain.manifest.layout.numbered(1)[0][0]  # some models count positions from 1
         needed = int(rows.position_ids.max()) + 1 - first + new
         if needed > context:
             raise BadPrompt(
@@ -161,7 +161,7 @@ class Turn:
         for step in range(self._sampling.max_new_tokens):
             if step:
                 if self._chat.turn is not self:
-                    raise InputError("this answer was left for a new question; it cannot go on")
+                    raise InputError("a new question was asked before this answer ended, so it cannot continue")
                 fed = [tokens[-1:] if alive else [] for tokens, alive in zip(self.tokens, live, strict=True)]
                 rows = TokenBatch.pad(fed, prompt.pad, self._cache.position)
                 with self._watch("decode"):
@@ -178,7 +178,7 @@ class Turn:
                 return
 
     def text(self) -> Iterator[str]:
-        """Yield the answer of the only sample, piece by piece."""
+        """Yield the answer of the only sample in pieces."""
         stream = TextStream(self._chat.tokenizer)
         for (token,) in self:
             if token is not None and token not in self._chat.tokenizer.prompt.stop and (piece := stream.push(token)):
@@ -193,7 +193,7 @@ class Turn:
         return [self._answer(b) for b in range(len(self.tokens))]
 
     def unread(self, position: Ints) -> list[list[int]]:
-        """Generated tokens of each sample that are not yet in the cache (next position: `position`), no stop tokens."""
+        """Return the generated tokens of each sample after cache position `position` [B], without stop tokens."""
         stop = self._chat.tokenizer.prompt.stop
         done = position - self._start
         return [[t for t in tokens[n:] if t not in stop] for tokens, n in zip(self.tokens, done, strict=True)]

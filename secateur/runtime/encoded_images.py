@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Encoded images of a prompt, and how they are written into the decoder's rows."""
+"""Vision tokens of the images of a prompt."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from secateur.runtime.token_batch import Ints
 class EncodedImages:
     """Vision tokens after the encoder and its gate: B samples of I images each, or one sample that a batch shares.
 
-    tokens        [B*I,k,D] vision tokens of each image, in a buffer of their own
-    planes        DeepStack planes of the same shape, added to them after the first decoder layers
-    vision_index  [B,I*k] their original indices among the vision tokens of the sample
+    tokens        [B*I,k,D] vision tokens of each image, in a buffer that no run overwrites
+    planes        DeepStack planes of the same shape, added after the first decoder layers
+    vision_index  [B,I*k] original indices of the tokens in the sample
     gates         receipt of the gate in the encoder, if there is one
     """
 
@@ -27,9 +27,9 @@ class EncodedImages:
     gates: tuple[GateReceipt, ...] = ()
 
     def write(self, hidden: Buffer, planes: Iterable[Buffer], spans: Sequence[tuple[int, int]]) -> None:
-        """Write the tokens into the rows [B,S,D] of `hidden`, and each plane into its rows.
+        """Write the tokens to their rows in `hidden` [B,S,D], and each plane to its rows in `planes`.
 
-        spans  (start, tokens) of each run of vision rows; an image's runs are in the order of its tokens
+        spans  (start, tokens) of each run of vision rows; the runs of an image are in the order of its tokens
         """
         self._place(self.tokens, hidden, spans)
         for tokens, rows in zip(self.planes, planes, strict=True):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Anything that is an image, as an upright RGB image."""
+"""Load an image from a file, a PIL image or an array, as an upright RGB image."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ ImageLike: TypeAlias = "str | os.PathLike[str] | Image.Image | NDArray[Any]"
 
 
 def load_image(source: ImageLike) -> Image.Image:
-    """RGB image of a file, a PIL image or a uint8 array [H,W,3], [H,W,4] or [H,W].
+    """Return the RGB image of a file, a PIL image or a uint8 array [H,W,3], [H,W,4] or [H,W].
 
-    A rotation in the EXIF data is applied; transparency is laid on white, as transformers does; 16 bits a pixel are
-    scaled to 8 (transformers clips them).
+    The EXIF rotation is applied. Transparent pixels are blended with white, as in transformers. 16-bit pixels are
+    scaled to 8 bits (transformers clips them).
 
     Raises:
-        BadImage: missing, a folder, damaged, not an image, or too large to be one; the message says which.
+        BadImage: it is missing, a folder, damaged, not an image, or too large; the message says which.
     """
     if isinstance(source, np.ndarray):
         return _upright(_from_array(source), "the image")
@@ -37,21 +37,21 @@ def load_image(source: ImageLike) -> Image.Image:
 
 
 def check_header(path: str | os.PathLike[str]) -> None:
-    """Open a file as an image and read no pixels: only `load_image` finds damage after its header.
+    """Check the header of an image file without reading its pixels; only `load_image` detects damaged pixel data.
 
     Raises:
-        BadImage: missing, a folder, not an image, or too large to be one; the message says which.
+        BadImage: it is missing, a folder, not an image, or too large; the message says which.
     """
     with _opened(os.fspath(path)):
         pass
 
 
 def _opened(path: str) -> Image.Image:
-    """The image of a file, its pixels not yet read."""
+    """Open an image file; its pixels are read later."""
     if not os.path.exists(path):
         raise BadImage(f"image {path} does not exist; give the path of an image file")
     if not os.path.isfile(path):
-        raise BadImage(f"image {path} is no file; give the path of an image file")
+        raise BadImage(f"image {path} is not a file; give the path of an image file")
     if os.path.getsize(path) == 0:
         raise BadImage(f"image {path} is empty (0 bytes); give an image file")
     try:
@@ -89,10 +89,10 @@ def _upright(image: Image.Image, name: str) -> Image.Image:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I;16"):  # Pillow would clip all above 255 to white
+    if image.mode.startswith("I;16"):  # Pillow would clip every value above 255
         image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
     elif image.mode in ("I", "F"):
-        raise BadImage("it has 32 bits a pixel and no known range; convert it to 8 or 16 bits")
+        raise BadImage("it has 32 bits per pixel and no known value range; convert it to 8 or 16 bits")
     if "A" in image.getbands() or image.info.get("transparency") is not None:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, (255, 255, 255, 255))
@@ -101,11 +101,11 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _bad(name: str, problem: Exception) -> BadImage:
-    """Pillow's decoders raise almost anything on damaged data; the user needs one line."""
+    """Return a one-line error; Pillow's decoders raise many types of exceptions on damaged data."""
     if isinstance(problem, Image.DecompressionBombError | Image.DecompressionBombWarning):
         return BadImage(f"{name} is too large to be decoded safely: {_line(problem)}; scale it down")
     if isinstance(problem, UnidentifiedImageError):
-        return BadImage(f"{name} is no image that Pillow knows; give a PNG, JPEG, WebP, ... file")
+        return BadImage(f"{name} is not an image that Pillow can read; give a PNG, JPEG, WebP, ... file")
     return BadImage(f"{name} cannot be decoded, it may be damaged: {_line(problem)}")
 
 

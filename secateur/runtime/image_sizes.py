@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image sizes of a bundle: choice of the size for an image, and the chain of each size."""
+"""Image sizes of a bundle: a chain and preprocessing steps for each size, and the choice of the size for an image."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from secateur.runtime.preprocess import fitted, pixel_values
 
 @dataclass(frozen=True)
 class Prepared:
-    """The images of one prompt: the size they are fitted to, pixel values [I,...], and how they were fitted."""
+    """Preprocessed images of one prompt: their size, pixel values [I,...], and how they were fitted."""
 
     size: str
     pixels: NDArray[np.float32]
@@ -34,7 +34,7 @@ class Prepared:
 class ImageSizes:
     """A chain and preprocessing steps for each image size, WIDTHxHEIGHT.
 
-    schedules  those whose gates to open; None opens all
+    schedules  names of the schedules whose gates are loaded; None loads all
     """
 
     def __init__(self, bundle: Bundle, backend: Backend, schedules: Sequence[str] | None) -> None:
@@ -45,7 +45,7 @@ class ImageSizes:
 
     @property
     def sizes(self) -> tuple[str, ...]:
-        """Every image size."""
+        """All image sizes."""
         return tuple(self._chains)
 
     @property
@@ -54,24 +54,24 @@ class ImageSizes:
         return next(iter(self._chains.values()))
 
     def chain(self, size: str) -> Chain:
-        """The chain for an image size."""
+        """Return the chain for an image size."""
         return self._chains[size]
 
     def prepare(self, image: Any, image_size: str | None) -> Prepared:
-        """Preprocess the images of one prompt, an image or a tuple of them.
+        """Preprocess the images of one prompt, given as an image or a tuple of images.
 
-        image_size  None takes the one that fits the first image best, see canvas.choose
+        image_size  None: the size that fits the first image best, see `canvas.choose`
 
         Raises:
-            BadImage: not an image.
-            InputError: not as many images as the bundle takes.
-            UnknownName: no such image size.
+            BadImage: it is not an image.
+            InputError: the number of images differs from that of the bundle.
+            UnknownName: there is no such image size.
         """
         start = time.perf_counter()
         images = [load_image(i) for i in (image if isinstance(image, tuple) else (image,))]
         if len(images) != self._images:
             raise InputError(
-                f"{len(images)} images for a prompt, the bundle was exported for {self._images}; give a tuple of "
+                f"{len(images)} images in a prompt, the bundle was exported for {self._images}; give a tuple of "
                 f"{self._images}, or export with --images {max(1, len(images))}"
             )
         if image_size is not None and image_size not in self._chains:

@@ -9,15 +9,15 @@ from typing import Any
 
 import tokenizers
 
-# A Unicode noncharacter, which valid text for interchange does not contain.
 ANCHOR = "\U0010fffe"
+"""A Unicode noncharacter: text from other programs should not contain it."""
 
 
 class LiteralTokenizer:
     """A copy of a tokenizer that does not recognize the spelling of special tokens.
 
-    They are removed from the added tokens and, where the vocabulary lists them (whole words and unigrams match its
-    entries), renamed. Ids stay the same.
+    Special tokens are removed from the added tokens. If the vocabulary lists them too, they are renamed there, because
+    word-level and unigram models match its entries. Ids stay the same.
     """
 
     def __init__(self, tokenizer: tokenizers.Tokenizer, special: Mapping[int, str]) -> None:
@@ -30,13 +30,13 @@ class LiteralTokenizer:
         self._tokenizer.add_special_tokens([tokenizers.AddedToken(ANCHOR, normalized=False, special=True)])
 
     def encode(self, text: str) -> list[int]:
-        """Return the ids of `text` following a special token; none of them is special, except "unknown"."""
+        """Return the ids of `text` as it follows a special token; no id is special, except "unknown"."""
         ids = self._tokenizer.encode(ANCHOR + text.replace(ANCHOR, "\ufffd"), add_special_tokens=False).ids
         return list(ids[1:])
 
 
 def _rename(model: dict[str, Any], names: Mapping[str, str]) -> None:
-    """Rename entries of a model's vocabulary, and remove the merges that produce them."""
+    """Rename vocabulary entries of a model, and remove the merges that produce them."""
     vocabulary = model["vocab"]
     if isinstance(vocabulary, dict):
         model["vocab"] = {names.get(entry, entry): number for entry, number in vocabulary.items()}

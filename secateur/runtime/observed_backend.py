@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A wrapper of a backend that shows every run to an observer, and the replay of a run on another backend."""
+"""A backend that calls an observer after every run, and the replay of a run on another backend."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from secateur.runtime.receipt import Stopwatch
 
 Buffers = Mapping[str, base.Buffer]
 Observer = Callable[[str, Buffers, Buffers], None]
-"""Called with the graph's name, its inputs and its outputs."""
+"""Callback with the name of a graph, its inputs and its outputs."""
 
 
 class ObservedBackend(base.Backend):
-    """Runs `inner`, and calls `observe` after every run.
+    """Runs another backend (`inner`), and calls `observe` after every run.
 
-    Decode steps are not recorded, since an observer cannot see the graphs of a recorded step.
+    Decode steps are not recorded, because the graphs of a recorded step cannot be observed one by one.
     """
 
     def __init__(self, inner: base.Backend, observe: Observer) -> None:
@@ -50,7 +50,7 @@ class ObservedBackend(base.Backend):
 
 
 def replay(backend: base.Backend, graph: str, inputs: Buffers, outputs: Buffers) -> dict[str, base.Array]:
-    """Repeat another backend's run on `backend`, with the same inputs; return the outputs, of the same shapes."""
+    """Repeat a run of another backend on `backend`, with the same inputs and shapes; return the outputs."""
     copies = {name: backend.allocate(buffer.shape, buffer.dtype) for name, buffer in inputs.items()}
     for name, buffer in inputs.items():
         copies[name].write(buffer.numpy())

@@ -33,7 +33,7 @@ MAX_THREADS = 1024
 
 
 class Pipeline:
-    """A loaded bundle on a backend. Threads may share it and take turns. Close it when done, or use `with`."""
+    """A loaded bundle on a backend. Threads may share it; they take turns. Close it when done, or use `with`."""
 
     def __init__(self, bundle: Bundle, backend: Backend, schedules: Sequence[str] | None = None) -> None:
         self.bundle = bundle
@@ -55,19 +55,19 @@ class Pipeline:
         """Open the bundle in the folder `path`.
 
         backend    name of a file in secateur/runtime/backends
-        threads    CPU threads, None lets the backend decide
-        verify     compare the sha256 of every file with the manifest
-        device     "cpu" or "cuda", if the backend supports it; None takes the backend's default
-        schedules  names of the schedules to open besides "full"; the gates of others take no memory; None opens all
-        guard      check every output, and stop at the first outside the range of its dtype (slow, for debugging)
+        threads    CPU threads; None: the backend decides
+        verify     whether to compare the sha256 of every file with the manifest
+        device     "cpu" or "cuda", if the backend supports it; None: the default of the backend
+        schedules  names of the schedules to open besides "full" (other gates use no memory); None: all
+        guard      whether to stop at the first graph output outside of its dtype's range (slow, for debugging)
 
         Raises:
-            BadBundle: damaged, unsafe or no bundle.
-            UnknownName: no such backend or schedule.
+            BadBundle: it is damaged, unsafe or not a bundle.
+            UnknownName: there is no such backend or schedule.
             BackendMissing: the backend's library is not installed.
         """
         if threads is not None and (not isinstance(threads, int) or not 1 <= threads <= MAX_THREADS):
-            raise InputError(f"threads must be a whole number from 1 to {MAX_THREADS}, got {threads!r}")
+            raise InputError(f"threads must be an integer from 1 to {MAX_THREADS}, got {threads!r}")
         module = plugins.load(backends, backend, "backend")
         bundle = Bundle.load(path, verify)
         for name in schedules or ():
@@ -84,17 +84,17 @@ class Pipeline:
 
     @property
     def most_batch(self) -> int | None:
-        """Largest batch of questions; None: no limit."""
+        """Maximum number of questions in a batch; None: no limit."""
         return self._backend.most_batch
 
     @property
     def records_steps(self) -> bool:
-        """Whether a decode step is recorded, and replayed while schedule and capacity stay the same."""
+        """Whether decode steps are recorded, and replayed while schedule and capacity stay the same."""
         return self._backend.fixed_shapes
 
     @property
     def schedules(self) -> tuple[str, ...]:
-        """Names of the schedules that are open."""
+        """Names of the open schedules."""
         return self._sizes.first.schedules
 
     @property
@@ -103,7 +103,7 @@ class Pipeline:
         return self._sizes.sizes
 
     def describe(self) -> dict[str, str]:
-        """The backend's device and the versions of its libraries, for the record of a measurement."""
+        """Return the device of the backend and the versions of its libraries, for a report of measurements."""
         return self._backend.describe()
 
     @overload
@@ -152,20 +152,20 @@ class Pipeline:
         sampling: Sampling | None = None,
         **options: Unpack[SamplingOptions],
     ) -> Answer | list[Answer]:
-        """Return the answer to `prompt` about `image` (a path, a PIL image, or a uint8 array [H,W,3]).
+        """Answer `prompt` about `image` (a path, a PIL image, or a uint8 array [H,W,3]).
 
-        Where the bundle was exported for several images in a prompt, `image` is a tuple of them. Lists give a list of
-        answers, run as one batch; one image or one prompt is used for all the others.
+        If the bundle was exported for several images per prompt, `image` is a tuple. Lists are run as one batch and
+        give a list of answers; a single image or prompt is used for the whole batch.
 
-        schedule    name of a schedule in the bundle; None takes the only one besides "full"
-        image_size  one of `image_sizes`; None takes the one that fits each (first) image best, see canvas.choose
-        sampling    options for generating; keywords such as `max_new_tokens=16` replace single ones, see `Sampling`
+        schedule    name of a schedule in the bundle; None: the only one besides "full"
+        image_size  one of `image_sizes`; None: the size that fits the (first) image best, see `canvas.choose`
+        sampling    options for generating; keywords such as `max_new_tokens=16` override them, see `Sampling`
 
         Raises:
-            BadImage: not an image.
-            BadPrompt: empty, or too long for the model.
-            UnknownName: no such schedule or option.
-            InputError: lists of different lengths, an option out of bounds, or several schedules and none named.
+            BadImage: it is not an image.
+            BadPrompt: the prompt is empty, or too long for the model.
+            UnknownName: there is no such schedule, image size or option.
+            InputError: lists differ in length, an option is out of bounds, or a schedule must be named.
         """
         chosen = merge(sampling, options)
         images = image if isinstance(image, list) else [image]
@@ -173,11 +173,13 @@ class Pipeline:
         batch = max(len(images), len(prompts))
         if self.most_batch is not None and batch > self.most_batch:
             raise InputError(
-                f"a batch of {batch}, the engines take {self.most_batch}; ask in smaller batches (`secateur eval "
-                "--batch`), or build the engines with a larger --max-batch"
+                f"a batch of {batch}, the engines take at most {self.most_batch}; ask in smaller batches (`secateur "
+                "eval --batch`), or build the engines with a larger --max-batch"
             )
         if not images or not prompts or {len(images), len(prompts)} - {1, batch}:
-            raise InputError(f"{len(images)} images and {len(prompts)} prompts do not pair; give as many of each")
+            raise InputError(
+                f"{len(images)} images and {len(prompts)} prompts do not pair; give the same number of each"
+            )
         prompts = prompts if len(prompts) == batch else prompts * batch
         prepared = [self._sizes.prepare(i, image_size) for i in images]
         answers = self._answers(prepared * (batch // len(images)), prompts, schedule, chosen)
@@ -193,7 +195,7 @@ class Pipeline:
         sampling: Sampling | None = None,
         **options: Unpack[SamplingOptions],
     ) -> Iterator[str]:
-        """Yield pieces of the answer as they are generated; options and errors as for `ask`."""
+        """Yield the answer in pieces while it is generated; options and errors are those of `ask`."""
         chosen = merge(sampling, options)
         chat = self._chat([self._sizes.prepare(image, image_size)], 1, schedule, None)
         return _to_the_end(chat, chat.begin([prompt], chosen).text())
@@ -205,10 +207,10 @@ class Pipeline:
         capacity: int | None = None,
         image_size: str | None = None,
     ) -> Chat:
-        """Open a chat about `image`, or about several as a tuple, see `ask`.
+        """Open a chat about `image`, or a tuple of images, see `ask`.
 
-        capacity  cache rows for image, questions and answers together; None leaves 1024 after the image,
-                  or the rest of the model's context
+        capacity  cache rows for images, questions and answers together; None: 1024 after the images, or as many as the
+                  model's context allows
 
         Raises:
             BadImage, UnknownName, InputError: as for `ask`.
@@ -221,13 +223,13 @@ class Pipeline:
             capacity = min(context, image_rows + CHAT_ROWS)
         if not isinstance(capacity, int) or not image_rows < capacity <= context:
             raise InputError(
-                f"capacity must be above {image_rows} (the image's rows) and at most {context} (what model and backend "
-                f"take), got {capacity!r}"
+                f"capacity must be above {image_rows} (the rows of the images) and at most {context} (the limit of "
+                f"model and backend), got {capacity!r}"
             )
         return self._chat([prepared], 1, schedule, capacity)
 
     def close(self) -> None:
-        """Free the graphs; the pipeline and its chats cannot be used afterwards."""
+        """Free all graphs; the pipeline and its chats cannot be used afterwards."""
         self._backend.close()
 
     def __enter__(self) -> Pipeline:
@@ -241,7 +243,7 @@ class Pipeline:
     def _answers(
         self, prepared: list[Prepared], prompts: list[str], schedule: str | None, sampling: Sampling
     ) -> list[Answer]:
-        """Run one batch for each image size; the answers are in the order of the prompts."""
+        """Run one batch per image size; the answers are in the order of the prompts."""
         answers: dict[int, Answer] = {}
         for size in dict.fromkeys(each.size for each in prepared):
             numbers = [i for i, each in enumerate(prepared) if each.size == size]
@@ -254,7 +256,7 @@ class Pipeline:
         return [answers[i] for i in range(len(prompts))]
 
     def _chat(self, prepared: list[Prepared], batch: int, schedule: str | None, capacity: int | None) -> Chat:
-        """A chat about the images of `batch` samples, or about those of one sample that all share; one image size."""
+        """Return a chat about the images of `batch` samples, or of one sample that all share; of one image size."""
         name, chain, watch = self._schedule(schedule), self._sizes.chain(prepared[0].size), Stopwatch()
         watch.add("preprocess", sum(each.milliseconds for each in prepared))
         seen = chain.see(np.concatenate([each.pixels for each in prepared]), name, watch)
@@ -276,7 +278,7 @@ class Pipeline:
 
 
 def _to_the_end(chat: Chat, pieces: Iterator[str]) -> Iterator[str]:
-    """Yield all pieces, then close the chat."""
+    """Yield all pieces, and then close the chat."""
     yield from pieces
     chat.close()
 

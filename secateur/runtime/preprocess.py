@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Image to pixel values with numpy and Pillow, as transformers' PIL image processors do (preprocess.json).
+"""Convert an image to pixel values with numpy and Pillow, as transformers' PIL image processors do (preprocess.json).
 
     image [H,W,3] -- fit --> canvas -- resize, crop --> whole -- tiles --> views -- rescale, normalize --> pixel values
 
-All up to the views is uint8. Padding comes before the normalization, so it has the colour that `fill` says.
+Pixels are uint8 up to the views. Padding has the color `fill` and is normalized like the image.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from secateur.bundle.preprocess import (
     BLACK,
     MAX_PIXELS,
     PROCESSOR,
-    Colour,
+    Color,
     Preprocess,
     Size,
     Tile,
@@ -30,10 +30,10 @@ Pixels = NDArray[np.uint8]
 
 
 def pixel_values(image: Image.Image, steps: Preprocess) -> NDArray[np.float32]:
-    """Pixel values [1, *steps.pixels] of an RGB image.
+    """Return the pixel values [1, *steps.pixels] of an RGB image.
 
     Raises:
-        BadImage: so long and narrow that its resized form would not fit into memory.
+        BadImage: it is so long and narrow that it would be too large after resizing.
     """
     seen = views(image, steps)
     table = _table(steps)
@@ -45,9 +45,10 @@ def pixel_values(image: Image.Image, steps: Preprocess) -> NDArray[np.float32]:
 
 
 def _table(steps: Preprocess) -> NDArray[np.float32]:
-    """[3,256]: the value of each level of each channel, in single precision from the normalization on.
+    """Return the pixel value of each level of each channel [3,256].
 
-    The product is in double precision, as in transformers: 1/255 is not exact in single precision.
+    As in transformers, levels are rescaled in double precision (1/255 is inexact in single precision) and normalized in
+    single precision.
     """
     levels = np.arange(256, dtype=np.float64) * (1.0 if steps.rescale is None else steps.rescale)
     table = np.tile(levels.astype(np.float32), (3, 1))
@@ -58,10 +59,10 @@ def _table(steps: Preprocess) -> NDArray[np.float32]:
 
 
 def views(image: Image.Image, steps: Preprocess) -> list[Pixels]:
-    """The views [h,w,3] of an RGB image, as the model gets them but for the normalization.
+    """Return the views [h,w,3] of an RGB image, before rescaling and normalization.
 
     Raises:
-        BadImage: as `pixel_values`.
+        BadImage: as for `pixel_values`.
     """
     made: dict[tuple[Size, ...], Image.Image] = {(): whole_image(image, steps)}
 
@@ -79,10 +80,10 @@ def views(image: Image.Image, steps: Preprocess) -> list[Pixels]:
 
 
 def whole_image(image: Image.Image, steps: Preprocess) -> Image.Image:
-    """An RGB image fitted, resized and cropped: what the tiles are taken from.
+    """Fit, resize and crop an RGB image; the tiles are taken from the result.
 
     Raises:
-        BadImage: as `pixel_values`.
+        BadImage: as for `pixel_values`.
     """
     if steps.fit is not None:
         image = fit(image, steps.fit, steps.canvas, _filter(steps), steps.fill)
@@ -95,17 +96,17 @@ def whole_image(image: Image.Image, steps: Preprocess) -> Image.Image:
             )
         image = image.resize((width, height), _filter(steps))
     if steps.crop is not None and steps.crop != (image.height, image.width):
-        image = Image.fromarray(cut(np.asarray(image), centre((image.height, image.width), steps.crop)))
+        image = Image.fromarray(cut(np.asarray(image), center((image.height, image.width), steps.crop)))
     return image
 
 
 def fitted(size: Size, steps: Preprocess) -> Fitted:
-    """What becomes of an image of height and width `size` on its way to the whole from which the tiles are taken."""
+    """Describe how `whole_image` fits an image of height and width `size`."""
     spot = place(size, steps.fit, steps.canvas) if steps.fit is not None else None
     canvas, shown = (spot.canvas, spot.size) if spot else (size, size)
     before = (spot.top, spot.left) if spot else (0, 0)
     final = canvas if steps.resize is None else resized(*canvas, steps.resize)
-    starts = (0, 0) if steps.crop is None else centre(final, steps.crop)[:2]
+    starts = (0, 0) if steps.crop is None else center(final, steps.crop)[:2]
     bucket = final if steps.crop is None else steps.crop
     scales, padding = [], []
     for axis in (0, 1):
@@ -117,16 +118,16 @@ def fitted(size: Size, steps: Preprocess) -> Fitted:
     return Fitted(bucket, (scales[0], scales[1]), edges, steps.fit or PROCESSOR)
 
 
-def centre(size: Size, crop: Size) -> Window:
-    """The middle of an image of height and width `size`; an odd row is cut below, or added above.
+def center(size: Size, crop: Size) -> Window:
+    """Return the center window of an image of height and width `size`.
 
-    transformers does it this way.
+    As in transformers, an odd row is cut at the bottom, or added at the top.
     """
     return (size[0] - crop[0]) // 2, (size[1] - crop[1]) // 2, *crop
 
 
-def cut(pixels: Pixels, window: Window, fill: Colour = BLACK) -> Pixels:
-    """A window [height,width,3] of [H,W,3], `fill` where it overhangs."""
+def cut(pixels: Pixels, window: Window, fill: Color = BLACK) -> Pixels:
+    """Return a window [height,width,3] of pixels [H,W,3]; the part outside of the image has the color `fill`."""
     starts, sizes = window[:2], window[2:]
     inside = [
         slice(max(0, start), max(0, min(have, start + want)))

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Debug check of every output of every graph: it names the first value that leaves the range of its dtype.
+"""Debug check of all graph outputs: find the first value outside of the safe range of its dtype.
 
-The check waits for each graph and copies its outputs to the host, so it is slow; answers do not change.
+The check waits for each graph and copies its outputs to the host, so it is slow. Answers do not change.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from secateur.runtime.dtypes import is_float, largest
 from secateur.runtime.observed_backend import Buffers, ObservedBackend
 
 SAFE = 0.5
-"""Share of a dtype's range that is safe: a sum of two such values still fits."""
+"""Safe share of a dtype's range: the sum of two such values still fits."""
 ROWLESS = ("logits", "query", "text_query")
-"""Outputs without a row axis: they belong to the last row, or to a mean over rows."""
+"""Outputs without a row axis, of the last row or of a mean over rows."""
 OWN = ("vision", "gate")
-"""Kinds of graphs that differ between image sizes."""
+"""Kinds of graphs that each image size has its own of."""
 
 
 @dataclass(frozen=True)
 class OutOfRange:
-    """The first value outside the range.
+    """The first value outside of the safe range.
 
     row      name of the row, such as "vision token 17" (counted over all images of the sample) or "text row 3";
              "" for a tensor without rows
-    worst    the value: inf, NaN, or a magnitude beyond the limit
-    largest  magnitude of the largest finite value in the tensor; 0 if there is none
+    worst    the value: inf, NaN, or a magnitude above the limit
+    largest  largest finite magnitude in the tensor; 0 if there is none
     """
 
     graph: str
@@ -45,18 +45,18 @@ class OutOfRange:
 
     def __str__(self) -> str:
         where = f"'{self.tensor}' at {self.row}" if self.row else f"'{self.tensor}'"
-        mend = "--dtype fp32" if self.dtype == "bfloat16" else "--dtype fp32, or bf16 where the target has it"
+        mend = "--dtype fp32" if self.dtype == "bfloat16" else "--dtype fp32, or bf16 if the target supports it"
         return (
             f"graph '{self.graph}' gives {self.worst:g} in {where} (sample {self.sample}; the largest finite value is "
-            f"{self.largest:g}, {self.limit:g} is safe in {self.dtype}); export with {mend}"
+            f"{self.largest:g}, the safe limit of {self.dtype} is {self.limit:g}); export with {mend}"
         )
 
 
 class RangeCheck(ObservedBackend):
-    """Runs another backend; stops at the first output that is not finite, or beyond `share` of its dtype's range.
+    """Runs another backend, and stops at the first output that is not finite or above `share` of its dtype's range.
 
-    largest  magnitude of the largest value that each graph has given so far
-    found    what stopped the run, None if nothing did
+    largest  largest finite magnitude in the outputs of each graph so far
+    found    the value that stopped the run; None: no such value
     """
 
     def __init__(self, backend: base.Backend, manifest: Manifest, share: float = SAFE) -> None:
@@ -67,8 +67,8 @@ class RangeCheck(ObservedBackend):
             graph.name: size.layout for size in manifest.buckets for graph in size.graphs if graph.kind in OWN
         }
         self._layout = manifest.layout
-        self._seen: base.Array | None = None  # vision tokens of each image after the encoder [B*I, k]; None: all
-        self._alive: base.Array | None = None  # those of each sample in the decoder [B, I*k]
+        self._seen: base.Array | None = None  # kept vision tokens of each image after the encoder [B*I,k]; None: all
+        self._alive: base.Array | None = None  # kept vision tokens of each sample in the decoder [B,I*k]
         self.largest: dict[str, float] = {}
         self.found: OutOfRange | None = None
 
@@ -76,7 +76,7 @@ class RangeCheck(ObservedBackend):
         """Check every output of a run.
 
         Raises:
-            SecateurError: an output leaves the range; one line with the graph, the tensor and the row.
+            SecateurError: an output is outside of the safe range; names the graph, the tensor and the row.
         """
         spec = self._graphs[graph]
         self._follow(spec, outputs)
@@ -84,7 +84,7 @@ class RangeCheck(ObservedBackend):
             self._look(spec, tensor, inputs, outputs[tensor.name].numpy())
 
     def _follow(self, spec: GraphSpec, outputs: Buffers) -> None:
-        """Track which vision tokens are left, and the layout of the image size in use."""
+        """Track the kept vision tokens, and the layout of the current image size."""
         self._layout = self._layouts.get(spec.name, self._layout)
         index = next((outputs[x.name].numpy() for x in spec.outputs if x.flows_to == "vision_index"), None)
         if spec.kind == "vision":
@@ -107,9 +107,9 @@ class RangeCheck(ObservedBackend):
         if not bad.any():
             return
         has_rows = array.ndim > 1 and tensor.flows_to not in ROWLESS
-        if has_rows and tensor.shape[0] == "B":  # keys and values have their rows first
+        if has_rows and tensor.shape[0] == "B":  # keys and values have rows on the first axis
             array, bad = array.swapaxes(0, 1), bad.swapaxes(0, 1)
-        at = np.unravel_index(int(np.argmax(bad)), bad.shape)  # the first row, and of it the first sample
+        at = np.unravel_index(int(np.argmax(bad)), bad.shape)  # the first row, and its first sample
         row, sample = (int(at[0]), int(at[1])) if has_rows else (0, int(at[0]))
         where = ""
         if _in_encoder(spec):
@@ -129,7 +129,7 @@ class RangeCheck(ObservedBackend):
         raise SecateurError(str(self.found))
 
     def _token(self, spec: GraphSpec, row: int, image: int) -> tuple[int, str]:
-        """Return the sample that an image belongs to, and the name of the original vision token of a row."""
+        """Return the sample of an image, and the name of the original vision token of a row."""
         token = row if spec.kind == "vision" or self._seen is None else int(self._seen[image][row])
         sample, number = divmod(image, self._layout.images)
         return sample, f"vision token {number * self._layout.image_tokens + token}"
@@ -147,7 +147,7 @@ class RangeCheck(ObservedBackend):
         tokens = {place: token for token, place in enumerate(self._layout.vision_rows)}
         dropped: set[int] = set()
         if self._alive is not None and not tensor.name.startswith("full_"):
-            left = set(self._alive[min(sample, len(self._alive) - 1)].tolist())  # one prompt may serve a whole batch
+            left = set(self._alive[min(sample, len(self._alive) - 1)].tolist())  # a whole batch may share one prompt
             dropped = {place for place, token in tokens.items() if token not in left}
         past = next((x.shape[0] for name, x in inputs.items() if name.startswith("past_")), 0)
         if past > self.masked_past or spec.kind == "embed" and rows + len(dropped) <= self._layout.rows:

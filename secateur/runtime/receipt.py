@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Answers, and receipts of what was actually run."""
+"""Answers, and receipts of their cost and of the vision tokens that were kept."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from secateur.runtime.token_batch import Ints
 
 @dataclass(frozen=True)
 class GateReceipt:
-    """Vision tokens before the gate, requested by the schedule, and actually kept, at decoder layer `layer`.
+    """Numbers of vision tokens before a gate, requested by the schedule, and actually kept (`applied`).
 
-    kind is that of bundle.schedule.Gate.
+    `layer` is the decoder layer after the gate; `kind` is that of `bundle.schedule.Gate`.
     """
 
     layer: int
@@ -35,12 +35,12 @@ class GateReceipt:
 
 
 def gate_receipt(gate: GateRef, before: Ints, after: Ints, layout: Layout) -> GateReceipt:
-    """Check what the gate actually kept: distinct tokens, ascending, a subset of those before, each view's quota.
+    """Check that a gate kept distinct, ascending tokens, a subset of those before, and the quota of each view.
 
     before, after  [B,N] and [B,k] original indices of the vision tokens
 
     Raises:
-        BadBundle: it is not what the schedule requests.
+        BadBundle: the kept tokens differ from the schedule.
     """
     applied = min(
         int(np.isin(np.unique(new), old).sum()) if (np.diff(new) > 0).all() else 0
@@ -67,17 +67,15 @@ class Receipt:
 
     schedule          name of the schedule that was run
     image_size        WIDTHxHEIGHT of the canvas that the images were fitted to
-    images            how each of them was: the canvas (height, width), pixels of it per pixel of the image down and
-                      across, rows above and below, columns left and right of it that show no image (below 0: cut), and
-                      the way (bundle.preprocess.FITS, or "processor": the model's own)
+    images            how each image was fitted, see `canvas.Fitted`
     gates             each gate of the conversation, in order
-    segment_rows      rows each segment read before the first token (of the longest sample, if a batch)
-    cache_bytes       keys and values, of the whole batch
-    prompt_rows       rows of this turn's prompt before any gate, image included in the first turn
-    generated_tokens  a stop token included
-    milliseconds      of the whole batch. First turn: preprocess, encode (all between pixels and vision tokens), prefill
-                      (embed to logits), and within these two every graph by its name: vision, projector, embed,
-                      segments and gates. first_token (preprocess, encode and prefill), decode, decode_per_token, total
+    segment_rows      rows that each segment read before the first token (of the longest sample in a batch)
+    cache_bytes       size of keys and values of the whole batch
+    prompt_rows       rows of this turn's prompt before any gate; the first turn includes the images
+    generated_tokens  number of tokens, including a stop token
+    milliseconds      times of the whole batch. First turn: preprocess, encode (pixels to vision tokens), prefill (embed
+                      to logits), and every graph in the latter two by its name. Every turn: prefill, first_token
+                      (preprocess, encode and prefill), decode, decode_per_token, total
     """
 
     schedule: str
@@ -91,7 +89,7 @@ class Receipt:
     milliseconds: dict[str, float]
 
     def as_dict(self) -> dict[str, Any]:
-        """The receipt as plain values for JSON."""
+        """Return the receipt as plain values for JSON."""
         return dataclasses.asdict(self)
 
 
@@ -100,10 +98,10 @@ class Answer:
     """One answer.
 
     text          the answer, without special tokens
-    tokens        generated ids; the last one is a stop token unless max_new_tokens cut the answer
-    kept          original vision-token indices (raster order, ascending) that stay after each gate
-    timings       milliseconds per stage, see Receipt
-    first_logits  [V] float32, from which the first token was taken
+    tokens        generated ids; the last one is a stop token, unless max_new_tokens ended the answer
+    kept          original vision-token indices (raster order, ascending) kept by each gate
+    timings       milliseconds per stage, see `Receipt`
+    first_logits  [V] float32 logits of the first token
     """
 
     text: str
@@ -118,18 +116,18 @@ class Answer:
 
 
 class Stopwatch:
-    """Adds up milliseconds per stage. Device times are added when the device was synchronized."""
+    """Adds up milliseconds per stage. Device times are added after the device is synchronized."""
 
     def __init__(self, already: Mapping[str, float] | None = None) -> None:
         self.milliseconds: dict[str, float] = dict(already or {})
 
     def add(self, stage: str, milliseconds: float) -> None:
-        """Add to a stage."""
+        """Add `milliseconds` to `stage`."""
         self.milliseconds[stage] = self.milliseconds.get(stage, 0.0) + milliseconds
 
     @contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
-        """Add the time spent inside to `stage`."""
+        """Add the time of the block to `stage`."""
         start = time.perf_counter()
         try:
             yield

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A decode step with fixed shapes and buffers, so that a device can record it once and replay it.
 
-It attends over the whole cache, and masks empty rows; the new rows are written to separate buffers and copied into the
+The step attends to the whole cache and masks empty rows. New rows are written to separate buffers and copied to the
 cache after the step.
 """
 
@@ -20,15 +20,15 @@ from secateur.runtime.token_batch import Ints, TokenBatch
 
 
 class RecordedStep:
-    """Runs one row of each sample of a cache through `graphs`: embed, then every decoder segment."""
+    """Runs one row of each sample through `graphs` (embed, then every decoder segment), on the buffers of `cache`."""
 
     def __init__(self, backend: Backend, graphs: Sequence[GraphSpec], cache: KVCache) -> None:
         self._backend, self._segments = backend, graphs[1:]
         self._written: dict[str, Buffer] = {}
-        """Inputs that the host writes before every step, by name and segment."""
+        """Inputs that are written before every step, by name and segment."""
         self._runs: list[tuple[str, dict[str, Buffer], dict[str, Buffer]]] = []
         self._new: list[Buffer] = []
-        """Of each segment, as `KVCache.append` wants them [2 * layers,B,Hkv,dh]."""
+        """New keys and values of each segment [2 * layers,B,Hkv,dh], see `KVCache.append`."""
         batch = cache.batch
         self._written["input_ids"] = backend.allocate((batch, 1), np.int64)
         self._written["last_index"] = backend.allocate((batch,), np.int64)
@@ -59,7 +59,7 @@ class RecordedStep:
         self._logits = given["logits"]
 
     def run(self, rows: TokenBatch, cache: KVCache) -> NDArray[np.float32]:
-        """Return logits [B,V] after one row of each sample, and append the rows to `cache`, the one this was made for.
+        """Run a row of each sample, append it to `cache` (the same as for `__init__`), and return logits [B,V].
 
         Raises:
             BadPrompt: the cache has no room.
@@ -81,8 +81,9 @@ class RecordedStep:
         return logits.astype(np.float32, copy=True)
 
     def _plan(self, graph: GraphSpec, named: Mapping[str, Buffer], places: Mapping[str, Buffer]) -> dict[str, Buffer]:
-        """Note a run of `graph` on the buffers that its inputs name; outputs by the name they flow on under.
+        """Add a run of `graph` to the step; return its outputs by the name of the next graph's input.
 
+        named   buffers of the inputs
         places  existing buffers for some of the outputs
         """
         inputs = {spec.name: named[spec.name] for spec in graph.inputs}
@@ -101,12 +102,12 @@ class RecordedStep:
 
 
 def _constants(segment: GraphSpec) -> list[TensorSpec]:
-    """Inputs that are zero after a prompt: no plane is added to text, and no gate reads the question."""
+    """Return inputs that are always zero in a decode step: planes, and the position of the question."""
     return [x for x in segment.inputs if x.name.startswith("deepstack.") or x.name == "question_position"]
 
 
 def _mask(cache: KVCache, segment: int, now: Ints) -> Ints:
-    """[B,capacity+1]: the filled part, then zeros, then this row."""
+    """Return the mask [B,capacity+1]: filled rows, empty rows, and the new row."""
     filled = cache.mask(segment)
     empty = np.zeros((cache.batch, cache.capacity[segment] - filled.shape[1]), np.int64)
     return np.concatenate([filled, empty, now], axis=1)

@@ -17,10 +17,10 @@ from secateur.errors import InputError, SecateurError, UnknownName
 class Sampling:
     """Options for generating one answer.
 
-    max_new_tokens  tokens generated at most, at least 1
-    temperature     0 takes the most likely token; above 0 logits are divided by it and a token is drawn
-    top_p           draws only among the most likely tokens that together have this probability, in (0, 1]
-    seed            of the draw; every sample of a batch draws from its own generator with this seed
+    max_new_tokens  maximum number of generated tokens, at least 1
+    temperature     0: the most likely token; above 0: divides the logits before a random draw
+    top_p           the draw is among the most likely tokens whose probabilities add up to this, in (0, 1]
+    seed            of the random draw; every sample of a batch has its own generator with this seed
 
     Raises:
         InputError: an option is out of bounds.
@@ -33,13 +33,13 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if not _whole(self.max_new_tokens) or self.max_new_tokens < 1:
-            raise InputError(f"max_new_tokens must be a whole number of at least 1, got {self.max_new_tokens!r}")
+            raise InputError(f"max_new_tokens must be an integer of at least 1, got {self.max_new_tokens!r}")
         if not _real(self.temperature) or self.temperature < 0:
             raise InputError(f"temperature must be a number of at least 0 (0 is greedy), got {self.temperature!r}")
         if not _real(self.top_p) or not 0 < self.top_p <= 1:
             raise InputError(f"top_p must be above 0 and at most 1, got {self.top_p!r}")
         if not _whole(self.seed) or self.seed < 0:
-            raise InputError(f"seed must be a whole number of at least 0, got {self.seed!r}")
+            raise InputError(f"seed must be an integer of at least 0, got {self.seed!r}")
 
 
 class SamplingOptions(TypedDict, total=False):
@@ -81,10 +81,10 @@ class Sampler:
         self._random = np.random.default_rng(options.seed)
 
     def pick(self, logits: NDArray[Any]) -> int:
-        """The next token, from logits [V]; of equal ones the lowest index is the most likely.
+        """Choose the next token from logits [V]; ties go to the lowest index.
 
         Raises:
-            SecateurError: the logits hold NaN.
+            SecateurError: the logits contain NaN.
         """
         if np.isnan(logits).any():
             raise SecateurError("the decoder returned NaN; its values may overflow in this dtype: export with fp32")
@@ -94,8 +94,8 @@ class Sampler:
         return int(self._random.choice(len(probability), p=probability))
 
     def probabilities(self, logits: NDArray[Any]) -> NDArray[np.float64]:
-        """Probabilities [V] after temperature and top-p; they sum to 1."""
-        # Shifted before the division, so that a tiny temperature cannot overflow.
+        """Return the probabilities [V] after temperature and top-p; their sum is 1."""
+        # The maximum is subtracted first, so that a division by a tiny temperature cannot overflow.
         scaled = (logits.astype(np.float64) - np.max(logits)) / self._options.temperature
         weight = np.exp(scaled)
         probability: NDArray[np.float64] = weight / weight.sum()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Token sequences of a batch, padded to the rows of one graph call."""
+"""Token ids, masks and positions of a batch, as input of one graph call."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ Ints = NDArray[np.int64]
 class TokenBatch:
     """Rows of one call, padded on the right; all int64.
 
-    input_ids, attention_mask (1 = a real row), position_ids  [B,S], positions of a prompt with M-RoPE [3,B,S]
-    last_index  each sample's last real row                   [B]
-    lengths     each sample's real rows, dropped ones too     [B]
+    input_ids       [B,S]
+    attention_mask  [B,S]; 1: a real row
+    position_ids    [B,S]; [3,B,S] for a prompt with M-RoPE
+    last_index      [B] index of each sample's last real row
+    lengths         [B] number of each sample's real rows, including dropped ones
     """
 
     input_ids: Ints
@@ -31,7 +33,7 @@ class TokenBatch:
 
     @classmethod
     def pad(cls, sequences: Sequence[Sequence[int]], filler: int, start: Ints | None = None) -> TokenBatch:
-        """Rows of `sequences`, filled with `filler`; positions count from `start` [B] (0 if None)."""
+        """Pad `sequences` with `filler`; positions start at `start` [B] (default: 0)."""
         lengths = np.array([len(s) for s in sequences], np.int64)
         columns = np.arange(lengths.max(), dtype=np.int64)
         mask = (columns < lengths[:, None]).astype(np.int64)
@@ -43,22 +45,22 @@ class TokenBatch:
 
     @classmethod
     def prompt(cls, layout: Layout, questions: Sequence[Sequence[int]], filler: int) -> TokenBatch:
-        """Rows of a conversation's first turn: the rows of `layout` (`filler` for vision tokens), then the question."""
+        """Return the rows of a first turn: those of `layout` (`filler` for vision tokens), then the question."""
         start = layout.ids(filler)
         rows = cls.pad([[*start, *question] for question in questions], filler)
         positions = np.array(layout.numbered(rows.input_ids.shape[1]), np.int64)
         return replace(rows, position_ids=on_axes(np.tile(positions[:, None], (1, len(questions), 1))))
 
     def without(self, layout: Layout, kept: Ints, compact: bool) -> TokenBatch:
-        """Rows of a prompt of which only the vision tokens `kept` [B,k] are left.
+        """Return a prompt with only the vision tokens `kept` [B,k].
 
-        With `compact` positions the rows after a dropped one move up.
+        With `compact` positions the remaining rows are renumbered.
         """
         batch, rows = self.input_ids.shape
         text = np.array([*layout.text_rows(), *range(layout.rows, rows)], np.int64)
         columns = np.sort(np.concatenate([np.tile(text, (batch, 1)), np.array(layout.vision_rows)[kept]], axis=1))
         positions = self.position_ids
-        if compact:  # consecutive, so the first ones belong to the remaining rows
+        if compact:  # positions are consecutive, so the first ones are those of the remaining rows
             positions = positions[..., : columns.shape[1]]
         else:
             positions = np.take_along_axis(
@@ -70,5 +72,5 @@ class TokenBatch:
 
 
 def on_axes(positions: Ints) -> Ints:
-    """Positions [A,B,S] as graphs take them: [B,S] if there is but one axis."""
+    """Return positions [A,B,S] in the shape of the graphs: [B,S] for a single axis."""
     return positions[0] if len(positions) == 1 else positions

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tokenizer of a bundle, with the chat template rendered at export (prompt.json)."""
+"""Tokenizer of a bundle, with the chat template that was rendered at export (prompt.json)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from secateur.runtime.literal_tokenizer import LiteralTokenizer
 
 
 class Tokenizer:
-    """Encode questions with the template of `prompt`, and decode answers. Modifies the given tokenizer."""
+    """Encodes questions with the template in `prompt`, and decodes answers. Modifies the given tokenizer."""
 
     def __init__(self, prompt: Prompt, tokenizer: tokenizers.Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -32,18 +32,18 @@ class Tokenizer:
 
     @classmethod
     def read(cls, prompt: Prompt, path: Path) -> Tokenizer:
-        """From a tokenizer.json.
+        """Read a tokenizer.json.
 
         Raises:
-            BadBundle: `path` is no tokenizer.json.
+            BadBundle: `path` is not a tokenizer.json.
         """
         try:
             return cls(prompt, tokenizers.Tokenizer.from_file(str(path)))
         except Exception as problem:
-            raise BadBundle(f"{path} is no tokenizer ({problem}); export the bundle again") from None
+            raise BadBundle(f"{path} is not a tokenizer.json ({problem}); export the bundle again") from None
 
     def first(self, question: str) -> list[int]:
-        """Return the token ids after the last image token, up to the answer.
+        """Return the token ids between the last image token and the answer.
 
         Raises:
             BadPrompt: the question is empty.
@@ -51,29 +51,29 @@ class Tokenizer:
         return self._encode(question, self.prompt.first)
 
     def next(self, question: str) -> list[int]:
-        """Return the token ids after an answer without its stop token, up to the next answer.
+        """Return the token ids between an answer (without its stop token) and the next answer.
 
         Raises:
-            BadPrompt: the question is empty, or the model takes a single one.
+            BadPrompt: the question is empty, or the model supports only one question.
         """
         if self.prompt.next is None:
             raise BadPrompt("this model takes one question only; start a new conversation")
         return self._encode(question, self.prompt.next)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of `ids`; special tokens give none."""
+        """Return the text of `ids`, without special tokens."""
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
         return text
 
     def _encode(self, question: str, around: tuple[str, str]) -> list[int]:
         if not isinstance(question, str):
-            raise BadPrompt(f"a prompt is text, not a {type(question).__name__}")
+            raise BadPrompt(f"a prompt must be text, not a {type(question).__name__}")
         try:
             question.encode("utf-8")
         except UnicodeEncodeError:
             raise BadPrompt("the prompt is not valid UTF-8; send it as UTF-8 text") from None
         if not question.strip():
-            raise BadPrompt("the prompt is empty; ask something")
+            raise BadPrompt("the prompt is empty; give a question")
         before, after = self._template(around[0]), self._template(around[1])
         whole = self._template(around[0] + question + around[1])
         if self._specials(whole, question) == self._specials(before + after, question):
@@ -81,9 +81,9 @@ class Tokenizer:
         return self._as_text(question, around)
 
     def _as_text(self, question: str, around: tuple[str, str]) -> list[int]:
-        """Ids where the question spells special tokens: those of the template count, the rest is plain text.
+        """Encode a question that contains the spelling of special tokens: only those of the template become special.
 
-        The text between the template's special tokens is encoded in one piece, as it is without such a question.
+        The text between the template's special tokens is encoded in one piece, as for any other question.
         """
         if self._plain is None:
             self._plain = LiteralTokenizer(self._tokenizer, self._special)
@@ -92,18 +92,18 @@ class Tokenizer:
         return self._template(around[0][:last]) + self._plain.encode(text) + self._template(around[1][first:])
 
     def _special_spans(self, text: str) -> tuple[int, int]:
-        """Where the first special token of `text` starts (its length: there is none) and the last ends (0)."""
+        """Return where the first special token of `text` starts and where the last one ends; (len(text), 0) if none."""
         encoded = self._tokenizer.encode(text, add_special_tokens=False)
         spans = [span for number, span in zip(encoded.ids, encoded.offsets, strict=True) if number in self._special]
         return (spans[0][0], spans[-1][1]) if spans else (len(text), 0)
 
     def _specials(self, ids: list[int], question: str) -> list[int]:
-        """The special tokens among `ids`; "unknown" counts only if the question spells it out."""
+        """Return the special tokens in `ids`; "unknown" counts only if the question contains its spelling."""
         known = None if self._unknown is None or self._special.get(self._unknown, "") in question else self._unknown
         return [i for i in ids if i in self._special and i != known]
 
     def _template(self, text: str) -> list[int]:
-        """Ids of text in the middle of a prompt: after a special token no prefix space is added."""
+        """Encode text in the middle of a prompt, where no prefix space is added: place it after a special token."""
         if self._anchor is None:
             return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
         ids = self._tokenizer.encode(self._special[self._anchor] + text, add_special_tokens=False).ids
@@ -111,7 +111,7 @@ class Tokenizer:
 
 
 class TextStream:
-    """Decodes tokens one at a time; the pieces joined are the text of all tokens."""
+    """Decodes tokens one at a time; the joined pieces are the text of all tokens."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -119,7 +119,7 @@ class TextStream:
         self._given = ""
 
     def push(self, token: int) -> str:
-        """The text that `token` completes; "" while a character is incomplete."""
+        """Return the text that `token` completes; "" while a character is incomplete."""
         self._ids.append(token)
         text = self._tokenizer.decode(self._ids)
         if text.endswith("\ufffd") or not text.startswith(self._given):

@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Folders are written whole or not at all, also after a failure or a kill."""
+
 from __future__ import annotations
 
 import errno
@@ -21,7 +23,7 @@ def write(target: Path, text: str, force: bool = False) -> None:
         (folder / "file").write_text(text)
 
 
-def test_appears_whole(tmp_path: Path) -> None:
+def test_a_folder_is_written(tmp_path: Path) -> None:
     write(tmp_path / "deep" / "out", "one")
     assert (tmp_path / "deep" / "out" / "file").read_text() == "one"
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["out"]
@@ -88,7 +90,7 @@ def test_a_subfolder_that_cannot_be_kept(tmp_path: Path, monkeypatch: pytest.Mon
     assert (tmp_path / "out" / "engines" / "a.plan").read_text() == "plan"
 
 
-def test_a_failure_leaves_the_old_one(tmp_path: Path) -> None:
+def test_a_failure_leaves_the_old_folder(tmp_path: Path) -> None:
     write(tmp_path / "out", "one")
     with pytest.raises(RuntimeError), atomic_folder(tmp_path / "out", force=True, marker="file") as folder:
         (folder / "file").write_text("half")
@@ -105,7 +107,7 @@ def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "file").read_text() == "one"
 
 
-def test_force_replaces_only_its_own_kind(tmp_path: Path) -> None:
+def test_force_replaces_only_folders_with_the_marker(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "precious").write_text("one")
     with pytest.raises(BadOutput, match="has no file, so --force does not replace it"):
@@ -115,7 +117,7 @@ def test_force_replaces_only_its_own_kind(tmp_path: Path) -> None:
     write(tmp_path / "empty", "two", force=True)
 
 
-def test_names_that_cannot_be(tmp_path: Path) -> None:
+def test_a_name_that_is_too_long(tmp_path: Path) -> None:
     with pytest.raises(BadOutput, match="name too long|File name too long"):
         write(tmp_path / ("a" * 300), "two")
 
@@ -126,11 +128,11 @@ def test_only_folders_are_replaced(tmp_path: Path, kind: str) -> None:
         (tmp_path / "out").write_text("precious")
     else:
         (tmp_path / "out").symlink_to(tmp_path)
-    with pytest.raises(BadOutput, match="is no folder"):
+    with pytest.raises(BadOutput, match="is not a folder"):
         write(tmp_path / "out", "two", force=True)
 
 
-def test_a_kill_leaves_the_old_one_and_the_next_run_clears_up(tmp_path: Path) -> None:
+def test_a_kill_leaves_the_old_folder_and_the_next_run_removes_leftovers(tmp_path: Path) -> None:
     write(tmp_path / "out", "one")
     code = (
         "import sys, time; from pathlib import Path; from secateur.bundle.atomic import atomic_folder\n"

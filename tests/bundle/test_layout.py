@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the images stand in a prompt: what a layout says of its rows, against lists of rows written out."""
+"""Rows of a layout, compared with explicit lists of rows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ IMAGE = -7
 
 @st.composite
 def layouts(draw: st.DrawFn) -> tuple[Layout, list[int]]:
-    """A layout, and for each of its rows the number of its view or -1 for text. Views of a run stand side by side."""
+    """Draw a layout, and the view number of each row, -1 for text. Views of a run interleave line by line."""
     side = st.integers(1, 3)
     runs = draw(st.lists(st.tuples(side, st.lists(side, min_size=1, max_size=3)), min_size=1, max_size=3))
     images = draw(st.integers(1, 3))
@@ -55,7 +55,7 @@ def test_rows(made: tuple[Layout, list[int]]) -> None:
 
 
 @given(layouts(), st.integers(0, 4), st.integers(0, 12))
-def test_positions_go_on_behind_the_images(made: tuple[Layout, list[int]], question: int, fewer: int) -> None:
+def test_positions_continue_after_the_images(made: tuple[Layout, list[int]], question: int, fewer: int) -> None:
     layout, owner = made
     every = layout.numbered(len(owner) + question)
     assert len(every) == layout.axes == (3 if layout.positions else 1)
@@ -68,7 +68,7 @@ def test_positions_go_on_behind_the_images(made: tuple[Layout, list[int]], quest
 
 @given(layouts(), st.data())
 def test_pruned(made: tuple[Layout, list[int]], data: st.DataObject) -> None:
-    """The spans are those of a prompt from which rows were really deleted."""
+    """The spans equal those of a prompt after deleting rows."""
     layout, owner = made
     kept = tuple(data.draw(st.integers(0, view.tokens)) for view in layout.views)
     left, seen = [], [0] * len(kept)
@@ -91,7 +91,7 @@ def test_pruned(made: tuple[Layout, list[int]], data: st.DataObject) -> None:
 
 @given(layouts())
 def test_members(made: tuple[Layout, list[int]]) -> None:
-    """Vision tokens count in the order of rows, whichever view they belong to."""
+    """Vision tokens are numbered in the order of rows, not of views."""
     layout, owner = made
     tokens = [view for view in owner if view >= 0]
     for number, (view, own) in enumerate(zip(layout.views, layout.members, strict=True)):
@@ -136,7 +136,9 @@ def test_indices_of_a_sample_count_over_its_images() -> None:
         (((0, 1, 2, 3, 4),) * 3, 5, False),
     ],
 )
-def test_positions_that_are_a_count(positions: tuple[tuple[int, ...], ...], next_position: int, counted: bool) -> None:
+def test_consecutive_positions_are_detected(
+    positions: tuple[tuple[int, ...], ...], next_position: int, counted: bool
+) -> None:
     assert Layout((9,), (ONE,), positions=positions, next_position=next_position).counted is counted
 
 
@@ -153,38 +155,38 @@ ONE = View(1, 4, (2, 2))
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"views": ()}, "0 views end at row 0 of a prompt of 1 rows"),
-        ({"views": (View(3, 4, (2, 2)),)}, "1 views end at row 7 of a prompt of 5 rows"),
-        ({"views": (ONE, View(4, 4, (2, 2)))}, "views of 8 tokens are not one after the other .* rows 1 to 7"),
-        ({"views": (View(5, 4, (2, 2)), ONE)}, "rows 5 to 8: they overlap, leave rows out, or stand in another order"),
-        ({"views": (View(1, 4, (2, 2), 3),)}, "views of 4 tokens are not .* in rows 1 to 5"),
-        ({"views": (View(1, 4, (2, 2), 4), View(3, 4, (2, 2), 3))}, "views of 8 tokens are not .* in rows 1 to 7"),
-        ({"views": (View(1, 4, (2, 2), 3), View(2, 2, (2, 1), 3))}, "views of 6 tokens are not .* in rows 1 to 5"),
-        ({"views": (View(1, 4, (2, 2), 4), View(3, 4, (2, 2), 4)), "images": 2}, "are not those of 2 images"),
-        ({"views": (ONE, View(5, 2, (1, 2))), "images": 2}, "2 views are not those of 2 images of the same size"),
-        ({"images": 0}, "1 views are not those of 0 images"),
-        ({"positions": ((0, 1, 2),)}, "positions are given for other rows than the 5 of the prompt"),
+        ({"views": ()}, "0 views end at row 0, the prompt has 1 rows"),
+        ({"views": (View(3, 4, (2, 2)),)}, "1 views end at row 7, the prompt has 5 rows"),
+        ({"views": (ONE, View(4, 4, (2, 2)))}, "views of 8 tokens do not fill rows 1 to 7 consecutively"),
+        ({"views": (View(5, 4, (2, 2)), ONE)}, "rows 5 to 8 .*they overlap, leave out rows, or are in another order"),
+        ({"views": (View(1, 4, (2, 2), 3),)}, "views of 4 tokens do not fill rows 1 to 5"),
+        ({"views": (View(1, 4, (2, 2), 4), View(3, 4, (2, 2), 3))}, "views of 8 tokens do not fill rows 1 to 7"),
+        ({"views": (View(1, 4, (2, 2), 3), View(2, 2, (2, 1), 3))}, "views of 6 tokens do not fill rows 1 to 5"),
+        ({"views": (View(1, 4, (2, 2), 4), View(3, 4, (2, 2), 4)), "images": 2}, "do not belong to 2 images"),
+        ({"views": (ONE, View(5, 2, (1, 2))), "images": 2}, "2 views do not belong to 2 images of the same size"),
+        ({"images": 0}, "1 views do not belong to 0 images"),
+        ({"positions": ((0, 1, 2),)}, "positions must be given for the 5 rows of the prompt"),
     ],
 )
-def test_what_does_not_fit_is_refused(fields: dict[str, Any], message: str) -> None:
+def test_inconsistent_layouts_are_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(BadBundle, match=message):
         Layout(**({"head": (9,), "views": (ONE,)} | fields))
 
 
 @pytest.mark.parametrize(("start", "tokens", "grid"), [(-1, 4, (2, 2)), (0, 4, (2, 3)), (0, 0, (0, 2))])
 def test_a_view_has_a_grid(start: int, tokens: int, grid: tuple[int, int]) -> None:
-    with pytest.raises(BadBundle, match=f"a view of {tokens} tokens from row {start} on has no grid"):
+    with pytest.raises(BadBundle, match=f"a view of {tokens} tokens from row {start} on does not fit the grid"):
         View(start, tokens, grid)
 
 
 @pytest.mark.parametrize("stride", [-3, 1, 2])
 def test_lines_of_a_view_do_not_overlap(stride: int) -> None:
-    with pytest.raises(BadBundle, match=f"lines are {stride} rows apart has no lines of 3 tokens"):
+    with pytest.raises(BadBundle, match=f"lines of 3 tokens needs a stride of at least that, got {stride}"):
         View(0, 6, (2, 3), stride)
 
 
 def test_a_view_of_an_older_bundle() -> None:
-    """It says nothing of a stride: its lines follow one another."""
+    """Without a stride, lines are consecutive."""
     assert decode(View, {"start": 1, "tokens": 4, "grid": [2, 2]}) == ONE
     with pytest.raises(ValueError, match="view.stride is 2.5, not a int"):
         decode(View, {"start": 1, "tokens": 4, "grid": [2, 2], "stride": 2.5})

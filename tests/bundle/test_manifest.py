@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The image sizes of one manifest go together, and an encoder's gate serves every image."""
+"""All image sizes of a manifest must match, and a gate in the encoder must fit every image."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ MANIFEST = Manifest(
     ],
     ids=["no schedule", "another schedule", "images", "axes"],
 )
-def test_every_image_size_is_asked_alike(other: Bucket, message: str) -> None:
+def test_all_image_sizes_have_the_same_schedules_images_and_axes(other: Bucket, message: str) -> None:
     assert len(replace(MANIFEST, others=(SECOND,)).others) == 1
     with pytest.raises(BadBundle, match=message):
         replace(MANIFEST, others=(other,))
@@ -98,7 +98,9 @@ def test_every_image_size_is_asked_alike(other: Bucket, message: str) -> None:
         (6, (3, 3), "keeps 2 of 4 tokens, not 3 of 8"),
     ],
 )
-def test_a_gate_in_the_encoder_serves_every_image(keep: int, views: tuple[int, ...], message: str) -> None:
+def test_a_gate_in_the_encoder_keeps_the_same_tokens_of_every_image(
+    keep: int, views: tuple[int, ...], message: str
+) -> None:
     gate = GateRef(0, "v.0", keep, "vision", views)
     manifest = replace(MANIFEST, schedules=FULL | {"v": ScheduleRef("v.json", (gate,))})
     if not message:

@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Checks of schedules, gates and image sizes, and strict reading of their files."""
+
 from __future__ import annotations
 
 import json
@@ -47,7 +49,7 @@ def test_bad_gates(gates: tuple[Gate, ...], message: str) -> None:
 
 @pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "-flag", "a b", "a\n"])
 def test_bad_names(name: str) -> None:
-    with pytest.raises(BadSchedule, match="must be letters"):
+    with pytest.raises(BadSchedule, match="must be of letters"):
         schedule(name=name)
 
 
@@ -62,7 +64,7 @@ def test_bad_fields(bad: dict[str, Any]) -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 7), st.integers(0, 100)), max_size=4))
-def test_any_gates_are_taken_or_refused(pairs: list[tuple[int, int]]) -> None:
+def test_any_gates_are_accepted_or_refused(pairs: list[tuple[int, int]]) -> None:
     gates = tuple(Gate(layer, keep) for layer, keep in pairs)
     layers, keeps = [p[0] for p in pairs], [p[1] for p in pairs]
     fine = layers == sorted(set(layers)) and keeps == sorted(keeps, reverse=True)
@@ -73,15 +75,15 @@ def test_any_gates_are_taken_or_refused(pairs: list[tuple[int, int]]) -> None:
             check_gates(gates, 8, 100)
 
 
-def test_gates_that_route_choose_among_all_tokens() -> None:
-    """So their counts may grow; what the others dropped is gone, so the two do not mix, and rows are not counted."""
+def test_routing_gates_choose_among_all_tokens() -> None:
+    """Their counts may grow, but they cannot be combined with other kinds or with compact positions."""
     routes = (Gate(2, 20, "route"), Gate(3, 50, "route"))
     assert schedule(gates=routes).gates == routes
     with pytest.raises(BadSchedule, match="keeps 101 tokens of 100"):
         schedule(gates=(routes[0], Gate(3, 101, "route")))
-    with pytest.raises(BadSchedule, match="do not go together with other kinds"):
+    with pytest.raises(BadSchedule, match="cannot be combined with other kinds"):
         schedule(gates=(Gate(2, 50), Gate(3, 20, "route")))
-    with pytest.raises(BadSchedule, match="'compact' do not fit gates of kind 'route'"):
+    with pytest.raises(BadSchedule, match="'compact' cannot be used with gates of kind 'route'"):
         schedule(gates=routes, positions="compact")
 
 
@@ -122,7 +124,7 @@ def test_numbers_are_finite(tmp_path: Path, number: str) -> None:
 
 
 def test_a_schedule_of_an_earlier_version(tmp_path: Path) -> None:
-    """It did not say which image size it is for, nor how many images."""
+    """Schema 1 had neither image size nor number of images."""
     old = json.loads(to_json(schedule())) | {"schema": 1}
     del old["model"]["image_size"], old["model"]["images"]
     path = tmp_path / "s.json"
@@ -132,7 +134,7 @@ def test_a_schedule_of_an_earlier_version(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff\xfe", b"null", b"3"])
-def test_what_is_no_schedule(tmp_path: Path, content: bytes) -> None:
+def test_files_that_are_not_a_schedule(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "s.json"
     path.write_bytes(content)
     with pytest.raises(BadSchedule, match="s.json"):
@@ -146,14 +148,14 @@ def test_a_gate_of_several_views() -> None:
     gate = Gate(2, 3, parts=parts)
     assert gate.of_views == parts and Gate(2, 3, selector={"a": 1}).of_views == (ViewGate(3, {"a": 1}),)
     for wrong in ({"keep": 4}, {"selector": {"a": 1}}):
-        with pytest.raises(BadSchedule, match="its parts keep others"):
+        with pytest.raises(BadSchedule, match="gate at layer 2 with parts must keep"):
             Gate(**{"layer": 2, "keep": 3, "parts": parts} | wrong)  # type: ignore[arg-type]
-    with pytest.raises(BadBundle, match="gate 'g' keeps 4 tokens, but 3 of its views"):
+    with pytest.raises(BadBundle, match="gate 'g' keeps 4 tokens, but 3 over its views"):
         GateRef(2, "g", 4, views=(3, 0))
 
 
 def two_sizes(**changes: Any) -> Manifest:
-    """A bundle of two image sizes: one of four tokens, and one of two views of six."""
+    """Return a manifest with two image sizes: one view of four tokens, and two views of three tokens."""
     graphs = [GraphSpec(name, "vision", f"{name}.onnx", (), ()) for name in ("vision", "vision-6x4")]
     graphs += [GraphSpec(name, "gate", f"{name}.onnx", (), (), (1, 1)) for name in ("s.0", "s@6x4.0")]
     graphs.append(GraphSpec("segment_0", "segment", "segment_0.onnx", (), (), (0, 2)))
@@ -177,7 +179,7 @@ def two_sizes(**changes: Any) -> Manifest:
     return Manifest(**fields | changes)
 
 
-def test_each_image_size_as_if_it_were_the_only_one(tmp_path: Path) -> None:
+def test_a_manifest_for_each_image_size(tmp_path: Path) -> None:
     made = two_sizes()
     first, second = made.buckets
     assert [g.name for g in first.graphs] == ["vision", "s.0", "segment_0"]
@@ -189,13 +191,13 @@ def test_each_image_size_as_if_it_were_the_only_one(tmp_path: Path) -> None:
     assert read_json(Manifest, tmp_path / "manifest.json", BadBundle) == made
 
 
-def test_image_sizes_that_do_not_fit() -> None:
+def test_inconsistent_image_sizes_are_refused() -> None:
     made = two_sizes()
-    with pytest.raises(BadBundle, match="names an image size twice"):
+    with pytest.raises(BadBundle, match="has an image size twice"):
         two_sizes(others=made.others * 2)
     for file in ("../x", "/x", ""):
         lost = Bucket(made.others[0].layout, {"s": ScheduleRef(file, ())})
-        with pytest.raises(BadBundle, match="which leaves the bundle"):
+        with pytest.raises(BadBundle, match="outside of the bundle"):
             two_sizes(others=(lost,))
-    with pytest.raises(BadBundle, match="needs graph 's@6x4.0', which the manifest lacks"):
+    with pytest.raises(BadBundle, match="needs the graph 's@6x4.0', which is not in the manifest"):
         two_sizes(graphs=made.graphs[:3])

@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Files of schedules, with and without tensors."""
+
 from __future__ import annotations
 
 import json
@@ -26,7 +28,7 @@ def schedule(**change: object) -> Schedule:
     return replace(made, **change)  # type: ignore[arg-type]
 
 
-def test_a_schedule_comes_back_with_its_tensors(tmp_path: Path) -> None:
+def test_a_schedule_is_read_with_its_tensors(tmp_path: Path) -> None:
     write_schedule(schedule(), tmp_path / "s.json")
     found = read_schedule(tmp_path / "s.json")
     assert replace(found, weights="") == schedule() and found.weights.startswith("sha256:")
@@ -59,11 +61,11 @@ def test_weights_of_an_unknown_type(tmp_path: Path) -> None:
     digest = hashlib.sha256((tmp_path / "s.safetensors").read_bytes()).hexdigest()
     data = json.loads((tmp_path / "s.json").read_text()) | {"weights": f"sha256:{digest}"}
     (tmp_path / "s.json").write_text(json.dumps(data))
-    with pytest.raises(BadSchedule, match="'BF16', which is not known"):
+    with pytest.raises(BadSchedule, match="of the unknown type 'BF16'"):
         read_schedule(tmp_path / "s.json")
 
 
-def test_nothing_is_overwritten_unasked(tmp_path: Path) -> None:
+def test_nothing_is_overwritten_without_force(tmp_path: Path) -> None:
     (tmp_path / "s.safetensors").write_text("a model of mine")
     check_schedule_free(tmp_path / "s.json", force=False)
     with pytest.raises(BadOutput, match="s.safetensors exists"):

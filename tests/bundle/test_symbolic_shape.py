@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Symbolic dimensions, compared with Python's own arithmetic."""
+
 from __future__ import annotations
 
 import pytest
@@ -13,7 +15,7 @@ parts = st.lists(st.tuples(st.sampled_from("+-"), st.sampled_from(["B", "S", "P"
 
 
 @given(parts)
-def test_a_sum_is_what_python_makes_of_it(terms_: list[tuple[str, str]]) -> None:
+def test_a_sum_equals_python_arithmetic(terms_: list[tuple[str, str]]) -> None:
     text = "".join(sign + name for sign, name in terms_).removeprefix("+")
     want = eval(text, {}, dict(SYMBOLS))
     if want < 0:
@@ -24,7 +26,7 @@ def test_a_sum_is_what_python_makes_of_it(terms_: list[tuple[str, str]]) -> None
 
 
 @pytest.mark.parametrize("text", ["", "S-", "S*2", "S--1", "2S", "S 2!", "(S)", "é"])
-def test_no_sum(text: str) -> None:
+def test_invalid_dimensions_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="dimension"):
         terms(text)
 
@@ -35,7 +37,7 @@ def test_unknown_symbol() -> None:
 
 
 @given(st.integers(0, 9), st.integers(0, 9), st.integers(0, 9))
-def test_bind_and_resolve_go_together(b: int, s: int, p: int) -> None:
+def test_bind_is_the_inverse_of_resolve(b: int, s: int, p: int) -> None:
     specs = (
         TensorSpec("mask", "int64", ("B", "P+S")),
         TensorSpec("hidden", "float32", ("B", "S", 16)),

@@ -157,16 +157,16 @@ def test_a_script_does_not_replace_files(trt_bundle: Trt, tmp_path: Path, capsys
     (tmp_path / "a.files").write_text("mine")
     before = sorted(tmp_path.iterdir())
     for name, message in (
-        ("link.sh", "is no plain file"),
-        ("pipe", "is no plain file"),
-        (".", "is a folder; name a file"),
-        ("a.files/run.sh", "is no folder that you may write to"),
+        ("link.sh", "is not a regular file"),
+        ("pipe", "is not a regular file"),
+        (".", "is a folder; give the path of a file"),
+        ("a.files/run.sh", "is not a writable folder"),
         ("a.sh", "a.files is not a folder; choose another one"),
         ("run.files", "has the name of the folder for its files; choose another name"),
     ):
         for more in ([], ["--force"]):
             assert message in one_line(capsys, str(trt_bundle[0]), "--script", str(tmp_path / name), *more)
-    assert "is a folder; name a file" in one_line(capsys, str(trt_bundle[0]), "--script", "")
+    assert "is a folder; give the path of a file" in one_line(capsys, str(trt_bundle[0]), "--script", "")
     assert sorted(tmp_path.iterdir()) == before and (tmp_path / "a.files").read_text() == "mine"
 
 

@@ -132,7 +132,7 @@ def test_each_stage_has_its_profile(any_mode: Opened, batch: int) -> None:
     turn.answers()
     segments = [run for run in opened.drain() if run[0].startswith("segment")]
     assert segments and all("decode" in fitting(made, manifest, run) for run in segments)
-    with pytest.raises(BadPrompt, match="without room in the cache"):
+    with pytest.raises(BadPrompt, match="no room in the cache"):
         chat.begin([opened.question(LIMITS.text)] * batch, Sampling(1, 0.0, 1.0, 0))
     chat.begin([opened.question(opened.template + 1)] * batch, Sampling(1, 0.0, 1.0, 0))
     for run in opened.drain():

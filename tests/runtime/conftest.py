@@ -40,7 +40,7 @@ GATES: dict[str, tuple[tuple[int, int, str], ...]] = {
 
 
 class Graph:
-    """Adds nodes one call at a time: graph("MatMul", a, b) gives the name of the result."""
+    """Adds one node per call: graph("MatMul", a, b) returns the name of the result."""
 
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
@@ -57,7 +57,7 @@ class Graph:
         return name
 
     def sorted_top(self, scores: str, keep: int) -> str:
-        """Slots [B,keep] of the highest scores [B,N], ascending."""
+        """Return slots [B,keep] of the highest scores [B,N], ascending."""
         slots = []
         for source, largest in ((scores, 1), ("", 0)):
             names = [f"top{largest}", f"slots{largest}"]
@@ -201,7 +201,7 @@ def segment(w: Mapping[str, Array], number: int, root: Path) -> GraphSpec:
 
 
 def gate(name: str, layer: int, before: int, keep: int, query: str, root: Path) -> GraphSpec:
-    """Keep the tokens with the highest score: the key's mean dot product with the query, or the row's sum."""
+    """Make a gate that keeps the highest scores: the mean dot product of key and query, or the sum of the row."""
     count = f"S-{before - keep}" if before > keep else "S"
     inputs = [f32("hidden_states", "B", "S", WIDTH), i64("position_ids", "B", "S"), i64("attention_mask", "B", "S")]
     inputs.append(i64("vision_index", "B", before))
@@ -289,7 +289,7 @@ def digest(path: Path) -> str:
 
 @pytest.fixture(scope="session")
 def bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny bundle; read only."""
+    """The tiny bundle; read-only."""
     root = tmp_path_factory.mktemp("bundle") / "tiny"
     root.mkdir()
     write_bundle(root)
@@ -319,7 +319,7 @@ def rewrite() -> Callable[..., None]:
 
 @pytest.fixture
 def picture() -> Callable[[int], Array]:
-    """picture(seed): uint8 [12,12,3], which preprocessing leaves as it is."""
+    """picture(seed): uint8 [12,12,3], the size of the canvas, so that preprocessing does not resize it."""
     return lambda seed: np.random.default_rng(seed).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Damaged, foreign and unsafe bundles are refused with one line that names the file."""
+"""Damaged, foreign and unsafe bundles are refused with a one-line message that names the file."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def manifest(root: Path) -> dict[str, Any]:
     return data
 
 
-def test_a_good_bundle(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_valid_bundle_is_loaded(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(bundle_path.parent)
     for bundle in (Bundle.load(bundle_path), Bundle.load(bundle_path.name), Bundle.load(bundle_path, verify=False)):
         assert bundle.root == bundle_path.resolve()
@@ -66,15 +66,15 @@ def test_damaged_files(copy: Path, name: str) -> None:
     path.rename(path.with_suffix(".renamed"))
     refused(copy, name, "is missing", "export the bundle again")
     path.mkdir()
-    refused(copy, name, "no plain file")
+    refused(copy, name, "not a regular file")
 
 
-def test_links(copy: Path, tmp_path: Path) -> None:
+def test_links_must_stay_inside_the_bundle(copy: Path, tmp_path: Path) -> None:
     path, outside, inside = copy / "tokenizer.json", tmp_path / "outside.json", copy / "other.json"
     shutil.copy(path, inside)
     path.rename(outside)
     path.symlink_to(outside)
-    refused(copy, "tokenizer.json", "leads out of the bundle")
+    refused(copy, "tokenizer.json", "is outside of the bundle")
     path.unlink()
     path.symlink_to(inside)
     Bundle.load(copy)
@@ -83,10 +83,10 @@ def test_links(copy: Path, tmp_path: Path) -> None:
     refused(copy, "tokenizer.json")
 
 
-def test_folders_that_are_no_bundle(tmp_path: Path, bundle_path: Path) -> None:
+def test_folders_that_are_not_a_bundle(tmp_path: Path, bundle_path: Path) -> None:
     refused(tmp_path / "none", "does not exist", "secateur export")
-    refused(tmp_path, "is no bundle", "manifest.json")
-    refused(bundle_path / "manifest.json", "is no bundle")
+    refused(tmp_path, "is not a bundle", "manifest.json")
+    refused(bundle_path / "manifest.json", "is not a bundle")
     for content in ("", "[", "[]", "7", '{"schema": 1}', '{"a":' * 100_000, "\0"):
         (tmp_path / "manifest.json").write_text(content)
         refused(tmp_path, "manifest.json")
@@ -95,17 +95,17 @@ def test_folders_that_are_no_bundle(tmp_path: Path, bundle_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a/../../b", "..\\b", "C:/b", ""])
-def test_paths_that_leave_the_bundle(copy: Path, rewrite: Rewrite, name: str) -> None:
+def test_paths_outside_of_the_bundle_are_refused(copy: Path, rewrite: Rewrite, name: str) -> None:
     rewrite(copy, "manifest.json", files=manifest(copy)["files"] | {name: "0" * 64})
-    refused(copy, "leaves the bundle")
+    refused(copy, "outside of the bundle")
 
 
-def test_another_schema(copy: Path, rewrite: Rewrite) -> None:
+def test_an_unknown_schema_is_refused(copy: Path, rewrite: Rewrite) -> None:
     rewrite(copy, "manifest.json", schema=3, novelty=1)
     refused(copy, "schema 3", "reads schema 2")
 
 
-def test_a_file_that_is_not_listed(copy: Path, rewrite: Rewrite) -> None:
+def test_required_files_must_be_in_the_manifest(copy: Path, rewrite: Rewrite) -> None:
     for name in FILES:
         files = manifest(copy)["files"]
         del files[name]
@@ -114,7 +114,7 @@ def test_a_file_that_is_not_listed(copy: Path, rewrite: Rewrite) -> None:
         refused(copy.parent / "unlisted", f"does not list '{name}'")
 
 
-def test_weights_that_are_not_listed(copy: Path) -> None:
+def test_weights_must_be_in_the_manifest(copy: Path) -> None:
     (copy / "onnx/embed.onnx.data").write_bytes(b"weights")
     refused(copy, "embed.onnx.data is not in the manifest")
 
@@ -138,8 +138,8 @@ CHANGES: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
     ("input", lambda m: tensor(m, "segment_1", "past_key.1").update(name="past_key.9"), "'past_key.1'"),
     ("output", lambda m: tensor(m, "segment_0", "new_key.0").update(name="new_key"), "lacks the output 'new_key.0'"),
     ("logits", lambda m: tensor(m, "segment_2", "logits").update(name="hidden_states.out"), "'logits'"),
-    ("query", lambda m: tensor(m, "prune.0", "query").update(name="queries"), "wants the input 'queries'"),
-    ("twice", lambda m: tensor(m, "segment_0", "query").update(name="new_key.0"), "names a tensor twice"),
+    ("query", lambda m: tensor(m, "prune.0", "query").update(name="queries"), "has the unknown input 'queries'"),
+    ("twice", lambda m: tensor(m, "segment_0", "query").update(name="new_key.0"), "has two tensors of the same name"),
     ("shape", lambda m: tensor(m, "vision", "features").update(shape=["B", "9x", 8]), "'9x'"),
     ("size", lambda m: tensor(m, "vision", "features").update(shape=["B", -9, 8]), "-9"),
     ("scalar", lambda m: tensor(m, "prune.0", "vision_index").update(shape=[]), "without dimensions"),
@@ -152,24 +152,28 @@ CHANGES: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
     ("lost", lambda m: m["schedules"]["prune"]["gates"][0].update(graph="gone"), "'gone'"),
     ("swap", lambda m: m["schedules"]["all"].update(file="schedules/prune.json"), "not the schedule 'all'"),
     ("model", lambda m: m["model"].update(fingerprint="sha256:x"), "another model"),
-    ("head", lambda m: m["layout"].update(head=[1]), "end at row 11 of a prompt of 10 rows"),
+    ("head", lambda m: m["layout"].update(head=[1]), "end at row 11, the prompt has 10 rows"),
     ("token", lambda m: m["layout"]["head"].__setitem__(0, -1), "has the token -1, the model has 0 to"),
-    ("next", lambda m: m["layout"].update(next_position=0), "the next position is 0, after 11 rows that count from"),
+    ("next", lambda m: m["layout"].update(next_position=0), "the next position is 0, but must be 11 without"),
     ("heads", lambda m: m["dimensions"].update(kv_heads=0), "kv_heads is 0; it must be at least 1"),
     ("many", lambda m: graph(m, "segment_2").update(layers=[3, 10**12]), "'segment_2' has the layers (3, 10000000000"),
     (
         "one batch",
         lambda m: tensor(m, "segment_0", "new_key.0")["shape"].__setitem__(1, 0),
-        "of one size only: ['S', 0",
+        "must have a dynamic size, has ['S', 0",
     ),
-    ("one size", lambda m: tensor(m, "embed", "hidden_states")["shape"].__setitem__(0, 10**12), "is of one size only"),
+    (
+        "one size",
+        lambda m: tensor(m, "embed", "hidden_states")["shape"].__setitem__(0, 10**12),
+        "must have a dynamic size",
+    ),
     ("missing", lambda m: m.pop("layout"), "lacks the field 'layout'"),
     ("type", lambda m: m.update(opset="20"), "manifest.opset"),
 ]
 
 
 @pytest.mark.parametrize(("change", "message"), [c[1:] for c in CHANGES], ids=[c[0] for c in CHANGES])
-def test_manifests_that_do_not_fit(copy: Path, change: Callable[[dict[str, Any]], Any], message: str) -> None:
+def test_inconsistent_manifests_are_refused(copy: Path, change: Callable[[dict[str, Any]], Any], message: str) -> None:
     data = manifest(copy)
     change(data)
     (copy / "manifest.json").write_text(json.dumps(data))
@@ -179,12 +183,12 @@ def test_manifests_that_do_not_fit(copy: Path, change: Callable[[dict[str, Any]]
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"stop": []}, "names no token that ends an answer"),
+        ({"stop": []}, "has no token that ends an answer"),
         ({"stop": [10**12]}, "has the token 1000000000000, the model has 0 to"),
         ({"pad": -1}, "has the token -1, the model has 0 to"),
     ],
 )
-def test_tokens_that_the_model_does_not_have(
+def test_tokens_outside_of_the_vocabulary_are_refused(
     copy: Path, rewrite: Rewrite, change: dict[str, Any], message: str
 ) -> None:
     rewrite(copy, "prompt.json", **change)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images on the canvas of a bucket, and the bucket that an image takes."""
+"""Fitting of images to a canvas, and the choice of the bucket for an image."""
 
 from __future__ import annotations
 
@@ -96,8 +96,8 @@ def test_a_square_around_a_long_image_is_refused() -> None:
 @pytest.mark.parametrize("how", FITS)
 @given(size=SIZE, canvas=SIZE)
 @FEW
-def test_what_became_of_an_image(how: str, size: Size, canvas: Size) -> None:
-    """Rows and columns that show no image have the colour of the padding, and are as many as the receipt says."""
+def test_fitted_describes_the_canvas(how: str, size: Size, canvas: Size) -> None:
+    """Padding rows and columns have the color of the padding and the numbers in the receipt."""
     steps = on(size, how, None if how == "square" else canvas)
     told = fitted(size, steps)
     sheet = np.asarray(whole_image(Image.new("RGB", size[::-1], (0, 0, 255)), steps))
@@ -115,7 +115,7 @@ def test_what_became_of_an_image(how: str, size: Size, canvas: Size) -> None:
     assert how != "letterbox" or min(told.padding) >= 0
 
 
-def test_what_became_of_an_image_that_is_resized_and_cropped() -> None:
+def test_fitted_includes_resize_and_crop() -> None:
     steps = Preprocess((48,), "bicubic", (48, 48), None, None, None)
     assert fitted((96, 192), steps) == Fitted((48, 48), (0.5, 0.5), (0, 0, -24, -24))
     assert fitted((96, 99), steps) == Fitted((48, 48), (0.5, 49 / 99), (0, 0, 0, -1))
@@ -130,7 +130,7 @@ BUCKETS = st.dictionaries(st.text("abc", min_size=1, max_size=3), SIZE, min_size
 
 @given(SIZE, BUCKETS)
 @FEW
-def test_a_bucket_is_the_best_whatever_their_order(size: Size, buckets: dict[str, Size]) -> None:
+def test_the_best_bucket_is_chosen_in_any_order(size: Size, buckets: dict[str, Size]) -> None:
     name = choose(size, buckets)
     assert choose(size, dict(reversed(buckets.items()))) == name
 
@@ -160,12 +160,12 @@ def test_a_bucket_is_the_best_whatever_their_order(size: Size, buckets: dict[str
         ((300, 310), "square"),
     ],
 )
-def test_buckets_that_a_user_would_expect(size: Size, name: str) -> None:
+def test_examples_of_chosen_buckets(size: Size, name: str) -> None:
     buckets = {"square": (448, 448), "wide": (448, 672), "tall": (672, 448), "large": (896, 896)}
     assert choose(size, buckets) == name
 
 
-def test_equal_buckets_go_by_area_then_size_then_name() -> None:
+def test_ties_go_by_area_then_size_then_name() -> None:
     assert choose((2, 2), {"b": (1, 1), "a": (4, 4)}) == "b"
     assert choose((10, 10), {"a": (80, 40), "b": (40, 80)}) == "b"
     assert choose((10, 10), {"b": (40, 80), "a": (40, 80)}) == "a"

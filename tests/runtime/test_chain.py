@@ -27,14 +27,14 @@ QUESTION = "what color is the seven ?"
 
 @dataclass(frozen=True)
 class Oracle:
-    """The tiny model in numpy, over whole sequences, without a cache: dropped tokens are masked."""
+    """The tiny model in numpy, on whole sequences and without a cache; dropped tokens are masked."""
 
     w: Mapping[str, Array]
     sizes: Dimensions
     layout: Layout
 
     def logits(self, pixels: Array, ids: Sequence[int], kept: Mapping[int, Sequence[int]]) -> Array:
-        """Logits [V] after `ids` (image rows included); kept: layer -> vision tokens alive from that layer on."""
+        """Return logits [V] after `ids` (including image rows); `kept` maps a layer to its kept vision tokens."""
         start, heads, size = self.layout.image_start, self.sizes.heads, self.sizes.head_dim
         image = slice(start, start + self.layout.vision_tokens)
         patches = pixels.reshape(3, 3, 4, 3, 4).transpose(1, 3, 0, 2, 4).reshape(self.layout.vision_tokens, -1)
@@ -60,7 +60,7 @@ class Oracle:
 
 
 def turn(x: Array, positions: Array) -> Array:
-    """RoPE on [rows,heads,4]."""
+    """Apply RoPE to [rows,heads,4]."""
     angle = positions[:, None, None] * np.array([1.0, 0.1, 1.0, 0.1])
     turned = np.concatenate([-x[..., 2:], x[..., :2]], axis=-1)
     result: Array = x * np.cos(angle) + turned * np.sin(angle)
@@ -73,7 +73,7 @@ def oracle(weights: Mapping[str, Array], vlm: Pipeline) -> Oracle:
 
 
 def expected(oracle: Oracle, vlm: Pipeline, image: Array, tail: Sequence[int], answer: Answer) -> Array:
-    """Logits of the numpy model, with what `answer` kept."""
+    """Return the logits of the numpy model, with the tokens kept in `answer`."""
     pixels = pixel_values(load_image(image), vlm.bundle.preprocess)[0]
     ids = [*oracle.layout.ids(vlm.bundle.prompt.pad), *tail]
     kept = {gate.layer: indices for gate, indices in zip(answer.receipt.gates, answer.kept, strict=True)}
@@ -149,7 +149,7 @@ def test_batch_equals_single_runs(vlm: Pipeline, picture: Picture, schedule: str
             assert got.receipt.prompt_rows == alone.receipt.prompt_rows
             np.testing.assert_allclose(got.first_logits, alone.first_logits, rtol=1e-4, atol=1e-4)
     lengths = {len(a.tokens) for a in together}
-    assert len(lengths) > 1, "samples should end at different steps, or the test shows nothing"
+    assert len(lengths) > 1, "samples must end at different steps, or this test checks nothing"
 
 
 def test_one_image_or_one_prompt_serves_the_batch(vlm: Pipeline, picture: Picture) -> None:
@@ -178,7 +178,7 @@ def test_follow_up_equals_one_long_conversation(
 
 
 def test_a_batch_of_conversations_equals_single_ones(vlm: Pipeline, picture: Picture) -> None:
-    """Rows that a finished sample gets while others go on must not count in its next turn."""
+    """Padding rows of a sample that ended before the others must not count in its next turn."""
     turns = [[QUESTION, "red ?"], ["and the blue ?", "where is the red three ?"]]
     images, options = [picture(0), picture(1)], Sampling(20, temperature=8.0, seed=0)
     together = vlm._chat([vlm._sizes.prepare(image, None) for image in images], 2, "prune", 120)
@@ -186,14 +186,14 @@ def test_a_batch_of_conversations_equals_single_ones(vlm: Pipeline, picture: Pic
     for questions in turns:
         answers = together.begin(questions, options).answers()
         ended = {len(a.tokens) for a in answers}
-        assert len(ended) == 2 or questions is not turns[0], "samples should end at different steps"
+        assert len(ended) == 2 or questions is not turns[0], "samples must end at different steps"
         for got, chat, question in zip(answers, chats, questions, strict=True):
             want = chat.ask(question, max_new_tokens=20, temperature=8.0, seed=0)
             np.testing.assert_allclose(got.first_logits, want.first_logits, rtol=1e-4, atol=1e-4)
             assert got.tokens == want.tokens
 
 
-def test_a_left_stream_said_only_what_it_gave(vlm: Pipeline, picture: Picture, oracle: Oracle) -> None:
+def test_an_unfinished_stream_adds_only_its_consumed_tokens(vlm: Pipeline, picture: Picture, oracle: Oracle) -> None:
     chat = vlm.open(picture(4), schedule="prune")
     stream = chat.stream(QUESTION, max_new_tokens=20)
     said = next(stream), next(stream)
@@ -203,11 +203,11 @@ def test_a_left_stream_said_only_what_it_gave(vlm: Pipeline, picture: Picture, o
     answer = chat.ask("red ?")
     want = expected(oracle, vlm, picture(4), tail, answer)
     np.testing.assert_allclose(answer.first_logits, want, rtol=1e-4, atol=1e-4)
-    with pytest.raises(ValueError, match="left for a new question"):
+    with pytest.raises(ValueError, match="a new question was asked before"):
         next(stream)
 
 
-def test_an_interrupted_walk_leaves_the_cache_as_it_was(
+def test_an_interrupted_run_leaves_the_cache_unchanged(
     vlm: Pipeline, picture: Picture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     undisturbed, chat = vlm.open(picture(3), schedule="prune"), vlm.open(picture(3), schedule="prune")
@@ -229,7 +229,7 @@ def test_an_interrupted_walk_leaves_the_cache_as_it_was(
     assert again.tokens == want.tokens and np.array_equal(again.first_logits, want.first_logits)
 
 
-def test_a_gate_that_keeps_something_else_is_refused(
+def test_a_gate_that_keeps_the_wrong_tokens_is_refused(
     vlm: Pipeline, picture: Picture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = vlm._backend.run
@@ -244,7 +244,7 @@ def test_a_gate_that_keeps_something_else_is_refused(
         vlm.ask(picture(0), QUESTION, schedule="prune")
 
 
-def test_nan_is_an_error(vlm: Pipeline, picture: Picture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nan_logits_are_an_error(vlm: Pipeline, picture: Picture, monkeypatch: pytest.MonkeyPatch) -> None:
     run = vlm._backend.run
 
     def overflows(graph: str, inputs: Any, outputs: Any) -> None:

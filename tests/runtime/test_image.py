@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whatever a user calls an image: upright RGB, or one clear line."""
+"""Every image is loaded as upright RGB, or refused with a one-line message."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def encoded(form: str = "PNG", image: Image.Image | None = None, **options: Any)
 
 
 def bomb(width: int, height: int) -> bytes:
-    """A PNG header that announces an absurd size."""
+    """Return a PNG with a header of the given size and no pixels."""
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"")), (b"IEND", b"")]
     body = b"".join(struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks)
@@ -60,7 +60,7 @@ def test_exif_rotation(tmp_path: Path, orientation: int) -> None:
     assert np.array_equal(np.asarray(load_image(path)), turns[orientation - 1])
 
 
-def test_transparency_is_laid_on_white() -> None:
+def test_transparency_is_blended_with_white() -> None:
     clear = np.dstack([PIXELS, np.zeros(PIXELS.shape[:2], np.uint8)])
     assert np.asarray(load_image(clear)).min() == 255
     palette = Image.fromarray(PIXELS).convert("P")
@@ -68,7 +68,7 @@ def test_transparency_is_laid_on_white() -> None:
     assert np.asarray(load_image(palette)).min() == 255
 
 
-def test_grey_arrays() -> None:
+def test_gray_arrays() -> None:
     assert np.array_equal(np.asarray(load_image(PIXELS[..., 0])), PIXELS[..., :1].repeat(3, axis=2))
 
 
@@ -76,17 +76,17 @@ def test_grey_arrays() -> None:
     ("content", "message"),
     [
         (b"", "is empty"),
-        (b"a text, not an image\n" * 9, "no image that Pillow knows"),
+        (b"a text, not an image\n" * 9, "not an image that Pillow can read"),
         (encoded()[:60], "damaged"),
         (encoded()[:-100], "damaged"),
-        (encoded("JPEG")[:200], "(damaged|no image)"),
+        (encoded("JPEG")[:200], "(damaged|not an image)"),
         (bomb(60_000, 60_000), "too large"),
         (bomb(10_000, 12_000), "too large"),
         (bomb(50, 50), "damaged"),
     ],
     ids=["empty", "text", "start of a PNG", "truncated PNG", "truncated JPEG", "bomb", "large", "no pixels"],
 )
-def test_files_that_are_no_image(tmp_path: Path, content: bytes, message: str) -> None:
+def test_files_that_are_not_an_image(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(content)
     with pytest.raises(BadImage, match=message) as caught:
@@ -94,7 +94,7 @@ def test_files_that_are_no_image(tmp_path: Path, content: bytes, message: str) -
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_flipped_bytes_never_raise_anything_else(tmp_path: Path) -> None:
+def test_flipped_bytes_raise_only_bad_image(tmp_path: Path) -> None:
     path, rng = tmp_path / "a", np.random.default_rng(1)
     for form in ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "TGA"):
         whole = encoded(form)
@@ -108,7 +108,7 @@ def test_flipped_bytes_never_raise_anything_else(tmp_path: Path) -> None:
                 assert "\n" not in str(problem)
 
 
-def test_a_header_is_opened_and_no_pixels(tmp_path: Path) -> None:
+def test_check_header_reads_no_pixels(tmp_path: Path) -> None:
     path, whole = tmp_path / "a", encoded("PNG")
     path.write_bytes(whole[:50])
     check_header(path)
@@ -121,10 +121,10 @@ def test_a_header_is_opened_and_no_pixels(tmp_path: Path) -> None:
         check_header(tmp_path / "none.png")
 
 
-def test_sources_that_are_no_image(tmp_path: Path) -> None:
+def test_sources_that_are_not_an_image(tmp_path: Path) -> None:
     for source, message in (
         (tmp_path / "none.png", "does not exist"),
-        (tmp_path, "is no file"),
+        (tmp_path, "is not a file"),
         (None, "not a NoneType"),
         (b"png", "not a bytes"),
         (np.zeros((4, 4, 3)), r"uint8 \[H,W,3\], not float64"),
@@ -137,7 +137,7 @@ def test_sources_that_are_no_image(tmp_path: Path) -> None:
 
 
 def test_sixteen_bits_are_scaled_not_clipped() -> None:
-    """Depth and infrared cameras write these; Pillow alone would make nearly all of it white."""
+    """16-bit images of depth and infrared cameras; Pillow alone would make nearly all of it white."""
     ramp = np.linspace(0, 65535, 256).round().astype(np.uint16).reshape(16, 16)
     found = np.asarray(load_image(Image.fromarray(ramp)))
     assert (found == np.arange(256).reshape(16, 16, 1)).all()
@@ -151,8 +151,8 @@ def test_sixteen_bits_in_a_file(tmp_path: Path, form: str, mode: str) -> None:
     assert (np.asarray(load_image(tmp_path / "a")) == levels[..., None]).all()
 
 
-def test_printed_colours(tmp_path: Path) -> None:
-    """A CMYK file looks as Pillow shows it, as in transformers."""
+def test_cmyk_images(tmp_path: Path) -> None:
+    """CMYK is converted by Pillow, as in transformers."""
     inks = Image.fromarray(PIXELS).convert("CMYK")
     (tmp_path / "a").write_bytes(encoded("TIFF", inks))
     assert np.array_equal(np.asarray(load_image(tmp_path / "a")), np.asarray(inks.convert("RGB")))
@@ -160,5 +160,5 @@ def test_printed_colours(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["I", "F"])
 def test_pixels_without_a_range_are_refused(mode: str) -> None:
-    with pytest.raises(BadImage, match="no known range; convert it to 8 or 16 bits"):
+    with pytest.raises(BadImage, match="no known value range; convert it to 8 or 16 bits"):
         load_image(Image.new(mode, (4, 4)))

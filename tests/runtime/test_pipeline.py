@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The public face: schedules, streams, stop tokens, room, wrong use."""
+"""The public interface: schedules, streams, stop tokens, cache room, wrong use."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_seeds(vlm: Pipeline, picture: Picture) -> None:
     assert len({draw(seed).tokens for seed in range(4)}) > 1
 
 
-def test_which_schedule(vlm: Pipeline, bundle_path: Path, tmp_path: Path, picture: Picture) -> None:
+def test_choice_of_the_schedule(vlm: Pipeline, bundle_path: Path, tmp_path: Path, picture: Picture) -> None:
     with pytest.raises(UnknownName, match="unknown schedule 'prunes'. Did you mean 'prune'"):
         vlm.ask(picture(0), QUESTION, schedule="prunes")
     with pytest.raises(InputError, match="name one of all, early, full, none, prune"):
@@ -97,10 +97,10 @@ def test_files_and_images(vlm: Pipeline, picture: Picture, tmp_path: Path) -> No
         vlm.open(tmp_path, schedule="prune")
 
 
-def test_lists_that_do_not_pair(vlm: Pipeline, picture: Picture) -> None:
+def test_lists_of_different_lengths(vlm: Pipeline, picture: Picture) -> None:
     image = picture(0)
     for images, prompts in (([image] * 2, ["a"] * 3), ([], ["a"]), ([image], []), ([], [])):
-        with pytest.raises(InputError, match="do not pair"):
+        with pytest.raises(InputError, match="do not pair; give the same number"):
             vlm.ask(images, prompts, schedule="full")
     assert len(vlm.ask([image], ["red"], schedule="full")) == 1
 
@@ -119,7 +119,7 @@ def test_no_room(vlm: Pipeline, picture: Picture) -> None:
 
 
 @pytest.mark.parametrize("schedule", ["full", "prune"])
-def test_a_chat_without_room_goes_on(vlm: Pipeline, picture: Picture, schedule: str) -> None:
+def test_a_chat_continues_after_a_question_that_does_not_fit(vlm: Pipeline, picture: Picture, schedule: str) -> None:
     chat, other = (vlm.open(picture(0), schedule=schedule, capacity=c) for c in (60, 128))
     assert chat.room == 60 - 11
     with pytest.raises(BadPrompt, match=r"64 for the answer\), 60 are free.*larger capacity"):
@@ -137,12 +137,12 @@ def test_a_chat_without_room_goes_on(vlm: Pipeline, picture: Picture, schedule: 
     assert chat.room == 0
 
 
-def test_a_chat_fills_its_capacity(vlm: Pipeline, picture: Picture) -> None:
-    """The last row fits, and one more is an error that names it."""
+def test_a_chat_uses_its_whole_capacity(vlm: Pipeline, picture: Picture) -> None:
+    """An answer that fills the last row fits; one more row is an error."""
     answer = vlm.ask(picture(0), QUESTION, schedule="prune", max_new_tokens=5)
     rows = answer.receipt.prompt_rows
     assert vlm.open(picture(0), "prune", rows + 5).ask(QUESTION, max_new_tokens=5).tokens == answer.tokens
-    with pytest.raises(BadPrompt, match="without room"):
+    with pytest.raises(BadPrompt, match="no room"):
         vlm.open(picture(0), "prune", rows + 4).ask(QUESTION, max_new_tokens=5)
 
 
@@ -154,8 +154,8 @@ def test_the_model_context_ends_a_chat(vlm: Pipeline, picture: Picture) -> None:
 
 
 @pytest.mark.parametrize("first", [0, 1])
-def test_rows_fill_the_context_wherever_positions_start(first: int, bundle_path: Path, picture: Picture) -> None:
-    """As engines.limits counts them: a prompt and an answer of exactly so many rows fit, one more does not."""
+def test_rows_fill_the_context_for_any_first_position(first: int, bundle_path: Path, picture: Picture) -> None:
+    """A prompt and an answer that fill the context fit, and one more row does not, as in engines.limits."""
     bundle = Bundle.load(bundle_path)
     layout = bundle.manifest.layout
     positions = (tuple(range(first, first + layout.rows)),)
@@ -206,7 +206,7 @@ def test_exported_names() -> None:
 
 
 def test_runs_without_the_export_libraries(bundle_path: Path, tmp_path: Path, picture: Picture) -> None:
-    """A device has numpy, Pillow, tokenizers and onnxruntime; nothing else may be imported."""
+    """Only numpy, Pillow, tokenizers and onnxruntime may be imported on a device."""
     Image.fromarray(picture(0)).save(tmp_path / "a.png")
     blocked = (
         "torch",
@@ -224,7 +224,7 @@ for name in {blocked!r}:
     sys.modules[name] = None
 before = list(sys.path)
 import secateur.runtime
-assert "onnxruntime" not in sys.modules, "only a backend imports its library"
+assert "onnxruntime" not in sys.modules, "only the backend may import its library"
 assert sys.path == before
 with secateur.runtime.Pipeline.load({str(bundle_path)!r}, threads=1) as vlm:
     print(vlm.ask({str(tmp_path / "a.png")!r}, {QUESTION!r}, schedule="prune").text, end="")
@@ -236,7 +236,7 @@ with secateur.runtime.Pipeline.load({str(bundle_path)!r}, threads=1) as vlm:
         assert done.stdout == vlm.ask(picture(0), QUESTION, schedule="prune").text
 
 
-def test_only_the_schedules_that_are_asked_for_are_open(bundle_path: Path, picture: Picture) -> None:
+def test_only_the_given_schedules_are_open(bundle_path: Path, picture: Picture) -> None:
     with Pipeline.load(bundle_path, schedules=["early"]) as vlm:
         assert vlm.schedules == ("full", "early")
         opened = vlm._backend._sessions  # type: ignore[attr-defined]
@@ -249,10 +249,10 @@ def test_only_the_schedules_that_are_asked_for_are_open(bundle_path: Path, pictu
         Pipeline.load(bundle_path, schedules=["earl"])
 
 
-def test_a_backend_with_a_bound_on_the_batch(bundle_path: Path, picture: Picture) -> None:
+def test_a_backend_with_a_maximum_batch(bundle_path: Path, picture: Picture) -> None:
     with Pipeline.load(bundle_path) as vlm:
         assert vlm.most_batch is None
         vlm._backend.most_batch = 2
         assert len(vlm.ask([picture(0), picture(1)], QUESTION, schedule="full", max_new_tokens=1)) == 2
-        with pytest.raises(InputError, match="a batch of 3, the engines take 2.*--max-batch"):
+        with pytest.raises(InputError, match="a batch of 3, the engines take at most 2.*--max-batch"):
             vlm.ask([picture(0)] * 3, QUESTION, schedule="full")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pixel values against transformers' own PIL image processor, bit for bit, and tiles against plain slices."""
+"""Pixel values equal those of transformers' PIL image processor bit by bit, and tiles equal plain slices."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from secateur.bundle.preprocess import Preprocess, Tile
 from secateur.bundle.strict_json import read_json, to_json
 from secateur.errors import BadBundle, BadImage
 from secateur.runtime.image import load_image
-from secateur.runtime.preprocess import centre, cut, pixel_values, views
+from secateur.runtime.preprocess import center, cut, pixel_values, views
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 SIZES = [(1, 1), (1, 400), (400, 1), (33, 97), (97, 33), (2, 3), (48, 48), (47, 49), (640, 480), (301, 1200)]
@@ -84,7 +84,7 @@ def test_filters(resample: str) -> None:
     assert_equal(random_image("RGB", (70, 45)), steps((48,), (48, 48), resample))
 
 
-def test_steps_left_out() -> None:
+def test_skipped_steps() -> None:
     image = random_image("RGB", (70, 45))
     assert_equal(image, Preprocess(None, "bicubic", None, None, None, None))
     assert_equal(image, Preprocess((20,), "bicubic", None, 1 / 255, None, None))
@@ -110,9 +110,9 @@ def assert_equal(image: Image.Image, plan: Preprocess) -> None:
 
 @given(st.integers(1, 20), st.integers(1, 20), st.integers(1, 20), st.integers(1, 20))
 @settings(max_examples=50)
-def test_the_centre_has_its_size_and_keeps_the_middle(height: int, width: int, rows: int, columns: int) -> None:
+def test_the_center_has_its_size_and_keeps_the_middle(height: int, width: int, rows: int, columns: int) -> None:
     pixels = np.arange(1, height * width + 1, dtype=np.uint16).reshape(height, width, 1).astype(np.uint8).repeat(3, 2)
-    found = cut(pixels, centre((height, width), (rows, columns)))
+    found = cut(pixels, center((height, width), (rows, columns)))
     assert found.shape == (rows, columns, 3)
     assert np.count_nonzero(found[..., 0]) <= min(height, rows) * min(width, columns)
     if rows <= height and columns <= width:
@@ -157,12 +157,12 @@ def test_tiles_are_windows_of_resized_images() -> None:
     np.testing.assert_array_equal(pixel_values(image, plan), singly[None])
 
 
-def test_one_tile_is_still_a_list() -> None:
+def test_one_tile_has_a_tile_axis() -> None:
     plan = Preprocess((6, 6), "bilinear", None, None, None, None, tiles=(Tile(),))
     assert plan.pixels == (1, 3, 6, 6) and pixel_values(random_image("RGB", (9, 9)), plan).shape == (1, 1, 3, 6, 6)
 
 
-def test_the_shape_that_is_known_before_an_image_is_seen() -> None:
+def test_the_shape_of_pixel_values_without_an_image() -> None:
     nothing: dict[str, Any] = {"resample": "bicubic", "rescale": None, "mean": None, "std": None}
     assert Preprocess(resize=(48,), crop=None, **nothing).pixels is None
     assert Preprocess(resize=None, crop=None, fit="square", **nothing).pixels is None
@@ -174,7 +174,7 @@ def test_the_shape_that_is_known_before_an_image_is_seen() -> None:
     assert Preprocess(resize=(10,), crop=None, **fitted, **nothing).pixels == (3, 10, 15)
 
 
-def test_a_file_of_the_first_version_still_means_the_same(tmp_path: Path) -> None:
+def test_a_file_of_the_first_version_gives_the_same_pixels(tmp_path: Path) -> None:
     file = tmp_path / "preprocess.json"
     old = {"resize": [48], "resample": "bicubic", "crop": [48, 48], "rescale": 1 / 255, "mean": MEAN, "std": STD}
     file.write_text(json.dumps(old))
@@ -185,7 +185,7 @@ def test_a_file_of_the_first_version_still_means_the_same(tmp_path: Path) -> Non
     assert np.array_equal(pixel_values(image, plan), values.transpose(2, 0, 1)[None])
 
 
-def test_the_file_says_all(tmp_path: Path) -> None:
+def test_the_file_contains_every_step(tmp_path: Path) -> None:
     tile = Tile(((8, 8), (4, 4)), (-1, 2, 4, 4), (5, 6, 7))
     plan = Preprocess(None, "lanczos", None, 1 / 255, MEAN, STD, "crop", (9, 9), (1, 2, 3), (tile, Tile(((4, 4),))))
     (tmp_path / "preprocess.json").write_text(to_json(plan))
@@ -200,7 +200,7 @@ def test_extreme_shape_is_refused() -> None:
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"resample": "cubic"}, "no filter"),
+        ({"resample": "cubic"}, "not a filter"),
         ({"resize": ()}, "must be .edge,. or .height, width."),
         ({"resize": (0,)}, "at least 1"),
         ({"resize": (1, 2, 3)}, "must be .edge,. or .height, width."),
@@ -210,18 +210,18 @@ def test_extreme_shape_is_refused() -> None:
         ({"std": (1.0, 0.0, 1.0)}, "none of them 0"),
         ({"mean": (1.0,)}, "three numbers"),
         ({"fit": "fill"}, "fit 'fill' is not known; use one of letterbox, stretch, crop, square"),
-        ({"fit": "crop"}, "letterbox, stretch and crop need one"),
-        ({"fit": "square", "canvas": (4, 4)}, "need one, else none"),
-        ({"canvas": (4, 4)}, "need one, else none"),
+        ({"fit": "crop"}, "letterbox, stretch and crop need a canvas"),
+        ({"fit": "square", "canvas": (4, 4)}, "need a canvas, others have none"),
+        ({"canvas": (4, 4)}, "need a canvas, others have none"),
         ({"fit": "crop", "canvas": (0, 4)}, "1 to 64000000 pixels"),
         ({"fit": "crop", "canvas": (9000, 9000)}, "1 to 64000000 pixels"),
         ({"fill": (0, 256, 0)}, "0 to 255"),
-        ({"fill": (0, 0)}, "three whole numbers"),
-        ({"crop": None, "tiles": (Tile(),)}, "their number would depend on the image"),
+        ({"fill": (0, 0)}, "three integers"),
+        ({"crop": None, "tiles": (Tile(),)}, "so that their number does not depend on the image"),
         ({"tiles": (Tile(((4, 4),)), Tile())}, "differ in size"),
     ],
 )
-def test_steps_that_cannot_be(fields: dict[str, Any], message: str) -> None:
+def test_invalid_steps_are_refused(fields: dict[str, Any], message: str) -> None:
     good: dict[str, Any] = {"resize": (8,), "resample": "bicubic", "crop": (8, 8), "rescale": 1.0}
     with pytest.raises(ValueError, match=message):
         Preprocess(**(good | {"mean": MEAN, "std": STD} | fields))
@@ -230,6 +230,6 @@ def test_steps_that_cannot_be(fields: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize(
     "fields", [{"resizes": ((0, 4),)}, {"window": (0, 0, 0, 4)}, {"window": (0, 0, 9000, 9000)}, {"fill": (0, 0, -1)}]
 )
-def test_tiles_that_cannot_be(fields: dict[str, Any]) -> None:
+def test_invalid_tiles_are_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="1 to 64000000 pixels|0 to 255"):
         Tile(**fields)

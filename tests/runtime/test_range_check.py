@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The guard names the first graph, tensor and row, in the words of the unpruned prompt."""
+"""The range check names the first graph, tensor and row, as rows of the unpruned prompt."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ MANIFEST = Manifest(
 
 
 class Planted(base.Backend):
-    """Gives ones, the kept tokens where a gate is asked, and what was planted."""
+    """Outputs ones, the kept tokens for a gate, and values that the test planted."""
 
     masked_past = 1
 
@@ -91,7 +91,7 @@ class Planted(base.Backend):
 
 
 def walk(guard: RangeCheck, gate: str = "p.0", past: int = 1, tail: int = 3) -> None:
-    """A prompt of two samples through all graphs: 9 rows of the layout, then `tail`."""
+    """Run a prompt of two samples through all graphs: 9 rows of the layout, then `tail` rows."""
     rows = LAYOUT.rows + tail if past == 1 else tail
     sizes = {"vision": 6, "v.0": 3, "projector": 3 if gate == "v.0" else 6}
     names = ["vision", *(["v.0"] if gate == "v.0" else []), "projector"] if past == 1 else []
@@ -136,7 +136,7 @@ INF, NAN = float("inf"), float("nan")
     ],
 )
 @pytest.mark.parametrize("value", [INF, NAN])
-def test_the_place_is_named(
+def test_the_first_bad_value_is_named(
     graph: str, tensor: str, place: tuple[int, ...], gate: str, sample: int, row: str, value: float
 ) -> None:
     backend = Planted()
@@ -189,7 +189,7 @@ SEVERAL = replace(
 def test_several_images_and_a_gate_in_the_encoder(
     graph: str, tensor: str, place: tuple[int, ...], sample: int, row: str
 ) -> None:
-    """Two samples of two images, each pruned by itself; tokens are counted over the images of a sample."""
+    """Two samples of two images, each pruned separately; tokens are counted over the images of a sample."""
     backend = Planted(np.array([[1, 3], [0, 2], [0, 1], [2, 3]]))
     backend.planted[graph, tensor] = place, INF
     guard = RangeCheck(backend, SEVERAL)
@@ -203,7 +203,7 @@ def test_several_images_and_a_gate_in_the_encoder(
     assert (guard.found.sample, guard.found.row) == (sample, row)
 
 
-def test_of_several_the_first_row_is_named() -> None:
+def test_the_first_of_several_rows_is_named() -> None:
     backend = Planted()
     backend.planted["segment_0", "hidden_states.out"] = (slice(None), slice(4, None), 1), INF
     guard = RangeCheck(backend, MANIFEST)
@@ -211,7 +211,7 @@ def test_of_several_the_first_row_is_named() -> None:
         walk(guard)
 
 
-def test_a_later_question_has_rows_of_its_own() -> None:
+def test_rows_of_a_follow_up_question_are_named_as_new_rows() -> None:
     backend = Planted()
     guard = RangeCheck(backend, MANIFEST)
     walk(guard)
@@ -226,7 +226,9 @@ def test_values_near_the_end_of_the_range(value: float, share: float, stops: boo
     backend.planted["segment_0", "hidden_states.out"] = (0, 0, 0), -value
     guard = RangeCheck(backend, MANIFEST, share)
     if stops:
-        with pytest.raises(SecateurError, match=r"gives -40000 .* 32752 is safe in float16\); export with --dtype"):
+        with pytest.raises(
+            SecateurError, match=r"gives -40000 .* the safe limit of float16 is 32752\); export with --dtype"
+        ):
             walk(guard)
     else:
         walk(guard)
@@ -234,7 +236,7 @@ def test_values_near_the_end_of_the_range(value: float, share: float, stops: boo
     assert guard.largest["vision"] == 1.0
 
 
-def test_what_the_other_backend_demands_is_passed_on() -> None:
+def test_limits_of_the_inner_backend_are_passed_on() -> None:
     guard = RangeCheck(Planted(), MANIFEST)
     assert (guard.masked_past, guard.most_rows, guard.fixed_shapes) == (1, None, False)
 

@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Receipts as JSON, and the stopwatch."""
+
 from __future__ import annotations
 
 import json

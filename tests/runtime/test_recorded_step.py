@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decode steps of fixed shapes, and a past that starts with masked rows, against the plain chain."""
+"""Decode steps of fixed shapes, and a past with masked rows, give the answers of the plain chain."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ QUESTION = "what color is the seven ?"
 
 
 class Fixed(ort.Backend):
-    """ONNX Runtime on the CPU, asked to repeat steps as a device would; counts what it could have recorded."""
+    """ONNX Runtime on the CPU with fixed decode steps; lists the runs of every step."""
 
     fixed_shapes: ClassVar[bool] = True
 
@@ -76,15 +76,15 @@ def test_fixed_steps_give_the_same_answers(
     assert len(backend(fixed).steps) == max(len(a.tokens) for a in found) - 1 > 0
 
 
-def test_every_step_of_a_conversation_is_the_same_to_the_address(fixed: Pipeline, picture: Picture) -> None:
-    for seed in range(2):  # the second question finds the buffers of the first
+def test_every_step_of_a_conversation_has_the_same_addresses(fixed: Pipeline, picture: Picture) -> None:
+    for seed in range(2):  # the second question reuses the buffers of the first
         fixed.ask(picture(seed), QUESTION, schedule="prune", max_new_tokens=6)
     keys, runs = zip(*backend(fixed).steps, strict=True)
     assert len(runs) > 4 and len(set(keys)) == 1 and all(run == runs[0] for run in runs)
     assert [run[0] for run in runs[0]] == ["embed", "segment_0", "segment_1", "segment_2"]
 
 
-def test_a_spare_cache_shows_nothing_of_its_last_owner(vlm: Pipeline, fixed: Pipeline, picture: Picture) -> None:
+def test_a_reused_cache_has_no_rows_of_its_last_conversation(vlm: Pipeline, fixed: Pipeline, picture: Picture) -> None:
     for seed in range(3):
         expected = vlm.ask(picture(seed), QUESTION, schedule="prune", max_new_tokens=6)
         assert fixed.ask(picture(seed), QUESTION, schedule="prune", max_new_tokens=6).tokens == expected.tokens
@@ -97,7 +97,7 @@ def test_follow_up_questions_and_steps_share_the_cache(vlm: Pipeline, fixed: Pip
 
 
 class Masked(ort.Backend):
-    """As a TensorRT that refuses a past without rows."""
+    """Like a TensorRT that refuses a past without rows."""
 
     masked_past = 1
 
@@ -128,7 +128,7 @@ class Small(Fixed):
     most_rows = 30
 
 
-def test_a_backend_with_few_rows_says_so(bundle_path: Path, picture: Picture) -> None:
+def test_a_backend_with_a_maximum_of_rows(bundle_path: Path, picture: Picture) -> None:
     bundle = Bundle.load(bundle_path)
     with Pipeline(bundle, Small(bundle)) as small:
         assert small.ask(picture(1), QUESTION, schedule="full", max_new_tokens=4).tokens
@@ -140,7 +140,7 @@ def test_a_backend_with_few_rows_says_so(bundle_path: Path, picture: Picture) ->
 
 
 class Overflowing(Fixed):
-    """From the second question on the last segment gives no numbers."""
+    """Returns NaN logits while `spoiled` is set."""
 
     spoiled = False
 
@@ -150,7 +150,7 @@ class Overflowing(Fixed):
             outputs["logits"].numpy()[:, 3] = np.nan
 
 
-def test_an_overflow_is_an_error_and_its_cache_is_not_used_again(bundle_path: Path, picture: Picture) -> None:
+def test_nan_is_an_error_and_its_cache_is_not_reused(bundle_path: Path, picture: Picture) -> None:
     bundle = Bundle.load(bundle_path)
     with Pipeline(bundle, backend := Overflowing(bundle)) as vlm:
         expected = vlm.ask(picture(1), QUESTION, schedule="prune", max_new_tokens=6)
@@ -167,7 +167,7 @@ def test_an_overflow_is_an_error_and_its_cache_is_not_used_again(bundle_path: Pa
         assert vlm.ask(picture(1), QUESTION, schedule="prune", max_new_tokens=6).tokens == expected.tokens
 
 
-def test_streams_and_closed_chats_hand_their_cache_on(fixed: Pipeline, picture: Picture) -> None:
+def test_the_cache_of_a_stream_or_a_closed_chat_is_reused(fixed: Pipeline, picture: Picture) -> None:
     for seed in range(2):
         assert "".join(fixed.stream(picture(seed), QUESTION, schedule="prune", max_new_tokens=6))
     with_room = fixed.open(picture(3), schedule="prune", capacity=64)
@@ -179,7 +179,7 @@ def test_streams_and_closed_chats_hand_their_cache_on(fixed: Pipeline, picture: 
         with_room.ask(QUESTION)
 
 
-def test_caches_have_round_sizes_and_are_not_mixed_up(fixed: Pipeline) -> None:
+def test_caches_have_rounded_sizes_and_are_reused_only_if_equal(fixed: Pipeline) -> None:
     chain = fixed._sizes.first
     cache = chain.cache(1, 20, "prune")
     assert cache.capacity == (64, 60, 57)
@@ -193,7 +193,7 @@ def test_caches_have_round_sizes_and_are_not_mixed_up(fixed: Pipeline) -> None:
     assert chain.cache(1, 30, "prune") is cache and chain.cache(1, 30, "prune") is not cache
 
 
-def test_an_old_cache_goes_before_the_new_one_comes(fixed: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_old_cache_is_freed_before_a_new_one_is_allocated(fixed: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     chain = fixed._sizes.first
     chain.give_back(chain.cache(1, 20, "prune"))
     old = weakref.ref(chain._spare)

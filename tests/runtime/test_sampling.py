@@ -48,14 +48,14 @@ def test_draws_follow_the_probabilities() -> None:
     st.floats(1e-3, 100),
     st.floats(0, 1, exclude_min=True),
 )
-def test_probabilities_are_some(logits: list[float], temperature: float, top_p: float) -> None:
+def test_probabilities_are_valid_for_any_options(logits: list[float], temperature: float, top_p: float) -> None:
     got = Sampler(Sampling(temperature=temperature, top_p=top_p)).probabilities(np.array(logits, np.float32))
-    # Logits closer than a rounding error are equally likely, so not the first but some of the largest must be there.
+    # Logits that differ by less than a rounding error are equally likely, so any of the largest may be kept.
     likeliest = np.isclose(logits, max(logits), atol=1e-3 * temperature)
     assert np.isclose(got.sum(), 1) and (got >= 0).all() and got[likeliest].max() > 0
 
 
-def test_nan() -> None:
+def test_nan_logits_are_an_error() -> None:
     with pytest.raises(SecateurError, match="NaN"):
         Sampler(Sampling()).pick(np.array([0.0, np.nan]))
 

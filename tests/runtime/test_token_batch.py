@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rows of a prompt with several views, against lists of rows written out."""
+"""Rows of a prompt with several views, compared with explicit lists of rows."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ QUESTIONS = [[21, 22, 23], [31]]
 
 
 def listed(layout: Layout, question: list[int]) -> tuple[list[int], list[list[int]]]:
-    """Ids and positions on each axis of a prompt, padded to the longest question."""
+    """Return the ids of a prompt, padded to the longest question, and its positions on each axis."""
     ids = [11, 12, PAD, PAD, PAD, PAD, 13, PAD, PAD, 14, *question]
     ids += [PAD] * (13 - len(ids))
     if not layout.positions:
@@ -46,7 +46,7 @@ def test_a_prompt(layout: Layout) -> None:
 @pytest.mark.parametrize("layout", [PLAIN, TURNED], ids=["counted", "three axes"])
 @pytest.mark.parametrize("compact", [False, True])
 @given(data=st.data())
-def test_without_what_was_dropped(layout: Layout, compact: bool, data: st.DataObject) -> None:
+def test_a_prompt_without_dropped_tokens(layout: Layout, compact: bool, data: st.DataObject) -> None:
     count = data.draw(st.integers(0, 6))
     kept = [sorted(data.draw(st.permutations(range(6)))[:count]) for _ in QUESTIONS]
     rows = TokenBatch.prompt(layout, QUESTIONS, PAD)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Questions become the ids that the whole conversation would have; what a user types is never a special token."""
+"""The ids of a question are those in the whole conversation, and user text never becomes a special token."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PROMPT = Prompt(("\n", " ASSISTANT:"), ("</s>USER: ", " ASSISTANT:"), (2,), 0)
 
 
 def byte_level() -> tokenizers.Tokenizer:
-    """GPT-2's kind: merges over bytes, as in Qwen and Llama 3."""
+    """Return a tokenizer like GPT-2's, Qwen's and Llama 3's: merges over bytes."""
     made = tokenizers.Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
@@ -40,7 +40,7 @@ def byte_level() -> tokenizers.Tokenizer:
 
 
 def sentence_piece() -> tokenizers.Tokenizer:
-    """Llama 2's kind: a prefix space before every part, characters that are unknown as bytes."""
+    """Return a tokenizer like Llama 2's: a prefix space before every part, unknown characters as bytes."""
     made = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     bytes_ = [f"<0x{i:02X}>" for i in range(256)]
@@ -55,7 +55,7 @@ def sentence_piece() -> tokenizers.Tokenizer:
 
 
 def first_only() -> tokenizers.Tokenizer:
-    """A newer Llama 2 file: the prefix space comes before the text only, not after special tokens."""
+    """Return a tokenizer like newer Llama 2 files: a prefix space only before the text, not after special tokens."""
     made = sentence_piece()
     made.normalizer = None
     made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
@@ -63,7 +63,7 @@ def first_only() -> tokenizers.Tokenizer:
 
 
 def unigrams() -> tokenizers.Tokenizer:
-    """T5's kind: the vocabulary itself lists the special tokens, so plain text would match them."""
+    """Return a tokenizer like T5's: the vocabulary lists the special tokens, so plain text would match them."""
     made = tokenizers.Tokenizer(models.Unigram())
     made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
     made.train_from_iterator(CORPUS, trainers.UnigramTrainer(vocab_size=100, show_progress=False))
@@ -112,7 +112,7 @@ def test_a_user_cannot_type_a_special_token(tokenizer: tokenizers.Tokenizer, typ
 
 
 @given(st.text(max_size=30))
-def test_no_text_breaks_it(tokenizer: tokenizers.Tokenizer, text: str) -> None:
+def test_any_text_can_be_encoded(tokenizer: tokenizers.Tokenizer, text: str) -> None:
     mine = Tokenizer(PROMPT, tokenizer)
     if text.strip():
         assert tokenizer.token_to_id("<image>") not in mine.first(text)
@@ -122,7 +122,7 @@ def test_no_text_breaks_it(tokenizer: tokenizers.Tokenizer, text: str) -> None:
 
 
 @given(st.text(max_size=20))
-def test_pieces_make_the_text(tokenizer: tokenizers.Tokenizer, text: str) -> None:
+def test_the_joined_pieces_are_the_text(tokenizer: tokenizers.Tokenizer, text: str) -> None:
     mine = Tokenizer(PROMPT, tokenizer)
     ids = tokenizer.encode(text, add_special_tokens=False).ids
     stream = TextStream(mine)
@@ -150,8 +150,8 @@ def test_truncation_and_padding_of_the_file_are_off() -> None:
 
 
 @pytest.mark.parametrize("question", ["", " \n\t", None, 7, ["a"]])
-def test_no_question(question: str) -> None:
-    with pytest.raises(BadPrompt, match="(empty|is text)"):
+def test_a_missing_question_is_refused(question: str) -> None:
+    with pytest.raises(BadPrompt, match="(empty|must be text)"):
         Tokenizer(PROMPT, byte_level()).first(question)
 
 
@@ -162,7 +162,7 @@ def test_a_model_of_one_question() -> None:
         mine.next("red")
 
 
-def test_a_stop_token_is_special_whatever_the_file_says(tokenizer: tokenizers.Tokenizer) -> None:
+def test_a_stop_token_is_special_even_if_the_file_has_it_as_plain(tokenizer: tokenizers.Tokenizer) -> None:
     made = tokenizers.Tokenizer.from_str(tokenizer.to_str())
     made.add_tokens([AddedToken("<end>", normalized=False)])
     stop = made.get_vocab()["<end>"]
@@ -171,13 +171,13 @@ def test_a_stop_token_is_special_whatever_the_file_says(tokenizer: tokenizers.To
     assert "red<end>blue<end>" in made.decode(ids)
 
 
-def test_the_private_mark_of_plain_text_can_be_typed(tokenizer: tokenizers.Tokenizer) -> None:
+def test_the_anchor_character_can_be_typed(tokenizer: tokenizers.Tokenizer) -> None:
     mine = Tokenizer(PROMPT, tokenizer)
     ids = mine.first(f"a{ANCHOR}</s>b")
     assert max(ids) < tokenizer.get_vocab_size() and "\ufffd</s>b" in mine.decode(ids)
 
 
-def test_no_tokenizer(tmp_path: Path) -> None:
+def test_an_invalid_tokenizer_file(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     for name in ("tokenizer.json", "none.json"):
         with pytest.raises(BadBundle, match=name):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A device has neither torch, transformers nor onnx: what runs there must not need them."""
+"""Commands that run on a device work without torch, transformers and onnx."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def run(*argv: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture
 def bundle(bundle_path: Path, tmp_path: Path, rewrite: Callable[..., None]) -> Path:
-    """The tiny bundle, said to be for TensorRT."""
+    """The tiny bundle, with the target tensorrt in its manifest."""
     folder = tmp_path / "bundle"
     shutil.copytree(bundle_path, folder)
     rewrite(folder, "manifest.json", target="tensorrt")
@@ -59,6 +59,6 @@ def test_commands(bundle: Path, argv: tuple[str, ...], expected: str) -> None:
     ],
     ids=["build", "trt", "cuda", "check"],
 )
-def test_what_is_missing_is_said_in_one_line(bundle: Path, argv: tuple[str, ...], message: str) -> None:
+def test_a_missing_library_is_a_one_line_error(bundle: Path, argv: tuple[str, ...], message: str) -> None:
     done = run(argv[0], str(bundle), *argv[1:])
     assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr

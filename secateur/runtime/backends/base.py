@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a backend is: it runs named graphs on named buffers, and knows nothing of language models."""
+"""Base class of a backend, which runs graphs on buffers; it is independent of language models."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Array = NDArray[Any]
 
 
 class Buffer(Protocol):
-    """A block of memory where the backend wants it (host or device)."""
+    """A tensor in the memory of a backend (host or device)."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -27,31 +27,31 @@ class Buffer(Protocol):
     def dtype(self) -> np.dtype[Any]: ...
 
     def view(self, *index: slice) -> Buffer:
-        """Part of the same memory, one slice an axis; missing axes are whole. Writing to it writes here.
+        """Return a part of the same memory: one slice per axis, missing axes are whole.
 
-        Slices have step 1; that of the first axis may have a larger one.
+        Slices have step 1; only the first axis may have a larger step.
         """
         ...
 
     def write(self, source: Buffer | Array) -> None:
-        """Copy `source`, of the same shape, into this memory; an array may be changed as soon as this returns."""
+        """Copy `source`, of the same shape, into this memory; an array may be changed after this returns."""
         ...
 
     def numpy(self) -> Array:
-        """The contents on the host; waits until they are there. May share memory: copy before the next run if kept."""
+        """Return the contents as an array, after waiting for them. It may share memory: copy it before the next run."""
         ...
 
 
 class Backend(ABC):
-    """Opens graphs once and runs them many times. Not safe for use from several threads at once.
+    """Opens graphs once and runs them many times. Not thread-safe.
 
-    A backend of a device may only note what is to be done, in order, and do it later: `Buffer.numpy` waits.
+    A backend of a device may run work asynchronously, in order: `Buffer.numpy` waits.
 
-    fixed_shapes  decode steps should have the same shapes and buffers every time, see `repeat`
-    masked_past   rows that the past of a prefill must have at least; they are masked
-    most_rows     rows that a cache can have; None: no bound
-    most_batch    samples that it takes at once; None: no bound
-    most_text     rows of text that a question can have, with its template; None: no bound
+    fixed_shapes  whether decode steps should have the same shapes and buffers every time, see `repeat`
+    masked_past   minimum number of past rows in a prefill; these rows are masked
+    most_rows     maximum rows of a cache; None: no limit
+    most_batch    maximum samples of a batch; None: no limit
+    most_text     maximum text rows of a question with its template; None: no limit
     """
 
     fixed_shapes: ClassVar[bool] = False
@@ -65,29 +65,29 @@ class Backend(ABC):
         """Open `graph` so that `run` can use it.
 
         Raises:
-            BadBundle: the file is damaged or does not have the tensors that `graph` declares.
+            BadBundle: the file is damaged, or its tensors differ from those of `graph`.
         """
 
     @abstractmethod
     def allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any] | type | str) -> Buffer:
-        """A zero-filled buffer; a dimension may be 0."""
+        """Return a zero-filled buffer; a dimension may be 0."""
 
     @abstractmethod
     def run(self, graph: str, inputs: Mapping[str, Buffer], outputs: Mapping[str, Buffer]) -> None:
-        """Run the graph called `graph`, writing every output into the given buffer (contiguous, of the exact shape)."""
+        """Run the graph named `graph`; every output is written to its buffer (contiguous, of the exact shape)."""
 
     def repeat(self, key: Hashable, step: Callable[[], None]) -> None:
-        """Do `step`: nothing but runs, on the same buffers whenever `key` is the same object, so it may be recorded."""
+        """Call `step`, which only runs graphs, on the same buffers for the same `key` object; it may be recorded."""
         step()
 
     def clock(self, watch: Stopwatch, stage: str) -> AbstractContextManager[None]:
-        """Add the time that the block's work takes, where it is done, to `stage`."""
+        """Add the time of the work in the block, measured on its device, to `stage`."""
         return watch(stage)
 
     def describe(self) -> dict[str, str]:
-        """The device and the versions of its libraries, for the record of a measurement; empty for the CPU."""
+        """Return the device and the versions of its libraries, for a report of measurements; empty for the CPU."""
         return {}
 
     @abstractmethod
     def close(self) -> None:
-        """Free what `load` opened. The backend cannot be used afterwards."""
+        """Free all graphs. The backend cannot be used afterwards."""

@@ -34,7 +34,7 @@ TYPES = {
     "tensor(bool)": "bool",
 }
 NUMBERS = {BF16: 16}
-"""What numpy lacks is bound by its number among ONNX's types."""
+"""ONNX type numbers of dtypes that numpy does not have."""
 
 
 class HostBuffer:
@@ -53,7 +53,7 @@ class HostBuffer:
 
     @property
     def contiguous(self) -> bool:
-        """Whether its rows have no gaps between them, as graphs require."""
+        """Whether there are no gaps between rows, as graphs require."""
         return bool(self._array.flags.c_contiguous)
 
     @property
@@ -89,7 +89,7 @@ class Host:
         return HostBuffer(np.zeros(shape, dtype))
 
     def check(self, session: Any) -> None:
-        """This provider is always there."""
+        """Do nothing: this provider is always available."""
 
     def run(self, session: Any, binding: Any) -> None:
         session.run_with_iobinding(binding)
@@ -101,15 +101,15 @@ class Host:
         return {}
 
     def wait(self) -> None:
-        """A run waits by itself."""
+        """Do nothing: a run returns when it has finished."""
 
     def close(self) -> None:
-        """Python frees what is left."""
+        """Do nothing: Python frees the buffers."""
 
 
 @dataclass
 class _Session:
-    """An open graph; `bound` remembers address and shape of each tensor, so that only changes are bound again."""
+    """An open graph; `bound` has the address and shape of each bound tensor, so that only changes are bound again."""
 
     session: Any
     binding: Any
@@ -119,11 +119,11 @@ class _Session:
 class Backend(base.Backend):
     """One InferenceSession per graph.
 
-    threads   cores to use; None lets ONNX Runtime decide
-    resident  False opens a session for each run and drops it afterwards: slow, but only one graph is in memory
-    mapped    weights stay in the files, of which the system keeps in memory what fits, and sessions share them; each
-              run is a little slower. None: if copies in the layout of the kernels would take most of the free memory
-    device    "cpu" (also None) or "cuda", see Host and _ort_cuda.py
+    threads   CPU threads; None: ONNX Runtime decides
+    resident  False: open a session for each run and drop it afterwards; slow, but only one graph is in memory
+    mapped    True: weights are memory-mapped from the files and shared by the sessions; runs are slightly slower.
+              None: mapped if the copies for the kernels would fill more than half of the free memory
+    device    "cpu" (also None) or "cuda"
 
     Raises:
         BackendMissing: onnxruntime, or its CUDA provider, is not installed.
@@ -151,20 +151,20 @@ class Backend(base.Backend):
         self._sessions: dict[str, _Session] = {}
 
     def options(self, threads: int | None, mapped: bool = False) -> Any:
-        """Session options."""
+        """Return session options."""
         options = self._ort.SessionOptions()
-        options.log_severity_level = 4  # errors come as exceptions
+        options.log_severity_level = 4  # errors are raised as exceptions
         options.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_ENABLE_ALL
         if threads is not None:
             options.intra_op_num_threads = threads
-        # Every session has its own threads; those that wait must not take the cores of the one that works.
+        # Every session has its own threads; idle ones must not use the cores of the running session.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        # A memory pattern is kept per input shape, and every decode step has a new one.
+        # A memory pattern is stored for each input shape, and every decode step has a new shape.
         options.enable_mem_pattern = False
         if mapped:
             options.add_session_config_entry("session.disable_prepacking", "1")
-            # Beyond this level ONNX Runtime computes the fp32 copies of fp16 weights when it opens a graph, not when it
-            # runs a node; and in its usual order it would make the copies of all weights first.
+            # Above this level ONNX Runtime makes fp32 copies of fp16 weights when it opens a graph, not when it runs a
+            # node; in its default order it would make the copies of all weights first.
             options.graph_optimization_level = self._ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
             options.execution_order = self._ort.ExecutionOrder.PRIORITY_BASED
         return options
@@ -205,7 +205,7 @@ class Backend(base.Backend):
         return described
 
     def close(self) -> None:
-        self._place.wait()  # sessions must not go while they are at work
+        self._place.wait()  # a session must not be freed while it runs
         self._sessions.clear()
         self._graphs.clear()
         self._place.close()
@@ -230,10 +230,10 @@ class Backend(base.Backend):
 
 
 def compare(graph: GraphSpec, specs: Iterable[TensorSpec], nodes: Iterable[Any]) -> None:
-    """The file has the tensors of the manifest: names, dtypes, ranks and fixed sizes.
+    """Check that a file has the tensors of the manifest: names, dtypes, ranks and fixed sizes.
 
     Raises:
-        BadBundle: with the graph and the tensor.
+        BadBundle: names the graph and the tensor.
     """
     declared, found = {spec.name: spec for spec in specs}, {node.name: node for node in nodes}
     if declared.keys() != found.keys():
@@ -252,7 +252,7 @@ def compare(graph: GraphSpec, specs: Iterable[TensorSpec], nodes: Iterable[Any])
 
 
 def _is_large(bundle: Bundle) -> bool:
-    """Whether the weights, which the CPU kernels take in fp32, would fill more than half of the memory that is free."""
+    """Return whether the weights in fp32, as the CPU kernels use them, would fill more than half of the free memory."""
     free = free_memory()
     if free is None:
         return False

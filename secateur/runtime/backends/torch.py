@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The same graphs, run eagerly by torch from the checkpoint: the oracle of the other backends.
 
-The one backend file that may import torch. It needs the `export` extra and the checkpoint the bundle was made from.
+It needs the `export` extra and the checkpoint that the bundle was made from. No other backend imports torch.
 """
 
 from __future__ import annotations
@@ -64,13 +64,13 @@ class TensorBuffer:
 
 
 class Backend(base.Backend):
-    """Modules of the loaded checkpoint, by graph name; on the CPU.
+    """Runs modules of the loaded checkpoint, by graph name, on the CPU.
 
-    Where the bundle stores integers, the decoder layers of `family` have the weights that these stand for, until
-    `close`; the gates have the exact ones.
+    If the bundle has integer weights, the decoder layers of `family` use the dequantized weights until `close`; gates
+    use the exact weights.
 
     Raises:
-        BadModel: the checkpoint that the manifest names cannot be loaded.
+        BadModel: the checkpoint in the manifest cannot be loaded.
         BadBundle: it is not the model that the bundle was made from.
     """
 
@@ -127,12 +127,12 @@ class Backend(base.Backend):
 
 def _tensor(buffer: base.Buffer) -> torch.Tensor:
     if not isinstance(buffer, TensorBuffer):
-        raise TypeError(f"the torch backend runs on its own buffers, not on {type(buffer).__name__}")
+        raise TypeError(f"backend 'torch' needs its own buffers, not {type(buffer).__name__}")
     return buffer.tensor
 
 
 def _from_numpy(array: base.Array) -> torch.Tensor:
-    """The memory of `array` as a tensor; torch itself refuses the bf16 of ml_dtypes."""
+    """Return a tensor that shares the memory of `array`, also for bf16, which torch does not convert."""
     if array.dtype.name == "bfloat16":
         return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(array)

@@ -27,20 +27,20 @@ from secateur.runtime.device.stream import Stream
 from secateur.runtime.receipt import Stopwatch
 
 ALIGNMENT = 256
-"""Bytes: every address that TensorRT gets is a multiple (IExecutionContext::setTensorAddress)."""
+"""Bytes; every tensor address must be a multiple of this (IExecutionContext::setTensorAddress)."""
 
 
 class Backend(base.Backend):
-    """One engine per graph, of the plans in BUNDLE/engines that were built on this device.
+    """Runs one engine per graph, from the plans in BUNDLE/engines that were built on this device.
 
-    The engines never run at the same time, so they share one block of memory for their activations.
+    The engines never run at the same time, so they share one block of memory for activations.
 
-    threads  is not used
+    threads  unused
     device   None or "cuda"
 
     Raises:
         BadBundle: the bundle was not exported for TensorRT.
-        BadEngine: there are no plans for it, of this device and version.
+        BadEngine: there are no plans for this device and TensorRT version.
         BackendMissing: TensorRT, cuda-python or the GPU is missing.
     """
 
@@ -96,11 +96,11 @@ class Backend(base.Backend):
                 outputs[name].write(buffer)
 
     def repeat(self, key: Hashable, step: Callable[[], None]) -> None:
-        """Do `step`; from the second time on as one CUDA graph, see _step_graph.py."""
+        """Call `step`; later calls replay it as one CUDA graph, see `StepGraph`."""
         self._step_graph.repeat(key, step)
 
     def clock(self, watch: Stopwatch, stage: str) -> AbstractContextManager[None]:
-        """Time on the device, known once something waited; nothing for what is part of a CUDA graph."""
+        """Measure the time on the device, added at the next synchronization; not for work in a CUDA graph."""
         return self._stream.clock(watch, stage)
 
     def describe(self) -> dict[str, str]:
@@ -108,13 +108,13 @@ class Backend(base.Backend):
 
     def close(self) -> None:
         self._step_graph.clear()
-        self._stream.synchronize()  # contexts must not go while they are at work
+        self._stream.synchronize()  # a context must not be freed while it runs
         self._engines.clear()
         self._runtime = self._activations = None
         self._stream.close()
 
     def _memory(self) -> Block:
-        """Memory for the activations of any engine that is loaded."""
+        """Return a block of memory for the activations of any loaded engine."""
         need = max(engine.memory for engine in self._engines.values())
         if self._activations is None or self._activations.size < need:
             self._step_graph.clear()
@@ -123,7 +123,7 @@ class Backend(base.Backend):
 
 
 def _aligned(stream: Stream, context: Context, name: str, buffer: DeviceBuffer) -> DeviceBuffer:
-    """The buffer, or one of the context's own if it does not lie as TensorRT wants it, as a cache row may."""
+    """Return the buffer, or a buffer of the context if its address is not aligned (a cache row may be unaligned)."""
     if buffer.address % ALIGNMENT == 0:
         return buffer
     own = context.aligned.get(name)

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CUDA devices: streams, memory, engines and recorded steps, shared by the backends."""
+"""CUDA devices: streams, memory, buffers, engines and recorded steps, used by the backends."""

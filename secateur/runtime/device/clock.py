@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measure time on the device with CUDA events, which are read after the stream was synchronized."""
+"""Measure time on the device with CUDA events, which are read after the stream is synchronized."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from secateur.runtime.receipt import Stopwatch
 
 
 class Clock:
-    """Events of one stream; events are reused after they were read."""
+    """CUDA events of one stream; events are reused after they are read."""
 
     def __init__(self, cudart: Any, stream: Any) -> None:
         self._cudart, self._stream = cudart, stream
@@ -18,13 +18,13 @@ class Clock:
         self._unread: list[tuple[Stopwatch, str, Any, Any]] = []
 
     def mark(self) -> Any:
-        """Record an event after the work so far."""
+        """Return an event after the work that is already enqueued."""
         event = self._events.pop() if self._events else check(self._cudart.cudaEventCreate())
         check(self._cudart.cudaEventRecord(event, self._stream))
         return event
 
     def note(self, watch: Stopwatch, stage: str, start: Any, end: Any) -> None:
-        """Assign the time between two events to `stage`."""
+        """Add the time between two events to `stage` at the next `read`."""
         self._unread.append((watch, stage, start, end))
 
     def read(self) -> None:

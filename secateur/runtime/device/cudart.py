@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Import cuda-python on demand and raise its error codes as exceptions. Uses only names that 12.6 and 13 share."""
+"""Import cuda-python on demand and raise its error codes as exceptions; for cuda-python 12.6 to 13."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MENDS = {
 
 
 def import_cudart() -> Any:
-    """The module cuda.bindings.runtime.
+    """Import the module cuda.bindings.runtime.
 
     Raises:
         BackendMissing: cuda-python is not installed.
@@ -24,24 +24,24 @@ def import_cudart() -> Any:
     try:
         from cuda.bindings import runtime
     except (ImportError, OSError):
-        raise BackendMissing(f"cuda-python is not there; {INSTALL}, {INSTEAD}") from None
+        raise BackendMissing(f"cuda-python is not installed; {INSTALL}, {INSTEAD}") from None
     return runtime
 
 
 def describe(cudart: Any) -> dict[str, str]:
-    """Name of device 0, and CUDA versions, for the record of a measurement."""
+    """Return the name of device 0, and CUDA versions, for a report of measurements."""
     properties = check(cudart.cudaGetDeviceProperties(0))
     versions = check(cudart.cudaRuntimeGetVersion()), check(cudart.cudaDriverGetVersion())
-    runtime, driver = (f"{number // 1000}.{number % 1000 // 10}" for number in versions)  # 12060 is 12.6
+    runtime, driver = (f"{number // 1000}.{number % 1000 // 10}" for number in versions)  # 12060 means 12.6
     name = properties.name.decode(errors="replace")
     return {"GPU": f"{name}, SM {properties.major}.{properties.minor}", "CUDA": runtime, "driver": f"CUDA {driver}"}
 
 
 def check(result: tuple[Any, ...]) -> Any:
-    """Return the value of a cuda-python call (None if it has only an error code).
+    """Return the value of a cuda-python call; None if it returns only an error code.
 
     Raises:
-        SecateurError: with CUDA's name of the error.
+        SecateurError: the call failed; has CUDA's name of the error.
     """
     error = result[0]
     if int(error) != 0:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A tensor in device memory, or a part of one."""
+"""Tensors in device memory."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from secateur.runtime.device.strides import StridedLayout
 
 
 class DeviceBuffer:
-    """A Buffer on one CUDA stream: views and copies are asynchronous, `numpy` waits.
+    """A `Buffer` on one CUDA stream: writes are asynchronous, `numpy` waits.
 
-    block  the device memory that it shares with all its views
+    block  device memory, shared with all its views
     """
 
     def __init__(self, stream: Stream, block: Block, layout: StridedLayout, dtype: np.dtype[Any]) -> None:
@@ -26,7 +26,7 @@ class DeviceBuffer:
 
     @classmethod
     def zeros(cls, stream: Stream, shape: tuple[int, ...], dtype: np.dtype[Any] | type | str) -> DeviceBuffer:
-        """A new buffer, filled with zeros."""
+        """Return a new buffer filled with zeros."""
         kind = np.dtype(dtype)
         block = stream.block(math.prod(shape) * kind.itemsize)
         stream.clear(block)
@@ -46,7 +46,7 @@ class DeviceBuffer:
 
     @property
     def contiguous(self) -> bool:
-        """Whether its rows have no gaps between them, as graphs require."""
+        """Whether there are no gaps between rows, as graphs require."""
         return self._layout.contiguous
 
     def view(self, *index: slice) -> DeviceBuffer:

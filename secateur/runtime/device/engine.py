@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A deserialized plan and its execution contexts, one for each optimisation profile.
-
-Written for the names that TensorRT 10.3 to 11 share.
-"""
+"""A deserialized plan, and an execution context for each optimization profile; for TensorRT 10.3 to 11."""
 
 from __future__ import annotations
 
@@ -32,17 +29,19 @@ TYPES = {
 
 
 class Context:
-    """One execution context: `profile` number `index`, and what was last bound to it."""
+    """An execution context of one profile, and the shapes and addresses bound to it."""
 
     def __init__(self, trt: Any, engine: Any, index: int, profile: Profile, stream: Stream, errors: Recorder) -> None:
         self.profile, self._stream, self._errors = profile, stream, errors
         self._context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         if self._context is None:
-            raise SecateurError(f"TensorRT made no context of the profile '{profile.name}': {_said(errors)}")
-        self._context.nvtx_verbosity = trt.ProfilingVerbosity.NONE  # plans have every layer's name, and marks take time
+            raise SecateurError(f"TensorRT cannot create a context for the profile '{profile.name}': {_said(errors)}")
+        self._context.nvtx_verbosity = (
+            trt.ProfilingVerbosity.NONE
+        )  # plans have detailed layer names, and NVTX marks take time
         try:
             self._context.set_optimization_profile_async(index, stream.handle)
-        except RuntimeError:  # the exception has no text, the recorder has it
+        except RuntimeError:  # the recorder has the message, not the exception
             raise SecateurError(f"TensorRT refuses the profile '{profile.name}': {_said(errors)}") from None
         self._memory: Block | None = None
         self._shapes: dict[str, Shape] = {}
@@ -50,7 +49,7 @@ class Context:
         self.aligned: dict[str, DeviceBuffer] = {}
 
     def refuses(self, shapes: Mapping[str, Shape]) -> str:
-        """Return the first input whose shape is outside of the profile, "" if there is none."""
+        """Return the first input whose shape is outside of the profile; "" if there is none."""
         for name, bounds in self.profile.ranges.items():
             within = zip(bounds.min, shapes[name], bounds.max, strict=True)
             if not all(low <= size <= high for low, size, high in within):
@@ -58,17 +57,17 @@ class Context:
         return ""
 
     def changes(self, buffers: Mapping[str, DeviceBuffer]) -> bool:
-        """Whether these buffers have another shape or address than those that are bound."""
+        """Return whether a buffer has another shape or address than the bound one."""
         return any(
             self._addresses.get(name) != buffer.address or self._shapes.get(name) != buffer.shape
             for name, buffer in buffers.items()
         )
 
     def run(self, inputs: Mapping[str, DeviceBuffer], outputs: Mapping[str, DeviceBuffer], memory: Block) -> None:
-        """Enqueue the engine; `memory` is for its activations.
+        """Enqueue a run of the engine; `memory` is for its activations.
 
         Raises:
-            SecateurError: TensorRT refuses; with its message.
+            SecateurError: TensorRT refuses the run; has its message.
         """
         if memory is not self._memory:
             self._context.set_device_memory(memory.address, memory.size)
@@ -89,12 +88,12 @@ class Context:
 
 
 class Engine:
-    """One plan on the device.
+    """A plan on the device.
 
-    memory  bytes of activations that a run needs
+    memory  bytes that a run needs for activations
 
     Raises:
-        BadEngine: TensorRT cannot read the plan, or it is not of this graph.
+        BadEngine: TensorRT cannot read the plan, or the plan does not match the graph.
     """
 
     def __init__(
@@ -112,10 +111,10 @@ class Engine:
         self._contexts = sorted(contexts, key=_room)
 
     def context(self, shapes: Mapping[str, Shape]) -> Context:
-        """Return the context with the smallest profile that admits these input shapes.
+        """Return the context with the smallest profile that supports these input shapes.
 
         Raises:
-            InputError: no profile admits them; names the tensor, its shape and the bounds.
+            InputError: no profile supports them; names the tensor, its shape and the bounds.
         """
         for context in self._contexts:
             if not context.refuses(shapes):
@@ -129,7 +128,7 @@ class Engine:
         )
 
     def _compare(self, trt: Any, plan: EnginePlan) -> None:
-        """Check the tensors and the profiles of the engine against the manifest."""
+        """Check tensors and profiles of the engine against the manifest."""
         engine, graph = self._engine, self.graph
         found = {engine.get_tensor_name(i) for i in range(engine.num_io_tensors)}
         inputs = {name for name in found if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT}
@@ -144,11 +143,13 @@ class Engine:
                     f"{list(spec.shape)}; {MEND}"
                 )
         if engine.num_optimization_profiles != len(plan.profiles):
-            raise BadEngine(f"{plan.file} has not the {len(plan.profiles)} profiles of its manifest; {MEND}")
+            raise BadEngine(
+                f"{plan.file} has {engine.num_optimization_profiles} profiles, not {len(plan.profiles)}; {MEND}"
+            )
 
 
 def _fits(spec: TensorSpec, shape: Shape) -> bool:
-    """-1 is a dynamic size; an output's size may be one although the manifest knows the number."""
+    """Return whether a shape matches its spec; -1 is a dynamic size, allowed also for a fixed size of the spec."""
     return len(shape) == len(spec.shape) and all(
         a == b or not isinstance(a, int) or b == -1 for a, b in zip(spec.shape, shape, strict=True)
     )
@@ -160,6 +161,6 @@ def _room(context: Context) -> int:
 
 def _said(errors: Recorder) -> str:
     """Return and clear TensorRT's messages."""
-    text = described(errors) or "TensorRT gives no reason"
+    text = described(errors) or "TensorRT gave no reason"
     errors.clear()
     return text

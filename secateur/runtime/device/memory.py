@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Memory for the work of one CUDA stream: on the device, and pinned on the host."""
+"""Device memory and pinned host memory for the work of one CUDA stream."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from numpy.typing import NDArray
 from secateur.runtime.device.cudart import check
 
 GRAIN = 512
-"""Device memory comes in multiples of this, so that a block fits the next buffer of about its size."""
+"""Block sizes are multiples of this many bytes, so that a block can be reused for a buffer of similar size."""
 PAGE = 4096
 
 
 class Block:
-    """Device memory of `size` bytes; it can be taken again when nothing refers to this object."""
+    """Device memory of `size` bytes; it is reused after the last reference to this object is gone."""
 
     def __init__(self, address: int, size: int) -> None:
         self.address, self.size = address, size
 
 
 class DeviceMemory:
-    """Owns device memory blocks and reuses idle ones.
+    """Allocates blocks of device memory and reuses idle ones.
 
-    There is one stream only, so an idle block may be reused immediately: earlier work that uses it comes before the new
-    work in the stream. It may be freed only after the stream was synchronized.
+    All work is on one stream, so an idle block may be reused immediately: the new work runs after the old work. A block
+    may be freed only after the stream is synchronized.
     """
 
     def __init__(self, cudart: Any) -> None:
@@ -39,19 +39,19 @@ class DeviceMemory:
 
     @property
     def idle(self) -> int:
-        """Bytes."""
+        """Bytes of idle blocks."""
         return sum(size * len(addresses) for size, addresses in self._idle.items())
 
     def take(self, size: int) -> Block:
-        """A block of at least `size` bytes, with anything in it; its address is never 0.
+        """Return an uninitialized block of at least `size` bytes; its address is never 0.
 
         Raises:
-            SecateurError: there is not so much memory.
+            SecateurError: there is not enough memory.
         """
         size = max(1, -(-size // GRAIN)) * GRAIN
         if not self._idle[size]:
             answer = self._cudart.cudaMalloc(size)
-            self._cudart.cudaGetLastError()  # an error is told once, and must not show in the next call of somebody
+            self._cudart.cudaGetLastError()  # clears the error, so that the next call does not report it
             self._owned.add(address := int(check(answer)))
             self._idle[size].append(address)
         block = Block(self._idle[size].pop(), size)
@@ -59,13 +59,13 @@ class DeviceMemory:
         return block
 
     def trim(self) -> None:
-        """Free what is idle."""
+        """Free all idle blocks."""
         for addresses in self._idle.values():
             while addresses:
                 self._free(addresses.pop())
 
     def close(self) -> None:
-        """Free everything."""
+        """Free all blocks."""
         for address in list(self._owned):
             self._free(address)
 
@@ -75,7 +75,7 @@ class DeviceMemory:
 
 
 class PinnedMemory:
-    """Host memory that the device copies from and to by itself; what is taken is in use up to `release`."""
+    """Host memory for asynchronous copies; it is in use from `take` to `release`."""
 
     def __init__(self, cudart: Any) -> None:
         self._cudart = cudart
@@ -84,11 +84,11 @@ class PinnedMemory:
 
     @property
     def taken(self) -> int:
-        """Bytes."""
+        """Bytes in use."""
         return sum(size for size, _ in self._taken)
 
     def take(self, size: int) -> tuple[int, NDArray[np.uint8]]:
-        """The address of `size` bytes, and an array over them."""
+        """Return the address of `size` bytes, and an array of them."""
         room = max(PAGE, 1 << (size - 1).bit_length())
         if not self._idle[room]:
             flags = self._cudart.cudaHostAllocDefault
@@ -98,13 +98,13 @@ class PinnedMemory:
         return address, np.ctypeslib.as_array((ctypes.c_uint8 * room).from_address(address))[:size]
 
     def release(self) -> None:
-        """The stream is at rest: everything can be taken again."""
+        """Make all memory available again; call it after the stream is synchronized."""
         for size, address in self._taken:
             self._idle[size].append(address)
         self._taken.clear()
 
     def close(self) -> None:
-        """Free everything."""
+        """Free all memory."""
         self.release()
         for addresses in self._idle.values():
             while addresses:

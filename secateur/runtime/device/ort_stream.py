@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ONNX Runtime's CUDA provider on the stream that the buffers are on, so that a run waits for nothing."""
+"""ONNX Runtime's CUDA provider on the stream of the buffers, so that a run does not wait."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from secateur.runtime.device.stream import Stream
 from secateur.runtime.receipt import Stopwatch
 
 PROVIDER = "CUDAExecutionProvider"
-MEND = "pip install 'onnxruntime-gpu[cuda,cudnn]' instead of onnxruntime, of the driver's CUDA version; or use the CPU"
+MEND = "pip install 'onnxruntime-gpu[cuda,cudnn]' of the driver's CUDA version, not onnxruntime; or use --device cpu"
 
 
 class Cuda:
-    """The CUDA device 0.
+    """CUDA device 0, with buffers in its memory.
 
     Raises:
-        BackendMissing: this onnxruntime has no CUDA provider, or there is no cuda-python or no device.
+        BackendMissing: onnxruntime has no CUDA provider, or cuda-python or the device is missing.
     """
 
     device = "cuda"
@@ -32,9 +32,9 @@ class Cuda:
 
     def __init__(self, ort: ModuleType) -> None:
         if PROVIDER not in ort.get_available_providers():
-            raise BackendMissing(f"the onnxruntime that is installed has no {PROVIDER}; {MEND}")
-        if preload := getattr(ort, "preload_dlls", None):  # CUDA and cuDNN as pip installs them, where no loader looks
-            with redirect_stdout(sys.stderr):  # it prints what it does not find
+            raise BackendMissing(f"the installed onnxruntime has no {PROVIDER}; {MEND}")
+        if preload := getattr(ort, "preload_dlls", None):  # CUDA and cuDNN from pip are not on the library path
+            with redirect_stdout(sys.stderr):  # it prints the libraries that it does not find
                 preload()
         self.stream = Stream()
         stream = str(self.stream.handle)
@@ -47,10 +47,10 @@ class Cuda:
         return DeviceBuffer.zeros(self.stream, shape, dtype)
 
     def check(self, session: Any) -> None:
-        """ONNX Runtime took the provider; where a library is missing it goes on with the CPU and only logs that.
+        """Check that a session uses CUDA: if a library is missing, ONNX Runtime only logs it and uses the CPU.
 
         Raises:
-            BackendMissing: it did not.
+            BackendMissing: the session does not use CUDA.
         """
         if PROVIDER not in session.get_providers():
             raise BackendMissing(f"{PROVIDER} could not load CUDA or cuDNN; {MEND}")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The plans of a bundle for one device: found, whole, and built from the graphs that the bundle has now."""
+"""Find the plans of a bundle for a device, and check that they are undamaged and match the graphs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Plans:
     """Contents of BUNDLE/engines/<device>/engines.json, and the plans beside it.
 
     Raises:
-        BadEngine: there are none for this device and version, or they are damaged.
+        BadEngine: there is none for this device and TensorRT version, or it is damaged.
     """
 
     def __init__(self, bundle: Bundle, device: Device) -> None:
@@ -26,7 +26,7 @@ class Plans:
         file = self._folder / ENGINES_FILE
         if not file.is_file():
             others = sorted(found.parent.name for found in (bundle.root / ENGINES).glob(f"*/{ENGINES_FILE}"))
-            there = f"there are some for {', '.join(others)}" if others else "there are none at all"
+            there = f"only for {', '.join(others)}" if others else "nor for any other device"
             raise BadEngine(f"{bundle.root} has no engines for {device.folder}, {there}; {MEND}")
         try:
             self.engines = read_json(Engines, file, BadEngine)
@@ -36,10 +36,10 @@ class Plans:
             raise BadEngine(f"the engines in {self._folder} were built for {difference}; {MEND}")
 
     def read(self, graph: GraphSpec) -> tuple[EnginePlan, mmap]:
-        """The plan of `graph`, and the file's contents, which stay on the disk: plans have gigabytes.
+        """Return the plan of `graph`, and its memory-mapped file, which may have gigabytes.
 
         Raises:
-            BadEngine: it is missing, damaged, or of another export of the bundle.
+            BadEngine: the plan is missing, damaged, or from another export of the bundle.
         """
         plan = self.engines.plan(graph.name)
         path = self._folder / plan.file

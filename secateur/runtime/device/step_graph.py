@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run a repeated step as one CUDA graph: the first run warms up, the second is recorded, later ones replay it.
+"""Run a repeated step as one CUDA graph: the first call warms up, the second is recorded, later calls replay it.
 
-A CUDA graph contains bare addresses and the state of the TensorRT contexts at recording. It is valid only while its
-memory exists and no context got another shape or address; otherwise it is recorded again. `runtime.recorded_step`
-provides such a step for decoding.
+A CUDA graph contains addresses and the state of the TensorRT contexts at recording. It is valid while its memory exists
+and its contexts keep their shapes and addresses; otherwise it is recorded again. `runtime.recorded_step` has such a
+step for decoding.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 
 class StepGraph:
-    """Holds at most one recording: another step on the same contexts would invalidate it."""
+    """Has at most one recording, because another step on the same contexts would invalidate it."""
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
@@ -36,7 +36,7 @@ class StepGraph:
     def repeat(self, key: Hashable, step: Callable[[], None]) -> None:
         """Run `step`; record it the second time in a row with the same key object, then replay the recording.
 
-        The key is not kept alive: when it is deleted, its buffers are freed and the recording is dropped.
+        The key is a weak reference: when it is deleted, its buffers are freed and the recording is dropped.
         """
         same = self._warm and self._key is not None and self._key() is key
         if same and self._graph is not None:
@@ -47,13 +47,13 @@ class StepGraph:
             self._warm_up(key, step)
 
     def use(self, context: object, changed: bool, blocks: Iterable[Block]) -> None:
-        """Call this before each run of a context; `changed`: it got another shape or address for it.
+        """Register a run of a context before it starts; `changed`: it has another shape or address than before.
 
         Raises:
-            SecateurError: it changes while it is recorded.
+            SecateurError: it changes during a recording.
         """
         if self._stream.capturing and changed:
-            raise SecateurError("a step that is recorded must run on the same buffers every time")
+            raise SecateurError("a recorded step must use the same buffers every time")
         if self._stepping:
             self._contexts.add(context)
             self._blocks.update(weakref.ref(block, self._void) for block in blocks)
@@ -61,7 +61,7 @@ class StepGraph:
             self.clear()
 
     def clear(self) -> None:
-        """Drop the recording and its contexts and blocks; the next step warms up."""
+        """Drop the recording with its contexts and blocks; the next step warms up."""
         self._void()
         self._contexts.clear()
         self._blocks.clear()
@@ -86,7 +86,9 @@ class StepGraph:
             self._graph = self._stream.record(step)
         except SecateurError as problem:
             self._refused = str(problem)
-            logger.warning("a decode step cannot be a CUDA graph, its graphs are launched one by one: %s", problem)
+            logger.warning(
+                "a decode step cannot be recorded as a CUDA graph, its graphs are launched one by one: %s", problem
+            )
             self._warm_up(key, step)
         else:
             self._stream.launch(self._graph)

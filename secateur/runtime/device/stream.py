@@ -35,12 +35,12 @@ class Stream:
         try:
             check(cudart.cudaSetDevice(0))
             self._stream = check(cudart.cudaStreamCreateWithFlags(cudart.cudaStreamNonBlocking))
-        except (RuntimeError, SecateurError) as problem:  # cuda-python 12 raises RuntimeError where no driver is
-            raise BackendMissing(f"CUDA has no device here ({problem}); check its driver, {INSTEAD}") from None
+        except (RuntimeError, SecateurError) as problem:  # cuda-python 12 raises RuntimeError without a driver
+            raise BackendMissing(f"CUDA found no device ({problem}); check the driver, {INSTEAD}") from None
         self.handle = int(self._stream)
         self.capturing = False
         self.busy = False
-        """Whether work was enqueued since the last `synchronize`; set by whoever enqueues it."""
+        """Whether work was enqueued since the last `synchronize`; callers that enqueue work set it."""
         self._open = True
         self._device, self._pinned = DeviceMemory(cudart), PinnedMemory(cudart)
         self._clock = Clock(cudart, self._stream)
@@ -50,7 +50,7 @@ class Stream:
         """Return uninitialized device memory.
 
         Raises:
-            SecateurError: there is not so much, the stream is closed, or a step is being recorded.
+            SecateurError: there is not enough memory, the stream is closed, or a step is being recorded.
         """
         self._check_host()
         try:
@@ -63,7 +63,7 @@ class Stream:
         return self._device.take(size)
 
     def clear(self, block: Block) -> None:
-        """Fill with zeros."""
+        """Fill a block with zeros."""
         self.busy = True
         check(self.cudart.cudaMemsetAsync(block.address, 0, block.size, self._stream))
 
@@ -78,7 +78,7 @@ class Stream:
         self._copy(target, StridedLayout.packed(address, array.shape, array.itemsize), kind)
 
     def download(self, source: StridedLayout) -> NDArray[np.uint8]:
-        """The bytes of all elements, without gaps. Waits."""
+        """Wait, and return the bytes of all elements without gaps."""
         self._check_host()
         address, staged = self._pinned.take(source.nbytes)
         kind = self.cudart.cudaMemcpyKind.cudaMemcpyDeviceToHost
@@ -87,7 +87,7 @@ class Stream:
         return staged.copy()
 
     def copy(self, target: StridedLayout, source: StridedLayout) -> None:
-        """Copy on the device; both have the same shape."""
+        """Copy on the device, between layouts of the same shape."""
         self._check_open()
         self._copy(target, source, self.cudart.cudaMemcpyKind.cudaMemcpyDeviceToDevice)
 
@@ -110,7 +110,7 @@ class Stream:
         """Record the work that `step` enqueues as a CUDA graph, without running it; see `launch` and `forget`.
 
         Raises:
-            SecateurError: something in it cannot be recorded.
+            SecateurError: something in `step` cannot be recorded.
         """
         cudart = self.cudart
         mode = cudart.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
@@ -137,7 +137,7 @@ class Stream:
         self._later.append(lambda: check(self.cudart.cudaGraphExecDestroy(recorded)))
 
     def synchronize(self) -> None:
-        """Wait for all enqueued work, and free what it used."""
+        """Wait for all enqueued work, and free the memory it used."""
         if not self._open:
             return
         self._check_host()
@@ -173,9 +173,9 @@ class Stream:
 
     def _check_open(self) -> None:
         if not self._open:
-            raise SecateurError("the backend was closed; open it again")
+            raise SecateurError("the backend is closed; open it again")
 
     def _check_host(self) -> None:
         self._check_open()
         if self.capturing:
-            raise SecateurError("a step that is recorded may only run graphs; it cannot allocate, upload or wait")
+            raise SecateurError("a recorded step may only run graphs; it cannot allocate, upload or wait")

@@ -12,15 +12,15 @@ import numpy as np
 from secateur.runtime.buffer_checks import check_slices
 
 LARGEST_PITCH = (1 << 31) - 1
-"""Bytes; memPitch of a device's properties, which has been this for all of them."""
+"""Maximum pitch of a 2D copy in bytes (device property memPitch, the same for all known devices)."""
 
 
 @dataclass(frozen=True)
 class StridedLayout:
     """A tensor in memory.
 
-    address   of its first element
-    strides   bytes from one element of an axis to the next; rows come in order and do not overlap
+    address   address of the first element
+    strides   bytes from one element of an axis to the next; rows are in order and do not overlap
     itemsize  bytes of an element
     """
 
@@ -31,7 +31,7 @@ class StridedLayout:
 
     @classmethod
     def packed(cls, address: int, shape: tuple[int, ...], itemsize: int) -> StridedLayout:
-        """A tensor without gaps."""
+        """Return the layout of a tensor without gaps."""
         strides = tuple(itemsize * math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
         return cls(address, shape, strides, itemsize)
 
@@ -48,7 +48,7 @@ class StridedLayout:
         return self.nbytes == 0 or all(size == 1 or stride == want for size, stride, want in axes)
 
     def view(self, index: tuple[slice, ...]) -> StridedLayout:
-        """Part of it, see `Buffer.view`."""
+        """Return a part of the tensor, see `Buffer.view`."""
         check_slices(index)
         address, shape, strides = self.address, list(self.shape), list(self.strides)
         for axis, part in enumerate(index):
@@ -61,7 +61,7 @@ class StridedLayout:
 
 @dataclass(frozen=True)
 class Copy:
-    """`height` rows of `width` bytes each; a pitch is the bytes from the start of one row to that of the next."""
+    """A copy of `height` rows of `width` bytes; a pitch is the number of bytes between the starts of two rows."""
 
     target: int
     target_pitch: int
@@ -72,7 +72,7 @@ class Copy:
 
 
 def copies(target: StridedLayout, source: StridedLayout) -> Iterator[Copy]:
-    """Yield copies of all elements of `source` to `target`, which have the same shape and itemsize."""
+    """Yield copies of all elements of `source` to `target`, which has the same shape and itemsize."""
     if source.nbytes == 0:
         return
     *loops, (height, target_pitch, source_pitch), (width, _, _) = _axes(target, source)
@@ -82,9 +82,9 @@ def copies(target: StridedLayout, source: StridedLayout) -> Iterator[Copy]:
 
 
 def _axes(target: StridedLayout, source: StridedLayout) -> list[tuple[int, int, int]]:
-    """Size, stride there and stride here of the axes that are left, at least two, the last one of bytes.
+    """Return (size, target stride, source stride) of each axis after merging; at least two, the last one in bytes.
 
-    Axes that are equally spaced on both sides are joined to one; rows too far apart for a pitch are left to the loop.
+    Axes that are equally spaced on both sides are merged. Rows too far apart for a pitch are copied one by one.
     """
     axes = [(source.itemsize, 1, 1)]
     for size, there, here in reversed(list(zip(source.shape, target.strides, source.strides, strict=True))):

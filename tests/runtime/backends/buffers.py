@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Buffers for single runs of a graph of the hand-made bundle, on any backend."""
+"""Buffers for a run of segment_0 of the hand-made bundle, on any backend."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from secateur.runtime.backends.base import Backend
 
 
 def segment(backend: Backend, rows: int = 3, past: int = 2, batch: int = 2) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Buffers for segment_0 with random contents."""
+    """Return inputs and outputs of segment_0; inputs are random."""
     rng = np.random.default_rng(0)
 
     def uploaded(array: Any) -> Any:

@@ -33,7 +33,7 @@ LIMITS = Limits(batch=2, text=48, new_tokens=32)
 
 
 def build_all(root: Path, limits: Limits = LIMITS, past: int = 0) -> Path:
-    """Build all plans of a bundle in this process; returns their folder."""
+    """Build all plans of a bundle in this process, and return their folder."""
     bundle, device = Bundle.load(root), this_device()
     folder = root / ENGINES / device.folder
     folder.mkdir(parents=True)
@@ -62,7 +62,7 @@ def build_all(root: Path, limits: Limits = LIMITS, past: int = 0) -> Path:
 
 
 def retarget(root: Path) -> None:
-    """Say that a bundle is for TensorRT."""
+    """Change the target of a bundle to tensorrt."""
     manifest = json.loads((root / "manifest.json").read_text())
     (root / "manifest.json").write_text(json.dumps(manifest | {"target": "tensorrt"}))
 
@@ -76,7 +76,7 @@ def _built() -> dict[str, Path]:
 def engines_path(
     simulated: Any, _built: dict[str, Path], bundle_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
-    """The hand-made bundle with engines; read only. Built once, but only where the simulation is there."""
+    """The hand-made bundle with engines; read-only, built once. The simulation must be active."""
     if "root" not in _built:
         root = tmp_path_factory.mktemp("engines") / "tiny"
         shutil.copytree(bundle_path, root)
@@ -88,7 +88,7 @@ def engines_path(
 
 @pytest.fixture
 def engines_copy(engines_path: Path, tmp_path: Path) -> Path:
-    """The same, to be spoilt."""
+    """A copy of `engines_path` that a test may change."""
     root = tmp_path / "copy"
     shutil.copytree(engines_path, root)
     return root
@@ -96,7 +96,7 @@ def engines_copy(engines_path: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def rebuild(bundle_path: Path, tmp_path: Path) -> Callable[..., Path]:
-    """rebuild(limits, past): the bundle with engines of other limits."""
+    """rebuild(limits, past): the hand-made bundle with engines of other limits."""
 
     def made(limits: Limits = LIMITS, past: int = 0) -> Path:
         root = tmp_path / "rebuilt"
@@ -110,5 +110,5 @@ def rebuild(bundle_path: Path, tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def build_engines() -> Callable[..., Path]:
-    """build_engines(root, limits, past): engines of a bundle that is for TensorRT."""
+    """build_engines(root, limits, past): build the engines of a bundle for TensorRT."""
     return build_all

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a backend says of its device, for the record of a measurement."""
+"""Description of the device of a backend, for a report of measurements."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_onnx_runtime_on_the_cpu(vlm: Pipeline) -> None:
 
 
 class Simulated(Cuda):
-    """The CUDA provider that a simulated device has not."""
+    """The CPU provider in the place of the CUDA provider, on a simulated device."""
 
     def __init__(self, ort: ModuleType) -> None:
         super().__init__(SimpleNamespace(get_available_providers=lambda: [PROVIDER], RunOptions=ort.RunOptions))  # type: ignore[arg-type]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Buffers on a simulated CUDA stream against numpy, and what happens to their memory."""
+"""Buffers on a simulated CUDA stream equal numpy arrays, and their memory is reused and freed."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def uploaded(stream: Stream, array: Any) -> DeviceBuffer:
 
 @st.composite
 def parts(draw: st.DrawFn) -> tuple[tuple[int, ...], tuple[slice, ...], tuple[slice, ...]]:
-    """A shape, and two parts of it that have the same shape."""
+    """Draw a shape, and two parts of it that have the same shape."""
     shape = tuple(draw(st.lists(st.integers(0, 6), min_size=1, max_size=4)))
     first: list[slice] = []
     second: list[slice] = []
@@ -75,7 +75,7 @@ def test_views_are_those_of_numpy(stream: Stream, drawn: Any, dtype: str) -> Non
     assert np.array_equal(other.numpy(), want)
 
 
-def test_it_is_a_buffer_like_that_of_the_host(stream: Stream) -> None:
+def test_device_buffers_behave_like_host_buffers(stream: Stream) -> None:
     for whole in (DeviceBuffer.zeros(stream, (4, 3), np.int64), HostBuffer(np.zeros((4, 3), np.int64))):
         part = whole.view(slice(1, 3))
         part.write(np.ones((2, 3), np.int64))
@@ -89,7 +89,7 @@ def test_it_is_a_buffer_like_that_of_the_host(stream: Stream) -> None:
         DeviceBuffer.zeros(stream, (2,), np.int64).write(HostBuffer(np.zeros(2, np.int64)))
 
 
-def test_all_buffers_take_the_same_slices(stream: Stream) -> None:
+def test_all_buffers_support_the_same_slices(stream: Stream) -> None:
     zeros = np.zeros((5, 3), np.int64)
     for whole in (
         DeviceBuffer.zeros(stream, (5, 3), np.int64),
@@ -102,7 +102,7 @@ def test_all_buffers_take_the_same_slices(stream: Stream) -> None:
         assert whole.numpy().tolist() == [[0] * 3, [1, 2, 3], [0] * 3, [0] * 3, [7, 7, 6]]
         assert spread.numpy().tolist() == [[1, 2, 3], [7, 7, 6]]
         for steps in ((slice(None, None, -1),), (slice(0, 4, 0),), (slice(0, 4), slice(0, 3, 2))):
-            with pytest.raises(ValueError, match="slices of step 1, on the first axis"):
+            with pytest.raises(ValueError, match="slices of step 1; only on the first axis"):
                 whole.view(*steps)
 
 
@@ -118,7 +118,7 @@ def test_all_buffers_take_the_same_slices(stream: Stream) -> None:
         ((4, 0, 6), (slice(None), slice(None), slice(1, 3)), 0),
     ],
 )
-def test_rows_that_are_equally_spaced_are_one_copy(
+def test_equally_spaced_rows_are_one_copy(
     stream: Stream, simulated: Any, shape: tuple[int, ...], part: tuple[slice, ...], count: int
 ) -> None:
     buffer, array = DeviceBuffer.zeros(stream, shape, np.int64), np.arange(np.prod(shape)).reshape(shape)
@@ -126,7 +126,7 @@ def test_rows_that_are_equally_spaced_are_one_copy(
     buffer.view(*part).write(array[part])
     other.view(*part).write(buffer.view(*part))
     assert np.array_equal(other.view(*part).numpy(), array[part])
-    assert simulated.copies == 3 * count, "an upload, one on the device, a download"
+    assert simulated.copies == 3 * count, "an upload, a copy on the device, and a download"
 
 
 def test_rows_too_far_apart_for_a_pitch() -> None:
@@ -139,20 +139,20 @@ def test_rows_too_far_apart_for_a_pitch() -> None:
         assert all(copy.width == 8 and max(copy.target_pitch, copy.source_pitch) < 2**31 for copy in made)
 
 
-def test_nothing_waits_until_the_array_is_asked_for(stream: Stream, simulated: Any) -> None:
+def test_only_reading_the_array_waits(stream: Stream, simulated: Any) -> None:
     array = np.arange(6, dtype=np.float32)
     buffer, copy = uploaded(stream, array), DeviceBuffer.zeros(stream, (6,), np.float32)
-    array[:] = -1  # the caller may use it again at once
+    array[:] = -1  # the caller may change the array after the write
     copy.write(buffer)
     assert simulated.syncs == 0
     taken = copy.numpy()
     assert simulated.syncs == 1 and taken.tolist() == [0, 1, 2, 3, 4, 5]
     copy.write(np.zeros(6, np.float32))
     copy.numpy()
-    assert taken.tolist() == [0, 1, 2, 3, 4, 5], "it must be an array of its own"
+    assert taken.tolist() == [0, 1, 2, 3, 4, 5], "the array must not share memory"
 
 
-def test_many_uploads_wait_before_they_fill_the_memory_of_the_host(
+def test_uploads_use_a_limited_amount_of_pinned_memory(
     stream: Stream, simulated: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stream_module, "STAGED", 3 * 4096)
@@ -162,12 +162,12 @@ def test_many_uploads_wait_before_they_fill_the_memory_of_the_host(
     assert [buffer.numpy()[0] for buffer in buffers] == list(range(16))
 
 
-def test_memory_is_used_again_without_waiting(stream: Stream, simulated: Any) -> None:
+def test_memory_is_reused_without_waiting(stream: Stream, simulated: Any) -> None:
     first = uploaded(stream, np.ones(100, np.float32))
     view = first.view(slice(0, 3))
     address, keep = first.address, DeviceBuffer.zeros(stream, (3,), np.float32)
     del first
-    assert DeviceBuffer.zeros(stream, (100,), np.float32).address != address, "a view still needs it"
+    assert DeviceBuffer.zeros(stream, (100,), np.float32).address != address, "a view still uses the memory"
     keep.write(view)
     del view
     again = DeviceBuffer.zeros(stream, (100,), np.float32)
@@ -182,7 +182,7 @@ def test_empty_buffers_have_an_address(stream: Stream) -> None:
     assert DeviceBuffer.zeros(stream, (3,), np.float16).address % 256 == 0
 
 
-def test_idle_memory_goes_back(stream: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_idle_memory_is_freed(stream: Stream, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream_module, "IDLE", 10_000)
     for size in (1000, 2000, 3000):
         uploaded(stream, np.zeros(size, np.float32))
@@ -205,7 +205,7 @@ def test_idle_memory_is_freed_before_an_allocation_fails(monkeypatch: pytest.Mon
     stream.close()
 
 
-def test_close_gives_everything_back(simulated: Any) -> None:
+def test_close_frees_everything(simulated: Any) -> None:
     stream, watch = Stream(), Stopwatch()
     with stream.clock(watch, "upload"):
         buffer = uploaded(stream, np.zeros(10))
@@ -215,12 +215,12 @@ def test_close_gives_everything_back(simulated: Any) -> None:
     assert not device.events and not device.streams and "upload" in watch.milliseconds
     uses = (buffer.numpy, lambda: buffer.write(np.zeros(10)), lambda: buffer.write(buffer), lambda: stream.block(1))
     for use in uses:
-        with pytest.raises(SecateurError, match="was closed"):
+        with pytest.raises(SecateurError, match="is closed"):
             use()
     stream.close()
 
 
-def test_the_clock_is_read_when_somebody_waits(stream: Stream, simulated: Any) -> None:
+def test_the_clock_is_read_at_synchronization(stream: Stream, simulated: Any) -> None:
     watch = Stopwatch()
     for _ in range(2):
         with stream.clock(watch, "all"), stream.clock(watch, "upload"):
@@ -231,7 +231,7 @@ def test_the_clock_is_read_when_somebody_waits(stream: Stream, simulated: Any) -
     assert watch.milliseconds["all"] >= watch.milliseconds["upload"] > 0
     with stream.clock(watch, "download"):
         buffer.numpy()
-    assert watch.milliseconds["download"] > 0, "the block waited, so its time is known right after it"
+    assert watch.milliseconds["download"] > 0, "the block waited, so its time is known after it"
 
 
 def test_without_cuda_python(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -242,7 +242,7 @@ def test_without_cuda_python(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_without_a_device(monkeypatch: pytest.MonkeyPatch, simulated: Any) -> None:
     monkeypatch.setenv("SIMULATED_DEVICES", "0")
-    with pytest.raises(BackendMissing, match="no device here .*cudaError.*--backend ort"):
+    with pytest.raises(BackendMissing, match="found no device .*cudaError.*--backend ort"):
         Stream()
 
 

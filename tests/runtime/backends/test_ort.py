@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Buffers are bound by address, so a wrong one must raise before ONNX Runtime sees it."""
+"""Buffers are bound by address, so wrong buffers must be refused before a run."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ WRONG = {
     "no output": (lambda i, o: o.pop("query"), "takes .*query"),
     "dtype": (lambda i, o: i.update(position_ids=HostBuffer(np.zeros((2, 3), np.int32))), "int32, not int64"),
     "output dtype": (lambda i, o: o.update(query=HostBuffer(np.zeros((2, 4, 4)))), "float64, not float32"),
-    "gaps": (lambda i, o: i.update(hidden_states=HostBuffer(np.zeros((2, 6, 16), "f4")[:, ::2])), "no contiguous"),
-    "output gaps": (lambda i, o: o.update(query=HostBuffer(np.zeros((4, 4, 2), "f4").T)), "no contiguous"),
+    "gaps": (lambda i, o: i.update(hidden_states=HostBuffer(np.zeros((2, 6, 16), "f4")[:, ::2])), "not a contiguous"),
+    "output gaps": (lambda i, o: o.update(query=HostBuffer(np.zeros((4, 4, 2), "f4").T)), "not a contiguous"),
     "array": (lambda i, o: i.update(last_index=np.zeros(2, np.int64)), "buffer of this backend"),
     "batch": (lambda i, o: i.update(last_index=HostBuffer(np.zeros(3, np.int64))), "'B' must be 2"),
     "rows": (lambda i, o: i.update(position_ids=HostBuffer(np.zeros((2, 4), np.int64))), "'S' must be 3"),
@@ -77,7 +77,7 @@ def test_wrong_buffers(backend: Backend, spoil: Any, message: str) -> None:
 
 
 def test_onnx_runtime_refuses_an_output_of_another_size(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second line of defence: a graph whose result has not the bound size raises, and writes nothing."""
+    """Without our check, ONNX Runtime itself refuses an output buffer of the wrong size."""
     monkeypatch.setattr("secateur.runtime.backends.ort.check_buffers", lambda *_: None)
     inputs, outputs = segment(backend)
     outputs["new_key.0"] = HostBuffer(np.zeros((2, 2, 2, 4), np.float32))
@@ -85,7 +85,7 @@ def test_onnx_runtime_refuses_an_output_of_another_size(backend: Backend, monkey
         backend.run("segment_0", inputs, outputs)
 
 
-def test_a_view_keeps_no_memory_of_its_own(backend: Backend) -> None:
+def test_a_view_shares_the_memory(backend: Backend) -> None:
     whole: Any = backend.allocate((4, 3), np.int64)
     part = whole.view(slice(1, 3))
     part.write(np.ones((2, 3), np.int64))
@@ -114,7 +114,7 @@ def test_bindings_are_not_mixed_up_between_runs(backend: Backend, shapes: list[t
         assert all(np.array_equal(o.numpy(), again[name].numpy()) for name, o in outputs.items())
 
 
-def test_sessions_that_are_opened_for_each_run(bundle: Bundle, vlm: Pipeline) -> None:
+def test_sessions_opened_for_each_run(bundle: Bundle, vlm: Pipeline) -> None:
     image = np.random.default_rng(0).integers(0, 256, (12, 12, 3), dtype=np.uint8)
     want = vlm.ask(image, "red ?", schedule="prune", max_new_tokens=4)
     with Pipeline(bundle, Backend(bundle, threads=1, resident=False)) as pipeline:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Backend ort on CUDA: bindings, views and copies on a simulated device, the refusals, and a real device if there."""
+"""Backend ort on CUDA: bindings, views, copies and refusals on a simulated device, and runs on a real device."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OPTIONS: dict[str, Any] = {"max_new_tokens": 8}
 
 
 class Simulated(Cuda):
-    """ONNX Runtime's CPU provider on the memory of the simulated device, whose addresses are those of the host."""
+    """ONNX Runtime's CPU provider on the memory of the simulated device, which has host addresses."""
 
     device = "cpu"
 
@@ -40,7 +40,7 @@ class Simulated(Cuda):
             super().check(session)
 
     def run(self, session: Any, binding: Any) -> None:
-        self.stream.synchronize()  # this provider knows no stream
+        self.stream.synchronize()  # the CPU provider does not use the stream
         super().run(session, binding)
 
 
@@ -51,7 +51,9 @@ def simulated_ort(simulated: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.parametrize("schedule", ["full", "prune", "early", "none"])
-def test_answers_of_the_cpu(schedule: str, simulated_ort: Any, bundle_path: Path, vlm: Pipeline, picture: Any) -> None:
+def test_answers_equal_those_of_the_cpu(
+    schedule: str, simulated_ort: Any, bundle_path: Path, vlm: Pipeline, picture: Any
+) -> None:
     with Pipeline.load(bundle_path, threads=1, verify=False, device="cuda") as pipeline:
         for seed, question in enumerate(("what color is the seven ?", "red ?")):
             got, want = (p.ask(picture(seed), question, schedule, **OPTIONS) for p in (pipeline, vlm))
@@ -74,7 +76,7 @@ def test_buffers_are_on_the_device(simulated_ort: Any, bundle_path: Path) -> Non
     ids.write(np.array([[5, 6, 7]]))
     backend.run("embed", {"input_ids": ids}, {"hidden_states": hidden})
     assert hidden.numpy().any()
-    with pytest.raises(ValueError, match="no contiguous buffer of this backend"):
+    with pytest.raises(ValueError, match="not a contiguous buffer of this backend"):
         backend.run("embed", {"input_ids": ort.HostBuffer(np.zeros((1, 3), np.int64))}, {"hidden_states": hidden})
     backend.close()
     backend.close()
@@ -82,7 +84,7 @@ def test_buffers_are_on_the_device(simulated_ort: Any, bundle_path: Path) -> Non
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_bf16_is_bound_by_its_number(simulated_ort: Any, tmp_path: Path, device: str) -> None:
-    """Numpy has no type of that name; kernels for a few operators are in the CPU's package, too."""
+    """bf16 is not a numpy type, so it is bound by number; the CPU package has kernels for these operators."""
     learn("bf16")
     kind, single = onnx.TensorProto.BFLOAT16, onnx.TensorProto.FLOAT
     made = onnx.helper.make_graph(
@@ -116,7 +118,7 @@ def test_bf16_is_bound_by_its_number(simulated_ort: Any, tmp_path: Path, device:
 
 
 def test_the_libraries_of_pip_are_loaded_first(simulated: Any, capsys: pytest.CaptureFixture[str]) -> None:
-    """And what ONNX Runtime prints of it does not get among the results."""
+    """What ONNX Runtime prints while loading goes to stderr."""
     ort = SimpleNamespace(
         get_available_providers=lambda: [PROVIDER],
         RunOptions=onnxruntime.RunOptions,
@@ -125,17 +127,17 @@ def test_the_libraries_of_pip_are_loaded_first(simulated: Any, capsys: pytest.Ca
     Cuda(ort).close()  # type: ignore[arg-type]
     out, err = capsys.readouterr()
     assert out == "" and err == "Failed to load libcudnn.so.9\n"
-    assert callable(onnxruntime.preload_dlls), "the name is still that"
+    assert callable(onnxruntime.preload_dlls), "preload_dlls was renamed"
 
 
 def test_a_package_without_cuda(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
-    with pytest.raises(BackendMissing, match=f"has no {PROVIDER}; pip install 'onnxruntime-gpu.*use the CPU"):
+    with pytest.raises(BackendMissing, match=f"has no {PROVIDER}; pip install 'onnxruntime-gpu.*use --device cpu"):
         Pipeline.load(bundle_path, device="cuda", verify=False)
 
 
 @pytest.mark.parametrize("device", ["tpu", "", "CUDA"])
-def test_no_such_device(bundle_path: Path, device: str) -> None:
+def test_an_unknown_device_is_refused(bundle_path: Path, device: str) -> None:
     with pytest.raises(InputError, match=f"'ort' runs on cpu or cuda, not on '{device}'"):
         Pipeline.load(bundle_path, device=device, verify=False)
     with pytest.raises(InputError, match="'torch' runs on cpu, not on 'cuda'"):

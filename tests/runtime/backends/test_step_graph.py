@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When a step is done, recorded or launched, and what makes a recording void."""
+"""When a step is called, recorded or replayed, and what invalidates a recording."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from secateur.runtime.receipt import Stopwatch
 
 
 class Steps:
-    """Copies `source` to `target`, as an engine would that has the context `context`. Serves as a key, too."""
+    """Copies `source` to `target`, like an engine with the context `context`; also the key of the step."""
 
     def __init__(self, stream: Stream, recorder: StepGraph, context: str = "engine") -> None:
         self.source, self.target = (DeviceBuffer.zeros(stream, (4,), np.float32) for _ in range(2))
@@ -52,7 +52,7 @@ def step(stream: Stream, recorder: StepGraph) -> Steps:
 
 
 def repeat(step: Steps, times: int = 1) -> None:
-    """Repeat it with a new number each time, and look at the result."""
+    """Repeat a step with a new number each time, and check the result."""
     for number in range(times):
         step.source.write(np.full(4, number + 1, np.float32))
         step.target.write(np.zeros(4, np.float32))
@@ -60,13 +60,13 @@ def repeat(step: Steps, times: int = 1) -> None:
         assert step.target.numpy().tolist() == [number + 1] * 4
 
 
-def test_once_by_hand_once_recorded_then_launched(step: Steps, simulated: Any) -> None:
+def test_the_first_call_runs_the_second_records_and_later_ones_replay(step: Steps, simulated: Any) -> None:
     for calls, captures, launches in ((1, 0, 0), (2, 1, 1), (2, 1, 2), (2, 1, 3)):
         repeat(step)
         assert (step.calls, simulated.captures, simulated.launches) == (calls, captures, launches)
 
 
-def test_another_key_starts_anew(step: Steps, stream: Stream, recorder: StepGraph, simulated: Any) -> None:
+def test_another_key_starts_again(step: Steps, stream: Stream, recorder: StepGraph, simulated: Any) -> None:
     other = Steps(stream, recorder)
     for _ in range(3):
         repeat(step)
@@ -76,7 +76,7 @@ def test_another_key_starts_anew(step: Steps, stream: Stream, recorder: StepGrap
     assert (simulated.captures, simulated.launches) == (1, 2)
 
 
-def test_a_changed_context_makes_it_void(step: Steps, recorder: StepGraph, simulated: Any) -> None:
+def test_a_changed_context_invalidates_the_recording(step: Steps, recorder: StepGraph, simulated: Any) -> None:
     repeat(step, 3)
     recorder.use("another engine", True, ())
     recorder.use("engine", False, ())
@@ -84,12 +84,12 @@ def test_a_changed_context_makes_it_void(step: Steps, recorder: StepGraph, simul
     assert (step.calls, simulated.launches) == (2, 3)
     recorder.use("engine", True, ())
     repeat(step)
-    assert (step.calls, simulated.launches) == (3, 3), "done by hand"
+    assert (step.calls, simulated.launches) == (3, 3), "not replayed"
     repeat(step, 2)
     assert (step.calls, simulated.captures, simulated.launches) == (4, 2, 5)
 
 
-def test_it_goes_with_its_memory(step: Steps, stream: Stream, simulated: Any) -> None:
+def test_freed_memory_invalidates_the_recording(step: Steps, stream: Stream, simulated: Any) -> None:
     repeat(step, 3)
     step.target = DeviceBuffer.zeros(stream, (4,), np.float32)
     gc.collect()
@@ -99,7 +99,7 @@ def test_it_goes_with_its_memory(step: Steps, stream: Stream, simulated: Any) ->
     assert len(instances) == 1, "the first graph was destroyed"
 
 
-def test_the_key_is_not_kept(stream: Stream, recorder: StepGraph) -> None:
+def test_the_key_is_not_kept_alive(stream: Stream, recorder: StepGraph) -> None:
     steps = Steps(stream, recorder)
     repeat(steps, 3)
     del steps
@@ -109,7 +109,7 @@ def test_the_key_is_not_kept(stream: Stream, recorder: StepGraph) -> None:
 
 
 @pytest.mark.parametrize("what", ["upload", "wait", "allocate", "change", "library"])
-def test_what_cannot_be_recorded_is_done_by_hand(
+def test_a_step_that_cannot_be_recorded_runs_every_time(
     what: str, step: Steps, stream: Stream, simulated: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     actions: dict[str, Callable[[], Any]] = {
@@ -136,7 +136,7 @@ def test_what_cannot_be_recorded_is_done_by_hand(
             assert step.target.numpy().tolist() == [1] * 4
     assert simulated.launches == 0 and simulated.captures == 1
     (warning,) = caplog.messages
-    assert "cannot be a CUDA graph" in warning and reasons[what] in warning
+    assert "cannot be recorded as a CUDA graph" in warning and reasons[what] in warning
 
 
 def test_an_error_of_the_step_is_raised(step: Steps) -> None:
@@ -149,7 +149,7 @@ def test_an_error_of_the_step_is_raised(step: Steps) -> None:
     repeat(step, 3)
 
 
-def test_the_clock_stands_still_while_recording(step: Steps, stream: Stream) -> None:
+def test_recorded_work_is_not_timed(step: Steps, stream: Stream) -> None:
     watch = Stopwatch()
 
     def timed() -> None:

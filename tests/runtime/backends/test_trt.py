@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Backend trt on the simulated device answers as backend ort does, and refuses what it cannot run."""
+"""Backend trt on the simulated device gives the answers of backend ort, and refuses what it cannot run."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def same(got: Any, want: Any) -> None:
 
 
 @pytest.mark.parametrize("schedule", ["full", "prune", "early", "none", "all"])
-def test_answers_of_backend_ort(schedule: str, trt: Pipeline, vlm: Pipeline, picture: Any) -> None:
+def test_answers_equal_those_of_backend_ort(schedule: str, trt: Pipeline, vlm: Pipeline, picture: Any) -> None:
     for seed, question in enumerate(QUESTIONS):
         options: Any = {"schedule": schedule, "max_new_tokens": 12}
         same(trt.ask(picture(seed), question, **options), vlm.ask(picture(seed), question, **options))
@@ -46,7 +46,7 @@ def test_a_batch(trt: Pipeline, vlm: Pipeline, picture: Any) -> None:
 
 
 @pytest.mark.parametrize("schedule", ["full", "prune"])
-def test_two_conversations_by_turns(schedule: str, trt: Pipeline, vlm: Pipeline, picture: Any) -> None:
+def test_two_alternating_conversations(schedule: str, trt: Pipeline, vlm: Pipeline, picture: Any) -> None:
     chats = [[pipeline.open(picture(seed), schedule=schedule) for seed in range(2)] for pipeline in (trt, vlm)]
     for question in QUESTIONS:
         for got, want in zip(*chats, strict=True):
@@ -58,7 +58,7 @@ def test_a_decode_step_is_one_launch(trt: Pipeline, picture: Any, simulated: Any
     simulated.reset()
     answer = trt.ask(picture(0), QUESTIONS[0], schedule="prune", max_new_tokens=8)
     assert len(answer.tokens) == 8
-    assert simulated.captures <= 1 and simulated.launches >= 6, "of 7 steps, at most the first by hand"
+    assert simulated.captures <= 1 and simulated.launches >= 6, "of 7 steps, at most the first is not replayed"
 
 
 @pytest.mark.parametrize("schedule", ["prune", "early"])
@@ -67,7 +67,7 @@ def test_the_new_rows_of_a_step_are_one_copy_for_each_segment(
 ) -> None:
     cudart = importlib.import_module("cuda.bindings.runtime")
     moved: list[int] = []
-    """Rows of each copy on the device that was asked for; those that are recorded are not asked for again."""
+    """Rows of each copy on the device; replayed copies are not counted."""
 
     def noted(name: str, kind: int, rows: int | None) -> None:
         working = getattr(cudart, name)
@@ -97,12 +97,12 @@ def test_every_stage_has_its_time(trt: Pipeline, vlm: Pipeline, picture: Any) ->
         assert all(answers[0].timings[stage] > 0 for stage in ("encode", "vision", "prefill", "segment_0", "prune.1"))
 
 
-def test_nothing_waits_between_the_stages(trt: Pipeline, picture: Any, simulated: Any) -> None:
+def test_the_host_does_not_wait_between_stages(trt: Pipeline, picture: Any, simulated: Any) -> None:
     for schedule in ("full", "prune"):
         trt.ask(picture(0), QUESTIONS[1], schedule=schedule, max_new_tokens=1)
         simulated.reset()
         trt.ask(picture(1), QUESTIONS[1], schedule=schedule, max_new_tokens=1)
-        # for the logits and what the gates kept, and for the clock after it
+        # one for the logits, one for each gate's kept tokens, and one for the clock
         assert simulated.executions > 5 and simulated.syncs <= 4
         simulated.reset()
     steps = 5
@@ -110,8 +110,8 @@ def test_nothing_waits_between_the_stages(trt: Pipeline, picture: Any, simulated
     assert simulated.syncs <= 4 + steps
 
 
-def test_a_masked_row_in_front(simulated: Any, rebuild: Callable[..., Path], vlm: Pipeline, picture: Any) -> None:
-    """Where TensorRT refuses an empty past."""
+def test_a_masked_first_row(simulated: Any, rebuild: Callable[..., Path], vlm: Pipeline, picture: Any) -> None:
+    """For a TensorRT that refuses an empty past."""
     with Pipeline.load(rebuild(past=1), backend="trt", verify=False) as trt:
         assert trt._backend.masked_past == 1
         for schedule in ("full", "prune"):
@@ -135,7 +135,7 @@ def test_tensorrt_11(
 
 
 def test_a_question_that_is_too_long(trt: Pipeline, picture: Any) -> None:
-    with pytest.raises(InputError, match="the engines take .*--max-text"):
+    with pytest.raises(InputError, match="the engines take at most .*--max-text"):
         trt.ask(picture(0), "red " * 60, "full", max_new_tokens=4)
     with pytest.raises(BadPrompt, match="room in the cache"):
         trt.ask(picture(0), "red ?", "full", max_new_tokens=90)
@@ -143,7 +143,7 @@ def test_a_question_that_is_too_long(trt: Pipeline, picture: Any) -> None:
 
 
 def test_tensorrt_refuses_a_profile(engines_path: Path, simulated: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The bindings raise; why is known to the recorder."""
+    """The exception of the bindings has no text; the message comes from the error recorder."""
     context = importlib.import_module("tensorrt").IExecutionContext
     working = context.set_optimization_profile_async
     monkeypatch.setattr(context, "set_optimization_profile_async", lambda self, _, stream: working(self, 9, stream))
@@ -151,7 +151,7 @@ def test_tensorrt_refuses_a_profile(engines_path: Path, simulated: Any, monkeypa
         Pipeline.load(engines_path, backend="trt", verify=False)
 
 
-def test_what_the_cache_may_have(simulated: Any, rebuild: Callable[..., Path]) -> None:
+def test_limits_of_the_cache(simulated: Any, rebuild: Callable[..., Path]) -> None:
     backend = Backend(Bundle.load(rebuild(Limits(1, 10, 6)), verify=False))
     assert (backend.most_rows, backend.masked_past, backend.fixed_shapes) == (2 + 9 + 10 + 6, 0, True)
     backend.close()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Backend trt on the fp16 graphs that export makes for TensorRT, on the simulated device."""
+"""Backend trt with the exported fp16 graphs for TensorRT, on the simulated device."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def engines(
     return root
 
 
-def test_answers_of_backend_ort(engines: Path, simulated: Any) -> None:
-    """The kernels are the same, so the bits are."""
+def test_answers_equal_those_of_backend_ort(engines: Path, simulated: Any) -> None:
+    """The simulation uses ONNX Runtime's kernels, so the results are equal bit by bit."""
     image = next(iter(samples("calibration", 1, 0))).image
     with Pipeline.load(engines, backend="trt") as trt, Pipeline.load(engines, threads=1) as ort:
         assert len(trt.schedules) > 4

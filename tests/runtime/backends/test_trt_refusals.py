@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bundles and plans that backend trt must not run, on the simulated device; each with its mend."""
+"""Bundles and plans that backend trt refuses, on the simulated device; each message has a fix."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def folder(root: Path) -> Path:
 
 
 def rewrite_plan(root: Path, graph: str, data: bytes | None = None, **fields: Any) -> None:
-    """Change a plan and what engines.json says of it."""
+    """Change a plan and its entry in engines.json."""
     file = folder(root) / ENGINES_FILE
     engines = json.loads(file.read_text())
     for plan in engines["plans"]:
@@ -45,15 +45,15 @@ def rewrite_plan(root: Path, graph: str, data: bytes | None = None, **fields: An
 
 
 def test_a_bundle_of_another_target(bundle_path: Path) -> None:
-    """Said first, whether TensorRT is there or not."""
+    """The target is checked before TensorRT is loaded."""
     refused(bundle_path, "for the target 'cpu', not for TensorRT; export it with --target tensorrt", BadBundle)
 
 
 def test_no_engines(engines_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SIMULATED_GPU", "NVIDIA Thor")
-    refused(engines_copy, r"no engines for nvidia-thor-sm.*there are some for orin-sm8\.7-.*`secateur build`")
+    refused(engines_copy, r"no engines for nvidia-thor-sm.*only for orin-sm8\.7-.*`secateur build`")
     (folder(engines_copy) / ENGINES_FILE).unlink()
-    refused(engines_copy, "there are none at all.*`secateur build`")
+    refused(engines_copy, "nor for any other device.*`secateur build`")
 
 
 def test_a_tensorrt_that_is_too_old(engines_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,7 +64,7 @@ def test_a_tensorrt_that_is_too_old(engines_copy: Path, monkeypatch: pytest.Monk
 def test_a_closed_pipeline(engines_path: Path) -> None:
     vlm = Pipeline.load(engines_path, backend="trt", verify=False)
     vlm.close()
-    with pytest.raises(SecateurError, match="the backend was closed"):
+    with pytest.raises(SecateurError, match="the backend is closed"):
         vlm.ask(np.zeros((12, 12, 3), np.uint8), "what color", schedule="full")
 
 
@@ -110,7 +110,7 @@ def test_plans_of_another_export(engines_copy: Path) -> None:
     refused(engines_copy, r"embed\.plan was built from another export.*`secateur build`")
 
 
-def test_plans_that_are_mixed_up(engines_copy: Path) -> None:
+def test_swapped_plans_are_refused(engines_copy: Path) -> None:
     other = (folder(engines_copy) / "embed.plan").read_bytes()
     rewrite_plan(engines_copy, "projector", other)
     refused(engines_copy, r"projector\.plan and the manifest differ in the tensor '.*`secateur build`")
@@ -139,7 +139,7 @@ def test_a_plan_is_not_read_into_memory(engines_copy: Path) -> None:
     assert plan.graph == "embed" and len(blob) == size and peak < size // 8
 
 
-def test_no_plan_of_a_graph(engines_copy: Path) -> None:
+def test_a_missing_plan_is_refused(engines_copy: Path) -> None:
     file = folder(engines_copy) / ENGINES_FILE
     engines = json.loads(file.read_text())
     file.write_text(json.dumps(engines | {"plans": engines["plans"][:-1]}))
@@ -155,7 +155,7 @@ def test_another_number_of_profiles(engines_copy: Path) -> None:
     plan = tensorrt.Plan.unpack((folder(engines_copy) / "segment_0.plan").read_bytes())
     fewer = dataclasses.replace(plan, profiles=plan.profiles[:1], memory=plan.memory[:1])
     rewrite_plan(engines_copy, "segment_0", fewer.pack())
-    refused(engines_copy, r"segment_0\.plan has not the 2 profiles")
+    refused(engines_copy, r"segment_0\.plan has 1 profiles, not 2")
 
 
 def test_without_tensorrt(engines_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:

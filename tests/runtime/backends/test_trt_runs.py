@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Single runs of backend trt on the simulated device: buffers, profiles, recordings, and what it refuses."""
+"""Single runs of backend trt on the simulated device: buffers, profiles, recordings and refusals."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.runtime.backends.buffers import segment
 
 @pytest.fixture
 def backend(engines_path: Path) -> Iterator[Backend]:
-    """Loaded with every graph."""
+    """A backend with every graph loaded."""
     bundle = Bundle.load(engines_path, verify=False)
     made = Backend(bundle)
     for graph in bundle.manifest.graphs:
@@ -32,8 +32,8 @@ def backend(engines_path: Path) -> Iterator[Backend]:
 
 
 @pytest.mark.parametrize(("rows", "past", "batch"), [(13, 0, 2), (3, 2, 2), (1, 20, 1), (1, 7, 2)])
-def test_rows_that_do_not_lie_as_tensorrt_wants_them(backend: Backend, rows: int, past: int, batch: int) -> None:
-    """A row of this cache has 64 bytes or 32, an address must be a multiple of 256."""
+def test_unaligned_rows(backend: Backend, rows: int, past: int, batch: int) -> None:
+    """A row of this cache has 64 or 32 bytes, and an address must be a multiple of 256."""
     inputs, outputs = segment(backend, rows, past, batch)
     backend.run("segment_0", inputs, outputs)
     cache = backend.allocate((past + rows + 5, batch, 2, 4), np.float32)
@@ -48,8 +48,8 @@ def test_rows_that_do_not_lie_as_tensorrt_wants_them(backend: Backend, rows: int
     assert (array[0] == 5).all() and (array[past + 1 + rows :] == 5).all()
 
 
-def test_a_recorded_step_moves_rows_that_do_not_lie_as_tensorrt_wants_them(backend: Backend, simulated: Any) -> None:
-    """As the layers of a small model in the block of their segment."""
+def test_a_recorded_step_copies_unaligned_rows(backend: Backend, simulated: Any) -> None:
+    """Layers of a small model have unaligned rows in the block of their segment."""
     inputs, outputs = segment(backend, 1, 7, 1)
     block, new = backend.allocate((17, 1, 2, 4), np.float32), backend.allocate((3, 1, 2, 4), np.float32)
     pasts = {"past_key.0": block.view(slice(2, 9)), "past_value.0": block.view(slice(9, 16))}
@@ -81,7 +81,7 @@ def test_the_tightest_profile_is_used(backend: Backend) -> None:
         assert engine.context({n: b.shape for n, b in inputs.items()}).profile.name == name
 
 
-def test_one_block_of_activations_serves_all(backend: Backend, simulated: Any) -> None:
+def test_all_engines_share_one_block_of_activations(backend: Backend, simulated: Any) -> None:
     needs = [engine.memory for engine in backend._engines.values()]
     for rows, past in ((13, 0), (1, 20)):
         backend.run("segment_0", *segment(backend, rows, past))
@@ -104,7 +104,7 @@ def test_more_than_the_engines_were_built_for(backend: Backend, rows: int, past:
 
 def test_wrong_buffers(backend: Backend) -> None:
     inputs, outputs = segment(backend, 3, 2)
-    with pytest.raises(ValueError, match="query is no contiguous buffer"):
+    with pytest.raises(ValueError, match="query is not a contiguous buffer"):
         backend.run("segment_0", inputs, outputs | {"query": np.zeros((2, 4, 4), np.float32)})
     with pytest.raises(ValueError, match="last_index is float32, not int64"):
         backend.run("segment_0", inputs | {"last_index": backend.allocate((2,), np.float32)}, outputs)
@@ -112,8 +112,8 @@ def test_wrong_buffers(backend: Backend) -> None:
         backend.run("segment_9", inputs, outputs)
 
 
-def test_profilers_are_not_told_of_every_layer(backend: Backend) -> None:
-    """The plans know the layers, but a mark for each of them takes time."""
+def test_contexts_emit_no_profiler_marks(backend: Backend) -> None:
+    """The plans have layer names, but a mark for every layer would take time."""
     none = backend._trt.ProfilingVerbosity.NONE
     for engine in backend._engines.values():
         assert engine._engine.profiling_verbosity != none
@@ -130,7 +130,7 @@ def test_tensorrt_fails(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> No
     backend.run("segment_0", *segment(backend, 3, 2))
 
 
-def test_close_gives_everything_back(backend: Backend) -> None:
+def test_close_frees_everything(backend: Backend) -> None:
     inputs, outputs = segment(backend, 3, 2)
     step = functools.partial(backend.run, "segment_0", inputs, outputs)
     for _ in range(3):
@@ -138,7 +138,7 @@ def test_close_gives_everything_back(backend: Backend) -> None:
     contexts = [weakref.ref(context) for engine in backend._engines.values() for context in engine._contexts]
     backend.close()
     gc.collect()
-    assert contexts and not any(context() for context in contexts), "a context must go before its memory does"
+    assert contexts and not any(context() for context in contexts), "a context must be freed before its memory"
     device = importlib.import_module("simulated").device
     assert not device.memory.used("device") and not device.streams and not device.instances
     backend.close()
