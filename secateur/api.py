@@ -11,7 +11,7 @@ from typing import Any
 
 from secateur import methods, plugins
 from secateur.bundle.atomic import check_folder_free
-from secateur.bundle.quantization import Quantization
+from secateur.bundle.manifest import Quantization
 from secateur.bundle.reader import MANIFEST
 from secateur.bundle.schedule import Schedule
 from secateur.bundle.schedule_file import read_schedule

@@ -17,10 +17,10 @@ from secateur.errors import BadPrompt
 from secateur.export.bundle import Exported
 from secateur.families.base import Family
 from secateur.runtime import Pipeline
+from secateur.runtime.decoder_inputs import TokenBatch
 from secateur.runtime.image import load_image
 from secateur.runtime.preprocess import pixel_values
 from secateur.runtime.receipt import Stopwatch
-from secateur.runtime.token_batch import TokenBatch
 from secateur.runtime.tokenizer import Tokenizer
 from tests.reference import entering, kept_by_layer, masked_logits
 

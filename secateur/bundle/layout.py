@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from secateur.errors import BadBundle
 
+Ints = NDArray[np.int64]
 VISION = "vision"
 """Graph name of the vision encoder for the first image size."""
 
@@ -180,7 +181,7 @@ class Layout:
         return [row for start, tokens in self.spans for row in range(start, start + tokens)]
 
     @cached_property
-    def members(self) -> tuple[NDArray[np.int64], ...]:
+    def members(self) -> tuple[Ints, ...]:
         """Token numbers of each view, in raster order of the view (ascending)."""
         found, first = [], 0
         for run in self.runs:
@@ -193,7 +194,7 @@ class Layout:
         """(start, tokens) of each run."""
         return self.pruned(tuple(view.tokens for view in self.views))
 
-    def of_samples(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+    def of_samples(self, indices: Ints) -> Ints:
         """Convert token indices [B*I,k] within an image to indices [B,I*k] within all images of a sample."""
         first = np.arange(self.images)[:, None] * self.image_tokens
         samples, kept = len(indices) // self.images, indices.shape[1]

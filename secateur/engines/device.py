@@ -7,7 +7,7 @@ import platform
 from typing import Any
 
 from secateur.engines.manifest import Device
-from secateur.errors import BackendMissing
+from secateur.errors import BackendMissing, first_line
 
 WITHOUT = (
     "`--backend ort` runs the bundle without it; `secateur build --dry-run` prints the commands for another device"
@@ -28,12 +28,12 @@ def libraries() -> tuple[Any, Any]:
     try:
         import tensorrt
     except (ImportError, OSError) as problem:
-        raise BackendMissing(f"TensorRT cannot be loaded ({_brief(problem)}); {INSTALL}; {WITHOUT}") from None
+        raise BackendMissing(f"TensorRT cannot be loaded ({first_line(problem)}); {INSTALL}; {WITHOUT}") from None
     try:
         from cuda.bindings import runtime
     except (ImportError, OSError) as problem:
         raise BackendMissing(
-            f"cuda-python cannot be loaded ({_brief(problem)}); pip install cuda-python of the CUDA version; {WITHOUT}"
+            f"cuda-python cannot be loaded ({first_line(problem)}); pip install cuda-python of the CUDA version; {WITHOUT}"
         ) from None
     return tensorrt, runtime
 
@@ -107,10 +107,6 @@ def described(recorded: Recorder) -> str:
     """Return the messages as one line without repetitions; "" if there are none."""
     lines = (" ".join(str(text).split()) for _, text in recorded.texts)
     return "; ".join(dict.fromkeys(lines))
-
-
-def _brief(problem: Exception) -> str:
-    return (str(problem).strip() or type(problem).__name__).splitlines()[0]
 
 
 def _version(number: int) -> str:

@@ -22,9 +22,9 @@ from secateur.export.comparison import example, tolerance
 from secateur.progress import Progress, silent
 from secateur.runtime.backends import base
 from secateur.runtime.chain import Chain
+from secateur.runtime.decoder_inputs import TokenBatch
 from secateur.runtime.observed_backend import Buffers, ObservedBackend, replay
 from secateur.runtime.receipt import Stopwatch
-from secateur.runtime.token_batch import TokenBatch
 
 Arrays = Mapping[str, base.Array]
 

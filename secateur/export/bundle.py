@@ -11,8 +11,7 @@ from pathlib import Path
 
 from secateur.bundle.atomic import atomic_folder
 from secateur.bundle.layout import VISION, ModelIdentity
-from secateur.bundle.manifest import Bucket, Manifest, ScheduleRef
-from secateur.bundle.quantization import Quantization
+from secateur.bundle.manifest import Bucket, Manifest, Quantization, ScheduleRef
 from secateur.bundle.reader import MANIFEST, Bundle, sha256
 from secateur.bundle.schedule import FULL, Schedule
 from secateur.bundle.schedule_file import encode

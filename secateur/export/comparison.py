@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from secateur.bundle.manifest import Manifest
 from secateur.bundle.prompt import Prompt
-from secateur.runtime.token_batch import TokenBatch
+from secateur.runtime.decoder_inputs import TokenBatch
 
 QUESTION_ROWS = 6
 

@@ -21,10 +21,10 @@ from secateur.progress import Progress, silent
 from secateur.runtime.backends import base, ort
 from secateur.runtime.backends import torch as eager
 from secateur.runtime.chain import Chain, Walk
-from secateur.runtime.dtypes import is_float
+from secateur.runtime.decoder_inputs import TokenBatch
 from secateur.runtime.observed_backend import Buffers, ObservedBackend, replay
+from secateur.runtime.range_check import is_float
 from secateur.runtime.receipt import Stopwatch
-from secateur.runtime.token_batch import TokenBatch
 
 DECODE_STEPS = 2
 RESIDENT_BYTES = 256 << 20

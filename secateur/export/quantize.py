@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from secateur.bundle.quantization import BITS, DEQUANTIZED, OPERATOR, Quantization
+from secateur.bundle.manifest import BITS, DEQUANTIZED, OPERATOR, Quantization
 from secateur.errors import InputError
 from secateur.export.targets import Target
 

@@ -16,7 +16,7 @@ import onnx_ir
 import torch
 from torch import Tensor, nn
 
-from secateur.bundle.quantization import OPERATOR, Quantization
+from secateur.bundle.manifest import OPERATOR, Quantization
 from secateur.checkpoints.streaming import is_streamed
 from secateur.export.quantize import QuantizedWeight, quantize, rounded
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from secateur.bundle.layout import Ints
 from secateur.bundle.manifest import GraphSpec
 from secateur.bundle.symbolic_shape import resolve_shapes
 from secateur.errors import BadBundle, BadPrompt
 from secateur.runtime.backends.base import Backend, Buffer
-from secateur.runtime.token_batch import Ints
 
 ROUNDED = 64
 """With fixed decode shapes, cache rows are a multiple of this, so that later questions can reuse a recorded step."""

@@ -14,17 +14,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from secateur.bundle.layout import Ints
 from secateur.bundle.manifest import GateRef, GraphSpec, Manifest
 from secateur.bundle.schedule import ENCODER_GATES, FULL
 from secateur.bundle.symbolic_shape import bind, resolve_shapes
 from secateur.errors import InputError
-from secateur.runtime.backends.base import Array, Backend, Buffer
+from secateur.runtime.backends.base import Array, Backend, Buffer, register_dtype
 from secateur.runtime.cache import KVCache, rounded
-from secateur.runtime.dtypes import learn
-from secateur.runtime.encoded_images import EncodedImages
+from secateur.runtime.decoder_inputs import EncodedImages, TokenBatch
 from secateur.runtime.receipt import GateReceipt, Stopwatch, gate_receipt
 from secateur.runtime.recorded_step import RecordedStep
-from secateur.runtime.token_batch import Ints, TokenBatch
 
 Buffers = dict[str, Buffer]
 
@@ -60,7 +59,7 @@ class Chain:
         schedules: Sequence[str] | None = None,
         lock: threading.Lock | None = None,
     ) -> None:
-        learn(manifest.dtype)
+        register_dtype(manifest.dtype)
         self.manifest = manifest
         wanted = manifest.schedules if schedules is None else (FULL, *schedules)
         self.schedules = tuple(name for name in manifest.schedules if name in wanted)

@@ -6,14 +6,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from secateur.bundle.layout import Ints
 from secateur.errors import BadPrompt, InputError
 from secateur.runtime.cache import KVCache, no_room
-from secateur.runtime.canvas import Fitted
 from secateur.runtime.chain import Chain, Walk
-from secateur.runtime.encoded_images import EncodedImages
+from secateur.runtime.decoder_inputs import EncodedImages, TokenBatch
+from secateur.runtime.preprocess import Fitted
 from secateur.runtime.receipt import Answer, GateReceipt, Receipt, Stopwatch
 from secateur.runtime.sampling import Sampler, Sampling, merge
-from secateur.runtime.token_batch import Ints, TokenBatch
 from secateur.runtime.tokenizer import TextStream, Tokenizer
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from secateur.errors import BadImage
+from secateur.errors import BadImage, first_line
 
 ImageLike: TypeAlias = "str | os.PathLike[str] | Image.Image | NDArray[Any]"
 
@@ -103,12 +103,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 def _bad(name: str, problem: Exception) -> BadImage:
     """Return a one-line error; Pillow's decoders raise many types of exceptions on damaged data."""
     if isinstance(problem, Image.DecompressionBombError | Image.DecompressionBombWarning):
-        return BadImage(f"{name} is too large to be decoded safely: {_line(problem)}; scale it down")
+        return BadImage(f"{name} is too large to be decoded safely: {first_line(problem)}; scale it down")
     if isinstance(problem, UnidentifiedImageError):
         return BadImage(f"{name} is not an image that Pillow can read; give a PNG, JPEG, WebP, ... file")
-    return BadImage(f"{name} cannot be decoded, it may be damaged: {_line(problem)}")
-
-
-def _line(problem: Exception) -> str:
-    text = str(problem).strip()
-    return text.splitlines()[0] if text else type(problem).__name__
+    return BadImage(f"{name} cannot be decoded, it may be damaged: {first_line(problem)}")

@@ -5,20 +5,21 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from secateur.bundle.preprocess import Size
 from secateur.bundle.reader import Bundle
 from secateur.errors import InputError, UnknownName
 from secateur.runtime.backends.base import Backend
-from secateur.runtime.canvas import Fitted, choose
 from secateur.runtime.chain import Chain
 from secateur.runtime.image import load_image
-from secateur.runtime.preprocess import fitted, pixel_values
+from secateur.runtime.preprocess import Fitted, fitted, pixel_values
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class ImageSizes:
     def prepare(self, image: Any, image_size: str | None) -> Prepared:
         """Preprocess the images of one prompt, given as an image or a tuple of images.
 
-        image_size  None: the size that fits the first image best, see `canvas.choose`
+        image_size  None: the size that fits the first image best, see `choose`
 
         Raises:
             BadImage: it is not an image.
@@ -82,3 +83,21 @@ class ImageSizes:
         pixels = np.concatenate([pixel_values(i, steps) for i in images])
         how = tuple(fitted((i.height, i.width), steps) for i in images)
         return Prepared(size, pixels, how, (time.perf_counter() - start) * 1000)
+
+
+def choose(size: Size, buckets: Mapping[str, Size]) -> str:
+    """Return the name of the bucket for an image of height and width `size`; it does not depend on the fit.
+
+    The bucket with the largest share x match is chosen. `share` is the part of the canvas that the letterboxed image
+    covers. `match` compares the image's area with the area it covers, smaller over larger: 1 at the original scale, 1/4
+    at half the scale (detail is lost) and at twice the scale (tokens are wasted). Ties go to the smallest canvas, then
+    the lowest, then the first name.
+    """
+
+    def rank(name: str) -> tuple[Fraction, int, Size, str]:
+        canvas = buckets[name]
+        scale = min(Fraction(canvas[0], size[0]), Fraction(canvas[1], size[1])) ** 2
+        share = scale * size[0] * size[1] / (canvas[0] * canvas[1])
+        return -share * min(scale, 1 / scale), canvas[0] * canvas[1], canvas, name
+
+    return min(buckets, key=rank)

@@ -158,7 +158,7 @@ class Pipeline:
         give a list of answers; a single image or prompt is used for the whole batch.
 
         schedule    name of a schedule in the bundle; None: the only one besides "full"
-        image_size  one of `image_sizes`; None: the size that fits the (first) image best, see `canvas.choose`
+        image_size  one of `image_sizes`; None: the size that fits the (first) image best, see `image_sizes.choose`
         sampling    options for generating; keywords such as `max_new_tokens=16` override them, see `Sampling`
 
         Raises:

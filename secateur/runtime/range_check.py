@@ -7,13 +7,13 @@ The check waits for each graph and copies its outputs to the host, so it is slow
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from secateur.bundle.manifest import GraphSpec, Manifest, TensorSpec
 from secateur.errors import SecateurError
 from secateur.runtime.backends import base
-from secateur.runtime.dtypes import is_float, largest
 from secateur.runtime.observed_backend import Buffers, ObservedBackend
 
 SAFE = 0.5
@@ -159,3 +159,15 @@ class RangeCheck(ObservedBackend):
 def _in_encoder(spec: GraphSpec) -> bool:
     """Return whether the rows of all outputs are vision tokens of one image each."""
     return spec.kind in ("vision", "projector") or any(x.flows_to == "features" for x in spec.outputs)
+
+
+def is_float(dtype: np.dtype[Any]) -> bool:
+    """Return whether `dtype` is a floating-point type; for bf16, numpy's `kind` is not 'f'."""
+    return dtype.kind == "f" or dtype.name == base.BF16
+
+
+def largest(dtype: np.dtype[Any]) -> float:
+    """Return the largest finite number of a floating-point dtype."""
+    if dtype.name == base.BF16:
+        return float(2.0**127 * (2 - 2**-7))
+    return float(np.finfo(dtype).max)

@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from secateur.bundle.layout import Layout
+from secateur.bundle.layout import Ints, Layout
 from secateur.bundle.manifest import GateRef
 from secateur.errors import BadBundle
-from secateur.runtime.canvas import Fitted
-from secateur.runtime.token_batch import Ints
+from secateur.runtime.preprocess import Fitted
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ class Receipt:
 
     schedule          name of the schedule that was run
     image_size        WIDTHxHEIGHT of the canvas that the images were fitted to
-    images            how each image was fitted, see `canvas.Fitted`
+    images            how each image was fitted, see `preprocess.Fitted`
     gates             each gate of the conversation, in order
     segment_rows      rows that each segment read before the first token (of the longest sample in a batch)
     cache_bytes       size of keys and values of the whole batch

@@ -12,11 +12,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from secateur.bundle.layout import Ints
 from secateur.bundle.manifest import GraphSpec, TensorSpec
 from secateur.bundle.symbolic_shape import bind, resolve_shapes
 from secateur.runtime.backends.base import Array, Backend, Buffer
 from secateur.runtime.cache import KVCache, row
-from secateur.runtime.token_batch import Ints, TokenBatch
+from secateur.runtime.decoder_inputs import TokenBatch
 
 
 class RecordedStep:

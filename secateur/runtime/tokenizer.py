@@ -3,14 +3,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import tokenizers
 
 from secateur.bundle.prompt import Prompt
 from secateur.errors import BadBundle, BadPrompt
-from secateur.runtime.literal_tokenizer import LiteralTokenizer
+
+ANCHOR = "\U0010fffe"
+"""A Unicode noncharacter: text from other programs should not contain it."""
 
 
 class Tokenizer:
@@ -133,3 +137,39 @@ class TextStream:
     def _give(self, text: str) -> str:
         piece, self._given = text[len(self._given) :], text
         return piece
+
+
+class LiteralTokenizer:
+    """A copy of a tokenizer that does not recognize the spelling of special tokens.
+
+    Special tokens are removed from the added tokens. If the vocabulary lists them too, they are renamed there, because
+    word-level and unigram models match its entries. Ids stay the same.
+    """
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer, special: Mapping[int, str]) -> None:
+        names = {content: f"{ANCHOR}{number}" for number, content in special.items()}
+        description = json.loads(tokenizer.to_str())
+        description["added_tokens"] = [t for t in description["added_tokens"] if t["id"] not in special]
+        description["post_processor"] = None
+        _rename(description["model"], names)
+        self._tokenizer = tokenizers.Tokenizer.from_str(json.dumps(description))
+        self._tokenizer.add_special_tokens([tokenizers.AddedToken(ANCHOR, normalized=False, special=True)])
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of `text` as it follows a special token; no id is special, except "unknown"."""
+        ids = self._tokenizer.encode(ANCHOR + text.replace(ANCHOR, "\ufffd"), add_special_tokens=False).ids
+        return list(ids[1:])
+
+
+def _rename(model: dict[str, Any], names: Mapping[str, str]) -> None:
+    """Rename vocabulary entries of a model, and remove the merges that produce them."""
+    vocabulary = model["vocab"]
+    if isinstance(vocabulary, dict):
+        model["vocab"] = {names.get(entry, entry): number for entry, number in vocabulary.items()}
+    else:
+        model["vocab"] = [[names.get(entry, entry), score] for entry, score in vocabulary]
+    if "merges" in model:
+        pairs = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
+        model["merges"] = [pair for pair in pairs if names.keys().isdisjoint((*pair, "".join(pair)))]
+    if model.get("unk_token") in names:
+        model["unk_token"] = names[model["unk_token"]]

@@ -1,15 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files are written whole or not at all, and only regular files are replaced."""
+"""Files and folders are written whole or not at all, also after a failure or a kill."""
 
 from __future__ import annotations
 
+import errno
 import os
+import signal
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from secateur.bundle.atomic import check_file_free, write_text
+from secateur.bundle import atomic
+from secateur.bundle.atomic import atomic_folder, check_file_free, write_text
 from secateur.errors import BadOutput
 
 
@@ -63,3 +68,136 @@ def test_only_regular_files_are_replaced(tmp_path: Path) -> None:
     with pytest.raises(BadOutput, match="is not a writable folder"):
         check_file_free(tmp_path / "real" / "below.json", force=True)
     assert (tmp_path / "real").read_text() == "kept"
+
+
+def write(target: Path, text: str, force: bool = False) -> None:
+    with atomic_folder(target, force, "file") as folder:
+        (folder / "file").write_text(text)
+
+
+def test_a_folder_is_written(tmp_path: Path) -> None:
+    write(tmp_path / "deep" / "out", "one")
+    assert (tmp_path / "deep" / "out" / "file").read_text() == "one"
+    assert [p.name for p in (tmp_path / "deep").iterdir()] == ["out"]
+
+
+def test_an_existing_folder_is_refused_and_kept(tmp_path: Path) -> None:
+    write(tmp_path / "out", "one")
+    with pytest.raises(BadOutput, match="exists; add --force"):
+        write(tmp_path / "out", "two")
+    assert (tmp_path / "out" / "file").read_text() == "one"
+
+
+def test_a_folder_that_appeared_meanwhile_is_kept(tmp_path: Path) -> None:
+    with pytest.raises(BadOutput, match="exists; add --force"):
+        with atomic_folder(tmp_path / "out", force=False, marker="file") as folder:
+            (folder / "file").write_text("two")
+            (tmp_path / "out").mkdir()  # by another process
+            (tmp_path / "out" / "file").write_text("one")
+    assert (tmp_path / "out" / "file").read_text() == "one"
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("exchange", [True, False], ids=["renameat2", "two renames"])
+def test_force_replaces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, exchange: bool) -> None:
+    if not exchange:
+        monkeypatch.setattr("ctypes.CDLL", lambda *_, **__: object())
+    write(tmp_path / "out", "one")
+    write(tmp_path / "out", "two", force=True)
+    assert (tmp_path / "out" / "file").read_text() == "two"
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_force_keeps_a_subfolder(tmp_path: Path) -> None:
+    write(tmp_path / "out", "one")
+    (tmp_path / "out" / "engines").mkdir()
+    (tmp_path / "out" / "engines" / "a.plan").write_text("plan")
+    with atomic_folder(tmp_path / "out", force=True, marker="file", keep="engines") as folder:
+        (folder / "file").write_text("two")
+    assert (tmp_path / "out" / "file").read_text() == "two"
+    assert (tmp_path / "out" / "engines" / "a.plan").read_text() == "plan"
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("fails", ["rename", "_exchange"])
+def test_a_subfolder_that_cannot_be_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str) -> None:
+    write(tmp_path / "out", "one")
+    (tmp_path / "out" / "engines").mkdir()
+    (tmp_path / "out" / "engines" / "a.plan").write_text("plan")
+    rename = Path.rename
+
+    def refuse(self: Path, target: Path) -> Path:
+        if self.name == "engines" and self.parent.name == "out":
+            raise OSError(errno.EBUSY, "Device or resource busy")
+        return rename(self, target)
+
+    if fails == "rename":
+        monkeypatch.setattr(Path, "rename", refuse)
+    else:
+        monkeypatch.setattr(atomic, "_exchange", lambda new, old: (_ for _ in ()).throw(OSError(5, "no")))
+    with pytest.raises(BadOutput, match="nothing was changed"):
+        with atomic_folder(tmp_path / "out", force=True, marker="file", keep="engines") as folder:
+            (folder / "file").write_text("two")
+    assert (tmp_path / "out" / "file").read_text() == "one"
+    assert (tmp_path / "out" / "engines" / "a.plan").read_text() == "plan"
+
+
+def test_a_failure_leaves_the_old_folder(tmp_path: Path) -> None:
+    write(tmp_path / "out", "one")
+    with pytest.raises(RuntimeError), atomic_folder(tmp_path / "out", force=True, marker="file") as folder:
+        (folder / "file").write_text("half")
+        raise RuntimeError
+    assert (tmp_path / "out" / "file").read_text() == "one"
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    write(tmp_path / "out", "one")
+    with pytest.raises(BadOutput, match="No space left on device; nothing was changed"):
+        with atomic_folder(tmp_path / "out", force=True, marker="file"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert (tmp_path / "out" / "file").read_text() == "one"
+
+
+def test_force_replaces_only_folders_with_the_marker(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "precious").write_text("one")
+    with pytest.raises(BadOutput, match="has no file, so --force does not replace it"):
+        write(tmp_path / "photos", "two", force=True)
+    assert (tmp_path / "photos" / "precious").read_text() == "one"
+    (tmp_path / "empty").mkdir()
+    write(tmp_path / "empty", "two", force=True)
+
+
+def test_a_name_that_is_too_long(tmp_path: Path) -> None:
+    with pytest.raises(BadOutput, match="name too long|File name too long"):
+        write(tmp_path / ("a" * 300), "two")
+
+
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_only_folders_are_replaced(tmp_path: Path, kind: str) -> None:
+    if kind == "file":
+        (tmp_path / "out").write_text("precious")
+    else:
+        (tmp_path / "out").symlink_to(tmp_path)
+    with pytest.raises(BadOutput, match="is not a folder"):
+        write(tmp_path / "out", "two", force=True)
+
+
+def test_a_kill_leaves_the_old_folder_and_the_next_run_removes_leftovers(tmp_path: Path) -> None:
+    write(tmp_path / "out", "one")
+    code = (
+        "import sys, time; from pathlib import Path; from secateur.bundle.atomic import atomic_folder\n"
+        "with atomic_folder(Path(sys.argv[1]), True, 'file') as folder:\n"
+        "    (folder / 'file').write_text('half'); print('writing', flush=True); time.sleep(60)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "out")], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"writing\n"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    assert (tmp_path / "out" / "file").read_text() == "one"
+    time.sleep(0.1)
+    write(tmp_path / "out", "two", force=True)
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]

@@ -9,7 +9,7 @@ import json
 import pytest
 
 from secateur.commands.run import _fitted
-from secateur.runtime.canvas import Fitted
+from secateur.runtime.preprocess import Fitted
 
 
 @pytest.mark.parametrize(

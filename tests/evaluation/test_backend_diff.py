@@ -16,7 +16,7 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from secateur.bundle.quantization import Quantization
+from secateur.bundle.manifest import Quantization
 from secateur.bundle.reader import sha256
 from secateur.cli import main
 from secateur.evaluation.backend_diff import Agreement, Bounds, Output, compare_backends

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from secateur.bundle.quantization import Quantization
+from secateur.bundle.manifest import Quantization
 from secateur.export.bundle import Exported
 from secateur.export.comparison import ROUNDED_ROWS, TOLERANCE, tolerance
 from secateur.export.parity import _chain

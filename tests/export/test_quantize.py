@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from onnx import parser
 from torch import nn
 
-from secateur.bundle.quantization import DEQUANTIZED, OPERATOR, Quantization
+from secateur.bundle.manifest import DEQUANTIZED, OPERATOR, Quantization
 from secateur.checkpoints import streaming
 from secateur.engines.version import Version
 from secateur.errors import InputError
@@ -269,7 +269,7 @@ def test_the_root_logger_is_not_changed() -> None:
     """In a separate process, because only the first import sets up the root logger."""
     code = (
         "import logging, numpy as np; from secateur.export.quantize import quantize; "
-        "from secateur.bundle.quantization import Quantization; "
+        "from secateur.bundle.manifest import Quantization; "
         "quantize(np.ones((32, 4), np.float32), Quantization('int4')); logging.getLogger('x').info('chatter'); "
         "print(logging.getLogger().handlers, logging.getLogger().level)"
     )

@@ -11,8 +11,8 @@ from PIL import Image
 
 from secateur.bundle.preprocess import FITS, Preprocess, Size
 from secateur.errors import BadImage
-from secateur.runtime.canvas import Fitted, choose, fit, place
-from secateur.runtime.preprocess import fitted, whole_image
+from secateur.runtime.image_sizes import choose
+from secateur.runtime.preprocess import Fitted, fit, fitted, place, whole_image
 
 BICUBIC, RED = Image.Resampling.BICUBIC, (255, 0, 0)
 FEW = settings(max_examples=40)

@@ -15,9 +15,9 @@ from secateur.bundle.layout import Dimensions, Layout, ModelIdentity, View
 from secateur.bundle.manifest import GateRef, GraphSpec, Manifest, ScheduleRef, TensorSpec
 from secateur.errors import SecateurError
 from secateur.runtime.backends import base
+from secateur.runtime.backends.base import register_dtype
 from secateur.runtime.backends.ort import HostBuffer
-from secateur.runtime.dtypes import is_float, largest, learn
-from secateur.runtime.range_check import RangeCheck
+from secateur.runtime.range_check import RangeCheck, is_float, largest
 
 HALF = "float16"
 LAYOUT = Layout((1, 2, 3), (View(2, 4, (2, 2)), View(7, 2, (1, 2))))  # text 0 1, tokens 0 to 3, text 6, tokens 4 5
@@ -241,8 +241,8 @@ def test_limits_of_the_inner_backend_are_passed_on() -> None:
     assert (guard.masked_past, guard.most_rows, guard.fixed_shapes) == (1, None, False)
 
 
-def test_numpy_learns_bf16() -> None:
-    learn("bf16")
+def test_bf16_is_registered_with_numpy() -> None:
+    register_dtype("bf16")
     dtype = np.dtype("bfloat16")
     edge: NDArray[Any] = np.array([largest(dtype)], dtype)
     assert is_float(dtype) and is_float(np.dtype(HALF)) and not is_float(np.dtype("int64"))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from secateur.runtime import Answer, GateReceipt, Receipt
-from secateur.runtime.canvas import Fitted
+from secateur.runtime.preprocess import Fitted
 from secateur.runtime.receipt import Stopwatch
 
 

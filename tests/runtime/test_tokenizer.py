@@ -14,8 +14,7 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 from secateur.bundle.prompt import Prompt
 from secateur.errors import BadBundle, BadPrompt
-from secateur.runtime.literal_tokenizer import ANCHOR
-from secateur.runtime.tokenizer import TextStream, Tokenizer
+from secateur.runtime.tokenizer import ANCHOR, TextStream, Tokenizer
 
 SPECIAL = ["<unk>", "<s>", "</s>", "<image>"]
 CORPUS = [

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Base class of a backend, which runs graphs on buffers; it is independent of language models."""
+"""Base class of the backends, which run graphs on buffers, and the checks that they share."""
 
 from __future__ import annotations
 
+import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar, Protocol
 
@@ -12,9 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secateur.bundle.manifest import GraphSpec
+from secateur.bundle.symbolic_shape import bind, resolve_shapes
+from secateur.errors import BackendMissing, InputError
 from secateur.runtime.receipt import Stopwatch
 
 Array = NDArray[Any]
+BF16 = "bfloat16"
+"""Name of bf16 in numpy, after `register_dtype`."""
 
 
 class Buffer(Protocol):
@@ -91,3 +96,61 @@ class Backend(ABC):
     @abstractmethod
     def close(self) -> None:
         """Free all graphs. The backend cannot be used afterwards."""
+
+
+def check_device(backend: str, device: str | None, choices: tuple[str, ...]) -> str:
+    """Return the requested device, or the first of `choices`.
+
+    Raises:
+        InputError: the backend does not support the device.
+    """
+    if device is not None and device not in choices:
+        raise InputError(f"backend '{backend}' runs on {' or '.join(choices)}, not on '{device}'; choose one of these")
+    return device or choices[0]
+
+
+def check_slices(index: Sequence[slice]) -> None:
+    """Check that `Buffer.view` supports the slices.
+
+    Raises:
+        ValueError: the step of the first axis is below 1, or another step is not 1.
+    """
+    steps = [1 if part.step is None else part.step for part in index]
+    if any(step < 1 or (axis and step > 1) for axis, step in enumerate(steps)):
+        raise ValueError("a view takes slices of step 1; only on the first axis may the step be larger")
+
+
+def check_buffers(graph: GraphSpec, inputs: Mapping[str, Any], outputs: Mapping[str, Any], kind: type[Any]) -> None:
+    """Check that buffers have the type `kind` and match `graph`; a run uses addresses only and cannot check them.
+
+    Raises:
+        ValueError: a tensor is missing, unknown, not contiguous, or of another dtype or shape.
+    """
+    for specs, buffers in ((graph.inputs, inputs), (graph.outputs, outputs)):
+        if {spec.name for spec in specs} != buffers.keys():
+            wanted = ", ".join(spec.name for spec in specs)
+            raise ValueError(f"graph '{graph.name}' takes {wanted}; got {', '.join(buffers)}")
+        for spec in specs:
+            buffer = buffers[spec.name]
+            if not isinstance(buffer, kind) or not buffer.contiguous:
+                raise ValueError(f"graph '{graph.name}': {spec.name} is not a contiguous buffer of this backend")
+            if buffer.dtype != np.dtype(spec.dtype):
+                raise ValueError(f"graph '{graph.name}': {spec.name} is {buffer.dtype}, not {spec.dtype}")
+    symbols = bind(graph.inputs, {name: buffer.shape for name, buffer in inputs.items()})
+    for name, shape in resolve_shapes(graph.outputs, symbols).items():
+        if shape != outputs[name].shape:
+            got = list(outputs[name].shape)
+            raise ValueError(f"graph '{graph.name}': {name} needs the shape {list(shape)}, not {got}")
+
+
+def register_dtype(dtype: str) -> None:
+    """Import ml_dtypes if the dtype of a manifest is bf16, so that np.dtype("bfloat16") works.
+
+    Raises:
+        BackendMissing: ml_dtypes is not installed.
+    """
+    if dtype == "bf16":
+        try:
+            importlib.import_module("ml_dtypes")
+        except ImportError:
+            raise BackendMissing("a bundle in bf16 needs the package ml_dtypes; pip install ml_dtypes") from None

@@ -14,13 +14,11 @@ import numpy as np
 
 from secateur.bundle.manifest import GraphSpec, TensorSpec
 from secateur.bundle.reader import Bundle
-from secateur.errors import BackendMissing, BadBundle, SecateurError
+from secateur.errors import BackendMissing, BadBundle, SecateurError, first_line
 from secateur.machine import free_memory
 from secateur.runtime.backends import base
-from secateur.runtime.backends.base import Array
-from secateur.runtime.buffer_checks import check_buffers, check_device, check_slices
+from secateur.runtime.backends.base import BF16, Array, check_buffers, check_device, check_slices
 from secateur.runtime.device.ort_stream import Cuda
-from secateur.runtime.dtypes import BF16
 from secateur.runtime.receipt import Stopwatch
 
 TYPES = {
@@ -194,7 +192,7 @@ class Backend(base.Backend):
         try:
             self._place.run(opened.session, opened.binding)
         except Exception as problem:
-            raise SecateurError(f"graph '{graph}' failed in ONNX Runtime: {_line(problem)}") from problem
+            raise SecateurError(f"graph '{graph}' failed in ONNX Runtime: {first_line(problem)}") from problem
 
     def clock(self, watch: Stopwatch, stage: str) -> AbstractContextManager[None]:
         timer: AbstractContextManager[None] = self._place.clock(watch, stage)
@@ -215,7 +213,7 @@ class Backend(base.Backend):
         try:
             session = self._ort.InferenceSession(str(path), self._options, providers=self._place.providers)
         except Exception as problem:
-            raise BadBundle(f"{path} cannot be opened ({_line(problem)}); export the bundle again") from None
+            raise BadBundle(f"{path} cannot be opened ({first_line(problem)}); export the bundle again") from None
         self._place.check(session)
         compare(graph, graph.inputs, session.get_inputs())
         compare(graph, graph.outputs, session.get_outputs())
@@ -265,8 +263,3 @@ def _import() -> ModuleType:
         return importlib.import_module("onnxruntime")
     except ImportError:
         raise BackendMissing("backend 'ort' needs ONNX Runtime; pip install onnxruntime") from None
-
-
-def _line(problem: Exception) -> str:
-    text = str(problem).strip()
-    return text.splitlines()[0] if text else type(problem).__name__

@@ -16,8 +16,7 @@ from secateur.bundle.manifest import GraphSpec
 from secateur.bundle.reader import Bundle
 from secateur.errors import BackendMissing, BadBundle
 from secateur.runtime.backends import base
-from secateur.runtime.buffer_checks import check_device, check_slices
-from secateur.runtime.dtypes import learn
+from secateur.runtime.backends.base import check_device, check_slices, register_dtype
 
 try:
     import torch
@@ -79,7 +78,7 @@ class Backend(base.Backend):
     ) -> None:
         check_device("torch", device, ("cpu",))
         manifest = bundle.manifest
-        learn(manifest.dtype)
+        register_dtype(manifest.dtype)
         kind = target(manifest.target, manifest.dtype)
         if threads is not None:
             torch.set_num_threads(threads)

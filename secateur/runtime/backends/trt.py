@@ -16,14 +16,12 @@ from secateur.engines.device import libraries, recorder, this_device
 from secateur.engines.version import Version, check_target
 from secateur.errors import SecateurError
 from secateur.runtime.backends import base
-from secateur.runtime.buffer_checks import check_buffers, check_device
+from secateur.runtime.backends.base import check_buffers, check_device
 from secateur.runtime.device.cudart import describe
-from secateur.runtime.device.device_buffer import DeviceBuffer
-from secateur.runtime.device.engine import Context, Engine
+from secateur.runtime.device.engine import Context, Engine, Plans
 from secateur.runtime.device.memory import Block
-from secateur.runtime.device.plans import Plans
 from secateur.runtime.device.step_graph import StepGraph
-from secateur.runtime.device.stream import Stream
+from secateur.runtime.device.stream import DeviceBuffer, Stream
 from secateur.runtime.receipt import Stopwatch
 
 ALIGNMENT = 256

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Import cuda-python on demand and raise its error codes as exceptions; for cuda-python 12.6 to 13."""
+"""Access to cuda-python 12.6 to 13: import on demand, error codes as exceptions, and timing with events."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from secateur.errors import BackendMissing, SecateurError
+from secateur.runtime.receipt import Stopwatch
 
 INSTEAD = "or use `--backend ort`, which runs on the CPU"
 INSTALL = "install cuda-python of the driver's CUDA: 'cuda-python>=12.6.2,<13' or 'cuda-python>=13,<14'"
@@ -48,3 +49,35 @@ def check(result: tuple[Any, ...]) -> Any:
         mend = MENDS.get(error.name)
         raise SecateurError(f"CUDA failed with {error.name}" + (f"; {mend}" if mend else ""))
     return result[1] if len(result) > 1 else None
+
+
+class Clock:
+    """Measures time on a stream with CUDA events, which are reused after they are read."""
+
+    def __init__(self, cudart: Any, stream: Any) -> None:
+        self._cudart, self._stream = cudart, stream
+        self._events: list[Any] = []
+        self._unread: list[tuple[Stopwatch, str, Any, Any]] = []
+
+    def mark(self) -> Any:
+        """Return an event after the work that is already enqueued."""
+        event = self._events.pop() if self._events else check(self._cudart.cudaEventCreate())
+        check(self._cudart.cudaEventRecord(event, self._stream))
+        return event
+
+    def note(self, watch: Stopwatch, stage: str, start: Any, end: Any) -> None:
+        """Add the time between two events to `stage` at the next `read`."""
+        self._unread.append((watch, stage, start, end))
+
+    def read(self) -> None:
+        """Add all noted times to their watches, in milliseconds; the stream must be synchronized."""
+        for watch, stage, start, end in self._unread:
+            spent = check(self._cudart.cudaEventElapsedTime(start, end))
+            watch.add(stage, spent)
+            self._events += start, end
+        self._unread.clear()
+
+    def close(self) -> None:
+        for event in self._events:
+            check(self._cudart.cudaEventDestroy(event))
+        self._events.clear()

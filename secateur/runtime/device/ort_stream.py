@@ -12,8 +12,7 @@ import numpy as np
 
 from secateur.errors import BackendMissing
 from secateur.runtime.device.cudart import describe
-from secateur.runtime.device.device_buffer import DeviceBuffer
-from secateur.runtime.device.stream import Stream
+from secateur.runtime.device.stream import DeviceBuffer, Stream
 from secateur.runtime.receipt import Stopwatch
 
 PROVIDER = "CUDAExecutionProvider"

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One CUDA stream: work runs in the order of the calls, and only `download` and `synchronize` wait."""
+"""A CUDA stream and tensors in its memory: work runs in order, and only `download` and `synchronize` wait."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from secateur.errors import BackendMissing, SecateurError
-from secateur.runtime.device.clock import Clock
-from secateur.runtime.device.cudart import INSTEAD, check, import_cudart
+from secateur.runtime.backends.base import Array, Buffer
+from secateur.runtime.device.cudart import INSTEAD, Clock, check, import_cudart
 from secateur.runtime.device.memory import Block, DeviceMemory, PinnedMemory
 from secateur.runtime.device.strides import StridedLayout, copies
 from secateur.runtime.receipt import Stopwatch
@@ -179,3 +180,57 @@ class Stream:
         self._check_open()
         if self.capturing:
             raise SecateurError("a recorded step may only run graphs; it cannot allocate, upload or wait")
+
+
+class DeviceBuffer:
+    """A `Buffer` on one CUDA stream: writes are asynchronous, `numpy` waits.
+
+    block  device memory, shared with all its views
+    """
+
+    def __init__(self, stream: Stream, block: Block, layout: StridedLayout, dtype: np.dtype[Any]) -> None:
+        self.block, self._stream, self._layout, self._dtype = block, stream, layout, dtype
+
+    @classmethod
+    def zeros(cls, stream: Stream, shape: tuple[int, ...], dtype: np.dtype[Any] | type | str) -> DeviceBuffer:
+        """Return a new buffer filled with zeros."""
+        kind = np.dtype(dtype)
+        block = stream.block(math.prod(shape) * kind.itemsize)
+        stream.clear(block)
+        return cls(stream, block, StridedLayout.packed(block.address, tuple(shape), kind.itemsize), kind)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self._layout.shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self._dtype
+
+    @property
+    def address(self) -> int:
+        return self._layout.address
+
+    @property
+    def contiguous(self) -> bool:
+        """Whether there are no gaps between rows, as graphs require."""
+        return self._layout.contiguous
+
+    def view(self, *index: slice) -> DeviceBuffer:
+        return DeviceBuffer(self._stream, self.block, self._layout.view(index), self._dtype)
+
+    def write(self, source: Buffer | Array) -> None:
+        if source.shape != self.shape or source.dtype != self._dtype:
+            raise ValueError(
+                f"cannot write {source.dtype} {list(source.shape)} into a buffer of {self._dtype} {list(self.shape)}"
+            )
+        if isinstance(source, np.ndarray):
+            self._stream.upload(source, self._layout)
+        elif isinstance(source, DeviceBuffer):
+            self._stream.copy(self._layout, source._layout)
+        else:
+            raise TypeError(f"cannot copy a {type(source).__name__} to a CUDA device; pass its array")
+
+    def numpy(self) -> Array:
+        array: Array = self._stream.download(self._layout).view(self._dtype).reshape(self.shape)
+        return array

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from secateur.runtime.buffer_checks import check_slices
+from secateur.runtime.backends.base import check_slices
 
 LARGEST_PITCH = (1 << 31) - 1
 """Maximum pitch of a 2D copy in bytes (device property memPitch, the same for all known devices)."""

@@ -19,8 +19,7 @@ from secateur.errors import BackendMissing, SecateurError
 from secateur.runtime.backends.ort import HostBuffer
 from secateur.runtime.backends.torch import TensorBuffer
 from secateur.runtime.device import stream as stream_module
-from secateur.runtime.device.device_buffer import DeviceBuffer
-from secateur.runtime.device.stream import Stream
+from secateur.runtime.device.stream import DeviceBuffer, Stream
 from secateur.runtime.device.strides import StridedLayout, copies
 from secateur.runtime.receipt import Stopwatch
 

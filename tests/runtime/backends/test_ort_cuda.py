@@ -16,9 +16,9 @@ from secateur.bundle.manifest import GraphSpec, TensorSpec
 from secateur.errors import BackendMissing, BadBundle, InputError
 from secateur.runtime import Bundle, Pipeline
 from secateur.runtime.backends import ort
-from secateur.runtime.device.device_buffer import DeviceBuffer
+from secateur.runtime.backends.base import BF16, register_dtype
 from secateur.runtime.device.ort_stream import PROVIDER, Cuda
-from secateur.runtime.dtypes import BF16, learn
+from secateur.runtime.device.stream import DeviceBuffer
 
 OPTIONS: dict[str, Any] = {"max_new_tokens": 8}
 
@@ -85,7 +85,7 @@ def test_buffers_are_on_the_device(simulated_ort: Any, bundle_path: Path) -> Non
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_bf16_is_bound_by_its_number(simulated_ort: Any, tmp_path: Path, device: str) -> None:
     """bf16 is not a numpy type, so it is bound by number; the CPU package has kernels for these operators."""
-    learn("bf16")
+    register_dtype("bf16")
     kind, single = onnx.TensorProto.BFLOAT16, onnx.TensorProto.FLOAT
     made = onnx.helper.make_graph(
         [

@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 
 from secateur.errors import SecateurError
-from secateur.runtime.device.device_buffer import DeviceBuffer
 from secateur.runtime.device.step_graph import StepGraph
-from secateur.runtime.device.stream import Stream
+from secateur.runtime.device.stream import DeviceBuffer, Stream
 from secateur.runtime.receipt import Stopwatch
 
 

@@ -19,7 +19,7 @@ from secateur.engines.device import this_device
 from secateur.engines.manifest import ENGINES, ENGINES_FILE
 from secateur.errors import BackendMissing, BadBundle, BadEngine, InputError, SecateurError
 from secateur.runtime import Bundle, Pipeline
-from secateur.runtime.device.plans import Plans
+from secateur.runtime.device.engine import Plans
 
 
 def refused(root: Path, message: str, error: type[Exception] = BadEngine) -> None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from secateur.bundle.layout import Layout, View
-from secateur.runtime.token_batch import TokenBatch
+from secateur.runtime.decoder_inputs import TokenBatch
 
 PAD, IMAGE_ROWS = 0, [2, 3, 4, 5, 7, 8]
 VIEWS = (View(2, 4, (2, 2)), View(7, 2, (1, 2)))
