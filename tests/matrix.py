@@ -12,16 +12,16 @@ FOUND = ROOT / "build" / "matrix"
 PAGE = ROOT / "docs" / "matrix.md"
 HEAD = """# Families and methods
 
-Written by `make matrix`, which runs every method on the random four-layer model of every family, and compares
+`make matrix` writes this page. It runs every method on a random four-layer model of every family, and checks:
 
-- **parity**: each graph and the whole chain on ONNX Runtime with torch, and the segments with transformers' own forward
-- **pruned**: the logits with transformers' layers in which the dropped tokens are masked (1e-4, fp32)
-- **decode**: the logits of each decode step with a fresh masked run of the longer sequence (1e-4, fp32)
-- **follow-up**: a second question with one long conversation
-- **batch**: two samples of different pictures and lengths with each of them alone
+- **parity**: each graph and the whole chain on ONNX Runtime equal torch, and the segments equal transformers' own forward
+- **pruned**: the logits equal those of transformers' layers with the dropped tokens masked (1e-4, fp32)
+- **decode**: the logits of each decode step equal those of a new masked run of the longer sequence (1e-4, fp32)
+- **follow-up**: a follow-up question equals one long conversation
+- **batch**: two samples with different images and lengths equal each sample alone
 - **two images**: pruned, decode and batch with two images in the prompt, each with its own quota
 
-A method that does not fit a family is refused with the reason, never run as something else.
+A method that does not fit a family is refused with the reason.
 
 """
 
@@ -38,7 +38,7 @@ def page() -> str:
     lines += [
         f"| {m} | " + " | ".join(_cell(checks.get(m, {})) for checks in families.values()) + " |" for m in methods
     ]
-    lines += ["", "Each cell: checks passed of those made, and how many were refused. What was refused:", ""]
+    lines += ["", "Each cell has the passed and the made checks, and the number of refused checks. Refused:", ""]
     return HEAD + "\n".join([*lines, *_reasons(families)]) + "\n"
 
 
