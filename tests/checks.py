@@ -138,7 +138,7 @@ def decoded(
     chain, pad = vlm._sizes.first, family.prompt.pad
     first = TokenBatch.prompt(family.layout, [rows], pad)
     cache = chain.cache(1, first.input_ids.shape[1] + len(said), name)
-    seen = chain.see(pixels(family, images), name, Stopwatch())
+    seen = chain.encode(pixels(family, images), name, Stopwatch())
     logits = [chain.prefill(first, seen, name, cache, Stopwatch()).logits[0]]
     for token in said:
         logits.append(chain.step(TokenBatch.pad([[token]], pad, cache.position), cache)[0].copy())

@@ -14,7 +14,7 @@ HEAD = """# Families and methods
 
 `make matrix` writes this page. It runs every method on a random four-layer model of every family, and checks:
 
-- **parity**: each graph and the whole chain on ONNX Runtime equal torch, and the segments equal transformers' own forward
+- **parity**: each graph and the whole chain on ONNX Runtime equal torch, and the segments equal transformers' forward
 - **pruned**: the logits equal those of transformers' layers with the dropped tokens masked (1e-4, fp32)
 - **decode**: the logits of each decode step equal those of a new masked run of the longer sequence (1e-4, fp32)
 - **follow-up**: a follow-up question equals one long conversation

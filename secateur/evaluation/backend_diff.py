@@ -150,7 +150,7 @@ def _walk(run: SizedSchedule, backend: base.Backend, prompt: Prompt) -> None:
     watch, chain = Stopwatch(), Chain(run.manifest, backend, [run.schedule])
     pixels, rows = example(run.manifest, prompt)
     cache = chain.cache(1, rows.input_ids.shape[1] + 1, run.schedule)
-    walk = chain.prefill(rows, chain.see(pixels, run.schedule, watch), run.schedule, cache, watch)
+    walk = chain.prefill(rows, chain.encode(pixels, run.schedule, watch), run.schedule, cache, watch)
     chain.step(TokenBatch.pad([[int(walk.logits.argmax())]], prompt.pad, cache.position), cache)
 
 

@@ -142,7 +142,7 @@ def _walks(
 ) -> list[Walk]:
     """Run the prefill and, with `prompt`, decode steps on `tokens`, or on the most likely token of each step."""
     watch, steps = Stopwatch(), DECODE_STEPS if prompt else 0
-    seen = chain.see(given.pixels, schedule, watch)
+    seen = chain.encode(given.pixels, schedule, watch)
     cache = chain.cache(1, given.rows.input_ids.shape[1] + steps, schedule)
     walks = [chain.prefill(given.rows, seen, schedule, cache, watch)]
     for step in range(steps):

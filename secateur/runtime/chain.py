@@ -74,7 +74,7 @@ class Chain:
             if graph.kind != "gate" or graph.name in gates:
                 backend.load(graph)
 
-    def see(self, pixels: Array, schedule: str, watch: Stopwatch) -> EncodedImages:
+    def encode(self, pixels: Array, schedule: str, watch: Stopwatch) -> EncodedImages:
         """Encode pixel values [B*I,...] into vision tokens; runs the gate in the encoder if the schedule has one."""
         layout, images = self.manifest.layout, pixels.shape[0]
         index = own = np.tile(np.arange(layout.image_tokens, dtype=np.int64), (images, 1))
@@ -86,13 +86,13 @@ class Chain:
                 "pixel_values": self._upload("pixel_values", pixels.astype(dtype)),
                 "vision_index": self._upload("vision_index", own),
             }
-            seen = self._run(gate.graph if gate and smaller else layout.vision, given, watch)
+            made = self._run(gate.graph if gate and smaller else layout.vision, given, watch)
             if gate and not smaller:
-                seen |= self._run(gate.graph, given | seen, watch)
+                made |= self._run(gate.graph, given | made, watch)
             if gate:  # the decoder's positions depend on the kept tokens, so the host waits for them here
-                index = seen["vision_index"].numpy().copy()
-            tokens = self._kept(self._run("projector", seen, watch)["vision_tokens"])
-            planes = tuple(self._kept(seen[f"deepstack.{i}"]) for i in range(self.manifest.dimensions.planes))
+                index = made["vision_index"].numpy().copy()
+            tokens = self._copy(self._run("projector", made, watch)["vision_tokens"])
+            planes = tuple(self._copy(made[f"deepstack.{i}"]) for i in range(self.manifest.dimensions.planes))
         every, index = (layout.of_samples(x) for x in (own, index))
         return EncodedImages(tokens, planes, index, (gate_receipt(gate, every, index, layout),) if gate else ())
 
@@ -119,10 +119,10 @@ class Chain:
             with self._lock:
                 self._spare = cache
 
-    def prefill(self, rows: TokenBatch, seen: EncodedImages, schedule: str, cache: KVCache, watch: Stopwatch) -> Walk:
+    def prefill(self, rows: TokenBatch, images: EncodedImages, schedule: str, cache: KVCache, watch: Stopwatch) -> Walk:
         """Run the prefill of the first question, with its vision tokens and gates."""
         layout, ref = self.manifest.layout, self.manifest.schedules[schedule]
-        index = np.repeat(seen.vision_index, cache.batch // len(seen.vision_index), axis=0)
+        index = np.repeat(images.vision_index, cache.batch // len(images.vision_index), axis=0)
         rows = rows.without(layout, index, ref.positions == "compact")
         encoder = next((gate for gate in ref.gates if gate.kind in ENCODER_GATES), None)
         spans = layout.pruned(encoder.of_views) if encoder else layout.spans
@@ -130,9 +130,9 @@ class Chain:
         with self._lock, self.backend.clock(watch, "prefill"):
             hidden = self._embed(rows, watch)
             planes = self._planes(hidden.shape)
-            seen.write(hidden, planes.values(), spans)
+            images.write(hidden, planes.values(), spans)
             walk = self._decode(hidden, planes, rows, gates, index, [0] * len(cache.shift), cache, watch)
-        return replace(walk, gates=(*seen.gates, *walk.gates), kept=(*([index] if seen.gates else []), *walk.kept))
+        return replace(walk, gates=(*images.gates, *walk.gates), kept=(*([index] if images.gates else []), *walk.kept))
 
     def extend(self, rows: TokenBatch, cache: KVCache, watch: Stopwatch) -> Walk:
         """Run the prefill of a follow-up question; every segment reads all its cached rows."""
@@ -155,7 +155,7 @@ class Chain:
     def _embed(self, rows: TokenBatch, watch: Stopwatch) -> Buffer:
         return self._run("embed", {"input_ids": self._upload("input_ids", rows.input_ids)}, watch)["hidden_states"]
 
-    def _kept(self, buffer: Buffer) -> Buffer:
+    def _copy(self, buffer: Buffer) -> Buffer:
         """Return a copy that the next run does not overwrite."""
         copy = self.backend.allocate(buffer.shape, buffer.dtype)
         copy.write(buffer)
@@ -189,7 +189,7 @@ class Chain:
         shift  for each segment, the number to subtract from the positions
         """
         every, moved = index, 0
-        named = self._named(hidden, planes, rows, index)
+        named = self._inputs(hidden, planes, rows, index)
         mask = rows.attention_mask
         given: Buffers = {}
         masks: list[Ints] = []
@@ -226,7 +226,7 @@ class Chain:
         axes, positions = self.manifest.layout.axes, rows.position_ids
         return positions if axes == 1 or positions.ndim == 3 else np.tile(positions, (axes, 1, 1))
 
-    def _named(self, hidden: Buffer, planes: Buffers, rows: TokenBatch, index: Ints) -> Buffers:
+    def _inputs(self, hidden: Buffer, planes: Buffers, rows: TokenBatch, index: Ints) -> Buffers:
         """Return the input tensors of the chain by name; every routing gate reads the full rows."""
         question = np.array([self.manifest.layout.next_position], np.int64)
         named: Buffers = planes | {

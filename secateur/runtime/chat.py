@@ -28,7 +28,7 @@ class Chat:
     Made by `Pipeline.open`. Gates choose vision tokens for the first question, and all questions use these. Close it
     when done.
 
-    seen      vision tokens of each sample's images, or of one sample that the whole batch shares
+    encoded   vision tokens of each sample's images, or of one sample that the whole batch shares
     fitted    how the images of each sample were fitted to the canvas
     capacity  cache rows of the whole chat, before any gate; None: the rows of the first turn
     watch     has the time already spent on the images
@@ -38,7 +38,7 @@ class Chat:
         self,
         chain: Chain,
         tokenizer: Tokenizer,
-        seen: EncodedImages,
+        encoded: EncodedImages,
         fitted: Sequence[tuple[Fitted, ...]],
         schedule: str,
         capacity: int | None,
@@ -48,7 +48,7 @@ class Chat:
         self.turn: Turn | None = None
         self.gates: tuple[GateReceipt, ...] = ()
         self.kept: tuple[Ints, ...] = ()
-        self._seen, self.fitted, self._watch = seen, tuple(fitted), watch
+        self._encoded, self.fitted, self._watch = encoded, tuple(fitted), watch
         self._cache: KVCache | None = None
         self._closed = False
 
@@ -99,11 +99,11 @@ class Chat:
             most = self.chain.backend.most_rows
             self._check(rows, sampling, capacity if most is None else min(capacity, most), layout.rows)
             cache = self.chain.cache(len(self.fitted), capacity, self.schedule)
-            walk = self.chain.prefill(rows, self._seen, self.schedule, cache, watch)
+            walk = self.chain.prefill(rows, self._encoded, self.schedule, cache, watch)
             self._cache, self.gates, self.kept = cache, walk.gates, walk.kept
         else:
-            unread = turn.unread(cache.position)
-            tails = [[*u, *self.tokenizer.next(q)] for u, q in zip(unread, questions, strict=True)]
+            left = turn.not_cached(cache.position)
+            tails = [[*u, *self.tokenizer.next(q)] for u, q in zip(left, questions, strict=True)]
             rows = TokenBatch.pad(tails, self.tokenizer.prompt.pad, cache.position)
             self._check(rows, sampling, cache.room())
             walk = self.chain.extend(rows, cache, watch)
@@ -192,7 +192,7 @@ class Turn:
             pass
         return [self._answer(b) for b in range(len(self.tokens))]
 
-    def unread(self, position: Ints) -> list[list[int]]:
+    def not_cached(self, position: Ints) -> list[list[int]]:
         """Return the generated tokens of each sample after cache position `position` [B], without stop tokens."""
         stop = self._chat.tokenizer.prompt.stop
         done = position - self._start

@@ -259,9 +259,9 @@ class Pipeline:
         """Return a chat about the images of `batch` samples, or of one sample that all share; of one image size."""
         name, chain, watch = self._schedule(schedule), self._sizes.chain(prepared[0].size), Stopwatch()
         watch.add("preprocess", sum(each.milliseconds for each in prepared))
-        seen = chain.see(np.concatenate([each.pixels for each in prepared]), name, watch)
+        encoded = chain.encode(np.concatenate([each.pixels for each in prepared]), name, watch)
         fitted = [each.fitted for each in prepared] * (batch // len(prepared))
-        return Chat(chain, self._tokenizer, seen, fitted, name, capacity, watch)
+        return Chat(chain, self._tokenizer, encoded, fitted, name, capacity, watch)
 
     def _schedule(self, name: str | None) -> str:
         names = self.schedules

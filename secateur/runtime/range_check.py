@@ -79,11 +79,11 @@ class RangeCheck(ObservedBackend):
             SecateurError: an output is outside of the safe range; names the graph, the tensor and the row.
         """
         spec = self._graphs[graph]
-        self._follow(spec, outputs)
+        self._track(spec, outputs)
         for tensor in spec.outputs:
-            self._look(spec, tensor, inputs, outputs[tensor.name].numpy())
+            self._check_tensor(spec, tensor, inputs, outputs[tensor.name].numpy())
 
-    def _follow(self, spec: GraphSpec, outputs: Buffers) -> None:
+    def _track(self, spec: GraphSpec, outputs: Buffers) -> None:
         """Track the kept vision tokens, and the layout of the current image size."""
         self._layout = self._layouts.get(spec.name, self._layout)
         index = next((outputs[x.name].numpy() for x in spec.outputs if x.flows_to == "vision_index"), None)
@@ -96,7 +96,7 @@ class RangeCheck(ObservedBackend):
         elif index is not None:
             self._alive = index.copy()
 
-    def _look(self, spec: GraphSpec, tensor: TensorSpec, inputs: Buffers, array: base.Array) -> None:
+    def _check_tensor(self, spec: GraphSpec, tensor: TensorSpec, inputs: Buffers, array: base.Array) -> None:
         if not array.size or not is_float(array.dtype):
             return
         sizes = np.abs(array.astype(np.float32 if array.dtype.itemsize < 4 else array.dtype))
@@ -113,9 +113,9 @@ class RangeCheck(ObservedBackend):
         row, sample = (int(at[0]), int(at[1])) if has_rows else (0, int(at[0]))
         where = ""
         if _in_encoder(spec):
-            sample, where = self._token(spec, row, sample)
+            sample, where = self._token_name(spec, row, sample)
         elif has_rows:
-            where = self._row(spec, tensor, inputs, row, sample, len(array))
+            where = self._row_name(spec, tensor, inputs, row, sample, len(array))
         self.found = OutOfRange(
             spec.name,
             tensor.name,
@@ -128,13 +128,13 @@ class RangeCheck(ObservedBackend):
         )
         raise SecateurError(str(self.found))
 
-    def _token(self, spec: GraphSpec, row: int, image: int) -> tuple[int, str]:
+    def _token_name(self, spec: GraphSpec, row: int, image: int) -> tuple[int, str]:
         """Return the sample of an image, and the name of the original vision token of a row."""
         token = row if spec.kind == "vision" or self._seen is None else int(self._seen[image][row])
         sample, number = divmod(image, self._layout.images)
         return sample, f"vision token {number * self._layout.image_tokens + token}"
 
-    def _row(
+    def _row_name(
         self,
         spec: GraphSpec,
         tensor: TensorSpec,

@@ -81,14 +81,16 @@ class Context:
         self.profile, self._stream, self._errors = profile, stream, errors
         self._context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         if self._context is None:
-            raise SecateurError(f"TensorRT cannot create a context for the profile '{profile.name}': {_said(errors)}")
+            raise SecateurError(
+                f"TensorRT cannot create a context for the profile '{profile.name}': {_messages(errors)}"
+            )
         self._context.nvtx_verbosity = (
             trt.ProfilingVerbosity.NONE
         )  # plans have detailed layer names, and NVTX marks take time
         try:
             self._context.set_optimization_profile_async(index, stream.handle)
         except RuntimeError:  # the recorder has the message, not the exception
-            raise SecateurError(f"TensorRT refuses the profile '{profile.name}': {_said(errors)}") from None
+            raise SecateurError(f"TensorRT refuses the profile '{profile.name}': {_messages(errors)}") from None
         self._memory: Block | None = None
         self._shapes: dict[str, Shape] = {}
         self._addresses: dict[str, int] = {}
@@ -130,7 +132,7 @@ class Context:
         if not all(done) or not self._context.execute_async_v3(self._stream.handle):
             self._shapes.clear()
             self._addresses.clear()
-            raise SecateurError(_said(self._errors))
+            raise SecateurError(_messages(self._errors))
 
 
 class Engine:
@@ -148,7 +150,7 @@ class Engine:
         self.graph = graph
         self._engine = runtime.deserialize_cuda_engine(blob)
         if self._engine is None:
-            raise BadEngine(f"{plan.file} cannot be loaded: {_said(errors)}; {MEND}")
+            raise BadEngine(f"{plan.file} cannot be loaded: {_messages(errors)}; {MEND}")
         self._compare(trt, plan)
         self.memory = int(self._engine.device_memory_size_v2)
         contexts = [
@@ -205,7 +207,7 @@ def _room(context: Context) -> int:
     return sum(math.prod(bounds.max) for bounds in context.profile.ranges.values())
 
 
-def _said(errors: Recorder) -> str:
+def _messages(errors: Recorder) -> str:
     """Return and clear TensorRT's messages."""
     text = described(errors) or "TensorRT gave no reason"
     errors.clear()
