@@ -89,17 +89,7 @@ def test_command_line(tree: Path) -> None:
     shown = run(tree, "export.py", "--method", "loudness", "-h")
     assert "options of loudness" in shown and "--power" in shown and "exponent of the norm" in shown
     made = run(
-        tree,
-        "-m",
-        "secateur",
-        "calibrate",
-        "--method",
-        "loudness",
-        "--power",
-        "3",
-        "--compression",
-        "0.75",
-        "--json",
+        tree, "-m", "secateur", "calibrate", "--method", "loudness", "--power", "3", "--compression", "0.75", "--json"
     )
     (schedule,) = json.loads(made)["schedules"].values()
     assert schedule["gates"] == [{"layer": 0, "kind": "prune", "keep": 36}]

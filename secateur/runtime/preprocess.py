@@ -14,17 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from secateur.bundle.preprocess import (
-    BLACK,
-    MAX_PIXELS,
-    PROCESSOR,
-    Color,
-    Preprocess,
-    Size,
-    Tile,
-    Window,
-    resized,
-)
+from secateur.bundle.preprocess import BLACK, MAX_PIXELS, PROCESSOR, Color, Preprocess, Size, Tile, Window, resized
 from secateur.errors import BadImage
 
 Pixels = NDArray[np.uint8]

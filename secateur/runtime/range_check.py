@@ -117,14 +117,7 @@ class RangeCheck(ObservedBackend):
         elif has_rows:
             where = self._row_name(spec, tensor, inputs, row, sample, len(array))
         self.found = OutOfRange(
-            spec.name,
-            tensor.name,
-            sample,
-            where,
-            float(array[at]),
-            finite,
-            limit,
-            array.dtype.name,
+            spec.name, tensor.name, sample, where, float(array[at]), finite, limit, array.dtype.name
         )
         raise SecateurError(str(self.found))
 
@@ -134,15 +127,7 @@ class RangeCheck(ObservedBackend):
         sample, number = divmod(image, self._layout.images)
         return sample, f"vision token {number * self._layout.image_tokens + token}"
 
-    def _row_name(
-        self,
-        spec: GraphSpec,
-        tensor: TensorSpec,
-        inputs: Buffers,
-        row: int,
-        sample: int,
-        rows: int,
-    ) -> str:
+    def _row_name(self, spec: GraphSpec, tensor: TensorSpec, inputs: Buffers, row: int, sample: int, rows: int) -> str:
         """Return the name of a row: a vision token, a text row of the prompt, or a row of a follow-up question."""
         tokens = {place: token for token, place in enumerate(self._layout.vision_rows)}
         dropped: set[int] = set()
