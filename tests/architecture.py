@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draw docs/architecture.svg, the data flow and who imports whom: python -m tests.architecture"""
+"""Draw the data flow and the imports between packages in docs/architecture.svg: python -m tests.architecture"""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FLOW = (
     ("plans, engines.json", "runtime"),
     ("answer, receipt", ""),
 )
-"""Files, and the package that reads them and writes the next ones."""
+"""Files, each with the package that reads it and writes the next file."""
 CELL, LEFT, TOP, WIDTH = 28, 150, 310, 1000
 STYLE = """text{font:13px sans-serif;fill:#1b1f24}.file{fill:#fff;stroke:#57606a}.package{fill:#dafbe1;stroke:#1a7f37}
 .band{fill:#eef1f4}.allowed{fill:#cfe3f7}.used{fill:#0b5cad}.special{fill:#bc4c00}
@@ -26,7 +26,7 @@ STYLE = """text{font:13px sans-serif;fill:#1b1f24}.file{fill:#fff;stroke:#57606a
 
 
 def layers() -> list[list[str]]:
-    """Packages of each layer of the import contract, top layer first."""
+    """Return the packages of each layer of the import contract, from the top."""
     config = configparser.ConfigParser()
     config.read(ROOT / "setup.cfg", encoding="utf-8")
     lines = config["importlinter:contract:layers"]["layers"].split("\n")
@@ -34,7 +34,7 @@ def layers() -> list[list[str]]:
 
 
 def imports() -> set[tuple[str, str]]:
-    """Pairs of packages of which the first imports the second, lazy imports included."""
+    """Return pairs of packages where the first imports the second, including lazy imports."""
     graph = grimp.build_graph("secateur", cache_dir=None)
     pairs = ((a, b) for a in graph.modules for b in graph.find_modules_directly_imported_by(a))
     return {(a.split(".")[1], b.split(".")[1]) for a, b in pairs if a.count(".") and b.count(".")}
@@ -49,7 +49,7 @@ def box(x: float, y: float, w: float, h: float, kind: str, more: str = "") -> st
 
 
 def flow() -> list[str]:
-    """The data flow: one box for each kind of file, and the package between two of them."""
+    """Draw the data flow: a box for each kind of file, and a package between two files."""
     parts = [text(20, 30, "The way of the data", 'class="title"')]
     for number, (file, package) in enumerate(FLOW):
         x = 20 + 196 * number
@@ -64,7 +64,7 @@ def flow() -> list[str]:
 
 
 def matrix() -> list[str]:
-    """Who imports whom: a row for each importer, a column for each imported package."""
+    """Draw the imports: a row for each importing package, a column for each imported package."""
     rows = layers()
     order = [name for row in rows for name in row]
     level = {name: number for number, row in enumerate(rows) for name in row}
@@ -91,7 +91,7 @@ def matrix() -> list[str]:
 
 
 def picture() -> str:
-    """The SVG document."""
+    """Return the SVG document."""
     height = TOP + CELL * sum(map(len, layers())) + 20
     tip = '<marker id="tip" markerWidth="8" markerHeight="8" refX="6" refY="4" orient="auto"><path d="M0 0 8 4 0 8z"/>'
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img">'

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What must always be true of a bundle's answers, whatever the family, the method and the number of images."""
+"""Checks of a bundle's answers, for every family, method and number of images."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def picture(seed: int, size: tuple[int, int] = (24, 24)) -> Image.Image:
 
 
 def pictures(family: Family, seed: int) -> Pictures:
-    """As many as a prompt of the family takes, no two of them alike."""
+    """Return different images, as many as a prompt of the family has."""
     return tuple(picture(100 * seed + i, (24 + 7 * i, 30)) for i in range(family.images))
 
 
 def given(images: Pictures) -> Any:
-    """As Pipeline.ask wants them."""
+    """Return images in the form of an argument of `Pipeline.ask`."""
     return images if len(images) > 1 else images[0]
 
 
@@ -59,7 +59,7 @@ def close(found: np.ndarray, expected: np.ndarray) -> bool:
 def reference(
     vlm: Pipeline, family: Family, images: Pictures, name: str, rows: Sequence[int], kept: Any, generated: int = 0
 ) -> np.ndarray:
-    """Logits [S, V] of the masked reference for what an answer kept; what the encoder's gate kept must be the same."""
+    """Return logits [S, V] of the masked reference for the kept tokens, which a gate in the encoder must keep too."""
     schedule = read_schedule(vlm.bundle.path(vlm.bundle.manifest.schedules[name].file))
     seen = entering(family, pixels(family, images), schedule)
     if seen is not None:
@@ -77,7 +77,7 @@ def reference(
 
 
 def check_parity(exported: Exported, name: str) -> None:
-    """The export compared the chain, each gate, and the segments with torch, and all was equal."""
+    """Check that the export compared the chain, each gate and the segments with torch, and that they are equal."""
     gates = exported.manifest.schedules[name].gates
     found = {parity.name: parity for parity in exported.parity}
     kept = [f"other tokens kept, {name}"] if any(gate.keep for gate in gates) else []
@@ -87,7 +87,7 @@ def check_parity(exported: Exported, name: str) -> None:
 
 
 def check_full(vlm: Pipeline, family: Family) -> None:
-    """The schedule without gates is transformers' own `generate`: the same tokens, the same logits."""
+    """Check that the schedule without gates has the tokens and logits of transformers' `generate`."""
     images = pictures(family, 0)
     prompt = [*family.layout.ids(family.image_token_id), *tokenizer(family).first(QUESTION)]
     expected = family.model.generate(
@@ -104,7 +104,7 @@ def check_full(vlm: Pipeline, family: Family) -> None:
 
 
 def check_pruned(vlm: Pipeline, family: Family, name: str, seed: int = 0) -> None:
-    """The first token's logits are those of the masked reference; something was dropped, as the receipt says."""
+    """Check that the first logits equal the masked reference, and that tokens were dropped as in the receipt."""
     images, rows = pictures(family, seed), tokenizer(family).first(QUESTION)
     answer = vlm.ask(given(images), QUESTION, schedule=name, max_new_tokens=1)
     start = family.layout.rows + len(rows) - 1
@@ -115,10 +115,10 @@ def check_pruned(vlm: Pipeline, family: Family, name: str, seed: int = 0) -> Non
 
 
 def check_decode(vlm: Pipeline, family: Family, name: str, seed: int = 0) -> None:
-    """Decode step t is a fresh masked run of the longer sequence with the same kept indices.
+    """Check that decode step t equals a new masked run of the longer sequence with the same kept tokens.
 
-    The tokens of the answer are its likeliest, and the logits after them and after further tokens are the same: a
-    random model says one token again and again, which a wrong position or cache may not change.
+    A random model repeats one token, which hides wrong positions and caches. So other tokens are fed after the answer,
+    and their logits must be equal too.
     """
     images, rows = pictures(family, seed), tokenizer(family).first(QUESTION)
     answer = vlm.ask(given(images), QUESTION, schedule=name, max_new_tokens=5)
@@ -134,7 +134,7 @@ def check_decode(vlm: Pipeline, family: Family, name: str, seed: int = 0) -> Non
 def decoded(
     vlm: Pipeline, family: Family, images: Pictures, name: str, rows: Sequence[int], said: Sequence[int]
 ) -> list[np.ndarray]:
-    """Logits [V] after the prompt and after each of the tokens `said`, which are fed one by one."""
+    """Return logits [V] after the prompt and after each of the tokens `said`, which are fed one by one."""
     chain, pad = vlm._sizes.first, family.prompt.pad
     first = TokenBatch.prompt(family.layout, [rows], pad)
     cache = chain.cache(1, first.input_ids.shape[1] + len(said), name)
@@ -146,7 +146,7 @@ def decoded(
 
 
 def check_follow_up(vlm: Pipeline, family: Family, name: str) -> str | None:
-    """A further question is one long conversation; families of a single question refuse it: returns the reason."""
+    """Check that a follow-up question equals one long conversation; return the reason if the family refuses it."""
     images, words = pictures(family, 2), tokenizer(family)
     chat = vlm.open(given(images), schedule=name, capacity=family.layout.rows + 60)
     first = chat.ask(QUESTION, max_new_tokens=3)
@@ -162,7 +162,7 @@ def check_follow_up(vlm: Pipeline, family: Family, name: str) -> str | None:
 
 
 def check_batch(vlm: Pipeline, family: Family, name: str) -> None:
-    """Two samples of different pictures and lengths answer as each of them alone."""
+    """Check that two samples of different images and lengths have the answers of each sample alone."""
     samples, questions = [pictures(family, 3), pictures(family, 4)], [QUESTION, LONGER]
     together = vlm.ask([given(images) for images in samples], questions, schedule=name, max_new_tokens=4)
     for images, question, answer in zip(samples, questions, together, strict=True):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A bundle of any family with a schedule of every method that takes it."""
+"""Bundles of any family, with a schedule of every method that supports it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.conftest import COMPRESSION, method, schedules
 
 @dataclass(frozen=True)
 class Case:
-    """A model, what its export found, its bundle opened, and why it refuses methods."""
+    """A model, the results of its export, its open bundle, and the reason for each refused method."""
 
     family: Family
     exported: Exported
@@ -30,7 +30,7 @@ class Case:
     refused: dict[str, str]
 
     def has(self, name: str) -> str:
-        """`name`, if the bundle has such a schedule; else the test is skipped with the reason."""
+        """Return `name` if the bundle has this schedule; else skip the test with the reason."""
         if name in self.refused:
             pytest.skip(f"refused: {self.refused[name]}")
         return name
@@ -40,7 +40,7 @@ HALF = BudgetRequest(compression=COMPRESSION)
 
 
 def case(family: Family, names: Sequence[str], folder: Path, request: BudgetRequest = HALF) -> Case:
-    """Export `family` with the methods `names`, checked against torch."""
+    """Export `family` with the methods `names`, and check the bundle against torch."""
     made, refused = list[Schedule](), dict[str, str]()
     for name in names:
         try:

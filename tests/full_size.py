@@ -66,7 +66,7 @@ def config(layers: int = 32, edge: int = 336) -> LlavaConfig:
 def write(
     folder: Path, model: LlavaConfig, dtype: torch.dtype = torch.float16, shard: int = 5_000_000_000, seed: int = 0
 ) -> int:
-    """Write the checkpoint; returns the bytes of its weights."""
+    """Write the checkpoint, and return the number of bytes of its weights."""
     folder.mkdir(parents=True)
     model.dtype = dtype
     model.architectures = ["LlavaForConditionalGeneration"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The plain oracle: transformers' own layers and attention, all rows kept, dropped tokens masked from a layer on."""
+"""Reference run: transformers' own layers and attention on all rows, with dropped tokens masked from a layer on."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from secateur.selection.selector import GateInputs, GateSite
 
 @dataclass(frozen=True)
 class Seen:
-    """A masked run: logits [S, V]; per layer the rows [1, S, D] entering it, and its post-RoPE queries and keys."""
+    """Results of a masked run: logits [S, V], and per layer its input rows [1, S, D] and post-RoPE queries and keys."""
 
     logits: NDArray[np.float32]
     before: list[Tensor]
@@ -37,7 +37,7 @@ def masked_logits(
     kept: Mapping[int, Sequence[int]],
     **how: Any,
 ) -> NDArray[np.float32]:
-    """Logits [S, V] of `masked_run`."""
+    """Return the logits [S, V] of `masked_run`."""
     return masked_run(family, pixels, tokens, kept, **how).logits
 
 
@@ -53,14 +53,14 @@ def masked_run(
     vision: Tensor | None = None,
     generated: int = 0,
 ) -> Seen:
-    """Text and images, then `tokens`; from layer l on only the original vision tokens kept[l] are seen.
+    """Run text and images, then `tokens`; from layer l on only the original vision tokens kept[l] are visible.
 
-    A dropped row is still computed, but no row attends to it: gathering with original positions is the same.
+    Dropped rows are still computed, but no other row attends to them, which equals gathering with original positions.
 
-    compact    from layer l on the rows that are seen count their positions anew
-    route      a row that is not seen leaves the layer as it entered it
+    compact    positions are renumbered to count only visible rows
+    route      invisible rows skip the layer
     vision     [1, k, D] replacement for the vision tokens kept[0]
-    generated  so many of the last tokens are an answer: where a prompt is read both ways, they are not
+    generated  number of tokens at the end that are an answer, which is causal even in a bidirectional prompt
     """
     text: Any = family.decoder
     layout = family.layout
@@ -88,7 +88,7 @@ def masked_run(
         positions = counted if compact else original
         rotary = text.rotary(hidden, positions)
         visible = upto & alive[None, :]
-        visible |= torch.eye(rows, dtype=torch.bool)  # a dropped row sees itself, so that it stays finite
+        visible |= torch.eye(rows, dtype=torch.bool)  # a dropped row attends to itself, so that it stays finite
         before.append(hidden)
         query, key = _heads(layer, hidden, rotary)
         queries.append(query)
@@ -96,30 +96,30 @@ def masked_run(
         mask = torch.zeros(rows, rows).masked_fill(~visible, torch.finfo(torch.float32).min)[None, None]
         after = layer(hidden, attention_mask=mask, position_ids=positions, position_embeddings=rotary)
         hidden = torch.where(alive[None, :, None], after, hidden) if route else after
-        if number < len(added):  # what is dropped, or skips the layer, is not added to either
+        if number < len(added):  # not added to rows that are dropped or skip the layer
             hidden = hidden + added[number] * alive[None, :, None]
     logits: NDArray[np.float32] = text.head(text.norm(hidden))[0].float().numpy()
     return Seen(logits, before, queries, keys)
 
 
 def encoded(family: Family, pixels: NDArray[np.float32]) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Vision tokens [1, N, D] of all images of a prompt, and the planes that go with them."""
+    """Return vision tokens [1, N, D] of all images of a prompt, and their DeepStack planes."""
     seen = family.vision()(torch.from_numpy(pixels))
     features, *planes = seen if isinstance(seen, tuple) else (seen,)
     return family.projector()(features).flatten(0, 1)[None], tuple(plane.flatten(0, 1)[None] for plane in planes)
 
 
 def kept_by_layer(gates: Sequence[GateRef], kept: Sequence[Sequence[int]]) -> dict[int, Sequence[int]]:
-    """What an answer's gates kept, by the layer before which they stand."""
+    """Return the tokens kept by each gate, by the layer after the gate."""
     return {gate.layer: indices for gate, indices in zip(gates, kept, strict=True)}
 
 
 @torch.inference_mode()
 def entering(family: Family, pixels: NDArray[np.float32], schedule: Schedule) -> tuple[list[int], Tensor] | None:
-    """What a schedule's gate in the encoder keeps of a prompt's images, and the vision tokens [1, k, D] that it gives.
+    """Return the kept indices and the vision tokens [1, k, D] after the gate in the encoder; None without such a gate.
 
-    None if the schedule has no such gate. Run in torch with the family's encoder, without any graph; that the encoder's
-    scores and the smaller image are transformers' own is shown in tests/models.
+    It runs the family's encoder in torch, without exported graphs. Other tests compare the encoder's scores and the
+    smaller image with transformers.
     """
     gate = next((gate for gate in schedule.gates if gate.kind in ENCODER_GATES), None)
     if gate is None:
@@ -136,7 +136,7 @@ def entering(family: Family, pixels: NDArray[np.float32], schedule: Schedule) ->
 
 
 def _encoder_gate(family: Family, image: Tensor, gate: Gate, schedule: Schedule) -> tuple[Tensor, Tensor]:
-    """Features [1, k, Dv] and index [1, k] of one image, view by view."""
+    """Return features [1, k, Dv] and index [1, k] of one image, view by view."""
     method = plugins.load(methods, schedule.method, "method").Method
     features, index = list[Tensor](), list[Tensor]()
     places = {row: number for number, row in enumerate(family.layout.vision_rows)}
@@ -158,7 +158,7 @@ def _encoder_gate(family: Family, image: Tensor, gate: Gate, schedule: Schedule)
 
 
 def _heads(layer: Any, hidden: Tensor, rotary: Any) -> tuple[Tensor, Tensor]:
-    """Post-RoPE queries [1, H, S, dh] and keys [1, Hkv, S, dh] of a Llama layer, spelled out."""
+    """Return post-RoPE queries [1, H, S, dh] and keys [1, Hkv, S, dh] of a Llama layer."""
     attention = layer.self_attn
     rows = layer.input_layernorm(hidden)
     split = (*rows.shape[:2], -1, attention.head_dim)

@@ -29,7 +29,7 @@ def sample(process: int) -> list[int]:
 
 
 def main(out: Path, command: list[str]) -> int:
-    """Run the command; returns its exit status."""
+    """Run the command, and return its exit status."""
     start, peak = time.perf_counter(), [0] * len(FIELDS)
     child = subprocess.Popen(command)
     with out.open("w", encoding="utf-8") as file:

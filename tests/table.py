@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write the README's table of plug-ins anew: python -m tests.table"""
+"""Update the table of plug-ins in the README: python -m tests.table"""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ KINDS: tuple[tuple[str, ModuleType], ...] = (
 
 
 def table() -> str:
-    """A row a plug-in: the first sentence of its file, read without importing it."""
+    """Return a row for each plug-in with the first sentence of its file, which is read but not imported."""
     rows = ["| option | name | what it is |", "|---|---|---|"]
     for option, package in KINDS:
         for name in plugins.names(package):
@@ -33,7 +33,7 @@ def table() -> str:
 
 
 def replaced(readme: str) -> str:
-    """The README with a fresh table."""
+    """Return the README with an updated table."""
     before, _, rest = readme.partition(BEGIN)
     return before + BEGIN + table() + END + rest.partition(END)[2]
 
