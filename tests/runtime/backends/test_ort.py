@@ -122,6 +122,10 @@ def test_sessions_opened_for_each_run(bundle: Bundle, vlm: Pipeline) -> None:
     assert got.tokens == want.tokens and np.array_equal(got.first_logits, want.first_logits)
 
 
+def test_the_cpu_has_no_description(vlm: Pipeline) -> None:
+    assert vlm.describe() == {}
+
+
 def test_a_graph_that_is_not_loaded(bundle: Bundle) -> None:
     with pytest.raises(SecateurError, match="'vision' is not loaded"):
         Backend(bundle).run("vision", {}, {})

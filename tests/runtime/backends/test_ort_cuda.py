@@ -82,6 +82,13 @@ def test_buffers_are_on_the_device(simulated_ort: Any, bundle_path: Path) -> Non
     backend.close()
 
 
+def test_the_device_is_described(simulated_ort: Any, bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SIMULATED_GPU", "NVIDIA H200")
+    monkeypatch.setenv("SIMULATED_SM", "9.0")
+    with Pipeline.load(bundle_path, verify=False, device="cuda") as pipeline:
+        assert pipeline.describe() == {"GPU": "NVIDIA H200, SM 9.0", "CUDA": "12.6", "driver": "CUDA 12.6"}
+
+
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_bf16_is_bound_by_its_number(simulated_ort: Any, tmp_path: Path, device: str) -> None:
     """bf16 is not a numpy type, so it is bound by number; the CPU package has kernels for these operators."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from secateur.demo.scenes import samples
+from secateur.engines.device import this_device
 from secateur.engines.manifest import ENGINES, Limits
 from secateur.errors import BadPrompt, InputError, SecateurError
+from secateur.export.bundle import Exported
 from secateur.runtime import Bundle, Pipeline
 from secateur.runtime.backends.trt import Backend
 
@@ -134,6 +138,12 @@ def test_tensorrt_11(
         same(*(p.ask(picture(0), QUESTIONS[0], "prune", max_new_tokens=6) for p in (trt, vlm)))
 
 
+def test_the_device_is_described(trt: Pipeline) -> None:
+    device, found = this_device(), trt.describe()
+    assert found["GPU"] == f"{device.gpu}, SM {device.sm}" and found["TensorRT"] == device.tensorrt
+    assert found["CUDA"] == device.cuda and found["driver"] == f"CUDA {device.driver}"
+
+
 def test_a_question_that_is_too_long(trt: Pipeline, picture: Any) -> None:
     with pytest.raises(InputError, match="the engines take at most .*--max-text"):
         trt.ask(picture(0), "red " * 60, "full", max_new_tokens=4)
@@ -155,6 +165,34 @@ def test_limits_of_the_cache(simulated: Any, rebuild: Callable[..., Path]) -> No
     backend = Backend(Bundle.load(rebuild(Limits(1, 10, 6)), verify=False))
     assert (backend.most_rows, backend.masked_past, backend.fixed_shapes) == (2 + 9 + 10 + 6, 0, True)
     backend.close()
+
+
+@pytest.fixture
+def exported(
+    trt_bundle: tuple[Path, Exported], tmp_path: Path, simulated: Any, build_engines: Callable[..., Path]
+) -> Path:
+    """A bundle of fp16 graphs that export made for TensorRT, with engines."""
+    root = tmp_path / "bundle"
+    shutil.copytree(trt_bundle[0], root)
+    build_engines(root)
+    return root
+
+
+def test_answers_of_exported_graphs_equal_those_of_backend_ort(exported: Path, simulated: Any) -> None:
+    """The simulation uses ONNX Runtime's kernels, so the results are equal bit by bit."""
+    image = next(iter(samples("calibration", 1, 0))).image
+    with Pipeline.load(exported, backend="trt") as trt, Pipeline.load(exported, threads=1) as ort:
+        assert len(trt.schedules) > 4
+        for schedule in trt.schedules:
+            simulated.reset()
+            got, want = (p.ask(image, "w1 w2 w3", schedule, max_new_tokens=6) for p in (trt, ort))
+            assert got.tokens == want.tokens and got.kept == want.kept, schedule
+            assert np.array_equal(got.first_logits, want.first_logits), schedule
+            assert simulated.launches >= len(got.tokens) - 2
+            chats = [pipeline.open(image, schedule) for pipeline in (trt, ort)]
+            for question in ("w4 w5", "w6"):
+                a, b = (chat.ask(question, max_new_tokens=4) for chat in chats)
+                assert a.tokens == b.tokens, schedule
 
 
 @pytest.mark.trt
