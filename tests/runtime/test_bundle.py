@@ -111,7 +111,7 @@ def test_required_files_must_be_in_the_manifest(copy: Path, rewrite: Rewrite) ->
         del files[name]
         shutil.copytree(copy, copy.parent / "unlisted", dirs_exist_ok=True)
         rewrite(copy.parent / "unlisted", "manifest.json", files=files)
-        refused(copy.parent / "unlisted", f"does not list '{name}'")
+        refused(copy.parent / "unlisted", f"does not list the required file '{name}'")
 
 
 def test_weights_must_be_in_the_manifest(copy: Path) -> None:
