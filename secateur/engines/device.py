@@ -33,7 +33,8 @@ def libraries() -> tuple[Any, Any]:
         from cuda.bindings import runtime
     except (ImportError, OSError) as problem:
         raise BackendMissing(
-            f"cuda-python cannot be loaded ({first_line(problem)}); pip install cuda-python of the CUDA version; {WITHOUT}"
+            f"cuda-python cannot be loaded ({first_line(problem)}); "
+            f"pip install cuda-python of the CUDA version; {WITHOUT}"
         ) from None
     return tensorrt, runtime
 
