@@ -199,7 +199,7 @@ BAD: dict[str, tuple[Spoil, str]] = {
     "unknown": (
         config(model_type="glimpse"),
         "is a 'glimpse'; supported: .*llava.* To add it, create secateur/families/MODEL_TYPE.py with a class "
-        r"Family\(base.Family\) that has: architecture, bucket, decoder, .*projector, tiny, vision\.",
+        r"Family\(base.Family\) that has: architecture, bucket, dimensions, grids, tiny, vision\.",
     ),
     "two lines": (config(model_type="a\nb"), "is a 'a b'; supported"),
     "known to transformers only": (config(model_type="blip-2"), "is a 'blip-2'; supported: .*To add it, create"),

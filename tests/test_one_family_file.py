@@ -16,25 +16,13 @@ TOY = '''# SPDX-License-Identifier: Apache-2.0
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor, nn
-from transformers import (
-    CLIPImageProcessorPil,
-    CLIPVisionConfig,
-    LlamaConfig,
-    VipLlavaConfig,
-    VipLlavaForConditionalGeneration,
-)
+from torch import nn
+from transformers import CLIPImageProcessorPil, CLIPVisionConfig, LlamaConfig, VipLlavaForConditionalGeneration
 
 from secateur.bundle.layout import Dimensions
 from secateur.checkpoints import tiny_model
 from secateur.checkpoints.tiny_model import PARTS, Form
 from secateur.decoder import pieces
-from secateur.decoder.pieces import Decoder
 from secateur.families import base
 from secateur.vision.encoder import VisionEncoder
 from secateur.vision.preprocessing import one_view
@@ -57,61 +45,32 @@ class Family(base.Family):
         size = {"height": 24, "width": 24}
         images = CLIPImageProcessorPil(size=size, crop_size=size)
         options = {"patch_size": 4, "vision_feature_select_strategy": "default", "num_additional_image_tokens": 1}
-        processor: Any = tiny_model.processor("vipllava", cls.form, images, **options)
-        vision = CLIPVisionConfig(
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=3,
-            num_attention_heads=2,
-            image_size=24,
-            patch_size=4,
-        )
-        config = VipLlavaConfig(
-            vision_config=vision,
+        processor = cls.tiny_processor(images, **options)
+        return cls.from_config(
+            processor,
+            seed,
+            vision_config=CLIPVisionConfig(**tiny_model.VISION, image_size=24, patch_size=4),
             text_config=LlamaConfig(**tiny_model.sizes(processor)),
             image_token_index=processor.image_token_id,
             vision_feature_layer=[-2, 1],
         )
-        return cls(tiny_model.random_model(cls.architecture, config, seed), processor, "random")
 
     @property
     def bucket(self) -> base.Size:
-        return self._tower.image_size, self._tower.image_size
+        return self.vision_config.image_size, self.vision_config.image_size
 
     @property
     def grids(self) -> tuple[base.Size, ...]:
-        side = self._tower.image_size // self._tower.patch_size
+        side = self.vision_config.image_size // self.vision_config.patch_size
         return ((side, side),)
-
-    @property
-    def pixels(self) -> tuple[int, ...]:
-        return (3, *self.bucket)
 
     def vision(self, reads: tuple[str, ...] = (), grid: base.Size | None = None) -> nn.Module:
         return VisionEncoder(self.model.model.vision_tower, self.model.config.vision_feature_layer, 1, reads)
-
-    def projector(self) -> nn.Module:
-        return self.model.model.multi_modal_projector
-
-    @property
-    def decoder(self) -> Decoder:
-        return pieces.decoder(self.model.model.language_model, self.model.lm_head)
 
     @property
     def dimensions(self) -> Dimensions:
         width = self.model.model.multi_modal_projector.linear_1.in_features
         return pieces.dimensions(self.model.config.text_config, width)
-
-    @property
-    def patch_key_width(self) -> int:
-        return self._tower.hidden_size // self._tower.num_attention_heads
-
-    def inputs(self, input_ids: Tensor, pixel_values: NDArray[np.float32]) -> dict[str, Tensor]:
-        return {"input_ids": input_ids, "pixel_values": torch.from_numpy(pixel_values)}
-
-    @property
-    def _tower(self) -> Any:
-        return self.model.config.vision_config
 '''
 LOAD = """
 from secateur.families.vipllava import Family

@@ -14,6 +14,17 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerF
 from secateur.checkpoints import load_processor, tiny_tokenizers
 
 Model = TypeVar("Model", bound=PreTrainedModel)
+VISION: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 2}
+"""Sizes of a vision encoder."""
+TEXT: dict[str, Any] = {
+    "hidden_size": 48,
+    "intermediate_size": 64,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+}
+"""Sizes of a Llama-style decoder with grouped heads."""
 PARTS = (
     "{% for p in m['content'] if p['type'] == 'image' %}IMAGE{% endfor %}"
     "{% for p in m['content'] if p['type'] == 'text' %}{{ p['text'] }}{% endfor %}"
@@ -112,15 +123,9 @@ def random_model(architecture: type[Model], config: PreTrainedConfig, seed: int 
 
 
 def sizes(processor: Any) -> dict[str, Any]:
-    """Return settings of a Llama-style decoder: four layers, grouped heads, the vocabulary of the processor."""
+    """Return settings of a decoder of the sizes `TEXT`, with the vocabulary of the processor."""
     tokenizer = processor.tokenizer
-    return {
-        "hidden_size": 48,
-        "intermediate_size": 64,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 512,
+    return TEXT | {
         "vocab_size": len(tokenizer),
         "pad_token_id": tokenizer.pad_token_id,
         "bos_token_id": tokenizer.bos_token_id,

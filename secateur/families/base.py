@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -24,15 +24,17 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, ProcessorMixi
 from secateur.bundle.layout import Dimensions, Layout, ModelIdentity, View
 from secateur.bundle.preprocess import Preprocess
 from secateur.bundle.prompt import Prompt
-from secateur.checkpoints import chat_template, load_processor
+from secateur.checkpoints import chat_template, load_processor, tiny_model
 from secateur.checkpoints.streaming import fill, stream
 from secateur.checkpoints.tiny_model import Form
 from secateur.checkpoints.weights import check_fits, fingerprint, load_weights
+from secateur.decoder import pieces
 from secateur.decoder.pieces import Decoder
 from secateur.errors import BadModel
 from secateur.vision.preprocessing import StepsFunction, preprocess
 
 Size = tuple[int, int]
+AnyFamily = TypeVar("AnyFamily", bound="Family")
 STREAMED = 1 << 30
 """Size in bytes above which the weights of a checkpoint stay in its files and are read when a module runs."""
 
@@ -103,6 +105,18 @@ class Family(ABC):
     def tiny(cls, seed: int = 0) -> Family:
         """Return a random four-layer model with a working processor, for tests; reads no file."""
 
+    @classmethod
+    def tiny_processor(cls, image_processor: Any, **options: Any) -> Any:
+        """Return a processor for `tiny`; `options` are those of `tiny_model.processor`."""
+        config: Any = cls.architecture.config_class
+        return tiny_model.processor(config.model_type, cls.form, image_processor, **options)
+
+    @classmethod
+    def from_config(cls: type[AnyFamily], processor: ProcessorMixin, seed: int = 0, **config: Any) -> AnyFamily:
+        """Return a model with random weights; `config` are the fields of its configuration."""
+        made: Any = cls.architecture.config_class
+        return cls(tiny_model.random_model(cls.architecture, made(**config), seed), processor, "random")
+
     @property
     @abstractmethod
     def bucket(self) -> Size:
@@ -127,9 +141,9 @@ class Family(ABC):
         return tuple(views)
 
     @property
-    @abstractmethod
     def pixels(self) -> tuple[int, ...]:
         """Shape of one image's pixel values: (3, h, w) or (tiles, 3, h, w)."""
+        return (3, *self.bucket)
 
     @abstractmethod
     def vision(self, reads: tuple[str, ...] = (), grid: Size | None = None) -> nn.Module:
@@ -145,29 +159,35 @@ class Family(ABC):
             BadSchedule: the grid is larger than the image's.
         """
 
-    @abstractmethod
     def projector(self) -> nn.Module:
         """Projector: features [B, n, Dv] -> vision_tokens [B, n, D], row by row."""
+        projector: nn.Module = self.model.model.multi_modal_projector
+        return projector
 
     @property
-    @abstractmethod
-    def decoder(self) -> Decoder: ...
+    def decoder(self) -> Decoder:
+        return pieces.decoder(self.model.model.language_model, self.model.lm_head)
 
     @property
     @abstractmethod
     def dimensions(self) -> Dimensions: ...
 
     @property
-    @abstractmethod
+    def vision_config(self) -> Any:
+        """transformers' configuration of the vision encoder."""
+        return self.model.config.vision_config
+
+    @property
     def patch_key_width(self) -> int:
         """dk, width of an attention head of the vision encoder."""
+        return int(self.vision_config.hidden_size // self.vision_config.num_attention_heads)
 
-    @abstractmethod
     def inputs(self, input_ids: Tensor, pixel_values: NDArray[np.float32]) -> dict[str, Tensor]:
         """Arguments of transformers' `forward` and `generate` for one prompt.
 
         input_ids [1, S] contains all image tokens; pixel_values [images, *pixels] is preprocessed.
         """
+        return {"input_ids": input_ids, "pixel_values": torch.from_numpy(pixel_values)}
 
     def position_ids(self, input_ids: Tensor) -> Tensor | None:
         """Positions [A, S] of a prompt [1, S] on each rotary axis; None: 0, 1, 2, ..."""

@@ -13,18 +13,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import Idefics3Config, Idefics3ForConditionalGeneration, Idefics3ImageProcessorPil, PreTrainedModel
+from transformers import Idefics3ForConditionalGeneration, Idefics3ImageProcessorPil, PreTrainedModel
 
 from secateur.bundle.layout import Dimensions
 from secateur.checkpoints import tiny_model
-from secateur.checkpoints.tiny_model import PARTS, Form, random_model
+from secateur.checkpoints.tiny_model import PARTS, Form
 from secateur.decoder import pieces
 from secateur.decoder.pieces import Decoder
-from secateur.errors import BadModel
 from secateur.families import base
 from secateur.vision.encoder import VisionEncoder
 from secateur.vision.preprocessing import split_tiles
-from secateur.vision.tiles import PixelShuffle, Tiles
+from secateur.vision.tiles import PixelShuffle, Tiles, refuse_downsampling
 
 IMAGE_TOKENS = (
     "<end_of_utterance>",
@@ -54,7 +53,6 @@ class Family(base.Family):
     """
 
     architecture: ClassVar[type[PreTrainedModel]] = Idefics3ForConditionalGeneration
-    configuration: ClassVar[Any] = Idefics3Config
     images_by: ClassVar[Any] = Idefics3ImageProcessorPil
     """transformers' PIL image processor, for `tiny`."""
     image_processors = {"Idefics3ImageProcessor": split_tiles, "SmolVLMImageProcessor": split_tiles}
@@ -63,21 +61,14 @@ class Family(base.Family):
     @classmethod
     def tiny(cls, seed: int = 0) -> base.Family:
         images = cls.images_by(size={"longest_edge": 48}, max_image_size={"longest_edge": 24})
-        kind = cls.configuration.model_type
-        processor: Any = tiny_model.processor(kind, cls.form, images, image_seq_len=9)
-        config = cls.configuration(
-            vision_config={
-                "hidden_size": 32,
-                "intermediate_size": 48,
-                "num_hidden_layers": 3,
-                "num_attention_heads": 2,
-                "image_size": 24,
-                "patch_size": 4,
-            },
+        processor = cls.tiny_processor(images, image_seq_len=9)
+        return cls.from_config(
+            processor,
+            seed,
+            vision_config=tiny_model.VISION | {"image_size": 24, "patch_size": 4},
             text_config={"model_type": "llama"} | tiny_model.sizes(processor),
             image_token_id=processor.image_token_id,
         )
-        return cls(random_model(cls.architecture, config, seed), processor, "random")
 
     @property
     def bucket(self) -> base.Size:
@@ -109,11 +100,7 @@ class Family(base.Family):
         return self.model.model.vision_model
 
     def vision(self, reads: tuple[str, ...] = (), grid: base.Size | None = None) -> nn.Module:
-        if grid is not None:
-            raise BadModel(
-                f"{self.name} splits an image into tiles, so it cannot be downsampled within the graph; "
-                "export a smaller --image-size, or use another method"
-            )
+        refuse_downsampling(grid)
         grid = (self._side, self._side)
         return Tiles(PixelShuffle(Tower(self._tower, self._edge, reads), grid, self.model.config.scale_factor, reads))
 
@@ -129,10 +116,6 @@ class Family(base.Family):
     def dimensions(self) -> Dimensions:
         width = self._tower.config.hidden_size * self.model.config.scale_factor**2
         return pieces.dimensions(self.model.config.text_config, width, class_token=False)
-
-    @property
-    def patch_key_width(self) -> int:
-        return int(self._tower.config.hidden_size // self._tower.config.num_attention_heads)
 
     def inputs(self, input_ids: Tensor, pixel_values: NDArray[np.float32]) -> dict[str, Tensor]:
         tiles = torch.from_numpy(pixel_values).flatten(0, 1)[None]

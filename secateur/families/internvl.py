@@ -7,25 +7,22 @@ a view. Chen et al., "Expanding Performance Boundaries of Open-Source Multimodal
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import InternVLConfig, InternVLForConditionalGeneration, InternVLVisionConfig, Qwen2Config
+from transformers import InternVLForConditionalGeneration, InternVLVisionConfig, Qwen2Config
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 
 from secateur.bundle.layout import Dimensions
 from secateur.checkpoints import tiny_model
-from secateur.checkpoints.tiny_model import chatml, random_model
+from secateur.checkpoints.tiny_model import chatml
 from secateur.decoder import pieces
-from secateur.decoder.pieces import Decoder
 from secateur.errors import BadModel
 from secateur.families import base
 from secateur.vision.encoder import VisionEncoder
 from secateur.vision.preprocessing import grid_tiles
-from secateur.vision.tiles import PixelShuffle, Tiles
+from secateur.vision.tiles import PixelShuffle, Tiles, refuse_downsampling
 
 TOKENS = {
     "start_image_token": "<img>",
@@ -42,24 +39,16 @@ class Family(base.Family):
 
     @classmethod
     def tiny(cls, seed: int = 0) -> Family:
-        vision = InternVLVisionConfig(
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=3,
-            num_attention_heads=2,
-            image_size=24,
-            patch_size=4,
-            use_qk_norm=True,
-        )
         images = GotOcr2ImageProcessorPil(size={"height": 24, "width": 24}, max_patches=4)
-        processor: Any = tiny_model.processor("internvl", cls.form, images, image_seq_length=9)
-        config = InternVLConfig(
-            vision_config=vision,
+        processor = cls.tiny_processor(images, image_seq_length=9)
+        return cls.from_config(
+            processor,
+            seed,
+            vision_config=InternVLVisionConfig(**tiny_model.VISION, image_size=24, patch_size=4, use_qk_norm=True),
             text_config=Qwen2Config(**tiny_model.sizes(processor)),
             image_token_id=processor.image_token_id,
             image_seq_length=9,
         )
-        return cls(random_model(InternVLForConditionalGeneration, config, seed), processor, "random")
 
     @property
     def bucket(self) -> base.Size:
@@ -78,11 +67,7 @@ class Family(base.Family):
         return len(self.grids), 3, *self._edge
 
     def vision(self, reads: tuple[str, ...] = (), grid: base.Size | None = None) -> nn.Module:
-        if grid is not None:
-            raise BadModel(
-                "the vision encoder of this model supports full tiles only; use another method, or an --image-size of "
-                "fewer tiles"
-            )
+        refuse_downsampling(grid)
         layer = self.model.config.vision_feature_layer
         if not isinstance(layer, int):
             raise BadModel(f"vision_feature_layer {layer} must be one layer; correct it in config.json")
@@ -90,39 +75,23 @@ class Family(base.Family):
         encoder = VisionEncoder(self.model.model.vision_tower, feature_layers, 1, reads)
         return Tiles(PixelShuffle(encoder, self._patches, self._factor, reads))
 
-    def projector(self) -> nn.Module:
-        projector: nn.Module = self.model.model.multi_modal_projector
-        return projector
-
-    @property
-    def decoder(self) -> Decoder:
-        return pieces.decoder(self.model.model.language_model, self.model.lm_head)
-
     @property
     def dimensions(self) -> Dimensions:
         width = self.model.model.multi_modal_projector.linear_1.in_features
         return pieces.dimensions(self.model.config.text_config, width)
 
-    @property
-    def patch_key_width(self) -> int:
-        return int(self._tower.hidden_size // self._tower.num_attention_heads)
-
     def inputs(self, input_ids: Tensor, pixel_values: NDArray[np.float32]) -> dict[str, Tensor]:
         return {"input_ids": input_ids, "pixel_values": torch.from_numpy(pixel_values).flatten(0, 1)}
 
     @property
-    def _tower(self) -> Any:
-        return self.model.config.vision_config
-
-    @property
     def _edge(self) -> base.Size:
-        height, width = self._tower.image_size
+        height, width = self.vision_config.image_size
         return height, width
 
     @property
     def _patches(self) -> base.Size:
         """Rows and columns of patches in a tile."""
-        rows, columns = (edge // patch for edge, patch in zip(self._edge, self._tower.patch_size, strict=True))
+        rows, columns = (edge // patch for edge, patch in zip(self._edge, self.vision_config.patch_size, strict=True))
         return rows, columns
 
     @property

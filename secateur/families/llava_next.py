@@ -6,32 +6,23 @@ Liu et al., "LLaVA-NeXT: Improved reasoning, OCR, and world knowledge", 2024.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import (
-    CLIPVisionConfig,
-    LlamaConfig,
-    LlavaNextConfig,
-    LlavaNextForConditionalGeneration,
-    PreTrainedModel,
-)
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaNextForConditionalGeneration, PreTrainedModel
 from transformers.models.llava_next.image_processing_pil_llava_next import LlavaNextImageProcessorPil
 
 from secateur.bundle.layout import Dimensions, View
 from secateur.checkpoints import tiny_model
-from secateur.checkpoints.tiny_model import PARTS, Form, random_model
-from secateur.decoder import pieces
-from secateur.decoder.pieces import Decoder
-from secateur.errors import BadModel
-from secateur.families import base
+from secateur.checkpoints.tiny_model import PARTS, Form
+from secateur.families import base, llava
 from secateur.vision import anyres
-from secateur.vision.encoder import VisionEncoder
-from secateur.vision.preprocessing import StepsFunction, canvas_tiles
+from secateur.vision.preprocessing import canvas_tiles
+from secateur.vision.tiles import refuse_downsampling
 
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'assistant' %}"
@@ -44,11 +35,11 @@ TEMPLATE = (
 )
 
 
-class Family(base.Family):
+class Family(llava.Family):
     """LLaVA-NeXT, and the base of LLaVA-OneVision: images of any size; the bucket fixes their tiles."""
 
     architecture: ClassVar[type[PreTrainedModel]] = LlavaNextForConditionalGeneration
-    image_processors: ClassVar[Mapping[str, StepsFunction]] = {"LlavaNextImageProcessor": canvas_tiles}
+    image_processors = {"LlavaNextImageProcessor": canvas_tiles}
     form = Form(
         "pieces",
         ("<unk>", "<s>", "</s>", "<image>", "<pad>"),
@@ -61,18 +52,8 @@ class Family(base.Family):
 
     @classmethod
     def tiny(cls, seed: int = 0) -> Family:
-        vision = CLIPVisionConfig(
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=3,
-            num_attention_heads=2,
-            image_size=18,
-            patch_size=6,
-        )
         canvases = [[18, 36], [36, 18], [36, 36], [54, 18], [18, 54]]
-        processor: Any = tiny_model.processor(
-            "llava_next",
-            cls.form,
+        processor = cls.tiny_processor(
             LlavaNextImageProcessorPil(
                 size={"shortest_edge": 18}, crop_size={"height": 18, "width": 18}, image_grid_pinpoints=canvases
             ),
@@ -80,20 +61,21 @@ class Family(base.Family):
             vision_feature_select_strategy="default",
             num_additional_image_tokens=1,
         )
-        config = LlavaNextConfig(
-            vision_config=vision,
+        return cls.from_config(
+            processor,
+            seed,
+            vision_config=CLIPVisionConfig(**tiny_model.VISION, image_size=18, patch_size=6),
             text_config=LlamaConfig(**tiny_model.sizes(processor)),
             image_token_index=processor.image_token_id,
             image_grid_pinpoints=canvases,
         )
-        return cls(random_model(LlavaNextForConditionalGeneration, config, seed), processor, "random")
 
     @property
     def bucket(self) -> base.Size:
         """Any size; the default is the canvas nearest to 2 x 2 tiles."""
         if self.image_size is not None:
             return self.image_size
-        edge, canvases = self._tower.image_size, self.model.config.image_grid_pinpoints
+        edge, canvases = self.vision_config.image_size, self.model.config.image_grid_pinpoints
         height, width = min(canvases, key=lambda size: sum(abs(length - 2 * edge) for length in size))
         return height, width
 
@@ -107,14 +89,8 @@ class Family(base.Family):
         return self._arranged(self.bucket)
 
     def _arranged(self, size: base.Size) -> anyres.Arrangement:
-        return anyres.arrangement(size, self.model.config.image_grid_pinpoints, self._tower.image_size, self._side)
-
-    @property
-    def _side(self) -> int:
-        """Edge of a tile in patches."""
-        if self._class_token != (self.model.config.vision_feature_select_strategy == "default"):
-            raise BadModel("the class token must be left out: set vision_feature_select_strategy to 'default' for CLIP")
-        return int(self._tower.image_size // self._tower.patch_size)
+        pinpoints = self.model.config.image_grid_pinpoints
+        return anyres.arrangement(size, pinpoints, self.vision_config.image_size, self._patches[0])
 
     @property
     def grids(self) -> tuple[base.Size, ...]:
@@ -126,46 +102,20 @@ class Family(base.Family):
 
     @property
     def pixels(self) -> tuple[int, ...]:
-        return self.arrangement.tiles, 3, self._tower.image_size, self._tower.image_size
+        return self.arrangement.tiles, 3, *self._edges
 
     def vision(self, reads: tuple[str, ...] = (), grid: base.Size | None = None) -> nn.Module:
-        if grid is not None:
-            raise BadModel(
-                "an image of several tiles cannot be downsampled within the graph; export a smaller --image-size, "
-                "which has fewer tiles, or use another method"
-            )
-        encoder = VisionEncoder(self.model.model.vision_tower, self._feature_layers, int(self._class_token), reads)
-        return anyres.AnyRes(encoder, self.arrangement, reads)
+        refuse_downsampling(grid)
+        return anyres.AnyRes(self._encoder(reads), self.arrangement, reads)
 
     def projector(self) -> nn.Module:
         return anyres.AnyResProjector(self.model.model.multi_modal_projector, self.model.model.image_newline)
 
     @property
-    def decoder(self) -> Decoder:
-        return pieces.decoder(self.model.model.language_model, self.model.lm_head)
-
-    @property
     def dimensions(self) -> Dimensions:
-        width = self._tower.hidden_size * len(self._feature_layers) + 1  # 1 for the newline flag
-        return pieces.dimensions(self.model.config.text_config, width, class_token=self._class_token)
-
-    @property
-    def patch_key_width(self) -> int:
-        return int(self._tower.hidden_size // self._tower.num_attention_heads)
+        own = super().dimensions
+        return replace(own, vision_width=own.vision_width + 1)  # one more for the newline flag
 
     def inputs(self, input_ids: Tensor, pixel_values: NDArray[np.float32]) -> dict[str, Tensor]:
         sizes = torch.tensor([self.bucket] * len(pixel_values))
-        return {"input_ids": input_ids, "pixel_values": torch.from_numpy(pixel_values), "image_sizes": sizes}
-
-    @property
-    def _feature_layers(self) -> list[int]:
-        layers: Any = self.model.config.vision_feature_layer
-        return [layers] if isinstance(layers, int) else list(layers)
-
-    @property
-    def _tower(self) -> Any:
-        return self.model.config.vision_config
-
-    @property
-    def _class_token(self) -> bool:
-        return bool(self._tower.model_type == "clip_vision_model")
+        return super().inputs(input_ids, pixel_values) | {"image_sizes": sizes}

@@ -12,19 +12,18 @@ from __future__ import annotations
 
 import math
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration, Qwen2Config, SiglipVisionConfig
+from transformers import LlavaOnevisionForConditionalGeneration, Qwen2Config, SiglipVisionConfig
 from transformers.image_processing_utils import select_best_resolution
 from transformers.models.llava_onevision.image_processing_pil_llava_onevision import LlavaOnevisionImageProcessorPil
 
 from secateur.bundle.preprocess import Preprocess
 from secateur.checkpoints import tiny_model
-from secateur.checkpoints.tiny_model import chatml, random_model
+from secateur.checkpoints.tiny_model import chatml
 from secateur.errors import BadModel
 from secateur.families import llava_next
 from secateur.vision import anyres
@@ -40,39 +39,29 @@ class Family(llava_next.Family):
     form = chatml({"image_token": "<image>", "video_token": "<video>"}, "<image>\n")
 
     @classmethod
-    def tiny(cls, seed: int = 0) -> llava_next.Family:
-        vision = SiglipVisionConfig(
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=3,
-            num_attention_heads=2,
-            image_size=18,
-            patch_size=6,
-            vision_use_head=False,
-        )
+    def tiny(cls, seed: int = 0) -> Family:
         canvases = [[18 * rows, 18 * columns] for rows in (1, 2, 3) for columns in (1, 2, 3)]
-        processor: Any = tiny_model.processor(
-            "llava_onevision",
-            cls.form,
+        processor = cls.tiny_processor(
             LlavaOnevisionImageProcessorPil(size={"height": 18, "width": 18}, image_grid_pinpoints=canvases),
             num_image_tokens=9,
             vision_feature_select_strategy="full",
             vision_aspect_ratio="anyres_max_4",
         )
-        config = LlavaOnevisionConfig(
-            vision_config=vision,
+        return cls.from_config(
+            processor,
+            seed,
+            vision_config=SiglipVisionConfig(**tiny_model.VISION, image_size=18, patch_size=6, vision_use_head=False),
             text_config=Qwen2Config(**tiny_model.sizes(processor)),
             image_token_index=processor.image_token_id,
             video_token_index=processor.video_token_id,
             image_grid_pinpoints=canvases,
             vision_aspect_ratio="anyres_max_4",
         )
-        return cls(random_model(LlavaOnevisionForConditionalGeneration, config, seed), processor, "random")
 
     @property
     def arrangement(self) -> anyres.Arrangement:
         if self.images > 1:
-            return anyres.single(self._side)
+            return anyres.single(self._patches[0])
         arranged = self._arranged(self.bucket)
         if self._shrinks(arranged):
             fit = [size for size in self.model.config.image_grid_pinpoints if not self._shrinks(self._arranged(size))]

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from transformers import (
     Gemma2Config,
     GemmaConfig,
-    PaliGemmaConfig,
     PaliGemmaForConditionalGeneration,
     SiglipImageProcessorPil,
     SiglipVisionConfig,
@@ -23,7 +22,7 @@ from transformers import (
 
 from secateur.bundle.layout import Dimensions
 from secateur.checkpoints import tiny_model
-from secateur.checkpoints.tiny_model import Form, random_model
+from secateur.checkpoints.tiny_model import Form
 from secateur.decoder import pieces
 from secateur.decoder.pieces import Decoder
 from secateur.families import base
@@ -56,50 +55,31 @@ class Family(base.Family):
     def random(cls, kind: type[GemmaConfig | Gemma2Config], seed: int = 0, **text: Any) -> base.Family:
         """Return a small model with random weights; `text` are further settings of its decoder."""
         images = SiglipImageProcessorPil(size={"height": 24, "width": 24}, image_seq_length=36)
-        processor: Any = tiny_model.processor("paligemma", cls.form, images)
+        processor = cls.tiny_processor(images)
         sizes = tiny_model.sizes(processor) | {"num_key_value_heads": 1, "head_dim": 16}
-        vision = SiglipVisionConfig(
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=3,
-            num_attention_heads=2,
-            image_size=24,
-            patch_size=4,
-            vision_use_head=False,
-        )
-        config = PaliGemmaConfig(
-            vision_config=vision,
+        return cls.from_config(
+            processor,
+            seed,
+            vision_config=SiglipVisionConfig(**tiny_model.VISION, image_size=24, patch_size=4, vision_use_head=False),
             text_config=kind(**sizes | text),
             image_token_index=processor.image_token_id,
             projection_dim=48,
             hidden_size=48,
         )
-        return cls(random_model(cls.architecture, config, seed), processor, "random")
 
     @property
     def bucket(self) -> base.Size:
-        edge = self._tower.config.image_size
+        edge = self.vision_config.image_size
         return only(self.image_size, (edge, edge))
 
     @property
     def grids(self) -> tuple[base.Size, ...]:
-        side = self._tower.config.image_size // self._tower.config.patch_size
+        side = self.vision_config.image_size // self.vision_config.patch_size
         return ((side, side),)
 
-    @property
-    def pixels(self) -> tuple[int, ...]:
-        return (3, *self.bucket)
-
-    @property
-    def _tower(self) -> Any:
-        return self.model.model.vision_tower
-
     def vision(self, reads: tuple[str, ...] = (), grid: base.Size | None = None) -> nn.Module:
-        return VisionEncoder(self._tower, (), 0, reads) if grid is None else SmallTower(self._tower, (-1,), 0, grid)
-
-    def projector(self) -> nn.Module:
-        projector: nn.Module = self.model.model.multi_modal_projector
-        return projector
+        tower = self.model.model.vision_tower
+        return VisionEncoder(tower, (), 0, reads) if grid is None else SmallTower(tower, (-1,), 0, grid)
 
     @property
     def decoder(self) -> Decoder:
@@ -110,13 +90,8 @@ class Family(base.Family):
 
     @property
     def dimensions(self) -> Dimensions:
-        return pieces.dimensions(
-            self.model.config.text_config, self._tower.config.hidden_size, class_token=False, bidirectional=True
-        )
-
-    @property
-    def patch_key_width(self) -> int:
-        return int(self._tower.config.hidden_size // self._tower.config.num_attention_heads)
+        width = self.vision_config.hidden_size
+        return pieces.dimensions(self.model.config.text_config, width, class_token=False, bidirectional=True)
 
     def position_ids(self, input_ids: Tensor) -> Tensor:
         """Positions that count from 1."""
@@ -124,11 +99,7 @@ class Family(base.Family):
 
     def inputs(self, input_ids: Tensor, pixel_values: NDArray[np.float32]) -> dict[str, Tensor]:
         """Include token types: rows of the prompt have type 0 and attend to each other; generated rows have type 1."""
-        return {
-            "input_ids": input_ids,
-            "pixel_values": torch.from_numpy(pixel_values),
-            "token_type_ids": torch.zeros_like(input_ids),
-        }
+        return super().inputs(input_ids, pixel_values) | {"token_type_ids": torch.zeros_like(input_ids)}
 
 
 class SmallTower(Downsampled):

@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import PreTrainedModel, Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VLImageProcessorPil
+from transformers import PreTrainedModel, Qwen2VLForConditionalGeneration, Qwen2VLImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
 from secateur.bundle.layout import Dimensions
 from secateur.checkpoints import tiny_model
-from secateur.checkpoints.tiny_model import Form, chatml, random_model
+from secateur.checkpoints.tiny_model import Form, chatml
 from secateur.decoder import pieces
 from secateur.decoder.pieces import Decoder, MRope
 from secateur.families import base
@@ -49,8 +49,6 @@ class Family(base.Family):
     """
 
     architecture: ClassVar[type[PreTrainedModel]] = Qwen2VLForConditionalGeneration
-    configuration: ClassVar[Any] = Qwen2VLConfig
-    """The transformers configuration of `architecture`."""
     image_processors = {"Qwen2VLImageProcessor": native_view}
     form = form(DEFAULT_SYSTEM)
     tiny_vision: ClassVar[dict[str, Any]] = {"depth": 3, "embed_dim": 32, "hidden_size": 48, "mlp_ratio": 2}
@@ -63,30 +61,17 @@ class Family(base.Family):
     @classmethod
     def tiny(cls, seed: int = 0) -> base.Family:
         images = Qwen2VLImageProcessorPil(patch_size=4, size={"shortest_edge": 64, "longest_edge": 2400})
-        processor: Any = tiny_model.processor(cls.configuration.model_type, cls.form, images)
-        tokenizer = processor.tokenizer
+        processor = cls.tiny_processor(images)
         vision = {"hidden_size": 32, "num_heads": 2, "patch_size": 4, "out_hidden_size": 48, **cls.tiny_vision}
-        text = {
-            "hidden_size": 48,
-            "intermediate_size": 64,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "vocab_size": len(tokenizer),
-            "max_position_embeddings": 512,
-            "bos_token_id": None,
-            "eos_token_id": tokenizer.eos_token_id,
-            "pad_token_id": tokenizer.pad_token_id,
-            **cls.tiny_text,
-        }
-        config = cls.configuration(
+        return cls.from_config(
+            processor,
+            seed,
             vision_config=vision,
-            text_config=text,
+            text_config=tiny_model.sizes(processor) | cls.tiny_text,
             image_token_id=processor.image_token_id,
             video_token_id=processor.video_token_id,
             tie_word_embeddings=cls.tied,
-        )
-        return cls(random_model(cls.architecture, config, seed), processor, "random", image_size=(48, 40))
+        ).at((48, 40))
 
     @property
     def bucket(self) -> base.Size:
@@ -96,10 +81,6 @@ class Family(base.Family):
         resizes = self.processor.image_processor.do_resize
         check_native(self.image_size, self._edge, self._limits if resizes else None)
         return self.image_size
-
-    @property
-    def pixels(self) -> tuple[int, ...]:
-        return (3, *self.bucket)
 
     @property
     def grids(self) -> tuple[base.Size, ...]:

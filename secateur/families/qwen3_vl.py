@@ -9,14 +9,13 @@ Bai et al., "Qwen3-VL Technical Report", arXiv 2511.21631; DeepStack is Meng et 
 
 from __future__ import annotations
 
-from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+from transformers import Qwen3VLForConditionalGeneration
 
 from secateur.families import qwen2_vl
 
 
 class Family(qwen2_vl.Family):
     architecture = Qwen3VLForConditionalGeneration
-    configuration = Qwen3VLConfig
     form = qwen2_vl.form("")
     tiny_vision = {
         "depth": 3,

@@ -6,7 +6,7 @@ Marafioti et al., "SmolVLM: Redefining small and efficient multimodal models", a
 
 from __future__ import annotations
 
-from transformers import SmolVLMConfig, SmolVLMForConditionalGeneration, SmolVLMImageProcessorPil
+from transformers import SmolVLMForConditionalGeneration, SmolVLMImageProcessorPil
 
 from secateur.checkpoints.tiny_model import CHATML_TOKENS
 from secateur.families import idefics3
@@ -14,6 +14,5 @@ from secateur.families import idefics3
 
 class Family(idefics3.Family):
     architecture = SmolVLMForConditionalGeneration
-    configuration = SmolVLMConfig
     images_by = SmolVLMImageProcessorPil
     form = idefics3.form(*CHATML_TOKENS, bos="<|im_start|>", pad="<|im_end|>")

@@ -8,6 +8,19 @@ from torch import Tensor, nn
 from secateur.errors import BadModel
 
 
+def refuse_downsampling(grid: tuple[int, int] | None) -> None:
+    """Check that no downsampled image of `grid` patches is requested.
+
+    Raises:
+        BadModel: it is; images in several tiles have no such graph.
+    """
+    if grid is not None:
+        raise BadModel(
+            "an image of several tiles cannot be downsampled within the graph; export a smaller --image-size, "
+            "which has fewer tiles, or use another method"
+        )
+
+
 class Tiles(nn.Module):
     """Vision encoder of an image in several tiles: each is encoded alone, and their tokens are concatenated.
 

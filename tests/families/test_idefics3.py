@@ -155,7 +155,7 @@ def test_patches_that_cannot_be_divided_into_squares(family: Family) -> None:
 
 
 def test_a_smaller_image_is_refused(family: Family) -> None:
-    with pytest.raises(BadModel, match=f"{family.name} splits an image into tiles"):
+    with pytest.raises(BadModel, match="an image of several tiles cannot be downsampled"):
         family.vision(grid=(2, 2))
 
 

@@ -135,7 +135,7 @@ def test_a_streamed_model_gives_the_same(family: internvl.Family, tmp_path: Path
 
 
 def test_refusals(family: internvl.Family) -> None:
-    with pytest.raises(BadModel, match="supports full tiles only; use another method"):
+    with pytest.raises(BadModel, match="several tiles cannot be downsampled .*, or use another method"):
         family.vision(grid=(2, 2))
     with pytest.raises(BadModel, match="set vision_feature_select_strategy to 'default'"):
         _ = changed({}, vision_feature_select_strategy="full").grids

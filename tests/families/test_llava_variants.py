@@ -19,29 +19,15 @@ from transformers import (
     SiglipVisionConfig,
 )
 
+from secateur.checkpoints import tiny_model
 from secateur.checkpoints.tiny_model import random_model
 from secateur.errors import BadModel
 from secateur.families import llava
 from tests.model_fixtures.exporting import check_in_onnx, random_pixels
 from tests.model_fixtures.stepping import check_steps, question_ids
 
-VISION: dict[str, Any] = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 2,
-    "image_size": 24,
-    "patch_size": 4,
-}
-TEXT: dict[str, Any] = {
-    "hidden_size": 48,
-    "intermediate_size": 64,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "vocab_size": 64,
-    "max_position_embeddings": 256,
-}
+VISION = tiny_model.VISION | {"image_size": 24, "patch_size": 4}
+TEXT = tiny_model.TEXT | {"vocab_size": 64, "max_position_embeddings": 256}
 TOWERS: dict[str, Any] = {
     "clip": CLIPVisionConfig,
     "siglip": SiglipVisionConfig,

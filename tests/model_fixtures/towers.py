@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, SiglipVisionConfig
 
 from secateur.bundle.manifest import GraphSpec, TensorSpec
+from secateur.checkpoints import tiny_model
 from secateur.export.graphs import Graph
 from secateur.export.to_onnx import to_onnx
 from secateur.families import llava
@@ -23,24 +24,9 @@ from secateur.families.base import Family
 
 def siglip_family(image_size: int = 24, head: bool = True) -> llava.Family:
     """A random LLaVA whose vision encoder has no class token."""
-    vision = SiglipVisionConfig(
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=3,
-        num_attention_heads=2,
-        image_size=image_size,
-        patch_size=4,
-        vision_use_head=head,
-    )
-    text = LlamaConfig(
-        hidden_size=48,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        vocab_size=64,
-        max_position_embeddings=256,
-    )
-    return llava.Family.random(vision, text)
+    vision = SiglipVisionConfig(**tiny_model.VISION, image_size=image_size, patch_size=4, vision_use_head=head)
+    sizes = {"num_hidden_layers": 2, "num_key_value_heads": 4, "vocab_size": 64, "max_position_embeddings": 256}
+    return llava.Family.random(vision, LlamaConfig(**tiny_model.TEXT | sizes))
 
 
 def tower_of(family: Family) -> Any:
