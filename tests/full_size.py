@@ -78,7 +78,7 @@ def write(
     images = CLIPImageProcessorPil(size={"shortest_edge": edge}, crop_size={"height": edge, "width": edge})
     processor = tiny_model.processor(
         "llava",
-        llava.Family.form,
+        llava.Family.tiny_tokenizer,
         images,
         text.vocab_size,
         patch_size=PATCH,

@@ -21,7 +21,7 @@ from transformers import CLIPImageProcessorPil, CLIPVisionConfig, LlamaConfig, V
 
 from secateur.bundle.layout import Dimensions
 from secateur.checkpoints import tiny_model
-from secateur.checkpoints.tiny_model import PARTS, Form
+from secateur.checkpoints.tiny_model import PARTS, TinyTokenizer
 from secateur.decoder import pieces
 from secateur.families import base
 from secateur.vision.encoder import VisionEncoder
@@ -38,7 +38,7 @@ TEMPLATE = (
 class Family(base.Family):
     architecture = VipLlavaForConditionalGeneration
     image_processors = {"CLIPImageProcessor": one_view}
-    form = Form("words", SPECIAL, TEMPLATE, bos="<s>", eos="</s>", pad="<pad>", unk="<unk>")
+    tiny_tokenizer = TinyTokenizer("words", SPECIAL, TEMPLATE, bos="<s>", eos="</s>", pad="<pad>", unk="<unk>")
 
     @classmethod
     def tiny(cls, seed: int = 0) -> base.Family:

@@ -39,8 +39,8 @@ CHATML_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
 
 @dataclass(frozen=True)
-class Form:
-    """Kind of tokenizer, special tokens and chat template of a family's checkpoints.
+class TinyTokenizer:
+    """Settings of a tiny tokenizer, like those of a family's checkpoints.
 
     tokens    kind of tokenizer, see `tiny_tokenizers`
     special   special tokens, in the order of their ids
@@ -57,9 +57,27 @@ class Form:
     unk: str | None = None
     named: Mapping[str, str] = field(default_factory=dict)
 
+    def make(self, vocabulary: int, tokens: str | None = None) -> PreTrainedTokenizerFast:
+        """Return the tokenizer with at most `vocabulary` ids; `tokens` is another kind of tokenizer."""
+        special = self.special if self.unk or tokens in (None, "bytes") else (*self.special, "<unk>")
+        made = tiny_tokenizers.build(tokens or self.tokens, special, vocabulary)
+        if self.bos:
+            start = [(self.bos, special.index(self.bos))]
+            made.post_processor = TemplateProcessing(
+                single=f"{self.bos} $A", pair=f"{self.bos} $A $B", special_tokens=start
+            )
+        names = {"bos_token": self.bos, "eos_token": self.eos, "pad_token": self.pad}
+        names["unk_token"] = "<unk>" if "<unk>" in special else None
+        return PreTrainedTokenizerFast(
+            tokenizer_object=made,
+            **{name: token for name, token in names.items() if token},
+            extra_special_tokens=dict(self.named),
+            clean_up_tokenization_spaces=False,
+        )
 
-def chatml(named: Mapping[str, str], image: str, system: str = "", more: tuple[str, ...] = ()) -> Form:
-    """Return the form of a byte-level tokenizer with a ChatML template.
+
+def chatml(named: Mapping[str, str], image: str, system: str = "", more: tuple[str, ...] = ()) -> TinyTokenizer:
+    """Return the settings of a byte-level tokenizer with a ChatML template.
 
     Args:
         named: the tokens of images and videos, by attribute.
@@ -67,7 +85,7 @@ def chatml(named: Mapping[str, str], image: str, system: str = "", more: tuple[s
         system: template before each message, for a default system prompt.
         more: further special tokens, before the named ones.
     """
-    return Form(
+    return TinyTokenizer(
         "bytes",
         (*CHATML_TOKENS, *more, *named.values()),
         CHATML.replace("IMAGE", image).replace("SYSTEM", system),
@@ -78,35 +96,23 @@ def chatml(named: Mapping[str, str], image: str, system: str = "", more: tuple[s
 
 
 def processor(
-    kind: str, form: Form, image_processor: Any, vocabulary: int = 512, tokens: str | None = None, **options: Any
+    kind: str,
+    tokenizer: TinyTokenizer,
+    image_processor: Any,
+    vocabulary: int = 512,
+    tokens: str | None = None,
+    **options: Any,
 ) -> ProcessorMixin:
     """Return the processor of transformers' model type `kind` around `image_processor`.
 
     Args:
         vocabulary: highest number of ids in the tokenizer; `len(processor.tokenizer)` is the actual number. A processor
             class may add more tokens of its own.
-        tokens: kind of tokenizer, see `tiny_tokenizers`; None: that of the form.
+        tokens: kind of tokenizer, see `tiny_tokenizers`; None: that of `tokenizer`.
         options: arguments of the processor's class, such as patch_size, image_seq_len or num_image_tokens.
     """
-    special = form.special if form.unk or tokens in (None, "bytes") else (*form.special, "<unk>")
-    fast = _tokenizer(form, tokens or form.tokens, special, vocabulary)
-    return load_processor.build(kind, image_processor, fast, chat_template=form.template, **options)
-
-
-def _tokenizer(form: Form, tokens: str, special: tuple[str, ...], vocabulary: int) -> PreTrainedTokenizerFast:
-    made = tiny_tokenizers.build(tokens, special, vocabulary)
-    if form.bos:
-        made.post_processor = TemplateProcessing(
-            single=f"{form.bos} $A", pair=f"{form.bos} $A $B", special_tokens=[(form.bos, special.index(form.bos))]
-        )
-    names = {"bos_token": form.bos, "eos_token": form.eos, "pad_token": form.pad}
-    names["unk_token"] = "<unk>" if "<unk>" in special else None
-    return PreTrainedTokenizerFast(
-        tokenizer_object=made,
-        **{name: token for name, token in names.items() if token},
-        extra_special_tokens=dict(form.named),
-        clean_up_tokenization_spaces=False,
-    )
+    made = tokenizer.make(vocabulary, tokens)
+    return load_processor.build(kind, image_processor, made, chat_template=tokenizer.template, **options)
 
 
 def random_model(architecture: type[Model], config: PreTrainedConfig, seed: int = 0) -> Model:

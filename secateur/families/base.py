@@ -26,7 +26,7 @@ from secateur.bundle.preprocess import Preprocess
 from secateur.bundle.prompt import Prompt
 from secateur.checkpoints import chat_template, load_processor, tiny_model
 from secateur.checkpoints.streaming import fill, stream
-from secateur.checkpoints.tiny_model import Form
+from secateur.checkpoints.tiny_model import TinyTokenizer
 from secateur.checkpoints.weights import check_fits, fingerprint, load_weights
 from secateur.decoder import pieces
 from secateur.decoder.pieces import Decoder
@@ -54,7 +54,7 @@ class Family(ABC):
     """The transformers class of its checkpoints."""
     image_processors: ClassVar[Mapping[str, StepsFunction]]
     """Function that returns the preprocessing steps, by class name of the image processor without backend suffix."""
-    form: ClassVar[Form]
+    tiny_tokenizer: ClassVar[TinyTokenizer]
     """Tokenizer and chat template of the processor that `tiny` makes."""
     has_template: ClassVar[bool] = True
     """Whether its processor has a chat template; without one, a conversation has a single question."""
@@ -109,7 +109,7 @@ class Family(ABC):
     def tiny_processor(cls, image_processor: Any, **options: Any) -> Any:
         """Return a processor for `tiny`; `options` are those of `tiny_model.processor`."""
         config: Any = cls.architecture.config_class
-        return tiny_model.processor(config.model_type, cls.form, image_processor, **options)
+        return tiny_model.processor(config.model_type, cls.tiny_tokenizer, image_processor, **options)
 
     @classmethod
     def from_config(cls: type[AnyFamily], processor: ProcessorMixin, seed: int = 0, **config: Any) -> AnyFamily:

@@ -17,7 +17,7 @@ from transformers import Idefics3ForConditionalGeneration, Idefics3ImageProcesso
 
 from secateur.bundle.layout import Dimensions
 from secateur.checkpoints import tiny_model
-from secateur.checkpoints.tiny_model import PARTS, Form
+from secateur.checkpoints.tiny_model import PARTS, TinyTokenizer
 from secateur.decoder import pieces
 from secateur.decoder.pieces import Decoder
 from secateur.families import base
@@ -34,15 +34,15 @@ IMAGE_TOKENS = (
 )
 
 
-def form(*special: str, bos: str, pad: str) -> Form:
-    """Return a form with the chat template of Idefics3; `special` are the special tokens of the decoder."""
+def tokenizer(*special: str, bos: str, pad: str) -> TinyTokenizer:
+    """Return a tokenizer with the chat template of Idefics3; `special` are the special tokens of the decoder."""
     template = (
         bos + "{% for m in messages %}{{ m['role'] | capitalize }}:"
         "{% if m['content'][0]['type'] == 'text' %} {% endif %}"
         + PARTS.replace("IMAGE", "<image>")
         + "<end_of_utterance>\n{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
     )
-    return Form("bytes", (*special, *IMAGE_TOKENS), template, eos="<end_of_utterance>", pad=pad, bos=bos)
+    return TinyTokenizer("bytes", (*special, *IMAGE_TOKENS), template, eos="<end_of_utterance>", pad=pad, bos=bos)
 
 
 class Family(base.Family):
@@ -56,7 +56,7 @@ class Family(base.Family):
     images_by: ClassVar[Any] = Idefics3ImageProcessorPil
     """transformers' PIL image processor, for `tiny`."""
     image_processors = {"Idefics3ImageProcessor": split_tiles, "SmolVLMImageProcessor": split_tiles}
-    form = form("<|begin_of_text|>", "<|end_of_text|>", bos="<|begin_of_text|>", pad="<|end_of_text|>")
+    tiny_tokenizer = tokenizer("<|begin_of_text|>", "<|end_of_text|>", bos="<|begin_of_text|>", pad="<|end_of_text|>")
 
     @classmethod
     def tiny(cls, seed: int = 0) -> base.Family:

@@ -35,7 +35,7 @@ TOKENS = {
 class Family(base.Family):
     architecture = InternVLForConditionalGeneration
     image_processors = {"GotOcr2ImageProcessor": grid_tiles}
-    form = chatml(TOKENS, "<IMG_CONTEXT>\n")
+    tiny_tokenizer = chatml(TOKENS, "<IMG_CONTEXT>\n")
 
     @classmethod
     def tiny(cls, seed: int = 0) -> Family:

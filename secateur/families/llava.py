@@ -24,7 +24,7 @@ from transformers import (
 
 from secateur.bundle.layout import Dimensions
 from secateur.checkpoints import tiny_model
-from secateur.checkpoints.tiny_model import PARTS, Form
+from secateur.checkpoints.tiny_model import PARTS, TinyTokenizer
 from secateur.decoder import pieces
 from secateur.errors import BadModel
 from secateur.families import base
@@ -51,7 +51,7 @@ class Family(base.Family):
         "SiglipImageProcessor": one_view,
         "LlavaImageProcessor": partial(one_view, pads=True),
     }
-    form = Form(
+    tiny_tokenizer = TinyTokenizer(
         "words",
         ("<pad>", "<s>", "</s>", "<image>", "<unk>"),
         TEMPLATE,

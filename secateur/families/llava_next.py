@@ -18,7 +18,7 @@ from transformers.models.llava_next.image_processing_pil_llava_next import Llava
 
 from secateur.bundle.layout import Dimensions, View
 from secateur.checkpoints import tiny_model
-from secateur.checkpoints.tiny_model import PARTS, Form
+from secateur.checkpoints.tiny_model import PARTS, TinyTokenizer
 from secateur.families import base, llava
 from secateur.vision import anyres
 from secateur.vision.preprocessing import canvas_tiles
@@ -40,7 +40,7 @@ class Family(llava.Family):
 
     architecture: ClassVar[type[PreTrainedModel]] = LlavaNextForConditionalGeneration
     image_processors = {"LlavaNextImageProcessor": canvas_tiles}
-    form = Form(
+    tiny_tokenizer = TinyTokenizer(
         "pieces",
         ("<unk>", "<s>", "</s>", "<image>", "<pad>"),
         TEMPLATE,

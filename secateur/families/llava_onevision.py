@@ -36,7 +36,7 @@ SHRINKS_ABOVE = 1.1
 class Family(llava_next.Family):
     architecture = LlavaOnevisionForConditionalGeneration
     image_processors = {"LlavaOnevisionImageProcessor": canvas_tiles}
-    form = chatml({"image_token": "<image>", "video_token": "<video>"}, "<image>\n")
+    tiny_tokenizer = chatml({"image_token": "<image>", "video_token": "<video>"}, "<image>\n")
 
     @classmethod
     def tiny(cls, seed: int = 0) -> Family:

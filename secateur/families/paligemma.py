@@ -22,7 +22,7 @@ from transformers import (
 
 from secateur.bundle.layout import Dimensions
 from secateur.checkpoints import tiny_model
-from secateur.checkpoints.tiny_model import Form
+from secateur.checkpoints.tiny_model import TinyTokenizer
 from secateur.decoder import pieces
 from secateur.decoder.pieces import Decoder
 from secateur.families import base
@@ -36,7 +36,7 @@ class Family(base.Family):
     architecture = PaliGemmaForConditionalGeneration
     has_template = False
     image_processors = {"SiglipImageProcessor": one_view}
-    form = Form(
+    tiny_tokenizer = TinyTokenizer(
         "bare",
         ("<pad>", "<eos>", "<bos>", "<unk>", "<image>"),
         None,

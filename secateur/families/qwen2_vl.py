@@ -17,7 +17,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_res
 
 from secateur.bundle.layout import Dimensions
 from secateur.checkpoints import tiny_model
-from secateur.checkpoints.tiny_model import Form, chatml
+from secateur.checkpoints.tiny_model import TinyTokenizer, chatml
 from secateur.decoder import pieces
 from secateur.decoder.pieces import Decoder, MRope
 from secateur.families import base
@@ -33,8 +33,8 @@ DEFAULT_SYSTEM = (
 )
 
 
-def form(system: str) -> Form:
-    """Return the form of a Qwen-VL model; `system` is the template of its default system prompt."""
+def tokenizer(system: str) -> TinyTokenizer:
+    """Return the tokenizer of a Qwen-VL model; `system` is the template of its default system prompt."""
     named = {"image_token": "<|image_pad|>", "video_token": "<|video_pad|>"}
     image = "<|vision_start|><|image_pad|><|vision_end|>"
     return chatml(named, image, system, more=("<|vision_start|>", "<|vision_end|>"))
@@ -50,7 +50,7 @@ class Family(base.Family):
 
     architecture: ClassVar[type[PreTrainedModel]] = Qwen2VLForConditionalGeneration
     image_processors = {"Qwen2VLImageProcessor": native_view}
-    form = form(DEFAULT_SYSTEM)
+    tiny_tokenizer = tokenizer(DEFAULT_SYSTEM)
     tiny_vision: ClassVar[dict[str, Any]] = {"depth": 3, "embed_dim": 32, "hidden_size": 48, "mlp_ratio": 2}
     tiny_text: ClassVar[dict[str, Any]] = {
         "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 2, 2]}

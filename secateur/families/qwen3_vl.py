@@ -16,7 +16,7 @@ from secateur.families import qwen2_vl
 
 class Family(qwen2_vl.Family):
     architecture = Qwen3VLForConditionalGeneration
-    form = qwen2_vl.form("")
+    tiny_tokenizer = qwen2_vl.tokenizer("")
     tiny_vision = {
         "depth": 3,
         "intermediate_size": 48,

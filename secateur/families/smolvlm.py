@@ -15,4 +15,4 @@ from secateur.families import idefics3
 class Family(idefics3.Family):
     architecture = SmolVLMForConditionalGeneration
     images_by = SmolVLMImageProcessorPil
-    form = idefics3.form(*CHATML_TOKENS, bos="<|im_start|>", pad="<|im_end|>")
+    tiny_tokenizer = idefics3.tokenizer(*CHATML_TOKENS, bos="<|im_start|>", pad="<|im_end|>")

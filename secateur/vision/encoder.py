@@ -14,10 +14,10 @@ from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from secateur.decoder.attention import attention as fused
 from secateur.decoder.attention import calling
 from secateur.errors import BadModel
 
@@ -64,22 +64,12 @@ class Heads(NamedTuple):
 _record: ContextVar[list[Heads] | None] = ContextVar("secateur_vision_record", default=None)
 
 
-def attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **extra: Any,
-) -> tuple[Tensor, None]:
+def attention(module: nn.Module, query: Tensor, key: Tensor, *further: Any, **named: Any) -> tuple[Tensor, None]:
     """Record queries and keys, and return fused attention [B, n, H, dh]."""
     record = _record.get()
     if record is not None:
-        record.append(Heads(query, key, scaling))
-    out = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask, scale=scaling)
-    return out.transpose(1, 2).contiguous(), None
+        record.append(Heads(query, key, named["scaling"]))
+    return fused(module, query, key, *further, **named)
 
 
 @contextmanager

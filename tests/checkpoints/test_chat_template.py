@@ -18,7 +18,17 @@ from secateur.checkpoints.chat_template import ChatTemplate, conversation
 from secateur.demo import model_directory
 from secateur.errors import BadModel
 from secateur.runtime.tokenizer import Tokenizer
-from tests.model_fixtures.processors import CASES, TYPED, answer, apart, form, processor, questions, user, whole
+from tests.model_fixtures.processors import (
+    CASES,
+    TYPED,
+    answer,
+    apart,
+    processor,
+    questions,
+    tiny_tokenizer,
+    user,
+    whole,
+)
 
 PATCHED = ("VideoProcessorMixin", "num2words")
 OTHER_TOKENS = [("llava", "pieces"), ("llava", "bare"), ("llava", "unigram"), ("qwen2_vl", "unigram")]
@@ -57,7 +67,7 @@ def test_a_user_cannot_type_a_special_token(family: str, tokens: str | None, tmp
         for encode in ask:
             ids = encode(question)
             assert [i for i in ids if i in special] == [i for i in encode("w1") if i in special], question
-            if "words" not in (tokens, form(family).tokens):
+            if "words" not in (tokens, tiny_tokenizer(family).tokens):
                 assert question in made.tokenizer.decode(ids)
 
 
@@ -116,7 +126,7 @@ def test_a_saved_processor_has_the_same_conversation(family: str, tmp_path: Path
 def test_videos_are_refused_and_patches_are_undone() -> None:
     modules: list[Any] = [processing_utils.__dict__["transformers_module"], processing_smolvlm]
     before = [dict(vars(module)).get(name) for module, name in zip(modules, PATCHED, strict=True)]
-    made: Any = tiny_model.processor("smolvlm", form("smolvlm"), SmolVLMImageProcessorPil(), image_seq_len=4)
+    made: Any = tiny_model.processor("smolvlm", tiny_tokenizer("smolvlm"), SmolVLMImageProcessorPil(), image_seq_len=4)
     with pytest.raises(BadModel, match="videos are not supported"):
         made.video_processor([])
     assert before == [dict(vars(module)).get(name) for module, name in zip(modules, PATCHED, strict=True)]
@@ -145,7 +155,7 @@ def test_the_decoders_own_tokenizer_classes(cls: Any, kind: str, special: list[s
     tokenizer = cls(vocab=model["vocab"], merges=[tuple(pair) for pair in model["merges"]])
     tokenizer.add_special_tokens({"extra_special_tokens": ["<image>"]})
     case = CASES["llava_next"]
-    images, template = case.images(**case.arguments), form("llava_next").template
+    images, template = case.images(**case.arguments), tiny_tokenizer("llava_next").template
     made: Any = load_processor.build("llava_next", images, tokenizer, chat_template=template, **case.options)
     talk = apart(made, "llava_next")
     mine = device(made, talk, tmp_path)

@@ -13,7 +13,7 @@ from secateur.checkpoints import load_processor, tiny_model, tiny_tokenizers
 from secateur.checkpoints.chat_template import check_image_tokens, check_vocabulary, conversation
 from secateur.errors import BadModel
 from secateur.families.llava import TEMPLATE
-from tests.model_fixtures.processors import CASES, apart, form, processor
+from tests.model_fixtures.processors import CASES, apart, processor, tiny_tokenizer
 
 QUESTION_FIRST = (
     "{% for m in messages %}{% for p in m['content'] if p['type'] == 'text' %}{{ p['text'] }}{% endfor %}"
@@ -39,7 +39,7 @@ TEMPLATES = {
 def fresh() -> Any:
     """A new processor, which a test may change."""
     case = CASES["llava"]
-    return tiny_model.processor("llava", form("llava"), case.images(**case.arguments), **case.options)
+    return tiny_model.processor("llava", tiny_tokenizer("llava"), case.images(**case.arguments), **case.options)
 
 
 @pytest.mark.parametrize("said", TEMPLATES)
@@ -72,7 +72,7 @@ def test_processors_that_do_not_fit_the_model() -> None:
     with pytest.raises(BadModel, match="no token ends an answer"):
         apart(made, "llava", stop=())
     case = CASES["llava"]
-    half: Any = tiny_model.processor("llava", form("llava"), case.images(**case.arguments), vocabulary=64)
+    half: Any = tiny_model.processor("llava", tiny_tokenizer("llava"), case.images(**case.arguments), vocabulary=64)
     with pytest.raises(BadModel, match=r"cannot prepare 1 image\(s\) of 24x24 .*correct processor_config.json"):
         apart(half, "llava")
 

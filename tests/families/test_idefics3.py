@@ -17,6 +17,7 @@ from secateur.families.base import Family, Size
 from secateur.vision.tiles import PixelShuffle, squares
 from tests.model_fixtures.exporting import check_in_onnx, random_pixels
 from tests.model_fixtures.stepping import check_steps
+from tests.model_fixtures.tiled import eager_attentions
 
 BUCKETS: dict[Size, int] = {(48, 48): 5, (48, 24): 3, (20, 50): 3, (30, 33): 5}
 """Number of tiles by image size: tiles of 24 x 24 at a longest edge of 48, and the whole image."""
@@ -86,17 +87,6 @@ def test_rows_are_those_of_the_processor(family: Family, bucket: Size, images: i
     assert all(b - a > 9 for a, b in zip(starts, starts[1:], strict=False))
 
 
-def eager_attentions(family: Family, tiles: Tensor) -> list[Tensor]:
-    """Attention maps [T, H, n, n] of every layer, as transformers' eager attention returns them."""
-    tower = tower_of(family)
-    before = tower.config._attn_implementation
-    tower.set_attn_implementation("eager")
-    try:
-        return list(tower(tiles, output_attentions=True).attentions)
-    finally:
-        tower.set_attn_implementation(before)
-
-
 def merged(patches: Tensor, mean: bool = False) -> Tensor:
     """[B, T, 36, ...] of the patches of a tile -> [B, T * 9, ...] of its tokens, one by one."""
     tokens = []
@@ -110,7 +100,7 @@ def merged(patches: Tensor, mean: bool = False) -> Tensor:
 @pytest.mark.parametrize("layer", [-1, -2, -3])
 def test_scores_equal_eager_attention(family: Family, layer: int) -> None:
     pixels = random_pixels(family.pixels)
-    weights = eager_attentions(family, pixels.flatten(0, 1))[layer].unflatten(0, (2, -1))
+    weights = eager_attentions(tower_of(family), pixels.flatten(0, 1))[layer].unflatten(0, (2, -1))
     keys: list[Tensor] = []
     hook = (
         tower_of(family)

@@ -97,7 +97,7 @@ def squares(family: internvl.Family, score: Tensor) -> Tensor:
 @pytest.mark.parametrize("layer", [-1, -2, -3])
 def test_scores_are_the_sum_over_the_patches_of_a_token(family: internvl.Family, layer: int) -> None:
     pixels = random_pixels(family.pixels)
-    scores = patch_scores(eager_attentions(family, pixels)[layer])
+    scores = patch_scores(eager_attentions(family.model.model.vision_tower, pixels.flatten(0, 1))[layer])
     assert set(scores) == {"received", "given", "class_token"}
     features, *got = family.vision(tuple(f"{kind}.{layer}" for kind in scores))(pixels)
     assert torch.equal(features, family.vision()(pixels))

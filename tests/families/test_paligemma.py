@@ -18,6 +18,7 @@ from secateur.families import paligemma
 from secateur.families.base import Family
 from tests.model_fixtures.exporting import check_in_onnx, random_pixels
 from tests.model_fixtures.stepping import check_steps, question_ids
+from tests.model_fixtures.tiled import eager_attentions
 
 KINDS: dict[str, dict[str, Any]] = {
     "gemma": {"kind": GemmaConfig},
@@ -86,10 +87,7 @@ def test_scores_equal_eager_attention(tiny: Family, layer: int) -> None:
         pixels
     )
     hook.remove()
-    before = tower.config._attn_implementation
-    tower.set_attn_implementation("eager")
-    weights = tower(pixels, output_attentions=True).attentions[layer]
-    tower.set_attn_implementation(before)
+    weights = eager_attentions(tower, pixels)[layer]
     assert torch.equal(features, tiny.vision()(pixels))
     torch.testing.assert_close(received, weights.sum(2).mean(1), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(given, weights.sum(3).mean(1), rtol=1e-4, atol=1e-5)

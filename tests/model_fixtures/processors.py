@@ -20,7 +20,7 @@ from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImag
 from secateur import families, plugins
 from secateur.checkpoints import tiny_model
 from secateur.checkpoints.chat_template import ChatTemplate, conversation
-from secateur.checkpoints.tiny_model import Form
+from secateur.checkpoints.tiny_model import TinyTokenizer
 from secateur.families.base import Family
 from secateur.vision.preprocessing import square_view
 
@@ -85,18 +85,20 @@ SEVERAL = {"LlavaOnevisionImageProcessor": square_view}
 """Image processors with other steps if a prompt has several images."""
 
 
-def form(family: str) -> Form:
-    return of(family).form
+def tiny_tokenizer(family: str) -> TinyTokenizer:
+    return of(family).tiny_tokenizer
 
 
 @cache
 def processor(family: str, tokens: str | None = None) -> Any:
     case = CASES[family]
-    return tiny_model.processor(family, form(family), case.images(**case.arguments), tokens=tokens, **case.options)
+    return tiny_model.processor(
+        family, tiny_tokenizer(family), case.images(**case.arguments), tokens=tokens, **case.options
+    )
 
 
 def apart(made: Any, family: str, **changes: Any) -> ChatTemplate:
-    has_template = form(family).template is not None
+    has_template = tiny_tokenizer(family).template is not None
     arguments = {"size": CASES[family].size, "stop": (made.tokenizer.eos_token_id,), "has_template": has_template}
     return conversation(made, made.image_token_id, **{**arguments, **changes})
 
@@ -111,7 +113,7 @@ def answer(text: str) -> dict[str, Any]:
 
 def whole(made: Any, family: str, messages: list[dict[str, Any]], images: int = 1) -> list[int]:
     """Ids of a conversation, encoded by transformers."""
-    if form(family).template is None:
+    if tiny_tokenizer(family).template is None:
         text = made.image_token * images + messages[0]["content"][-1]["text"]
     else:
         text = made.apply_chat_template(messages, add_generation_prompt=True)

@@ -24,13 +24,12 @@ def processed(family: Family) -> dict[str, Any]:
     return dict(family.processor(images=[Image.fromarray(noise)], text=[f"w1 {token} w2"], return_tensors="pt"))
 
 
-def eager_attentions(family: Family, pixels: Tensor) -> list[Tensor]:
-    """Attention maps [B * T, H, n, n] of every layer, as transformers' eager attention returns them."""
-    tower = family.model.model.vision_tower
+def eager_attentions(tower: Any, pixels: Tensor) -> list[Tensor]:
+    """Attention maps [B, H, n, n] of every layer of a vision encoder, as transformers' eager attention returns them."""
     before = tower.config._attn_implementation
     tower.set_attn_implementation("eager")
     try:
-        return list(tower(pixels.flatten(0, 1), output_attentions=True).attentions)
+        return list(tower(pixels, output_attentions=True).attentions)
     finally:
         tower.set_attn_implementation(before)
 

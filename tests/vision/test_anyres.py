@@ -145,7 +145,7 @@ def test_joined_feature_layers(several: list[int]) -> None:
 def test_scores_equal_eager_attention(family: Family, size: Size, layer: int) -> None:
     seen = family.at(size)
     pixels = random_pixels(seen.pixels)
-    scores = patch_scores(eager_attentions(seen, pixels)[layer])
+    scores = patch_scores(eager_attentions(seen.model.model.vision_tower, pixels.flatten(0, 1))[layer])
     assert ("class_token" in scores) == seen.dimensions.class_token
     features, *got = seen.vision(tuple(f"{kind}.{layer}" for kind in scores))(pixels)
     assert torch.equal(features, seen.vision()(pixels))

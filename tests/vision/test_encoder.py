@@ -14,27 +14,17 @@ from secateur.families import llava
 from secateur.families.base import Family
 from secateur.load_model import load
 from secateur.vision import encoder
+from tests.model_fixtures.tiled import eager_attentions
 from tests.model_fixtures.towers import pixels_of, tower_of, written
 
 KINDS = ("received", "given", "patch_key")
-
-
-def eager_attentions(family: Family, pixels: Tensor) -> list[Tensor]:
-    """Attention maps [B, H, n, n] of every layer, as transformers' eager attention returns them."""
-    tower = tower_of(family)
-    before = tower.config._attn_implementation
-    tower.set_attn_implementation("eager")
-    try:
-        return list(tower(pixels, output_attentions=True).attentions)
-    finally:
-        tower.set_attn_implementation(before)
 
 
 @pytest.mark.parametrize("layer", [-1, -2, -3])
 def test_scores_equal_eager_attention(family: Family, layer: int) -> None:
     first = int(family.dimensions.class_token)
     pixels = pixels_of(family)
-    weights = eager_attentions(family, pixels)[layer]
+    weights = eager_attentions(tower_of(family), pixels)[layer]
     kinds = ("received", "given", *(("class_token",) if first else ()))
     _, *got = family.vision(tuple(f"{kind}.{layer}" for kind in kinds))(pixels)
     patches = weights[:, :, first:, first:]
