@@ -8,7 +8,7 @@ of the last layer is trained to predict the digits and colors in the picture, wh
 
     pixel_values  [B, 3, 96, 96]
     digit, color, position  int64 [B, 144]   class of the patch, the last class is "nothing"
-    centre   float [B, 144]   1 in the patch at the center of an object (helps counting)
+    center   float [B, 144]   1 in the patch at the center of an object (helps counting)
     present  float [B, 10 + 7]   digits and colors of the scene
 """
 
@@ -67,7 +67,7 @@ class DenseScenes(Dataset[Batch]):
 
 def _labels(shown: Scene) -> dict[str, Tensor]:
     patch = {name: torch.full((GRID, GRID), len(words)) for name, words in WORDS.items()}
-    centre = torch.zeros(GRID, GRID)
+    center = torch.zeros(GRID, GRID)
     present = torch.zeros(len(DIGIT_WORDS) + len(COLOR_WORDS))
     middles = torch.arange(GRID) * PATCH + PATCH / 2
     for each in shown.objects:
@@ -76,10 +76,10 @@ def _labels(shown: Scene) -> dict[str, Tensor]:
         inside = rows[:, None] & columns[None, :]
         for name, words in WORDS.items():
             patch[name][inside] = words.index(getattr(each, name))
-        centre[(each.top + each.side // 2) // PATCH, (each.left + each.side // 2) // PATCH] = 1
+        center[(each.top + each.side // 2) // PATCH, (each.left + each.side // 2) // PATCH] = 1
         present[DIGIT_WORDS.index(each.digit)] = 1
         present[len(DIGIT_WORDS) + COLOR_WORDS.index(each.color)] = 1
-    return {**{name: each.flatten() for name, each in patch.items()}, "centre": centre.flatten(), "present": present}
+    return {**{name: each.flatten() for name, each in patch.items()}, "center": center.flatten(), "present": present}
 
 
 class DenseHeads(nn.Module):
@@ -88,7 +88,7 @@ class DenseHeads(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.nothing = nn.Parameter(torch.zeros(len(WORDS), width))
-        self.centre = nn.Linear(width, 1)
+        self.center = nn.Linear(width, 1)
         self.present = nn.Linear(width, len(DIGIT_WORDS) + len(COLOR_WORDS))
 
 
@@ -143,9 +143,9 @@ class DenseStage:
             total = total + (errors * weights.flatten()).sum() / weights.sum()
             right = logits.argmax(-1) == batch[name]
             shown[name] = right[object_patches].float().mean().item()
-        centre = self.heads.centre(projected).squeeze(-1).float()
+        center = self.heads.center(projected).squeeze(-1).float()
         present = self.heads.present(seen.pooler_output).float()
-        total = total + 2 * functional.binary_cross_entropy_with_logits(centre, batch["centre"])
+        total = total + 2 * functional.binary_cross_entropy_with_logits(center, batch["center"])
         total = total + functional.binary_cross_entropy_with_logits(present, batch["present"])
         shown["present"] = ((present > 0) == (batch["present"] > 0)).float().mean().item()
         return total, shown

@@ -205,8 +205,8 @@ def _object(rng: np.random.Generator, cell: int, digit: str, color: str, source:
     row, column = divmod(cell, 3)
     corner: list[int] = []
     for place in (column, row):
-        centre = rng.uniform(place * CELL + MARGIN, (place + 1) * CELL - MARGIN)
-        corner.append(int(np.clip(round(centre - side / 2), 0, SIZE - side)))
+        center = rng.uniform(place * CELL + MARGIN, (place + 1) * CELL - MARGIN)
+        corner.append(int(np.clip(round(center - side / 2), 0, SIZE - side)))
     return Object(digit, color, POSITION_WORDS[cell], corner[0], corner[1], side, source)
 
 

@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import sys
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ import torch
 import transformers
 from rich.console import Console
 from rich.table import Table
-from transformers import LlavaForConditionalGeneration
+from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 from secateur.bundle.atomic import atomic_folder, check_folder_free
 from secateur.demo import model_directory
@@ -31,10 +32,10 @@ from secateur.demo._dense import DenseStage
 from secateur.demo._language import LanguageStage
 from secateur.demo._loop import Stage, train
 from secateur.demo.build import build_model, build_processor
-from secateur.demo.evaluate import accuracy
+from secateur.demo.scenes import KINDS, SceneSample, samples
 from secateur.errors import BadModel, BadOutput, InputError
 
-__all__ = ["main", "make", "measure", "save", "train_model"]
+__all__ = ["accuracy", "answers", "main", "make", "save", "train_model"]
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -43,16 +44,12 @@ def main(argv: list[str] | None = None) -> int:
     console = Console(stderr=True)
     try:
         _check(options)
-        console.print(_table(measure(options) if options.evaluate else make(options, console)))
+        shares = accuracy(options.out, options.questions) if options.evaluate else make(options, console)
+        console.print(_table(shares))
     except InputError as mistake:
         console.print(f"secateur: error: {mistake}", highlight=False, soft_wrap=True)
         return mistake.exit_code
     return 0
-
-
-def measure(options: argparse.Namespace) -> dict[str, float]:
-    """Return the held-out accuracy of the model in --out."""
-    return accuracy(options.out, options.questions)
 
 
 def make(options: argparse.Namespace, console: Console) -> dict[str, float]:
@@ -128,6 +125,49 @@ def save(model: LlavaForConditionalGeneration, folder: Path) -> None:
     build_processor().save_pretrained(folder)
     for each in folder.iterdir():
         each.chmod(0o644)  # weights are saved readable by their owner only, and a package would keep this mode
+
+
+def accuracy(directory: Path, count: int = 1000, split: str = "test", seed: int = 0) -> dict[str, float]:
+    """Return the share of questions with exactly the right word as answer: "overall" and per kind."""
+    asked = list(samples(split, count, seed))
+    right: dict[str, list[bool]] = {kind: [] for kind in KINDS}
+    for sample, answer in zip(asked, answers(directory, asked), strict=True):
+        right[sample.kind].append(answer == sample.answer)
+    everything = [each for kind in right.values() for each in kind]
+    shares = {kind: sum(each) / len(each) for kind, each in right.items() if each}
+    return {"overall": sum(everything) / len(everything), **shares}
+
+
+@torch.inference_mode()
+def answers(directory: Path, asked: list[SceneSample], batch: int = 50) -> list[str]:
+    """Return the model's greedy answer to each sample, in order."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    processor: LlavaProcessor = LlavaProcessor.from_pretrained(directory)
+    model: Any = LlavaForConditionalGeneration.from_pretrained(directory, dtype=torch.float32)
+    model.to(device).eval()
+    prompts = [prompt(processor, sample.question) for sample in asked]
+    # A batch has questions of equal length, so that no prompt needs padding.
+    by_length: dict[int, list[int]] = defaultdict(list)
+    for index, text in enumerate(prompts):
+        by_length[len(processor.tokenizer(text).input_ids)].append(index)
+
+    found: dict[int, str] = {}
+    for indices in by_length.values():
+        for first in range(0, len(indices), batch):
+            chunk = indices[first : first + batch]
+            images = [asked[index].image for index in chunk]
+            inputs = processor(images=images, text=[prompts[index] for index in chunk], return_tensors="pt").to(device)
+            output = model.generate(**inputs, max_new_tokens=2, do_sample=False)
+            new = output[:, inputs["input_ids"].shape[1] :]
+            texts = processor.tokenizer.batch_decode(new, skip_special_tokens=True)
+            found.update(zip(chunk, (text.strip() for text in texts), strict=True))
+    return [found[index] for index in range(len(asked))]
+
+
+def prompt(processor: LlavaProcessor, question: str) -> str:
+    """Return the chat template's text for one image with one question."""
+    content: Any = [{"type": "image"}, {"type": "text", "text": question}]
+    return str(processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True))
 
 
 def _parser() -> argparse.ArgumentParser:

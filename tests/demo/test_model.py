@@ -12,8 +12,8 @@ from safetensors import safe_open
 from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration, LlavaProcessor
 
 from secateur.demo import model_directory, sample_directory
-from secateur.demo.evaluate import answers
 from secateur.demo.scenes import KINDS, SceneSample, samples, write_pictures
+from secateur.demo.train import answers
 
 
 @pytest.fixture(scope="module")
