@@ -59,20 +59,16 @@ class Family(ABC):
     has_template: ClassVar[bool] = True
     """Whether its processor has a chat template; without one, a conversation has a single question."""
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        processor: ProcessorMixin,
-        source: str,
-        image_size: Size | None = None,
-        images: int = 1,
-        system: str = "",
-        fit: str | None = None,
-    ) -> None:
+    image_size: Size | None = None
+    images: int = 1
+    system: str = ""
+    fit: str | None = None
+
+    def __init__(self, model: PreTrainedModel, processor: ProcessorMixin, source: str) -> None:
         self.model: Any = model.eval()
         self.processor: Any = processor
         self.tokenizer: PreTrainedTokenizerFast = self.processor.tokenizer
-        self.source, self.image_size, self.images, self.system, self.fit = source, image_size, images, system, fit
+        self.source = source
         model.requires_grad_(False)
         embeddings: Any = model.get_input_embeddings()
         chat_template.check_vocabulary(self.tokenizer, embeddings.weight.shape[0], self.image_token_id)

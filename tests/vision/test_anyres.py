@@ -132,7 +132,7 @@ def test_joined_feature_layers(several: list[int]) -> None:
     config = copy.deepcopy(small.model.config)
     config.vision_feature_layer = several
     model = type(small.model)(config).eval()
-    seen = llava_next.Family(model, small.processor, "random", (20, 36))
+    seen = llava_next.Family(model, small.processor, "random").at((20, 36))
     pixels = random_pixels(seen.pixels)
     wanted = model.get_image_features(pixels, torch.tensor([seen.bucket] * 2)).pooler_output
     features = seen.vision()(pixels)
