@@ -99,7 +99,7 @@ class BadOutput(InputError):
 
 
 def first_line(problem: BaseException) -> str:
-    """Return the first line of an error's message, and the next if it ends with a colon; else the type of the error."""
+    """Return the first line of an error's message, and the next if it ends with a colon; the type if it says little."""
     lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
     said = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
     if isinstance(problem, LookupError | AttributeError | ArithmeticError) or not said:
