@@ -17,7 +17,7 @@ from secateur.families.base import Family, Size
 from secateur.vision.tiles import PixelShuffle, squares
 from tests.model_fixtures.exporting import check_in_onnx, random_pixels
 from tests.model_fixtures.stepping import check_steps
-from tests.model_fixtures.tiled import eager_attentions
+from tests.model_fixtures.towers import eager_attentions
 
 BUCKETS: dict[Size, int] = {(48, 48): 5, (48, 24): 3, (20, 50): 3, (30, 33): 5}
 """Number of tiles by image size: tiles of 24 x 24 at a longest edge of 48, and the whole image."""

@@ -17,7 +17,7 @@ from secateur.errors import BadModel
 from secateur.families import internvl
 from secateur.families.base import Size
 from tests.model_fixtures.exporting import check_in_onnx, random_pixels
-from tests.model_fixtures.tiled import check_streamed, eager_attentions, patch_scores, processed
+from tests.model_fixtures.towers import check_streamed, eager_attentions, patch_scores, processed
 
 SIZES: list[Size] = [(48, 48), (24, 48), (48, 24), (33, 97), (97, 33), (24, 24), (20, 20), (5, 400)]
 KINDS: dict[str, dict[str, Any]] = {

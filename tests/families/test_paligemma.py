@@ -18,7 +18,7 @@ from secateur.families import paligemma
 from secateur.families.base import Family
 from tests.model_fixtures.exporting import check_in_onnx, random_pixels
 from tests.model_fixtures.stepping import check_steps, question_ids
-from tests.model_fixtures.tiled import eager_attentions
+from tests.model_fixtures.towers import eager_attentions
 
 KINDS: dict[str, dict[str, Any]] = {
     "gemma": {"kind": GemmaConfig},

@@ -22,7 +22,7 @@ from secateur.export.segments import Segment
 from secateur.families import qwen2_5_vl, qwen2_vl, qwen3_vl
 from secateur.runtime.preprocess import pixel_values
 from secateur.vision.qwen import windows
-from tests.model_fixtures.exporting import check_in_onnx
+from tests.model_fixtures.exporting import check_in_onnx, random_pixels
 
 FAMILIES = (qwen2_vl.Family, qwen2_5_vl.Family, qwen3_vl.Family)
 SIZES = [(40, 56), (48, 40), (48, 48), (24, 72), (8, 8)]
@@ -39,10 +39,6 @@ def windowed() -> Any:
     return qwen2_5_vl.Family.tiny().at((40, 56))
 
 
-def pixels_of(family: Any, batch: int, seed: int = 0) -> Tensor:
-    return torch.randn(batch, *family.pixels, generator=torch.Generator().manual_seed(seed))
-
-
 def patches_of(family: Any, pixels: Tensor) -> dict[str, Tensor]:
     """Arguments of transformers' vision encoder for these images."""
     rows, columns = family.grids[0]
@@ -55,7 +51,7 @@ def patches_of(family: Any, pixels: Tensor) -> dict[str, Tensor]:
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_vision_and_projector_equal_get_image_features(qwen: Any, size: tuple[int, int], batch: int) -> None:
     family = qwen.at(size)
-    pixels = pixels_of(family, batch)
+    pixels = random_pixels(family.pixels, batch)
     expected = family.model.get_image_features(**patches_of(family, pixels))
     seen = family.vision()(pixels)
     features, planes = (seen[0], seen[1:]) if isinstance(seen, tuple) else (seen, ())
@@ -106,7 +102,7 @@ def eager(family: Any, pixels: Tensor) -> list[tuple[Tensor, Tensor]]:
 def test_scores_equal_eager_attention(qwen: Any, size: tuple[int, int]) -> None:
     """Summed over the patches of a token, keys averaged; patches of different windows do not attend to each other."""
     family = qwen.at(size)
-    pixels = pixels_of(family, 2)
+    pixels = random_pixels(family.pixels, 2)
     depth = len(family.model.model.visual.blocks)
     for layer in range(-depth, 0):
         _, *seen = family.vision(tuple(f"{kind}.{layer}" for kind in ("received", "given", "patch_key")))(pixels)
@@ -120,7 +116,7 @@ def test_scores_equal_eager_attention(qwen: Any, size: tuple[int, int]) -> None:
 
 
 def test_reading_changes_no_feature(qwen: Any) -> None:
-    pixels = pixels_of(qwen, 1)
+    pixels = random_pixels(qwen.pixels, 1)
     plain, read = qwen.vision()(pixels), qwen.vision(("received.-2",))(pixels)
     assert torch.equal(read[0], plain[0] if isinstance(plain, tuple) else plain)
 
@@ -189,7 +185,7 @@ def chain(family: Any, prompt: Tensor, pixels: Tensor, steps: int) -> tuple[list
 def test_the_pieces_equal_generate(qwen: Any, images: int) -> None:
     """Text after the images starts at the largest position so far plus one, and so does each generated token."""
     family = qwen.at((40, 56), images)
-    pixels = pixels_of(family, images, seed=images)
+    pixels = random_pixels(family.pixels, images, seed=images)
     span = [family.image_token_id] * 35
     ids = [40, 41, 42, *span, 43, *(span + [44] if images == 2 else []), 45, 46]
     prompt = torch.tensor([ids])
@@ -233,7 +229,7 @@ def test_inputs_are_those_of_the_processor(qwen: Any) -> None:
 @pytest.mark.parametrize("cls", FAMILIES[:2])
 def test_downsampled_equals_transformers_encoder(cls: type[qwen2_vl.Family], grid: tuple[int, int]) -> None:
     family: Any = cls.tiny().at((40, 56))
-    pixels = pixels_of(family, 2)
+    pixels = random_pixels(family.pixels, 2)
     features, index = family.vision(grid=grid)(pixels)
     size = (8 * grid[0], 8 * grid[1])
     small = pixels if grid == (5, 7) else F.interpolate(pixels, size=size, mode="bicubic", antialias=True)

@@ -1,25 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small models with and without a class token, and vision modules run in ONNX Runtime."""
+"""Helpers for vision encoders: a small model without a class token, transformers' attention maps, streamed weights."""
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
-import onnxruntime
 import torch
-from torch import Tensor, nn
+from PIL import Image
+from torch import Tensor
 from transformers import LlamaConfig, SiglipVisionConfig
 
-from secateur.bundle.manifest import GraphSpec, TensorSpec
 from secateur.checkpoints import tiny_model
-from secateur.export.graphs import Graph
-from secateur.export.to_onnx import to_onnx
+from secateur.checkpoints.streaming import stream
 from secateur.families import llava
 from secateur.families.base import Family
+from tests.model_fixtures.exporting import random_pixels
 
 
 def siglip_family(image_size: int = 24, head: bool = True) -> llava.Family:
@@ -33,24 +30,38 @@ def tower_of(family: Family) -> Any:
     return family.model.model.vision_tower
 
 
-def pixels_of(family: Family, batch: int = 2, seed: int = 0) -> Tensor:
-    return torch.randn(batch, 3, *family.bucket, generator=torch.Generator().manual_seed(seed))
+def processed(family: Family) -> dict[str, Any]:
+    """Run transformers' processor on a prompt with one image of the bucket's size."""
+    height, width = family.bucket
+    noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    token = family.tokenizer.convert_ids_to_tokens(family.image_token_id)
+    return dict(family.processor(images=[Image.fromarray(noise)], text=[f"w1 {token} w2"], return_tensors="pt"))
 
 
-def written(module: nn.Module, family: Family, outputs: dict[str, Tensor], opset: int, folder: Path) -> tuple[Any, int]:
-    """Export a vision module and compare it with torch on another batch; return its operator counts and file size."""
-    pixels = TensorSpec("pixel_values", "float32", ("B", 3, *family.bucket))
-    specs = tuple(
-        TensorSpec(name, str(x.dtype).removeprefix("torch."), ("B", *x.shape[1:])) for name, x in outputs.items()
-    )
-    path = folder / "vision.onnx"
-    to_onnx(Graph(GraphSpec("vision", "vision", path.name, (pixels,), specs), module), path, opset)
-    fed = pixels_of(family, batch=3, seed=1)
-    got = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]).run(
-        None, {"pixel_values": fed.numpy()}
-    )
-    expected = module(fed)
-    for ours, wanted in zip(got, expected if isinstance(expected, tuple) else (expected,), strict=True):
-        np.testing.assert_allclose(ours, wanted.numpy(), rtol=1e-4, atol=1e-4)
-    found = Counter(node.op_type for node in onnx.load(path).graph.node)
-    return found, sum(file.stat().st_size for file in folder.iterdir())
+def eager_attentions(tower: Any, pixels: Tensor) -> list[Tensor]:
+    """Attention maps [B, H, n, n] of every layer of a vision encoder, as transformers' eager attention returns them."""
+    before = tower.config._attn_implementation
+    tower.set_attn_implementation("eager")
+    try:
+        return list(tower(pixels, output_attentions=True).attentions)
+    finally:
+        tower.set_attn_implementation(before)
+
+
+def patch_scores(weights: Tensor) -> dict[str, Tensor]:
+    """Scores [B * T, patches] by definition, from maps [B * T, H, n, n]; n that is not a square has a class token."""
+    first = weights.shape[-1] - int(weights.shape[-1] ** 0.5) ** 2
+    patches = weights[:, :, first:, first:]
+    scores = {"received": patches.sum(2).mean(1), "given": patches.sum(3).mean(1)}
+    return scores | ({"class_token": weights[:, :, 0, first:].mean(1)} if first else {})
+
+
+def check_streamed(family: Family, folder: Path) -> None:
+    """Check that a model whose weights stay in files gives the same vision tokens."""
+    family.model.save_pretrained(folder)
+    model = stream(type(family.model), folder)
+    assert model is not None
+    streamed, pixels = type(family)(model, family.processor, "random"), random_pixels(family.pixels)
+    with torch.no_grad():
+        tokens = streamed.projector()(streamed.vision()(pixels))
+    torch.testing.assert_close(tokens, family.projector()(family.vision()(pixels)))

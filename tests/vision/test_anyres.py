@@ -17,7 +17,7 @@ from secateur.families.base import Family, Size
 from secateur.vision import anyres
 from secateur.vision.native_sizes import shown
 from tests.model_fixtures.exporting import check_in_onnx, random_pixels
-from tests.model_fixtures.tiled import check_streamed, eager_attentions, patch_scores, processed
+from tests.model_fixtures.towers import check_streamed, eager_attentions, patch_scores, processed
 
 MODULES: dict[str, Any] = {"llava_next": llava_next, "llava_onevision": llava_onevision}
 SIZES: list[Size] = [(36, 36), (20, 36), (36, 20), (18, 40), (33, 97), (97, 33), (20, 100), (18, 18), (5, 7)]

@@ -19,7 +19,8 @@ from secateur.families import llava
 from secateur.families.base import Family
 from secateur.load_model import load
 from secateur.vision import downsampled
-from tests.model_fixtures.towers import pixels_of, siglip_family, tower_of, written
+from tests.model_fixtures.exporting import random_pixels, written
+from tests.model_fixtures.towers import siglip_family, tower_of
 
 
 def resized(family: Family, pixels: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -31,7 +32,7 @@ def resized(family: Family, pixels: Tensor, grid: tuple[int, int]) -> Tensor:
 
 @pytest.mark.parametrize("grid", [(1, 1), (3, 3), (2, 5), (6, 4), (5, 5)])
 def test_downsampled_equals_transformers_tower(family: Family, grid: tuple[int, int]) -> None:
-    pixels, first = pixels_of(family), int(family.dimensions.class_token)
+    pixels, first = random_pixels(family.pixels), int(family.dimensions.class_token)
     features, index = family.vision(grid=grid)(pixels)
     states = tower_of(family)(
         resized(family, pixels, grid), interpolate_pos_encoding=True, output_hidden_states=True
@@ -41,7 +42,7 @@ def test_downsampled_equals_transformers_tower(family: Family, grid: tuple[int, 
 
 
 def test_the_full_grid_is_the_plain_encoder(family: Family) -> None:
-    pixels, grid = pixels_of(family), family.layout.grid
+    pixels, grid = random_pixels(family.pixels), family.layout.grid
     features, index = family.vision(grid=grid)(pixels)
     assert torch.equal(features, family.vision()(pixels))
     assert index[0].tolist() == list(range(grid[0] * grid[1]))
@@ -50,7 +51,7 @@ def test_the_full_grid_is_the_plain_encoder(family: Family) -> None:
 @pytest.mark.parametrize("head", [True, False])
 def test_pixels_after_the_last_patch_are_not_seen(head: bool) -> None:
     family = siglip_family(image_size=27, head=head)
-    pixels = pixels_of(family)
+    pixels = random_pixels(family.pixels)
     other = pixels.clone()
     other[:, :, 24:], other[:, :, :, 24:] = 9, 9
     assert torch.equal(family.vision()(pixels), family.vision(grid=(6, 6))(pixels)[0])
@@ -90,7 +91,7 @@ def test_centres(rows: int, columns: int, data: st.DataObject) -> None:
 def test_downsampled_in_onnx(clip: llava.Family, opset: int, tmp_path: Path) -> None:
     """Everything that depends on the size is constant: no Resize, and no layers after the features."""
     module = clip.vision(grid=(3, 4))
-    outputs = dict(zip(("features", "vision_index"), module(pixels_of(clip)), strict=True))
+    outputs = dict(zip(("features", "vision_index"), module(random_pixels(clip.pixels)), strict=True))
     found, _ = written(module, clip, outputs, opset, tmp_path)
     assert "Resize" not in found and found["LayerNormalization"] == 1 + 2 * 2
 
@@ -110,7 +111,7 @@ def test_an_encoder_that_cannot_be_downsampled() -> None:
 
 def test_half_precision(demo: Family) -> None:
     """The resizing stays in fp32; the position embeddings are interpolated in the precision of the weights."""
-    pixels = pixels_of(demo)
+    pixels = random_pixels(demo.pixels)
     features, index = load("demo", torch.float16).vision(grid=(5, 7))(pixels)
     assert features.dtype == torch.float16 and index.dtype == torch.int64
     torch.testing.assert_close(features.float(), demo.vision(grid=(5, 7))(pixels)[0], rtol=0.02, atol=0.02)

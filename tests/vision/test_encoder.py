@@ -14,8 +14,8 @@ from secateur.families import llava
 from secateur.families.base import Family
 from secateur.load_model import load
 from secateur.vision import encoder
-from tests.model_fixtures.tiled import eager_attentions
-from tests.model_fixtures.towers import pixels_of, tower_of, written
+from tests.model_fixtures.exporting import random_pixels, written
+from tests.model_fixtures.towers import eager_attentions, tower_of
 
 KINDS = ("received", "given", "patch_key")
 
@@ -23,7 +23,7 @@ KINDS = ("received", "given", "patch_key")
 @pytest.mark.parametrize("layer", [-1, -2, -3])
 def test_scores_equal_eager_attention(family: Family, layer: int) -> None:
     first = int(family.dimensions.class_token)
-    pixels = pixels_of(family)
+    pixels = random_pixels(family.pixels)
     weights = eager_attentions(tower_of(family), pixels)[layer]
     kinds = ("received", "given", *(("class_token",) if first else ()))
     _, *got = family.vision(tuple(f"{kind}.{layer}" for kind in kinds))(pixels)
@@ -38,7 +38,7 @@ def test_patch_key_is_the_mean_over_heads(family: Family) -> None:
     first, layer = int(family.dimensions.class_token), tower_of(family).encoder.layers[-2]
     seen: list[Tensor] = []
     hook = layer.self_attn.k_proj.register_forward_hook(lambda module, given, out: seen.append(out))
-    pixels = pixels_of(family)
+    pixels = random_pixels(family.pixels)
     _, key = family.vision(("patch_key.-2",))(pixels)
     hook.remove()
     heads = tower_of(family).config.num_attention_heads
@@ -48,12 +48,12 @@ def test_patch_key_is_the_mean_over_heads(family: Family) -> None:
 def test_without_a_class_token_given_attention_is_constant(siglip: Family) -> None:
     """The direction rule of FoPru is degenerate there: rows of a softmax add up to 1."""
     assert not siglip.dimensions.class_token
-    _, shared = siglip.vision(("given.-2",))(pixels_of(siglip))
+    _, shared = siglip.vision(("given.-2",))(random_pixels(siglip.pixels))
     torch.testing.assert_close(shared, torch.ones_like(shared))
 
 
 def test_reading_changes_no_feature(family: Family) -> None:
-    pixels = pixels_of(family)
+    pixels = random_pixels(family.pixels)
     plain = family.vision()(pixels)
     assert isinstance(plain, Tensor)
     features, score = family.vision(("received.-2",))(pixels)
@@ -65,7 +65,7 @@ def test_reading_changes_no_feature(family: Family) -> None:
 
 
 def test_images_of_a_batch_are_independent(family: Family) -> None:
-    pixels = pixels_of(family, batch=3)
+    pixels = random_pixels(family.pixels, batch=3)
     vision = family.vision(("received.-2",))
     for i in range(3):
         for whole, single in zip(vision(pixels), vision(pixels[i : i + 1]), strict=True):
@@ -89,9 +89,9 @@ def test_the_attention_setting_is_restored(siglip: Family) -> None:
         raise RuntimeError
     assert config._attn_implementation == before
     with encoder.recorded(config) as record:
-        siglip.vision()(pixels_of(siglip))
+        siglip.vision()(random_pixels(siglip.pixels))
     assert len(record) == config.num_hidden_layers
-    siglip.vision()(pixels_of(siglip))
+    siglip.vision()(random_pixels(siglip.pixels))
     assert len(record) == config.num_hidden_layers
 
 
@@ -113,7 +113,7 @@ def test_scores_that_do_not_exist(siglip: Family, name: str, says: str) -> None:
 def test_half_precision(demo: Family) -> None:
     half = load("demo", torch.float16)
     reads = ("received.-2", "class_token.-2", "patch_key.-2")
-    pixels = pixels_of(demo)
+    pixels = random_pixels(demo.pixels)
     for ours, wanted in zip(half.vision(reads)(pixels), demo.vision(reads)(pixels), strict=True):
         torch.testing.assert_close(ours.float(), wanted, rtol=0.02, atol=0.02)
     assert [x.dtype for x in half.vision(reads)(pixels)] == [torch.float16, torch.float32, torch.float32, torch.float16]
@@ -123,7 +123,7 @@ def test_half_precision(demo: Family) -> None:
 def test_scores_are_a_small_side_branch(clip: llava.Family, opset: int, tmp_path: Path) -> None:
     """Every layer's attention stays fused, and layers after the features are not in the graph."""
     layers = 2  # of 3: features are read from the second last layer
-    pixels = pixels_of(clip)
+    pixels = random_pixels(clip.pixels)
     before, small = written(clip.vision(), clip, {"features": clip.vision()(pixels)}, opset, tmp_path / "plain")
     reads = ("received.-2", "class_token.-2", "patch_key.-2")
     outputs = dict(zip(("features", *reads), clip.vision(reads)(pixels), strict=True))
@@ -138,13 +138,13 @@ def test_scores_are_a_small_side_branch(clip: llava.Family, opset: int, tmp_path
 def test_the_last_layer_scores_without_being_run(clip: llava.Family, tmp_path: Path) -> None:
     """Only its queries and keys are computed; its attention and MLP are not in the graph."""
     vision = clip.vision(("received.-1",))
-    outputs = dict(zip(("features", "score"), vision(pixels_of(clip)), strict=True))
+    outputs = dict(zip(("features", "score"), vision(random_pixels(clip.pixels)), strict=True))
     found, _ = written(vision, clip, outputs, 23, tmp_path)
     assert found["Attention"] == 2 and found["Softmax"] == 1 and found["LayerNormalization"] == 1 + 2 * 2 + 1
 
 
 def test_siglip_scores_in_onnx(siglip: llava.Family, tmp_path: Path) -> None:
     reads = tuple(f"{kind}.-2" for kind in KINDS)
-    outputs = dict(zip(("features", *reads), siglip.vision(reads)(pixels_of(siglip)), strict=True))
+    outputs = dict(zip(("features", *reads), siglip.vision(reads)(random_pixels(siglip.pixels)), strict=True))
     found, _ = written(siglip.vision(reads), siglip, outputs, 23, tmp_path)
     assert found["Attention"] == 2
