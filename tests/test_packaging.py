@@ -7,9 +7,12 @@ import os
 import subprocess
 import sys
 import zipfile
+from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 ROOT = Path(__file__).parent.parent
 BLOCKED = ("torch", "transformers", "onnx", "onnxscript", "safetensors", "polygraphy", "sklearn")
@@ -78,3 +81,16 @@ def test_a_missing_export_package_is_a_one_line_error(unpacked: Path) -> None:
 def test_sources_have_a_license_line() -> None:
     for path in [*ROOT.glob("secateur/**/*.py"), *ROOT.glob("tests/**/*.py"), ROOT / "export.py"]:
         assert path.read_text(encoding="utf-8").startswith("# SPDX-License-Identifier: Apache-2.0\n"), path
+
+
+def test_the_pinned_packages_install_on_the_oldest_python() -> None:
+    """A pin without a marker is for Python 3.10, one with the marker for 3.11: the first release of each."""
+    for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines():
+        if line.startswith("#") or '< "3.11"' in line:
+            continue
+        pin = Requirement(line)
+        try:
+            needed = SpecifierSet(metadata(pin.name)["Requires-Python"] or "")
+        except PackageNotFoundError:  # a package of another platform
+            continue
+        assert needed.contains("3.11.0" if pin.marker else "3.10.0"), f"{line} needs Python {needed}"
