@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 BUNDLE := build/demo-btp
 SAMPLE := secateur/demo/samples
-QUICK := $(addprefix tests/,bundle checkpoints/test_templates.py decoder profiling selection engines/test_trtexec.py \
+QUICK := $(addprefix tests/,bundle checkpoints/test_chat_template.py decoder profiling selection engines/test_trtexec.py \
 	engines/test_limits.py engines/test_version.py test_plugins.py test_structure.py)
 
 .PHONY: demo quick test check test-all fuzz matrix table docs clean

@@ -50,7 +50,7 @@ def box(x: float, y: float, w: float, h: float, kind: str, more: str = "") -> st
 
 def flow() -> list[str]:
     """Draw the data flow: a box for each kind of file, and a package between two files."""
-    parts = [text(20, 30, "The way of the data", 'class="title"')]
+    parts = [text(20, 30, "Data flow", 'class="title"')]
     for number, (file, package) in enumerate(FLOW):
         x = 20 + 196 * number
         parts += [box(x, 50, 164, 40, "file", 'rx="4"'), text(x + 82, 75, file, 'text-anchor="middle"')]
@@ -69,13 +69,14 @@ def matrix() -> list[str]:
     order = [name for row in rows for name in row]
     level = {name: number for number, row in enumerate(rows) for name in row}
     used = imports()
-    parts = [text(20, 228, "Who imports whom (row imports column)", 'class="title"')]
+    parts = [text(20, 228, "Imports between packages (the row imports the column)", 'class="title"')]
     for number, name in enumerate(order):
         x, y = LEFT + CELL * number, TOP + CELL * number
         if level[name] % 2:
             parts.append(box(0, y, LEFT + CELL * len(order), CELL, "band"))
         parts.append(text(LEFT - 8, y + 19, name, 'text-anchor="end"'))
-        parts.append(text(0, 0, name, f'transform="translate({x + 18},{TOP - 6}) rotate(-50)"'))
+        if number:  # nothing imports the first
+            parts.append(text(0, 0, name, f'transform="translate({x + 18},{TOP - 6}) rotate(-50)"'))
     for i, row in enumerate(order):
         for j, column in enumerate(order):
             allowed, imported = level[row] < level[column], (row, column) in used
@@ -95,7 +96,7 @@ def picture() -> str:
     height = TOP + CELL * sum(map(len, layers())) + 20
     tip = '<marker id="tip" markerWidth="8" markerHeight="8" refX="6" refY="4" orient="auto"><path d="M0 0 8 4 0 8z"/>'
     head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" role="img">'
-    title = "<title>The way of the data, and who imports whom</title>"
+    title = "<title>Data flow, and imports between packages</title>"
     body = [f"<style>{STYLE}</style>", f"<defs>{tip}</marker></defs>", box(0, 0, WIDTH, height, "", 'fill="#fff"')]
     return "\n".join([head, title, *body, *flow(), *matrix(), "</svg>"]) + "\n"
 

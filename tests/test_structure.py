@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -61,3 +62,9 @@ def test_no_package_imports_private_modules() -> None:
                 private = [n for n in [*home.split("."), *names] if n.startswith("_") and not n.startswith("__")]
                 own = ".".join(path.parent.relative_to(PACKAGE.parent).parts)
                 assert not private or home.startswith(own), f"{path.relative_to(PACKAGE)} imports {private}"
+
+
+def test_the_quick_tests_exist() -> None:
+    makefile = (PACKAGE.parent / "Makefile").read_text(encoding="utf-8").replace("\\\n", "")
+    (words,) = re.findall(r"^QUICK := \$\(addprefix tests/,(.*)\)$", makefile, re.MULTILINE)
+    assert all((PACKAGE.parent / "tests" / word).exists() for word in words.split())
