@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import subprocess
 import sys
@@ -46,3 +47,14 @@ def test_prose_is_narrow(page: Path) -> None:
     # matrix.md is generated, with one reason on each line
     long = [line for line in prose(page) if len(line) > 120] if page.name != "matrix.md" else []
     assert not long
+
+
+def test_aligned_fields_of_a_docstring_become_a_list() -> None:
+    spec = importlib.util.spec_from_file_location("field_lists", ROOT / "docs" / "field_lists.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    text = "Summary.\n\nkeep, drop  tokens [B, k],\n            ascending\nseed        an int\n\nProse stays."
+    assert module.listed(text) == (
+        "Summary.\n\n\n- `keep`, `drop`: tokens [B, k], ascending\n- `seed`: an int\n\nProse stays."
+    )
