@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from secateur.runtime.chat import Chat
     from secateur.runtime.pipeline import Pipeline
     from secateur.runtime.receipt import Answer
+    from secateur.runtime.sampling import Sampling
 
 __all__ = [
     "Answer",
@@ -30,6 +31,7 @@ __all__ = [
     "Calibration",
     "Chat",
     "Pipeline",
+    "Sampling",
     "Schedule",
     "__version__",
     "calibrate",
@@ -43,6 +45,7 @@ _MODULES = {
     "Calibration": "secateur.api",
     "Chat": "secateur.runtime.chat",
     "Pipeline": "secateur.runtime.pipeline",
+    "Sampling": "secateur.runtime.sampling",
     "Schedule": "secateur.bundle.schedule",
     "calibrate": "secateur.api",
     "export_bundle": "secateur.api",

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,16 +12,15 @@ from typing import Any
 
 from secateur import methods, plugins
 from secateur.bundle.atomic import check_folder_free
-from secateur.bundle.manifest import Quantization
 from secateur.bundle.reader import MANIFEST
 from secateur.bundle.schedule import Schedule
 from secateur.bundle.schedule_file import read_schedule
+from secateur.bundle.strict_json import convert
 from secateur.calibration.samples import Sample
 from secateur.calibration.schedules import make_schedules
 from secateur.errors import BadSchedule, InputError
 from secateur.export.bundle import Exported, ExportPlan, check_schedules, export, shared_weight_files
-from secateur.export.quantize import quantization
-from secateur.export.targets import Target
+from secateur.export.quantize import quantize_weights
 from secateur.export.targets import target as target_of
 from secateur.families.base import Family
 from secateur.load_model import check_usable
@@ -36,7 +36,7 @@ def make_method(name: str, seed: int = 0, **options: Any) -> Method:
 
     Raises:
         UnknownName: no such method.
-        InputError: the method has no such option.
+        InputError: the method has no such option, or its value is of another type.
         BadSchedule: a value of an option is outside its bounds.
     """
     chosen: type[Method] = plugins.load(methods, name, "method").Method
@@ -46,7 +46,20 @@ def make_method(name: str, seed: int = 0, **options: Any) -> Method:
         raise InputError(f"method '{name}' has no option '{unknown[0]}'; options: {listed}")
     if "seed" in known:
         options["seed"] = seed
-    return chosen(**options)
+    return chosen(**_checked(chosen, options, f"method '{name}': "))
+
+
+def _checked(cls: type, values: dict[str, Any], where: str = "") -> dict[str, Any]:
+    """Return the values of fields of `cls`, converted to the types of the fields.
+
+    Raises:
+        InputError: a value is of another type.
+    """
+    hints = typing.get_type_hints(cls)
+    try:
+        return {name: convert(hints[name], value, name) for name, value in values.items()}
+    except (TypeError, ValueError) as problem:
+        raise InputError(f"{where}{problem}") from None
 
 
 def load(
@@ -57,13 +70,13 @@ def load(
     fit: str | None = None,
     revision: str | None = None,
 ) -> Family:
-    """Load a model in fp32 for one prompt shape. For other image sizes of the same model see `at_sizes`.
+    """Load a model in fp32 for one prompt shape. For more image sizes of the same model see `secateur.api.at_sizes`.
 
     model       "demo", a checkpoint directory or a hub id
     image_size  (height, width) of the images; None: the model's own
     images      images in a prompt
     system      system prompt
-    fit         "letterbox", "stretch" or "crop"; None: the model's own way
+    fit         "letterbox", "square", "stretch" or "crop"; None: the model's own way
     revision    branch, tag or commit of a hub id
 
     Raises:
@@ -103,7 +116,7 @@ def at_sizes(
 class Calibration:
     """Settings of a calibration: one schedule for each method and compression, measured together.
 
-    methods       see `make_method`
+    methods       pruning methods, from `secateur.api.make_method`
     keep          tokens kept by each gate: shares of all tokens (1 is all) or counts
     compressions  average shares pruned; not together with `keep`
     layers        decoder layers with a gate at their entry (None: calibrated)
@@ -130,6 +143,12 @@ class Calibration:
     work: Path | None = None
 
     def __post_init__(self) -> None:
+        if wrong := next((each for each in self.methods if not isinstance(each, Method)), None):
+            raise InputError(f"methods has {wrong!r}, which is not a method; use secateur.api.make_method")
+        if not isinstance(self.samples, Path | None):
+            if other := next((each for each in self.samples if not isinstance(each, Sample)), None):
+                raise InputError(f"samples has {other!r}, which is not a Sample; a folder or a .jsonl is a Path")
+        _checked(Calibration, {n: getattr(self, n) for n in ("keep", "compressions", "layers", "controls", "seed")})
         names = ",".join(method.name for method in self.methods)
         if not self.methods:
             raise InputError("no method is given; give at least one")
@@ -243,29 +262,9 @@ def plan_bundle(
     return plans
 
 
-def quantize_weights(
-    name: str | None,
-    kind: Target,
-    block_size: int | None = None,
-    symmetric: bool | None = None,
-    accuracy_level: int | None = None,
-) -> Quantization | None:
-    """Return how the decoder stores its weights; None without a `name`.
-
-    Raises:
-        InputError: no such quantization, one that the target cannot run, or details without a name.
-    """
-    if name is not None:
-        return quantization(name, kind, block_size, symmetric, accuracy_level)
-    details = {"block-size": block_size, "symmetric": symmetric, "accuracy-level": accuracy_level}
-    if given := [detail for detail, value in details.items() if value is not None]:
-        raise InputError(f"--{given[0]} changes nothing without --quantize; leave it out")
-    return None
-
-
 def export_bundle(
     model: str | Family | Sequence[Family],
-    schedules: Sequence[Schedule | str | Path],
+    schedules: Schedule | str | Path | Sequence[Schedule | str | Path],
     target: str = "cpu",
     *,
     out: str | Path,
@@ -282,13 +281,16 @@ def export_bundle(
     """Write a bundle of schedules, or of their files, to the folder `out`; for errors see `export.bundle.export`.
 
     A loaded model is converted to the target's dtype: calibrate before. Several families are the model at several image
-    sizes, see `at_sizes`.
+    sizes, see `secateur.api.at_sizes`.
     """
     kind = target_of(target, dtype)
     integers = quantize_weights(quantize, kind, block_size, symmetric, accuracy_level)
-    read = [each if isinstance(each, Schedule) else read_schedule(Path(each)) for each in schedules]
+    given = [schedules] if isinstance(schedules, Schedule | str | Path) else schedules
+    read = [each if isinstance(each, Schedule) else read_schedule(Path(each)) for each in given]
     check_folder_free(Path(out), force, MANIFEST)
     families = [load(model) if isinstance(model, str) else model] if isinstance(model, str | Family) else model
+    if not families:
+        raise InputError("no model is given; give a name or a model from secateur.load")
     if share:
         shared_weight_files(share, families[0], kind)
     plans = plan_bundle(families, read)

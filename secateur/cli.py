@@ -80,7 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(argv: list[str]) -> None:
-    arguments = _parser(argv).parse_args(argv)
+    arguments, unknown = _parser(argv).parse_known_args(argv)
+    if unknown:
+        raise InputError(f"unrecognized arguments: {' '.join(unknown)} (see secateur {arguments.command} -h)")
     command = plugins.load(commands, arguments.command, "command")
     result = command.run(arguments)
     if arguments.json:

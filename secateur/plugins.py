@@ -24,5 +24,6 @@ def load(package: ModuleType, name: str, kind: str) -> ModuleType:
     available = names(package)
     if name not in available:
         folder = package.__name__.replace(".", "/")
-        raise UnknownName(kind, name, available, f"To add one, create {folder}/{name}.py.")
+        hint = f"To add one, create {folder}/{name}.py." if name.isidentifier() and name != "base" else ""
+        raise UnknownName(kind, name, available, hint)
     return importlib.import_module(f"{package.__name__}.{name}")

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +16,7 @@ from secateur.cli import main
 from secateur.demo import sample_directory
 from secateur.errors import InputError
 from secateur.families.base import Family
+from tests.conftest import METHODS, method
 
 HEAVY = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime", "safetensors", "numpy", "PIL", "rich")
 
@@ -67,3 +70,40 @@ def test_wrong_settings_are_refused(tiny: Family) -> None:
         at_sizes(tiny, [None, None])
     with pytest.raises(InputError, match="list of calibration samples is empty"):
         secateur.calibrate(tiny, "btp", samples=[])
+
+
+@pytest.mark.parametrize(
+    ("method", "options", "message"),
+    [
+        ("btp", {"preset": "papr"}, "method 'btp': preset is 'papr', not one of released, paper"),
+        ("btp", {"spatial": "xx"}, "spatial is 'xx', not one of manhattan, "),
+        ("btp", {"final_drop": "no"}, "final_drop is 'no', not true or false"),
+        ("btp", {"fills": 1.5}, "fills is 1.5, not an integer"),
+        ("btp", {"tau": "x"}, "tau is 'x', not a finite number"),
+        ("btp", {"attention": 0.3}, "attention is 0.3, not a list"),
+        ("alvts", {"selectors": "xx"}, "selectors is 'xx', not one of "),
+        ("alvts", {"loss": "xx"}, "loss is 'xx', not one of "),
+        ("fastv", {"compression": "0.5"}, r"compressions\[0\] is '0.5', not a finite number"),
+        ("fastv", {"keep": 0.5}, "keep is 0.5, not a list"),
+        ("fastv", {"layers": 3}, "layers is 3, not a list"),
+        ("fastv", {"samples": ["a"]}, "samples has 'a', which is not a Sample"),
+    ],
+)
+def test_a_value_of_another_type_is_refused(method: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        secateur.calibrate("no model is loaded", method, **options)
+
+
+def test_every_default_of_a_method_is_of_its_type() -> None:
+    for name in METHODS:
+        defaults: dict[str, Any] = {
+            field.name: field.default for field in dataclasses.fields(method(name)) if field.name != "seed"
+        }
+        assert make_method(name, **defaults) == method(name)
+
+
+def test_a_name_is_not_a_method(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="methods has 'btp', which is not a method"):
+        secateur.Calibration(methods=["btp"])  # type: ignore[list-item]
+    with pytest.raises(InputError, match="no model is given"):
+        secateur.export_bundle([], [], out=tmp_path / "bundle")

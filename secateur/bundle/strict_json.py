@@ -15,6 +15,7 @@ from secateur.errors import InputError
 
 T = TypeVar("T")
 Json = dict[str, Any]
+NAMES = {int: "an integer", float: "a finite number", str: "a string", bool: "true or false"}
 
 
 def decode(cls: type[T], data: Any) -> T:
@@ -23,44 +24,51 @@ def decode(cls: type[T], data: Any) -> T:
     Raises:
         TypeError, ValueError: it does not describe a `cls`; names the field.
     """
-    value: T = _decode(cls, data, cls.__name__.lower())
+    value: T = convert(cls, data, cls.__name__.lower())
     return value
 
 
-def _decode(hint: Any, data: Any, where: str) -> Any:
-    """Convert `data` to the type `hint`; `where` is the path of the field for messages."""
+def convert(hint: Any, data: Any, where: str) -> Any:
+    """Convert `data` to the type `hint`; `where` is the path of the field for messages.
+
+    Raises:
+        TypeError, ValueError: `data` is of another type.
+    """
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         return _decode_dataclass(hint, data, where)
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
         if data is None and type(None) in arguments:
             return None
-        for option in arguments:
+        options = [option for option in arguments if option is not type(None)]
+        for option in options[:-1]:
             try:
-                return _decode(option, data, where)
+                return convert(option, data, where)
             except (TypeError, ValueError):
                 continue
-        raise ValueError(f"{where} is {data!r}, not a {hint}")
+        return convert(options[-1], data, where)
+    if origin is typing.Literal:
+        return data if data in arguments else _wrong(where, data, f"one of {', '.join(map(str, arguments))}")
     if origin is tuple:
-        items = data if isinstance(data, list) else _wrong(where, data, "list")
+        items = data if isinstance(data, list | tuple) else _wrong(where, data, "a list")
         if arguments[-1] is Ellipsis:
-            return tuple(_decode(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(items))
+            return tuple(convert(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(items))
         if len(items) != len(arguments):
             raise ValueError(f"{where} has {len(items)} items, not {len(arguments)}")
         pairs = zip(arguments, items, strict=True)
-        return tuple(_decode(a, item, f"{where}[{i}]") for i, (a, item) in enumerate(pairs))
+        return tuple(convert(a, item, f"{where}[{i}]") for i, (a, item) in enumerate(pairs))
     if origin is dict:
-        entries = data if isinstance(data, dict) else _wrong(where, data, "object")
-        return {key: _decode(arguments[1], item, f"{where}.{key}") for key, item in entries.items()}
+        entries = data if isinstance(data, dict) else _wrong(where, data, "an object")
+        return {key: convert(arguments[1], item, f"{where}.{key}") for key, item in entries.items()}
     if hint is Any:
         return data
     if hint is float and type(data) in (int, float):
-        return float(data) if abs(data) <= sys.float_info.max else _wrong(where, data, "finite number")
-    return data if type(data) is hint else _wrong(where, data, hint.__name__)
+        return float(data) if abs(data) <= sys.float_info.max else _wrong(where, data, "a finite number")
+    return data if type(data) is hint else _wrong(where, data, NAMES.get(hint, hint.__name__))
 
 
 def _decode_dataclass(cls: type, data: Any, where: str) -> Any:
-    entries = data if isinstance(data, dict) else _wrong(where, data, "object")
+    entries = data if isinstance(data, dict) else _wrong(where, data, "an object")
     hints = typing.get_type_hints(cls)
     fields = {_key(f): f for f in dataclasses.fields(cls) if f.metadata.get("json", True)}
     for key in entries:
@@ -70,7 +78,7 @@ def _decode_dataclass(cls: type, data: Any, where: str) -> Any:
         if key not in entries and spec.default is spec.default_factory is dataclasses.MISSING:
             raise ValueError(f"{where} lacks the field '{key}'")
     named = {key: fields[key].name for key in entries}
-    return cls(**{named[key]: _decode(hints[named[key]], item, f"{where}.{key}") for key, item in entries.items()})
+    return cls(**{named[key]: convert(hints[named[key]], item, f"{where}.{key}") for key, item in entries.items()})
 
 
 def _key(field: dataclasses.Field[Any]) -> str:
@@ -79,7 +87,7 @@ def _key(field: dataclasses.Field[Any]) -> str:
 
 
 def _wrong(where: str, data: Any, wanted: str) -> Any:
-    raise ValueError(f"{where} is {data!r}, not a {wanted}")
+    raise ValueError(f"{where} is {data!r}, not {wanted}")
 
 
 def to_json(value: Any) -> str:

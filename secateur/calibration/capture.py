@@ -79,7 +79,7 @@ def capture(
     if damaged := sorted({name for arrays in found for name, array in arrays.items() if np.isnan(array).any()}):
         raise BadModel(
             f"what was measured of '{family.source}' is not a number ({', '.join(damaged)}); its weights are damaged, "
-            "take the checkpoint anew"
+            "download the checkpoint again"
         )
     return [
         Statistics(

@@ -43,12 +43,13 @@ def add_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> None:
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
-    from secateur.api import plan_bundle, quantize_weights
+    from secateur.api import plan_bundle
     from secateur.bundle.atomic import check_folder_free
     from secateur.bundle.reader import MANIFEST
     from secateur.bundle.schedule_file import read_schedule
     from secateur.errors import InputError
     from secateur.export.bundle import export, shared_weight_files
+    from secateur.export.quantize import quantize_weights
     from secateur.export.targets import target
     from secateur.load_model import load
 

@@ -71,6 +71,26 @@ def quantization(
     return Quantization(name, wanted, True, DEQUANTIZED, accuracy_level or 0)
 
 
+def quantize_weights(
+    name: str | None,
+    target: Target,
+    block_size: int | None = None,
+    symmetric: bool | None = None,
+    accuracy_level: int | None = None,
+) -> Quantization | None:
+    """Return how the decoder stores its weights; None without a `name`.
+
+    Raises:
+        InputError: no such quantization, one that the target cannot run, or details without a name.
+    """
+    if name is not None:
+        return quantization(name, target, block_size, symmetric, accuracy_level)
+    details = {"block-size": block_size, "symmetric": symmetric, "accuracy-level": accuracy_level}
+    if given := [detail for detail, value in details.items() if value is not None]:
+        raise InputError(f"--{given[0]} changes nothing without --quantize; leave it out")
+    return None
+
+
 def quantize(weight: Array, how: Quantization) -> QuantizedWeight:
     """Quantize one weight [in, out] of fp32, fp16 or bf16; the scales have its dtype.
 

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal
 from secateur.bundle.schedule import Array, Gate, Schedule
 from secateur.bundle.strict_json import Json
 from secateur.errors import BadSchedule
-from secateur.selection.budget import BudgetRequest
+from secateur.selection.budget import BudgetRequest, budget, schedule_name
 from secateur.selection.constants import NoConstants, parameters
 from secateur.selection.selector import Fixed, GateSite, Selector
 from secateur.selection.statistics import Statistics
@@ -104,8 +104,6 @@ class Method(ABC):
         tensors: Mapping[str, Array] | None = None,
     ) -> Schedule:
         """Return the schedule of these gates, with its name and its cost."""
-        from secateur.selection.budget import budget, schedule_name
-
         model, gates = statistics.model, tuple(gates)
         cost = budget(statistics.dimensions, model.vision_tokens, gates)
         return Schedule(

@@ -26,7 +26,7 @@ class Chat:
     """Questions about the same images, which stay in the KV cache with all earlier turns.
 
     Made by `Pipeline.open`. Gates choose vision tokens for the first question, and all questions use these. Close it
-    when done.
+    when done, or use `with`.
 
     encoded   vision tokens of each sample's images, or of one sample that the whole batch shares
     fitted    how the images of each sample were fitted to the canvas
@@ -109,6 +109,12 @@ class Chat:
             walk = self.chain.extend(rows, cache, watch)
         self.turn = Turn(self, cache, rows, walk, sampling, watch)
         return self.turn
+
+    def __enter__(self) -> Chat:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """End the chat and release its cache for reuse.

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     shape.add_argument("--image-size", type=sizes, help="WIDTHxHEIGHT, several as a,b (default: the model's own size)")
     shape.add_argument("--images", type=int, default=1, help="images in a prompt (default: 1)")
     shape.add_argument("--system", default="", help="system prompt")
-    shape.add_argument("--fit", help="letterbox, stretch or crop images to the size (default: as the model does)")
+    shape.add_argument("--fit", help="letterbox, square, stretch or crop (default: as the model does)")
     parser.add_argument("--method", default=None, help=f"pruning method, several as a,b, or all (default: {METHOD})")
     budget = parser.add_argument_group("budget")
     budget.add_argument("--keep", type=numbers, help="tokens kept by each gate: shares (1 is all) or counts, as a,b")
@@ -103,12 +103,18 @@ def _add_field(group: Any, field: dataclasses.Field[Any], hint: Any) -> None:
 
 def numbers(text: str) -> tuple[float, ...]:
     """Parse numbers: "0.5,0.25" -> (0.5, 0.25)."""
-    return tuple(float(part) for part in text.split(","))
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number, nor several as a,b") from None
 
 
 def integers(text: str) -> tuple[int, ...]:
     """Parse integers: "3,6,14" -> (3, 6, 14)."""
-    return tuple(int(part) for part in text.split(","))
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}' is not an integer, nor several as a,b") from None
 
 
 def sizes(text: str) -> tuple[tuple[int, int], ...]:

@@ -85,7 +85,8 @@ def calibration(measured: dict[str, Any]) -> Table:
     made = table("Calibration", "layer", *(name.replace("_", " ") for name in columns))
     for layer in sorted(set().union(*columns.values())) if columns else []:
         made.add_row(str(layer), *(_number(column.get(layer)) for column in columns.values()))
-    made.caption = ", ".join(f"{k.replace('_', ' ')} {_short(v)}" for k, v in rest.items() if k not in columns)
+    shown = {k: v for k, v in rest.items() if k not in columns and v not in (None, "")}
+    made.caption = ", ".join(f"{k.replace('_', ' ')} {_short(v)}" for k, v in shown.items())
     made.caption_justify = "left"
     return made
 

@@ -188,5 +188,5 @@ def test_lines_of_a_view_do_not_overlap(stride: int) -> None:
 def test_a_view_of_an_older_bundle() -> None:
     """Without a stride, lines are consecutive."""
     assert decode(View, {"start": 1, "tokens": 4, "grid": [2, 2]}) == ONE
-    with pytest.raises(ValueError, match="view.stride is 2.5, not a int"):
+    with pytest.raises(ValueError, match="view.stride is 2.5, not an integer"):
         decode(View, {"start": 1, "tokens": 4, "grid": [2, 2], "stride": 2.5})

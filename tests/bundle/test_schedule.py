@@ -99,11 +99,11 @@ def test_round_trip(tmp_path: Path) -> None:
     [
         ({"surprise": 1}, "unknown field 'surprise'"),
         ({"gates": [{"keep": 3}]}, r"gates\[0\] lacks the field 'layer'"),
-        ({"gates": [{"keep": "3", "layer": 1}]}, r"gates\[0\].keep is '3', not a int"),
-        ({"gates": [{"keep": True, "layer": 1}]}, "keep is True, not a int"),
+        ({"gates": [{"keep": "3", "layer": 1}]}, r"gates\[0\].keep is '3', not an integer"),
+        ({"gates": [{"keep": True, "layer": 1}]}, "keep is True, not an integer"),
         ({"gates": {}}, "gates is {}, not a list"),
-        ({"model": None}, "model is None, not a object"),
-        ({"name": 3}, "name is 3, not a str"),
+        ({"model": None}, "model is None, not an object"),
+        ({"name": 3}, "name is 3, not a string"),
     ],
 )
 def test_files_are_read_strictly(tmp_path: Path, change: dict[str, Any], message: str) -> None:

@@ -20,6 +20,13 @@ def test_an_output_that_is_not_an_image_file_is_refused_first(
     assert said == f"secateur: error: --out {name} is not an image file; give a name such as kept.png"
 
 
+def test_an_output_that_cannot_be_written_is_refused_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    out = tmp_path / "file" / "kept.png"
+    said = refused(capsys, "overlay", tmp_path / "no-bundle", "--image", "a.png", "--prompt", "?", "--out", out)
+    assert "file is not a writable folder" in said
+
+
 def test_the_picture_is_written(
     demo_bundle: tuple[Path, dict[str, Any]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -32,4 +39,5 @@ def test_the_picture_is_written(
     assert code == 0 and result["prompt"] == sample.question and result["out"] == str(out)
     with Image.open(out) as drawn:
         assert drawn.width > drawn.height
-    assert call(capsys, *words)[1] == f"{sample.question} {result['text']}; wrote {out}\n"
+    assert f"output {out} exists; add --force" in refused(capsys, *words)
+    assert call(capsys, *words, "--force")[1] == f"{sample.question} {result['text']}; wrote {out}\n"
