@@ -46,6 +46,10 @@ def test_unknown_names_get_a_hint() -> None:
     text = str(problem.value)
     assert "unknown method 'btb'. Did you mean 'btp'? Available:" in text
     assert "create secateur/methods/btb.py" in text and "\n" not in text
+    for name in ("", "base", "../btp"):
+        with pytest.raises(UnknownName) as problem:
+            plugins.load(methods, name, "method")
+        assert "create" not in str(problem.value)
 
 
 def test_importing_changes_nothing() -> None:
