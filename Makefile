@@ -14,7 +14,7 @@ demo: $(INSTALLED)  ## calibrate, export, then ask the bundle a question
 	$(BIN)/secateur run $(BUNDLE) --repeat 5 --image $(SAMPLE)/scene_1.png --prompt "what color is the five ?"
 
 quick: $(INSTALLED)  ## the fast tests, for the inner loop
-	$(BIN)/pytest -q $(QUICK)
+	$(BIN)/pytest -q -m "not slow and not bundle" -k "not onnx" $(QUICK)
 
 test: check  ## lint, types and the default tests
 	$(BIN)/pytest

@@ -45,6 +45,8 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {  # what changes the wiring of
     "alvts-group": ("alvts", {"group": 2, "selectors": "svd"}),
 }
 VARIANTS = [name for name, (method, _) in OPTIONS.items() if method in METHODS]
+BUNDLES = ("tiny_bundle", "demo_bundle", "trt_bundle", "sizes_bundle")
+"""Fixtures that take long to make."""
 torch.set_num_threads(1)  # several workers run side by side
 # torch.onnx.export fills a table of all ONNX functions for each graph, a quarter of its time; here once per opset.
 _operators = functools.cache(ONNXRegistry.from_torchlib)
@@ -63,9 +65,15 @@ class ByBundle(LoadScopeScheduling):  # type: ignore[misc]
             family = re.split(r"[-\[\]]", test + "[")[1]
             return f"{file} {family}"
         text = (ROOT / file).read_text(encoding="utf-8")
-        return next(
-            (name for name in ("tiny_bundle", "demo_bundle", "trt_bundle", "sizes_bundle") if name in text), file
-        )
+        return next((name for name in BUNDLES if name in text), file)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
+    """Mark the tests of shared bundles, which `make quick` leaves out."""
+    for item in items:
+        if set(BUNDLES).intersection(item.fixturenames):
+            item.add_marker("bundle")
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByBundle:

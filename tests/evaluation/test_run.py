@@ -209,7 +209,9 @@ def test_a_question_that_cannot_be_asked_is_named(tmp_path: Path) -> None:
     with pytest.raises(BadPrompt, match=r"question 'q2' \(q.jsonl line 2\): the prompt is too long"):
         result(vlm, Yes(["p0", "p1", "p" * 60, "p3"]))
     (tmp_path / "bad.png").write_text("no image")
-    with pytest.raises(BadImage, match=r"question 'q0' \(q.jsonl line 0\): image .*bad.png is not an image that Pillow"):
+    with pytest.raises(
+        BadImage, match=r"question 'q0' \(q.jsonl line 0\): image .*bad.png is not an image that Pillow"
+    ):
         result(vlm, Yes(["p0"], partial(load_image, tmp_path / "bad.png")))
 
 
