@@ -38,12 +38,16 @@ class Tap:
     query: Tensor | None = None
 
     def update(self, key: Tensor, value: Tensor, layer: int, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
-        """Store the new rows [B, Hkv, S, dh] and return all rows [B, Hkv, P + S, dh]: transformers' cache protocol."""
+        """Store the new rows [B, Hkv, S, dh] and return all rows [B, Hkv, P + S, dh]: transformers' cache protocol.
+
+        Rows are joined in the layout of the cache: TensorRT then joins and repeats them inside its attention kernel.
+        """
         self.rows[layer] = (key.permute(2, 0, 1, 3), value.permute(2, 0, 1, 3))
         if layer not in self.past:
             return key, value
-        past_key, past_value = (rows.permute(1, 2, 0, 3) for rows in self.past[layer])
-        return torch.cat([past_key, key], dim=2), torch.cat([past_value, value], dim=2)
+        pairs = zip(self.past[layer], self.rows[layer], strict=True)
+        all_keys, all_values = (torch.cat(pair, dim=0).permute(1, 2, 0, 3) for pair in pairs)
+        return all_keys, all_values
 
 
 def attention(

@@ -71,9 +71,10 @@ class Interface:
             self.floats("hidden_states", "B", "S", d.width),
             self.positions("position_ids", "S"),
             TensorSpec("attention_mask", "int64", ("B", "P+S")),
-            TensorSpec("last_index", "int64", ("B",)),
-            *self.planes("deepstack", "S", range(first, end)),
         ]
+        if end == d.layers or "query" in reads:
+            inputs.append(TensorSpec("last_index", "int64", ("B",)))
+        inputs += self.planes("deepstack", "S", range(first, end))
         if "text_query" in reads:
             inputs.append(TensorSpec("question_position", "int64", (1,)))
         last = TensorSpec("logits", "float32", ("B", d.vocabulary))

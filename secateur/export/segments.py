@@ -2,8 +2,8 @@
 """Decoder segments: consecutive layers as a module whose `forward` signature is the ONNX interface.
 
     hidden_states   [B, S, D]            past_key.l, past_value.l  [P, B, Hkv, dh], each layer l of the segment
-    position_ids    [B, S]     int64     last_index                [B] int64
-    attention_mask  [B, P + S] int64     question_position         [1] int64, if a gate reads text_query
+    position_ids    [B, S]     int64     last_index                [B] int64, for logits and query
+    attention_mask  [B, P + S] int64     question_position         [1] int64, for text_query
     deepstack.l     [B, S, D], added after layer l, if the model has such planes (Qwen3-VL)
 
     With M-RoPE position_ids are [3, B, S].
@@ -50,21 +50,22 @@ class Segment(nn.Module):
         if self.is_last:
             self.norm, self.head = decoder.norm, decoder.head
         self.reads = reads
+        self.reads_last_row = self.is_last or "query" in reads
         self.decomposed = decomposed
         self.bidirectional = decoder.bidirectional
         self.added = tuple(layer for layer in range(first, end) if layer < planes)
 
     def forward(
-        self, hidden_states: Tensor, position_ids: Tensor, attention_mask: Tensor, last_index: Tensor, *further: Tensor
+        self, hidden_states: Tensor, position_ids: Tensor, attention_mask: Tensor, *further: Tensor
     ) -> tuple[Tensor, ...]:
-        planes, past = dict(zip(self.added, further, strict=False)), further[len(self.added) :]
-        if "text_query" in self.reads:
-            question_position, past = past[0], past[1:]
+        given = iter(further)
+        last_index = next(given) if self.reads_last_row else None
+        planes = {layer: next(given) for layer in self.added}
+        question_position = next(given) if "text_query" in self.reads else None
         indices = range(self.first, self.first + len(self.layers))
-        tap = attention.Tap(
-            past={layer: (past[2 * i], past[2 * i + 1]) for i, layer in enumerate(indices)}, decomposed=self.decomposed
-        )
-        rows, past_rows, dtype = hidden_states.shape[1], past[0].shape[0], hidden_states.dtype
+        past = {layer: (next(given), next(given)) for layer in indices}
+        tap = attention.Tap(past=past, decomposed=self.decomposed)
+        rows, past_rows, dtype = hidden_states.shape[1], past[self.first][0].shape[0], hidden_states.dtype
         mask = attention.additive_mask(attention_mask, rows, past_rows, dtype, self.bidirectional)
         position_embeddings = self.rotary(hidden_states, position_ids)
         with attention.active(self.config):
@@ -87,13 +88,14 @@ class Segment(nn.Module):
         }
         return (first, *new, *(found[name]() for name in self.reads))
 
-    def _logits(self, hidden_states: Tensor, last_index: Tensor) -> Tensor:
+    def _logits(self, hidden_states: Tensor, last_index: Tensor | None) -> Tensor:
         logits: Tensor = self.head(self.norm(_row(hidden_states, last_index)))
         return logits.to(torch.float32)
 
 
-def _text_query(queries: Tensor, position_ids: Tensor, attention_mask: Tensor, start: Tensor) -> Tensor:
+def _text_query(queries: Tensor, position_ids: Tensor, attention_mask: Tensor, start: Tensor | None) -> Tensor:
     """Return the mean query [B, H, dh] of the question's rows: those with original position `start` [1] or later."""
+    assert start is not None
     current = attention_mask[:, attention_mask.shape[1] - queries.shape[1] :]
     position = position_ids if position_ids.dim() == 2 else position_ids[0]
     question = ((position >= start) & (current != 0)).to(torch.float32)
@@ -101,7 +103,8 @@ def _text_query(queries: Tensor, position_ids: Tensor, attention_mask: Tensor, s
     return (queries.to(torch.float32) * share[:, :, None, None]).sum(dim=1).to(queries.dtype)
 
 
-def _row(rows: Tensor, index: Tensor) -> Tensor:
+def _row(rows: Tensor, index: Tensor | None) -> Tensor:
     """Return one row of each sample: rows [B, S, ...], index [B] -> [B, ...]."""
+    assert index is not None
     flat = rows.reshape(-1, *rows.shape[2:])
     return flat.index_select(0, index + torch.arange(rows.shape[0], device=rows.device) * rows.shape[1])

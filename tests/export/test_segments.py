@@ -47,7 +47,8 @@ def test_cutting_changes_nothing(tiny: Family) -> None:
     whole = Segment(tiny.decoder, 0, 4)(*given)
     rows, cached = given[0], []
     for first, end in ((0, 1), (1, 3), (3, 4)):
-        out = Segment(tiny.decoder, first, end)(rows, *given[1:4], *given[4 + 2 * first : 4 + 2 * end])
+        last = given[3:4] if end == 4 else []
+        out = Segment(tiny.decoder, first, end)(rows, *given[1:3], *last, *given[4 + 2 * first : 4 + 2 * end])
         rows = out[0]
         cached += out[1:]
     for a, b in zip(whole, [rows, *cached], strict=True):
@@ -59,7 +60,7 @@ def test_text_query_is_the_mean_over_the_question(tiny: Family) -> None:
     given[2][1, 7:] = 0  # padding of the second sample
     tap = attention.Tap()
     segment = Segment(tiny.decoder, 0, 1, ("text_query",))
-    found = segment(*given[:4], torch.tensor([4]), *given[4:])[-1]
+    found = segment(*given[:3], torch.tensor([4]), *given[4:])[-1]
     mask = attention.additive_mask(given[2], 9, 0, torch.float32)
     decoder = tiny.decoder
     with attention.active(decoder.config):

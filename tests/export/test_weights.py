@@ -77,7 +77,7 @@ def segment(family: Family, first: int, end: int, decomposed: bool = False) -> G
         TensorSpec("hidden_states", "float32", ("B", "S", d.width)),
         TensorSpec("position_ids", "int64", ("B", "S")),
         TensorSpec("attention_mask", "int64", ("B", "P+S")),
-        TensorSpec("last_index", "int64", ("B",)),
+        *([TensorSpec("last_index", "int64", ("B",))] if last else []),
     ]
     out = ("logits", ("B", d.vocabulary)) if last else ("hidden_states.out", ("B", "S", d.width))
     outputs = [TensorSpec(out[0], "float32", out[1])]
