@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compiles one ONNX file with TensorRT for RTX, which needs neither a GPU nor a driver.
+
+Networks are strongly typed and builds use the settings of `secateur build`. TensorRT for RTX has NVIDIA's ONNX parser
+and compiler, so it also tells what TensorRT makes of a graph on devices for which it has no plans: see `CAPABILITIES`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from secateur.engines.kernels import Kernel, kernels
+from secateur.engines.manifest import BuilderSettings, Profile
+from secateur.errors import BackendMissing, BuildFailed, InputError, first_line
+
+CAPABILITIES = ("75", "80", "86", "89", "120", "121")
+"""Compute capabilities that TensorRT for RTX 1.7 compiles for: Turing, A100, Ampere, Ada, RTX Blackwell, DGX Spark.
+
+There is none for Orin (8.7), Hopper (9.0) or Thor (11.0); 8.6 is nearest to Orin.
+"""
+INSTALL = "pip install 'secateur[rtx]'"
+EXPECTED = re.compile(r"Make sure input .* has Int64 binding")
+"""The parser warns of every int64 input; the runtime binds int64."""
+ACTIVATIONS = re.compile(r"Total Activation Memory: (\d+) bytes")
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A compiled graph.
+
+    plan      the serialized engine
+    warnings  of the parser and the builder, one line each, without the expected ones and without repetitions
+    kernels   of each profile, in the order of execution
+    scratch   bytes of memory for activations of each profile, at its largest shapes
+    """
+
+    plan: bytes = field(repr=False)
+    warnings: tuple[str, ...]
+    kernels: tuple[tuple[Kernel, ...], ...]
+    scratch: tuple[int, ...]
+
+
+def library() -> Any:
+    """Import and return the module tensorrt_rtx.
+
+    Raises:
+        BackendMissing: it, or a library it loads, is not installed.
+    """
+    try:
+        import tensorrt_rtx
+    except (ImportError, OSError) as problem:
+        raise BackendMissing(f"TensorRT for RTX cannot be loaded ({first_line(problem)}); {INSTALL}") from None
+    return tensorrt_rtx
+
+
+def capabilities(text: str) -> tuple[str, ...]:
+    """Parse compute capabilities, "86" or "86,89,120", also written as "8.6" or "SM86".
+
+    Raises:
+        InputError: TensorRT for RTX does not compile for one of them.
+    """
+    found = []
+    for word in text.split(","):
+        number = word.strip().upper().removeprefix("SM").replace(".", "")
+        if number not in CAPABILITIES:
+            near = "; 86 is nearest to Orin" if number == "87" else ""
+            raise InputError(
+                f"TensorRT for RTX does not compile for SM '{word}'; choose from {', '.join(CAPABILITIES)}{near}"
+            )
+        found.append(number)
+    return tuple(dict.fromkeys(found))
+
+
+def compile_graph(
+    onnx: Path,
+    profiles: Sequence[Profile],
+    capabilities: Sequence[str] = ("86",),
+    settings: BuilderSettings | None = None,
+    weights: Collection[str] = (),
+) -> Compiled:
+    """Parse and build a graph.
+
+    onnx          file, with its external weights beside it
+    profiles      ranges of the inputs with a dynamic dimension, at least one profile
+    capabilities  compute capabilities of the plan, from CAPABILITIES
+    settings      default: those of `secateur build`
+    weights       names of the inputs that are weights
+
+    Raises:
+        BackendMissing: TensorRT for RTX is not installed.
+        BuildFailed: the parser or the builder fails; the message contains theirs.
+    """
+    trt = library()
+    log = _log(trt)
+    builder = trt.Builder(log)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, log)
+    if not parser.parse_from_file(str(onnx)):
+        found = [" ".join(str(parser.get_error(i)).split()) for i in range(parser.num_errors)]
+        raise BuildFailed(f"TensorRT for RTX cannot parse it: {'; '.join(found) or 'no reason given'}")
+    config = builder.create_builder_config()
+    _configure(trt, config, capabilities, settings or BuilderSettings())
+    for made in profiles:
+        profile = builder.create_optimization_profile()
+        for name, shapes in made.ranges.items():
+            profile.set_shape(name, shapes.min, shapes.opt, shapes.max)
+        if config.add_optimization_profile(profile) < 0:
+            raise BuildFailed(f"TensorRT for RTX refuses the optimization profile '{made.name}'")
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:
+        raise BuildFailed(f"TensorRT for RTX could not build it: {'; '.join(log.errors) or 'no reason given'}")
+    return Compiled(
+        bytes(plan),
+        tuple(dict.fromkeys(log.warnings)),
+        kernels("\n".join(log.steps), len(profiles), weights),
+        tuple(log.scratch),
+    )
+
+
+def _configure(trt: Any, config: Any, capabilities: Sequence[str], settings: BuilderSettings) -> None:
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings.workspace_mib << 20)
+    config.builder_optimization_level = settings.optimization_level
+    config.max_aux_streams = settings.max_aux_streams
+    config.clear_flag(trt.BuilderFlag.TF32)
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # without it, the log has no steps
+    config.num_compute_capabilities = len(capabilities)
+    for number, capability in enumerate(capabilities):
+        config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{capability}"), number)
+
+
+def _log(trt: Any) -> Any:
+    """Create a logger with the steps of the finished engine, warnings, errors, and memory for activations."""
+
+    class Log(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.steps: list[str] = []
+            self.warnings: list[str] = []
+            self.errors: list[str] = []
+            self.scratch: list[int] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            if "LayerType" in message:
+                self.steps.append(message)
+            elif found := ACTIVATIONS.search(message):
+                self.scratch.append(int(found[1]))
+            elif severity <= trt.ILogger.ERROR:
+                self.errors.append(" ".join(message.split()))
+            elif severity == trt.ILogger.WARNING and not EXPECTED.search(message):
+                self.warnings.append(" ".join(message.split()))
+
+    return Log()
