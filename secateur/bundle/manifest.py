@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from pathlib import PurePosixPath
 
@@ -13,6 +14,7 @@ SCHEMA = 2
 BITS = {"int8": 8, "int4": 4}
 BLOCKS = (16, 32, 64, 128, 256)
 OPERATOR, DEQUANTIZED = "MatMulNBits", "DequantizeLinear"
+FLOAT_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 @dataclass(frozen=True)
@@ -33,10 +35,33 @@ class TensorSpec:
 
 
 @dataclass(frozen=True)
+class WeightSpec:
+    """A constant input of a graph: a weight [1, N, K] or a table [N, K], `offset` bytes after the start of a file.
+
+    Several graphs, and several weights of a graph, may refer to the same bytes.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: str
+    offset: int
+
+    def __post_init__(self) -> None:
+        if self.dtype not in FLOAT_BYTES or not self.shape or min(self.shape) < 1 or self.offset < 0:
+            raise BadBundle(f"weight '{self.name}' is {self.dtype} {list(self.shape)} at {self.offset} of {self.file}")
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * FLOAT_BYTES[self.dtype]
+
+
+@dataclass(frozen=True)
 class GraphSpec:
     """An ONNX graph of a bundle; `kind` is vision, projector, embed, segment or gate.
 
-    `layers` is the half-open range of decoder layers of a segment; (layer, layer) for a gate.
+    `layers` is the half-open range of decoder layers of a segment; (layer, layer) for a gate. The graph's inputs are
+    `inputs` and, after them, `weights`.
     """
 
     name: str
@@ -45,6 +70,7 @@ class GraphSpec:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     layers: tuple[int, int] | None = None
+    weights: tuple[WeightSpec, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -188,6 +214,11 @@ class Manifest:
         if name not in found:
             raise UnknownName("graph", name, found)
         return found[name]
+
+    @property
+    def weights(self) -> tuple[WeightSpec, ...]:
+        """Weights that are inputs of graphs."""
+        return tuple(weight for graph in self.graphs for weight in graph.weights)
 
     @property
     def segments(self) -> tuple[GraphSpec, ...]:

@@ -65,6 +65,11 @@ class Bundle:
                 raise BadBundle(f"{data} is not in the manifest, so its sha256 cannot be checked; {MEND}")
         for name, digest in manifest.files.items():
             _check_file(root, name, digest if verify else None)
+        for weight in manifest.weights:
+            if weight.file not in manifest.files:
+                raise BadBundle(f"{root / MANIFEST} does not list the weight file '{weight.file}'; {MEND}")
+            if weight.offset + weight.nbytes > (root / weight.file).stat().st_size:
+                raise BadBundle(f"{root / weight.file} is too short for the weight '{weight.name}'; {MEND}")
         try:
             check_graphs(manifest)
         except BadBundle as problem:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from secateur.bundle.atomic import atomic_folder
 from secateur.bundle.layout import VISION, ModelIdentity
-from secateur.bundle.manifest import Bucket, Manifest, Quantization, ScheduleRef
+from secateur.bundle.manifest import Bucket, GraphSpec, Manifest, Quantization, ScheduleRef
 from secateur.bundle.reader import MANIFEST, Bundle, sha256
 from secateur.bundle.schedule import FULL, Schedule
 from secateur.bundle.schedule_file import encode
@@ -24,7 +24,7 @@ from secateur.export.lint import lint
 from secateur.export.model_card import CARD, Figures, card
 from secateur.export.parity import Parity, check
 from secateur.export.quantized_graph import quantize_graph, quantized_parameters
-from secateur.export.targets import Target
+from secateur.export.targets import SHARED, Target
 from secateur.export.to_onnx import to_onnx
 from secateur.export.weights import WeightStore, model_parts
 from secateur.families.base import Family
@@ -33,6 +33,8 @@ from secateur.progress import Progress, silent
 from secateur.selection.budget import budget
 from secateur.version import __version__
 
+ONNX = "onnx"
+"""Folder of graphs and weights."""
 PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime")
 WEIGHT_ORDER = ("secateur", "transformers")
 """Packages whose version may change the order of the weights in their files."""
@@ -103,8 +105,9 @@ def export(
     shared = shared_weight_files(share, family, target) if share else {}
     with atomic_folder(out, force, MANIFEST, keep=ENGINES) as folder:  # plans of unchanged graphs stay valid
         layers = family.decoder.layers if quantization else ()
-        store = WeightStore(folder / "onnx", model_parts(family), shared, progress, quantized_parameters(layers))
-        seconds = _write_graphs(folder, graphs, target, store, quantization, progress)
+        quantized, inputs = quantized_parameters(layers), target.weights == SHARED
+        store = WeightStore(folder / ONNX, model_parts(family), shared, progress, quantized, inputs)
+        specs, seconds = _write_graphs(folder, graphs, target, store, quantization, progress)
         family.tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
         (folder / "prompt.json").write_text(to_json(family.prompt))
         written = [_write_schedules(folder, bucket, plan) for bucket, plan in zip(buckets, plans, strict=True)]
@@ -116,7 +119,7 @@ def export(
             opset=target.opset,
             dimensions=family.dimensions,
             layout=buckets[0].layout,
-            graphs=tuple(graph.spec for graph in graphs),
+            graphs=specs,
             schedules=written[0].schedules,
             files=_hashes(folder),
             versions=versions(),
@@ -139,20 +142,21 @@ def _write_graphs(
     store: WeightStore,
     quantization: Quantization | None,
     progress: Progress,
-) -> dict[str, float]:
-    """Write all graphs and their weights; returns the seconds of each graph."""
-    seconds = dict[str, float]()
+) -> tuple[tuple[GraphSpec, ...], dict[str, float]]:
+    """Write all graphs and their weights; returns their specs, and the seconds of each graph."""
+    specs, seconds = list[GraphSpec](), dict[str, float]()
     quantize = partial(quantize_graph, how=quantization) if quantization else None
     for done, graph in enumerate(graphs):
         progress("export", graph.spec.name, done, len(graphs))
         start = time.perf_counter()
-        to_onnx(
-            graph, folder / graph.spec.file, target.opset, store, quantize if graph.spec.kind == "segment" else None
-        )
+        change = quantize if graph.spec.kind == "segment" else None
+        weights = to_onnx(graph, folder / graph.spec.file, target.opset, store, change)
+        placed = tuple(replace(weight, file=f"{ONNX}/{weight.file}") for weight in weights)
+        specs.append(replace(graph.spec, weights=placed))
         _check_operators(folder / graph.spec.file, target)
         seconds[graph.spec.name] = round(time.perf_counter() - start, 1)
     progress("export", "", len(graphs), len(graphs))
-    return seconds
+    return tuple(specs), seconds
 
 
 def _check_operators(path: Path, target: Target) -> None:
@@ -217,6 +221,11 @@ def shared_weight_files(bundle: Path, family: Family, target: Target) -> dict[Pa
         raise BadBundle(
             f"{bundle} has the weights of another model or dtype ({manifest.source}, {manifest.dtype}), not of "
             f"'{family.source}' in {target.dtype}; leave --share out"
+        )
+    if bool(manifest.weights) != (target.weights == SHARED):
+        raise BadBundle(
+            f"{bundle} was exported with {'shared' if manifest.weights else 'baked'} weights, which are stored in "
+            f"another order than {target.weights} ones; leave --share out"
         )
     theirs, ours = ([f"{name} {found.get(name)}" for name in WEIGHT_ORDER] for found in (manifest.versions, versions()))
     if theirs != ours:

@@ -3,23 +3,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from secateur.errors import InputError, UnknownName
 
+BAKED, SHARED = "baked", "shared"
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
 class Target:
-    """Opset and dtype of the graphs, and whether attention is decomposed into MatMul and Softmax."""
+    """Opset and dtype of the graphs.
+
+    decomposed  attention is MatMul and Softmax
+    weights     "baked": constants of the graphs; "shared": inputs, so that all plans use one copy on the device
+    """
 
     name: str
     opset: int
     dtype: str
     decomposed: bool = False
+    weights: str = BAKED
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -29,24 +35,30 @@ class Target:
 TARGETS = {
     "cpu": Target("cpu", 23, "fp32"),
     "cuda": Target("cuda", 23, "fp16"),
-    "tensorrt": Target("tensorrt", 20, "fp16", decomposed=True),
+    "tensorrt": Target("tensorrt", 20, "fp16", decomposed=True, weights=SHARED),
     "tensorrt-10.15": Target("tensorrt-10.15", 23, "fp16"),
 }
 
 
-def target(name: str, dtype: str | None = None) -> Target:
-    """Return the target called `name`, with `dtype` instead of its default if given.
+def target(name: str, dtype: str | None = None, weights: str | None = None) -> Target:
+    """Return the target called `name`, with `dtype` and `weights` instead of its defaults if given.
 
     Raises:
-        UnknownName, InputError: no such target or dtype, or a dtype that the target cannot run.
+        UnknownName, InputError: no such target, dtype or kind of weights, or one that the target cannot run.
     """
     if name not in TARGETS:
         raise UnknownName("target", name, TARGETS)
     found = TARGETS[name]
+    if weights is not None:
+        if weights not in (BAKED, SHARED):
+            raise InputError(f"weights '{weights}' are not known; use {SHARED} or {BAKED}")
+        if weights == SHARED and found.weights != SHARED:
+            raise InputError(f"--weights {SHARED} is for TensorRT; target '{name}' maps its weights: leave it out")
+        found = replace(found, weights=weights)
     if dtype is None:
         return found
     if dtype not in DTYPES:
         raise InputError(f"dtype '{dtype}' is not known; use one of {', '.join(DTYPES)}")
     if (name, dtype) == ("cpu", "bf16"):
         raise InputError("ONNX Runtime's CPU kernels have no bf16; use --dtype fp16 or fp32, or --target cuda")
-    return Target(found.name, found.opset, dtype, found.decomposed)
+    return replace(found, dtype=dtype)

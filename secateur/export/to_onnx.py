@@ -19,10 +19,11 @@ from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.export import Dim
 
-from secateur.bundle.manifest import TensorSpec
+from secateur.bundle.manifest import TensorSpec, WeightSpec
 from secateur.checkpoints.streaming import held
 from secateur.errors import BadModel
 from secateur.export.graphs import Graph
+from secateur.export.weight_inputs import weights_as_inputs
 from secateur.export.weights import Weights, WeightStore, externalize, name_weights, read_transposed
 
 FORBIDDEN = frozenset({"NonZero", "Compress", "Unique", "Loop", "If"})
@@ -32,8 +33,10 @@ Change = Callable[[onnx_ir.Model], object]
 
 def to_onnx(
     graph: Graph, path: Path, opset: int, store: WeightStore | None = None, change: Change | None = None
-) -> None:
+) -> tuple[WeightSpec, ...]:
     """Write one graph, and its weights to `store` if they are large; without a store to a file of the graph.
+
+    Returns the weights that are inputs of the graph; their files are named without a folder.
 
     Constants that are not in the store are written to `<path>.data`, or stay in the graph if they are small. The bytes
     depend on the graph only.
@@ -66,9 +69,11 @@ def to_onnx(
         raise BadModel(f"graph '{spec.name}' needs {', '.join(sorted(found))}, whose shape depends on data")
     if change is not None:
         change(model)
+    inputs = weights_as_inputs(model, weights, store) if store is not None and store.inputs else ()
     path.parent.mkdir(parents=True, exist_ok=True)
     externalize(model, weights, store, path, EXTERNAL_BYTES)
     onnx_ir.save(model, path)
+    return inputs
 
 
 def _trace(graph: Graph, opset: int, optimize: bool = True) -> torch.onnx.ONNXProgram:

@@ -6,13 +6,14 @@ their order and their offsets depend on the model and the dtype only, not on the
 the opset, so graphs and bundles can share files. Offsets are multiples of a page, for memory maps.
 
 A weight of nn.Linear is stored as MatMul and Gemm read it, [in, out]; a Transpose in the graph would copy it in memory.
+Where weights are inputs of the graphs (weight_inputs.py), it is stored as [out, in], and joined weights without a gap.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,12 +39,11 @@ SMALLEST = 256
 
 @dataclass(frozen=True)
 class WeightPlace:
-    """Position of a weight: `size` bytes from `offset` in a file next to the graphs; transposed: [in, out]."""
+    """Position of a weight: `size` bytes from `offset` in a file next to the graphs."""
 
     file: str
     offset: int
     size: int
-    transposed: bool
 
 
 class WeightStore:
@@ -53,6 +53,7 @@ class WeightStore:
     shared     weight files of another bundle of the same model and dtype, with their sha256; they are linked (or
                copied to another file system) instead of written
     quantized  weights that are left out, because graphs store integers in their place
+    inputs     the weights of products are inputs of the graphs
     """
 
     def __init__(
@@ -62,43 +63,73 @@ class WeightStore:
         shared: Mapping[Path, str] | None = None,
         progress: Progress = silent,
         quantized: frozenset[nn.Parameter] = frozenset(),
+        inputs: bool = False,
     ) -> None:
         self._folder = folder
         self._shared = {path.name: (path, digest) for path, digest in (shared or {}).items()}
         self._progress = progress
-        self._linear = _linear(parts.values())
+        self.inputs = inputs
+        linear = _linear(parts.values())
+        self._transposed = linear & quantized if inputs else linear
+        self._groups: dict[nn.Parameter, tuple[nn.Parameter, ...]] = {}
+        """Weights that are stored without a gap, by the first of them."""
+        self._files: dict[nn.Parameter, str] = {}
         self._places: dict[nn.Parameter, WeightPlace] = {}
-        self._parts: dict[str, list[nn.Parameter]] = {}
         for name, module in parts.items():
-            file, end = f"{name}{SUFFIX}", 0
-            own = (weight for weight in module.parameters() if weight not in self._places)
-            self._parts[file] = [weight for weight in own if weight not in quantized]
-            for weight in self._parts[file]:
-                start = _next_page(end)
-                end = start + weight.nbytes
-                self._places[weight] = WeightPlace(file, start, weight.nbytes, weight in self._linear)
-        self._written: set[str] = set()
+            for weight in module.parameters():
+                if weight not in quantized and self._files.setdefault(weight, f"{name}{SUFFIX}") == f"{name}{SUFFIX}":
+                    self._groups[weight] = (weight,)
+
+    def has(self, weight: nn.Parameter) -> bool:
+        """Return whether the store has this weight."""
+        return weight in self._files
 
     def is_transposed(self, weight: nn.Parameter) -> bool:
-        """Return whether this weight is stored as [in, out]."""
-        return weight in self._linear
+        """Return whether graphs read this weight as [in, out]."""
+        return weight in self._transposed
+
+    def join(self, weights: Sequence[nn.Parameter]) -> bool:
+        """Store weights of one file without a gap, in this order; returns False if that is too late."""
+        first, *others = weights
+        if self._groups.get(first) == tuple(weights):
+            return True
+        alone = all(self._groups.get(weight) == (weight,) for weight in weights)
+        if not alone or len({self._files[weight] for weight in weights}) > 1 or first in self._places:
+            return False
+        self._groups[first] = tuple(weights)
+        for weight in others:
+            del self._groups[weight]
+        return True
 
     def place(self, weight: nn.Parameter) -> WeightPlace | None:
         """Return the position of a weight, None if it is not in the store; writes its file at the first call."""
-        place = self._places.get(weight)
-        if place is not None and place.file not in self._written:
-            if not self._link(place.file):
-                self._write(place.file)
-            self._written.add(place.file)
-        return place
+        file = self._files.get(weight)
+        if file is not None and weight not in self._places:
+            self._lay_out(file)
+            if not self._link(file):
+                self._write(file)
+        return self._places.get(weight)
+
+    def _lay_out(self, file: str) -> None:
+        """Choose the places of the weights of a file."""
+        end = 0
+        for group in (group for first, group in self._groups.items() if self._files[first] == file):
+            end = _next_page(end)
+            for weight in group:
+                self._places[weight] = WeightPlace(file, end, weight.nbytes)
+                end += weight.nbytes
+
+    def _of_file(self, file: str) -> list[nn.Parameter]:
+        """Return the weights of a file in its order."""
+        return [weight for weight, place in self._places.items() if place.file == file]
 
     def _write(self, file: str) -> None:
-        weights = self._parts[file]
+        weights = self._of_file(file)
         self._folder.mkdir(parents=True, exist_ok=True)
         with (self._folder / file).open("xb") as out:
             for done, weight in enumerate(weights):
                 self._progress("weights", file, done, len(weights))
-                values = (value(weight).T if weight in self._linear else value(weight)).contiguous().reshape(-1)
+                values = (value(weight).T if weight in self._transposed else value(weight)).contiguous().reshape(-1)
                 out.seek(self._places[weight].offset)  # fills a gap with zeros
                 out.write(memoryview(values.view(torch.uint8).numpy()))  # type: ignore[arg-type]
 
@@ -109,7 +140,7 @@ class WeightStore:
             BadBundle: the file does not have the hash in the other bundle's manifest.
         """
         source, digest = self._shared.get(file, (None, ""))
-        last = self._places[self._parts[file][-1]]
+        last = self._places[self._of_file(file)[-1]]
         if source is None or not source.is_file() or source.stat().st_size != last.offset + last.size:
             return False
         if sha256(source) != digest.removeprefix("sha256:"):

@@ -7,12 +7,13 @@ import importlib
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from secateur.bundle.manifest import GraphSpec, TensorSpec
+from secateur.bundle.manifest import GraphSpec, TensorSpec, WeightSpec
 from secateur.bundle.reader import Bundle
 from secateur.errors import BackendMissing, BadBundle, SecateurError, first_line
 from secateur.machine import free_memory
@@ -86,6 +87,11 @@ class Host:
     def allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any] | type | str) -> HostBuffer:
         return HostBuffer(np.zeros(shape, dtype))
 
+    def weight(self, path: Path, weight: WeightSpec) -> HostBuffer:
+        """Return the buffer of a weight: a memory map of its file."""
+        mapped = np.memmap(path, mode="r", offset=weight.offset, shape=(weight.nbytes,))
+        return HostBuffer(mapped.view(weight.dtype).reshape(weight.shape))
+
     def check(self, session: Any) -> None:
         """Do nothing: this provider is always available."""
 
@@ -107,11 +113,16 @@ class Host:
 
 @dataclass
 class _Session:
-    """An open graph; `bound` has the address and shape of each bound tensor, so that only changes are bound again."""
+    """An open graph.
+
+    bound    address and shape of each bound tensor, so that only changes are bound again
+    weights  buffers of the weights, which ONNX Runtime knows by address only
+    """
 
     session: Any
     binding: Any
     bound: dict[str, tuple[int, tuple[int, ...]]] = field(default_factory=dict)
+    weights: list[Any] = field(default_factory=list)
 
 
 class Backend(base.Backend):
@@ -215,9 +226,15 @@ class Backend(base.Backend):
         except Exception as problem:
             raise BadBundle(f"{path} cannot be opened ({first_line(problem)}); export the bundle again") from None
         self._place.check(session)
-        compare(graph, graph.inputs, session.get_inputs())
+        weights = [TensorSpec(weight.name, weight.dtype, weight.shape) for weight in graph.weights]
+        compare(graph, (*graph.inputs, *weights), session.get_inputs())
         compare(graph, graph.outputs, session.get_outputs())
-        return _Session(session, session.io_binding())
+        opened = _Session(session, session.io_binding())
+        for weight in graph.weights:
+            buffer = self._place.weight(self._bundle.path(weight.file), weight)
+            self._bind(opened, opened.binding.bind_input, weight.name, buffer)
+            opened.weights.append(buffer)
+        return opened
 
     def _bind(self, opened: _Session, bind: Any, name: str, buffer: Any) -> None:
         now = (address, shape) = buffer.address, buffer.shape

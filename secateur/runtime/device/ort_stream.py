@@ -5,14 +5,17 @@ from __future__ import annotations
 
 import sys
 from contextlib import AbstractContextManager, redirect_stdout
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from secateur.bundle.manifest import WeightSpec
 from secateur.errors import BackendMissing
 from secateur.runtime.device.cudart import describe
 from secateur.runtime.device.stream import DeviceBuffer, Stream
+from secateur.runtime.device.weights import DeviceWeights
 from secateur.runtime.receipt import Stopwatch
 
 PROVIDER = "CUDAExecutionProvider"
@@ -36,6 +39,7 @@ class Cuda:
             with redirect_stdout(sys.stderr):  # it prints the libraries that it does not find
                 preload()
         self.stream = Stream()
+        self._weights = DeviceWeights(self.stream)
         stream = str(self.stream.handle)
         options = {"device_id": "0", "user_compute_stream": stream, "use_tf32": "0"}
         self.providers: list[Any] = [(PROVIDER, options)]
@@ -44,6 +48,10 @@ class Cuda:
 
     def allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any] | type | str) -> DeviceBuffer:
         return DeviceBuffer.zeros(self.stream, shape, dtype)
+
+    def weight(self, path: Path, weight: WeightSpec) -> DeviceBuffer:
+        """Return the buffer of a weight, see `DeviceWeights`."""
+        return self._weights.buffer(path, weight)
 
     def check(self, session: Any) -> None:
         """Check that a session uses CUDA: if a library is missing, ONNX Runtime only logs it and uses the CPU.
