@@ -168,6 +168,8 @@ class Backend(base.Backend):
             options.intra_op_num_threads = threads
         # Every session has its own threads; idle ones must not use the cores of the running session.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # DequantizeLinear and MatMul become MatMulNBits, by default of level 4, which rounds its rows to 8 bits.
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         # A memory pattern is stored for each input shape, and every decode step has a new shape.
         options.enable_mem_pattern = False
         if mapped:

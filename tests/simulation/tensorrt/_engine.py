@@ -70,6 +70,7 @@ class ICudaEngine:
         options.log_severity_level = 4
         options.intra_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")  # exact, as backend ort
         self._plan, self._reporter = plan, reporter
         self._session = onnxruntime.InferenceSession(plan.model, options, providers=["CPUExecutionProvider"])
         self._tensors = {tensor.name: tensor for tensor in plan.tensors}
