@@ -26,8 +26,10 @@ from secateur import families, methods, plugins
 from secateur.bundle.schedule import Schedule
 from secateur.calibration.samples import Sample
 from secateur.calibration.schedules import make_schedules
+from secateur.checkpoints import tiny_model
 from secateur.demo.scenes import samples
 from secateur.export.bundle import Exported, ExportPlan, export
+from secateur.export.quantize import quantization
 from secateur.export.targets import target
 from secateur.families.base import Family
 from secateur.load_model import load
@@ -45,7 +47,7 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {  # what changes the wiring of
     "alvts-group": ("alvts", {"group": 2, "selectors": "svd"}),
 }
 VARIANTS = [name for name, (method, _) in OPTIONS.items() if method in METHODS]
-BUNDLES = ("tiny_bundle", "demo_bundle", "trt_bundle", "sizes_bundle")
+BUNDLES = ("tiny_bundle", "demo_bundle", "trt_bundle", "int4_bundle", "sizes_bundle")
 """Fixtures that take long to make."""
 torch.set_num_threads(1)  # several workers run side by side
 # torch.onnx.export fills a table of all ONNX functions for each graph, a quarter of its time; here once per opset.
@@ -131,6 +133,17 @@ def trt_bundle(tiny: Family, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     half = copy.deepcopy(tiny)
     half.to(torch.float16)
     return folder, export([ExportPlan(half, tuple(made))], target("tensorrt"), folder)
+
+
+@pytest.fixture(scope="session")
+def int4_bundle(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Exported]:
+    """A bundle for TensorRT with weights as int4, of a tiny model whose widths are whole blocks of 64."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(tiny_model.TEXT, "hidden_size", 64)
+        family = tiny_family("llava")
+    family.to(torch.float16)
+    folder, kind = tmp_path_factory.mktemp("bundles") / "tiny-int4", target("tensorrt")
+    return folder, export([ExportPlan(family, ())], kind, folder, quantization=quantization("int4", kind, 64))
 
 
 @pytest.fixture(scope="session")

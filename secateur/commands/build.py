@@ -93,7 +93,6 @@ def _check(arguments: argparse.Namespace) -> None:
 def _commands(arguments: argparse.Namespace, bundle: Bundle) -> dict[str, Any]:
     from secateur.engines.script import folder_of, write_script
     from secateur.engines.trtexec import FOLDER
-    from secateur.engines.version import trtexec_notes
     from secateur.evaluation.run import select_schedules
 
     script: Path | None = arguments.script
@@ -104,7 +103,6 @@ def _commands(arguments: argparse.Namespace, bundle: Bundle) -> dict[str, Any]:
     if script is not None:
         write_script(recipe, script)
     return {
-        "notes": trtexec_notes(recipe.manifest),
         "folder": str(recipe.folder),
         "script": None if script is None else str(script),
         "build": recipe.builds(),
@@ -116,14 +114,13 @@ def show(result: dict[str, Any], console: Console) -> None:
     if "plans" in result:
         _show_plans(result, console)
         return
-    lines = [f"# {note}" for note in result["notes"]]
     if result["script"]:
-        lines += [
+        lines = [
             f"wrote {result['script']}: builds {len(result['build'])} plans, times {len(result['time'])} cases",
             f"input files and, later, results in {result['folder']}",
         ]
     else:
-        lines.append(f"# in {result['folder']}:")
+        lines = [f"# in {result['folder']}:"]
         lines += [shlex.join(command) for command in (*result["build"].values(), *result["time"].values())]
     for line in lines:
         console.print(line, markup=False, emoji=False, soft_wrap=True)

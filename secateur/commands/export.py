@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     parser.add_argument(
         "--schedule", type=Path, nargs="+", default=[], help="files to bundle; calibrates only with --method"
     )
-    parser.add_argument("--target", default="cpu", help="cpu, cuda, tensorrt or tensorrt-10.15 (default: cpu)")
+    parser.add_argument("--target", default="cpu", help="cpu, cuda or tensorrt (default: cpu)")
     parser.add_argument("--dtype", help="fp32, fp16 or bf16 (default: the target's)")
     parser.add_argument("--out", type=Path, help="bundle folder (default: build/MODEL-METHOD)")
     parser.add_argument("--share", type=Path, help="bundle of the same model and dtype whose weight files are linked")
@@ -90,7 +90,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "target": kind.name,
         "dtype": kind.dtype,
         "quantization": integers and str(integers),
-        "opset": kind.opset,
+        "opset": exported.manifest.opset,
         "graphs": [graph.name for graph in exported.manifest.graphs],
         "image_sizes": [plan.family.layout.size for plan in plans],
         "schedules": calibration_options.summaries([plan.schedules for plan in plans]),

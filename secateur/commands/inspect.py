@@ -61,9 +61,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _lint(bundle: Bundle, version: str | None) -> dict[str, Any] | None:
     """Return the lint for TensorRT; None for a target without TensorRT, unless a version is given."""
-    from secateur.engines.version import FLOORS, Version
+    from secateur.engines.version import Version, floor
 
-    wanted = FLOORS.get(bundle.manifest.target) if version is None else Version.parse(version)
+    wanted = floor(bundle.manifest.target, bundle.manifest.opset) if version is None else Version.parse(version)
     if wanted is None:
         return None
     if version is None and importlib.util.find_spec("onnx") is None:

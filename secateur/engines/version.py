@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TensorRT versions, the oldest version that each export target supports, and attention in a given version."""
+"""TensorRT versions, and the oldest one that a bundle supports."""
 
 from __future__ import annotations
 
 import re
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from secateur.bundle.manifest import Manifest
 from secateur.errors import BadBundle, InputError
@@ -35,51 +35,37 @@ class Version(NamedTuple):
         return ".".join(str(part) for part in parts)
 
 
-FLOORS = {"tensorrt": Version(10, 3), "tensorrt-10.15": Version(10, 15)}
-"""Oldest TensorRT version of each export target (--target). Other targets are not for TensorRT."""
+TARGET = "tensorrt"
+"""The export target (--target) for TensorRT."""
+
+
+def floor(target: str, opset: int) -> Version | None:
+    """Return the oldest TensorRT version for graphs of this target and opset; None for another target.
+
+    TensorRT 10.3 parses opset 20 at most. Opset 21 is for weights as int4 in blocks, which 10.15 documents.
+    """
+    if target != TARGET:
+        return None
+    return Version(10, 3) if opset <= 20 else Version(10, 15)
 
 
 def check_target(manifest: Manifest, version: Version | None = None) -> None:
     """Check that a bundle was exported for TensorRT, and for this version of it.
 
     Raises:
-        BadBundle: it was not; the message names the target to export for.
+        BadBundle: it was not; the message names the mend.
     """
-    floor = FLOORS.get(manifest.target)
-    if floor is None:
+    oldest = floor(manifest.target, manifest.opset)
+    if oldest is None:
         raise BadBundle(
             f"the bundle was exported for the target '{manifest.target}', not for TensorRT; "
-            f"export it with --target {next(iter(FLOORS))}"
+            f"export it with --target {TARGET}"
         )
-    if version is not None and version < floor:
-        fitting = [name for name, oldest in FLOORS.items() if version >= oldest]
-        mend = f"export with --target {fitting[-1]}" if fitting else f"install TensorRT {floor} or later"
-        raise BadBundle(f"the target '{manifest.target}' needs TensorRT {floor}, this is {version}; {mend}")
-
-
-ATTENTION = Version(10, 14)
-"""First version with the attention layer. trtexec has a flag for its decomposition only since 10.16."""
-
-
-def allow_decomposition(trt: Any, network: Any) -> None:
-    """Mark every attention layer of a parsed network as decomposable.
-
-    Without it, a build fails where TensorRT has no fused kernel for the layer's shape, mask and GPU.
-    """
-    if Version.parse(trt.__version__) < ATTENTION:
+    if version is None or version >= oldest:
         return
-    for number in range(network.num_layers):
-        layer = network.get_layer(number)
-        if layer.type == trt.LayerType.ATTENTION_INPUT:
-            layer.__class__ = trt.IAttentionInputLayer  # get_layer returns each layer as ILayer
-            layer.attention.decomposable = True
-
-
-def trtexec_notes(manifest: Manifest) -> list[str]:
-    """Return notes for a user who builds the bundle with trtexec."""
-    if FLOORS.get(manifest.target, ATTENTION) < ATTENTION:
-        return []
-    return [
-        "if trtexec finds no implementation for an attention layer, build with `secateur build`, which allows "
-        "its decomposition; trtexec has --decomposableAttentions for this since 10.16"
-    ]
+    if manifest.quantization is None:
+        raise BadBundle(f"the bundle needs TensorRT {oldest}, this is {version}; install TensorRT {oldest} or later")
+    raise BadBundle(
+        f"the weights as {manifest.quantization.name} need TensorRT {oldest}, this is {version}; export without "
+        f"--quantize"
+    )

@@ -20,10 +20,9 @@ from secateur.bundle.atomic import write_bytes, write_text
 from secateur.bundle.strict_json import read_json, to_json
 from secateur.engines.device import Recorder, described, libraries, recorder
 from secateur.engines.manifest import BuilderSettings, Profile
-from secateur.engines.version import allow_decomposition
 from secateur.errors import BadEngine, BuildFailed, SecateurError
 
-ALWAYS = {"strongly_typed": True, "tf32": False, "decomposable_attention": True, "profiling_verbosity": "detailed"}
+ALWAYS = {"strongly_typed": True, "tf32": False, "profiling_verbosity": "detailed"}
 """Flags of every build besides the settings, for engines.json; see `build` and `_configure`."""
 
 
@@ -83,7 +82,6 @@ def build(job: Job) -> Result:
         found = [" ".join(str(parser.get_error(i)).split()) for i in range(parser.num_errors)]
         reason = "; ".join(found) or described(errors) or "no reason given"
         raise BuildFailed(f"TensorRT cannot parse it: {reason}; `secateur inspect` shows which versions can")
-    allow_decomposition(trt, network)
     config = builder.create_builder_config()
     _configure(trt, builder, config, job)
     warning = _use_timing_cache(config, Path(job.timing_cache))

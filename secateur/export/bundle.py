@@ -17,7 +17,7 @@ from secateur.bundle.schedule import FULL, Schedule
 from secateur.bundle.schedule_file import encode
 from secateur.bundle.strict_json import to_json
 from secateur.engines.manifest import ENGINES
-from secateur.engines.version import FLOORS
+from secateur.engines.version import floor
 from secateur.errors import BadBundle, BadSchedule, ExportMismatch, Unparsable
 from secateur.export.graphs import Graph, SizedModel, build_graphs, sized_model
 from secateur.export.lint import lint
@@ -94,6 +94,7 @@ def export(
         Unparsable: the target is for TensorRT, and its oldest version does not support an operator of a graph.
         ExportMismatch: with verify, a graph or the chain differs from torch; no bundle is written.
     """
+    target = target.storing(quantization)
     buckets = list[SizedModel]()
     _check_names(plans)
     for plan in plans:
@@ -161,11 +162,11 @@ def _write_graphs(
 
 def _check_operators(path: Path, target: Target) -> None:
     """Check that the oldest TensorRT version of the target supports the graph; TensorRT is not needed for this."""
-    floor = FLOORS.get(target.name)
-    findings = lint(path, floor) if floor is not None else ()
+    oldest = floor(target.name, target.opset)
+    findings = lint(path, oldest) if oldest is not None else ()
     if findings:
         others = f" ({len(findings) - 1} more in this graph)" if len(findings) > 1 else ""
-        raise Unparsable(f"TensorRT {floor} does not support a graph of the bundle: {findings[0]}{others}")
+        raise Unparsable(f"TensorRT {oldest} does not support a graph of the bundle: {findings[0]}{others}")
 
 
 def _write_schedules(folder: Path, bucket: SizedModel, plan: ExportPlan) -> Bucket:

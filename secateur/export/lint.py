@@ -14,7 +14,7 @@ from pathlib import Path
 import onnx
 
 from secateur.bundle.reader import Bundle
-from secateur.engines.version import FLOORS, Version
+from secateur.engines.version import Version, floor
 from secateur.export import fp16_range
 from secateur.export.graph_facts import Facts, Node
 from secateur.export.operator_rules import ANY, Refusal, Row, Table
@@ -86,7 +86,7 @@ def operators_used(bundle: Bundle, version: Version | None = None) -> list[Used]
 
 
 def _rules(bundle: Bundle, version: Version | None) -> Table | None:
-    version = version or FLOORS.get(bundle.manifest.target)
+    version = version or floor(bundle.manifest.target, bundle.manifest.opset)
     return None if version is None else table(version)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path, PurePath
 from secateur.bundle.manifest import Manifest
 from secateur.bundle.schedule import FULL, Budget, Schedule
 from secateur.checkpoints.hub import DEMO, base_model
+from secateur.engines.version import TARGET
 from secateur.export.parity import Parity
 
 CARD = "README.md"
@@ -75,7 +76,7 @@ def _front_matter(manifest: Manifest, schedules: Sequence[Sequence[Schedule]]) -
     """Return the metadata for the hub; JSON strings are YAML strings."""
     methods = {schedule.method for own in schedules for schedule in own} - {FULL}
     tags = ["secateur", "onnx", "vision-language", "token-pruning", manifest.model.family, *sorted(methods)]
-    if manifest.target.startswith("tensorrt"):
+    if manifest.target == TARGET:
         tags.append("tensorrt")
     yield from ("---", "library_name: secateur", "pipeline_tag: image-text-to-text")
     if (base := base_model(manifest.source)) is not None:
@@ -141,7 +142,7 @@ def _bytes(cost: Budget) -> str:
 def _use(manifest: Manifest, runs_on: str) -> Iterator[str]:
     pruned = next((name for name in manifest.schedules if name != FULL), FULL)
     ask = f'secateur run bundle --schedule {pruned} --image picture.png --prompt "what is in the picture ?"'
-    device = {"cuda": " --device cuda", "tensorrt": " --backend trt"}.get(manifest.target.partition("-")[0], "")
+    device = {"cuda": " --device cuda", "tensorrt": " --backend trt"}.get(manifest.target, "")
     yield from ("", "## How to run it", "", "```console", "pip install secateur huggingface_hub")
     yield "hf download ORGANISATION/NAME --local-dir bundle"
     if runs_on == RUNS_ON["tensorrt"]:

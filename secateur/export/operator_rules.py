@@ -89,13 +89,6 @@ def attribute(node: Node, name: str, allowed: object, mend: str) -> Refusal | No
 
 
 @check
-def no_attribute(node: Node, name: str, mend: str) -> Refusal | None:
-    """Check that the attribute is absent."""
-    value = node.attribute(name)
-    return None if value is None else Refusal(f"attribute {name} ({value}) is not supported", mend)
-
-
-@check
 def constant(node: Node, i: int, name: str) -> Refusal | None:
     """Check that input `i` is absent or a constant of the graph."""
     if not node.input(i) or node.is_constant(i):
@@ -121,17 +114,6 @@ def at_most(node: Node, i: int, name: str, limit: int, mend: str) -> Refusal | N
 
 
 @check
-def rank(node: Node, wanted: int, *inputs: int) -> Refusal | None:
-    """Check that these inputs are absent or have this many dimensions."""
-    for i in inputs:
-        shape = node.shape(i)
-        if node.input(i) and (shape is None or len(shape) != wanted):
-            found = "unknown rank" if shape is None else f"{len(shape)} dimensions"
-            return Refusal(f"input {i} ('{node.input(i)}') has {found}, not {wanted}", "reshape it before the node")
-    return None
-
-
-@check
 def no_input(node: Node, /, mend: str, **names: int) -> Refusal | None:
     """Check that these optional inputs are absent."""
     present = [name for name, i in names.items() if node.input(i)]
@@ -143,12 +125,3 @@ def outputs(node: Node, count: int, mend: str) -> Refusal | None:
     """Check that the node has only the first `count` outputs."""
     extra = [name for name in node.proto.output[count:] if name]
     return Refusal(f"output '{extra[0]}' is not supported", mend) if extra else None
-
-
-@check
-def same_dtype(node: Node, i: int, j: int, mend: str) -> Refusal | None:
-    """Check that two inputs have the same dtype."""
-    first, second = node.dtype(i), node.dtype(j)
-    if not node.input(j) or first is None or second is None or first == second:
-        return None
-    return Refusal(f"inputs {i} and {j} are {first} and {second}", mend)

@@ -24,23 +24,17 @@ from secateur.export.operator_rules import (
     attribute,
     constant,
     folded,
-    no_attribute,
     no_input,
     outputs,
-    rank,
     refused,
     rows_for,
-    same_dtype,
 )
 
 DOCS = "onnx-tensorrt docs/operators.md"
-AT_10_3, AT_10_13, AT_10_15, AT_11_0 = (f"{DOCS} at {version}" for version in ("10.3", "10.13", "10.15", "11.0"))
+AT_10_3, AT_10_13, AT_10_15 = (f"{DOCS} at {version}" for version in ("10.3", "10.13", "10.15"))
 BOTH = f"{DOCS} at 9.2 and 10.15, which agree"
-IMPORTER = "onnx-tensorrt onnxOpImporters.cpp, newer than 10.15"
-CHANGES = f"NVIDIA/TensorRT CHANGELOG at 10.14; the restrictions as in {AT_10_15}"
 TOP = 3840  # "up to" in NvInfer.h, "less than" in operators.md
 SPLIT = "select in several rounds (secateur.selection.topk.top)"
-OUTSIDE = "join past and new rows before the node"
 BLOCKS = (64, 128)
 
 
@@ -162,7 +156,7 @@ ROWS = {
     ),
     **refused(
         "Attention RMSNormalization RotaryEmbedding TensorScatter Swish",
-        "this version does not have it",
+        "TensorRT 10.3 does not have it, later versions do in part",
         "export with --target tensorrt, which decomposes it into simpler operators",
         AT_10_3,
     ),
@@ -182,43 +176,10 @@ TRT_10_13 = TRT_10_3.then(  # JetPack 7.0 and 7.1
     },
 )
 
-TRT_10_14 = TRT_10_13.then(
-    Version(10, 14),
-    23,
-    rows_for(
-        "Attention",
-        FLOATS,
-        CHANGES,
-        others={3: FLOATS | BOOL},
-        checks=(
-            rank(4, 0, 1, 2, 3),
-            no_input(OUTSIDE, past_key=4, past_value=5, nonpad_kv_seqlen=6),
-            outputs(1, OUTSIDE),
-            attribute("softcap", 0.0, "decompose attention into simpler operators"),
-            attribute("qk_matmul_output_mode", 0, "leave it out"),
-            no_attribute("softmax_precision", "leave it out"),
-        ),
-    ),
-)
-
-TRT_10_15 = TRT_10_14.then(  # and 10.16, JetPack 7.2
+TRT_10_15 = TRT_10_13.then(  # and all later ones with known documentation; 10.16 is JetPack 7.2
     Version(10, 15),
     24,
     {
-        **rows_for(
-            "RMSNormalization",
-            FLOATS,
-            f"{AT_10_15}; {IMPORTER}: the output has the dtype of the input, in ONNX that of the scale",
-            checks=(same_dtype(0, 1, "cast the input to the dtype of the scale"),),
-        ),
-        **rows_for("RotaryEmbedding", FLOATS, AT_10_15, others={3: frozenset({"int64"})}),
-        **rows_for(
-            "TensorScatter",
-            FLOATS | {"int32"},
-            AT_10_15,
-            others={2: INTEGERS},
-            checks=(rank(4, 0, 1), attribute("axis", -2, "scatter along the rows")),
-        ),
         **rows_for(
             "DequantizeLinear",
             frozenset({"int4"}),
@@ -231,12 +192,8 @@ TRT_10_15 = TRT_10_14.then(  # and 10.16, JetPack 7.2
     },
 )
 
-TRT_11_0 = TRT_10_15.then(Version(11, 0), 24, rows_for("Swish", FLOATS, AT_11_0))
-
-TRT_11_1 = TRT_11_0.then(Version(11, 1), 24, {})  # the newest version with known documentation
-
-TABLES = (TRT_10_3, TRT_10_13, TRT_10_14, TRT_10_15, TRT_11_0, TRT_11_1)
-OLDEST, NEWEST = TABLES[0].version, TABLES[-1].version
+TABLES = (TRT_10_3, TRT_10_13, TRT_10_15)
+OLDEST, NEWEST = TABLES[0].version, Version(11, 1)
 
 
 def table(version: Version) -> Table:
@@ -251,7 +208,7 @@ def table(version: Version) -> Table:
 
 
 def caution(version: Version) -> str:
-    """Return a warning for a version that is newer than the newest table; "" for others."""
+    """Return a warning for a version that is newer than the documentation of the tables; "" for others."""
     if version[:2] <= NEWEST[:2]:
         return ""
-    return f"TensorRT {version} is newer than the newest table; it was checked as {NEWEST}"
+    return f"TensorRT {version} is newer than the tables; it was checked as {NEWEST}"

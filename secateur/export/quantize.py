@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from secateur.bundle.manifest import BITS, DEQUANTIZED, OPERATOR, Quantization
+from secateur.engines.version import TARGET as TENSORRT
 from secateur.errors import InputError
 from secateur.export.targets import Target
 
@@ -54,14 +55,10 @@ def quantization(
     """
     if name not in BITS:
         raise InputError(f"quantization '{name}' is not known; use one of {', '.join(BITS)}")
-    if not target.name.startswith("tensorrt"):
+    if target.name != TENSORRT:
         wanted = BLOCK_SIZE[OPERATOR] if block_size is None else block_size
         return Quantization(name, wanted, symmetric is True, OPERATOR, accuracy_level or 0)
     wanted = BLOCK_SIZE[DEQUANTIZED] if block_size is None else block_size
-    if target.opset < 21:
-        raise InputError(
-            f"target '{target.name}' has opset {target.opset}, integers in blocks need 21; use --target tensorrt-10.15"
-        )
     if name != "int4":
         raise InputError(f"TensorRT supports weight-only quantization as int4, not as {name}; use --quantize int4")
     if symmetric is False:

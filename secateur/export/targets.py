@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from secateur.bundle.manifest import DEQUANTIZED, Quantization
+from secateur.engines.version import TARGET as TENSORRT
 from secateur.errors import InputError, UnknownName
 
 BAKED, SHARED = "baked", "shared"
@@ -31,12 +33,16 @@ class Target:
     def torch_dtype(self) -> torch.dtype:
         return DTYPES[self.dtype]
 
+    def storing(self, quantization: Quantization | None) -> Target:
+        """Return the target at the opset that these weights need: DequantizeLinear has blocks since opset 21."""
+        blocks = quantization is not None and quantization.operator == DEQUANTIZED
+        return replace(self, opset=max(self.opset, 21)) if blocks else self
+
 
 TARGETS = {
     "cpu": Target("cpu", 23, "fp32"),
     "cuda": Target("cuda", 23, "fp16"),
-    "tensorrt": Target("tensorrt", 20, "fp16", decomposed=True, weights=SHARED),
-    "tensorrt-10.15": Target("tensorrt-10.15", 23, "fp16"),
+    TENSORRT: Target(TENSORRT, 20, "fp16", decomposed=True, weights=SHARED),
 }
 
 

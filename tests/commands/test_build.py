@@ -84,18 +84,6 @@ def test_dry_run_needs_no_tensorrt(trt_bundle: Trt, tmp_path: Path, capsys: pyte
     assert set(result["time"]) == {case.name for case in made}
 
 
-def test_the_newer_target_has_a_note(trt_bundle: Trt, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The note is a comment, so the output is a valid shell script."""
-    bundle = tmp_path / "bundle"
-    shutil.copytree(trt_bundle[0], bundle)
-    assert dry(capsys, str(bundle), "--dry-run")["notes"] == []
-    text = (bundle / "manifest.json").read_text()
-    (bundle / "manifest.json").write_text(text.replace('"target": "tensorrt"', '"target": "tensorrt-10.15"'))
-    assert main(["build", str(bundle), "--dry-run"]) == 0
-    first, second, *_ = capsys.readouterr().out.splitlines()
-    assert first.startswith("# ") and "--decomposableAttentions" in first and second.startswith("# in ")
-
-
 def test_help_describes_the_batch(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["build", "--help"])

@@ -19,6 +19,7 @@ from typing import Any
 import onnx
 import pytest
 
+from secateur.bundle.manifest import DEQUANTIZED, Quantization
 from secateur.bundle.reader import Bundle, sha256
 from secateur.bundle.strict_json import read_json
 from secateur.engines.build import UNFINISHED, Built, build, build_lock
@@ -347,11 +348,11 @@ def test_targets(trt_bundle: tuple[Path, Exported]) -> None:
     check_target(manifest, Version(11, 1))
     with pytest.raises(BadBundle, match="needs TensorRT 10.3, this is 10.2; install TensorRT 10.3 or later"):
         check_target(manifest, Version(10, 2))
-    newer = dataclasses.replace(manifest, target="tensorrt-10.15")
+    newer = dataclasses.replace(manifest, opset=21, quantization=Quantization("int4", 128, True, DEQUANTIZED))
     check_target(newer, Version(10, 15))
-    with pytest.raises(BadBundle, match=r"needs TensorRT 10.15, this is 10.3; export with --target tensorrt$"):
+    with pytest.raises(BadBundle, match=r"weights as int4 need TensorRT 10.15, this is 10.3; export without --quant"):
         check_target(newer, Version(10, 3))
-    for target in ("cpu", "cuda"):
+    for target in ("cpu", "cuda", "tensorrt-10.15"):
         with pytest.raises(BadBundle, match=f"for the target '{target}', not for TensorRT; export it with --target"):
             check_target(dataclasses.replace(manifest, target=target))
 

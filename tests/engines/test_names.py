@@ -23,11 +23,6 @@ from tests.engines.names.uses import MODULES, SNAPSHOTS, Snapshot, complaints, p
 
 PACKAGE = Path(__file__).parent.parent.parent / "secateur"
 OBJECTS: Mapping[str, Mapping[str, str]] = {  # file, expression, class
-    "engines/version.py": {
-        "network": "INetworkDefinition",
-        "layer": "IAttentionInputLayer",
-        "layer.attention": "IAttention",
-    },
     "engines/worker.py": {
         "builder": "Builder",
         "parser": "OnnxParser",
@@ -44,8 +39,6 @@ OBJECTS: Mapping[str, Mapping[str, str]] = {  # file, expression, class
     },
     "runtime/backends/trt.py": {"self._runtime": "Runtime"},
 }
-SINCE = {"engines/version.py": (10, 14)}
-"""Files that check the version before they use newer names."""
 OVERRIDES = {"clear", "get_error_code", "get_error_desc", "get_num_errors", "has_overflowed", "report_error"}
 """What the library calls of an IErrorRecorder; its own num_errors, which reads, is written as get_num_errors."""
 SOURCES = {str(path.relative_to(PACKAGE)): path.read_text(encoding="utf-8") for path in sorted(PACKAGE.rglob("*.py"))}
@@ -93,12 +86,7 @@ def test_the_snapshots_cover_the_supported_versions() -> None:
 
 @pytest.mark.parametrize("file", FILES)
 def test_names_exist_in_every_version(file: str) -> None:
-    assert complaints(FILES[file], OBJECTS.get(file, {}), SINCE.get(file, (0, 0))) == []
-
-
-@pytest.mark.parametrize("file", SINCE)
-def test_files_that_check_the_version_need_to(file: str) -> None:
-    assert complaints(FILES[file], OBJECTS[file])
+    assert complaints(FILES[file], OBJECTS.get(file, {})) == []
 
 
 @pytest.mark.parametrize("file", FILES)

@@ -23,16 +23,14 @@ Run = Callable[..., Result]
 
 @pytest.fixture
 def run(simulated: Any, tmp_path: Path) -> Run:
-    """Build an attention over S rows with this minimum of S, and return the result as build.py reads it."""
-    names = ("query", "key", "value", "out")
-    q, k, v, out = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 2, "S", 8]) for name in names)
-    node = helper.make_node("Attention", ["query", "key", "value"], ["out"], "attention")
-    graph = helper.make_graph([node], "attends", [q, k, v], [out])
-    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10), tmp_path / "a.onnx")
+    """Build one operator over S rows with this minimum of S, and return the result as build.py reads it."""
 
-    def one(least: int = 1, settings: BuilderSettings | None = None) -> Result:
-        shapes = Range((1, 2, least, 8), (1, 2, 2, 8), (1, 2, 4, 8))
-        profile = Profile("all", dict.fromkeys(names[:3], shapes))
+    def one(least: int = 1, settings: BuilderSettings | None = None, operator: str = "Relu") -> Result:
+        rows, out = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["S", 8]) for name in ("rows", "out"))
+        graph = helper.make_graph([helper.make_node(operator, ["rows"], ["out"])], "one", [rows], [out])
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+        onnx.save(model, tmp_path / "a.onnx")
+        profile = Profile("all", {"rows": Range((least, 8), (2, 8), (4, 8))})
         paths = [str(tmp_path / file) for file in ("a.onnx", "a.plan", "timing.cache", "result.json")]
         job = Job(paths[0], paths[1], paths[2], paths[3], (profile,), settings or BuilderSettings())
         (tmp_path / "job.json").write_text(to_json(job))
@@ -44,18 +42,7 @@ def run(simulated: Any, tmp_path: Path) -> Run:
     return one
 
 
-@pytest.fixture
-def newer(monkeypatch: pytest.MonkeyPatch, simulated: Any) -> None:
-    """Use the first version with an Attention layer."""
-    monkeypatch.setenv("SIMULATED_TENSORRT_VERSION", "10.15.1.29")
-
-
-def test_attention_may_be_decomposed(newer: None, run: Run) -> None:
-    """The simulated GPU has no fused kernel for it."""
-    assert run().error == ""
-
-
-def test_the_builder_gets_the_settings(newer: None, run: Run, tmp_path: Path) -> None:
+def test_the_builder_gets_the_settings(run: Run, tmp_path: Path) -> None:
     """Also TF32 is disabled and layer names are detailed."""
     run(settings=BuilderSettings(7, 2, 1))
     plan = importlib.import_module("tensorrt._plan").Plan.unpack((tmp_path / "a.plan").read_bytes())
@@ -63,9 +50,7 @@ def test_the_builder_gets_the_settings(newer: None, run: Run, tmp_path: Path) ->
     assert plan.verbosity == int(importlib.import_module("tensorrt").ProfilingVerbosity.DETAILED)
 
 
-def test_a_timing_cache_of_another_gpu_is_replaced(
-    newer: None, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_timing_cache_of_another_gpu_is_replaced(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SIMULATED_GPU", "Thor")
     run()
     monkeypatch.setenv("SIMULATED_GPU", "Orin")
@@ -75,7 +60,7 @@ def test_a_timing_cache_of_another_gpu_is_replaced(
 
 
 def test_a_damaged_timing_cache_is_not_reported_as_the_reason(
-    newer: None, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "timing.cache").write_bytes(b"damaged")
     monkeypatch.setenv("SIMULATED_OUT_OF_MEMORY", "a.onnx")
@@ -83,15 +68,15 @@ def test_a_damaged_timing_cache_is_not_reported_as_the_reason(
     assert "--masked-past" not in run().error and "--masked-past" in run(least=0).error
 
 
-def test_a_changed_profile_is_refused(newer: None, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_changed_profile_is_refused(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SIMULATED_CLAMPS_EMPTY", "1")
     error = run(least=0).error
-    assert "has the minimum (1, 2, 1, 8) for 'query' in its profile 'all' instead of (1, 2, 0, 8)" in error
+    assert "has the minimum (1, 8) for 'rows' in its profile 'all' instead of (0, 8)" in error
     assert "build with --masked-past" in error
 
 
-def test_an_older_version_without_attention(run: Run) -> None:
-    assert "No importer registered for op: Attention" in run().error
+def test_an_operator_that_the_parser_does_not_have(run: Run) -> None:
+    assert "No importer registered for op: Unique" in run(operator="Unique").error
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, ValueError])

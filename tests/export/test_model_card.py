@@ -93,7 +93,7 @@ def test_the_front_matter_is_valid_for_a_hub(tiny: Family, made: tuple[Path, Man
     expected = {"library_name": "secateur", "pipeline_tag": "image-text-to-text", "tags": tags}
     assert front_matter(local) == expected
     assert "someone" not in local and "the local checkpoint `llava`" in local
-    hub = card(replace(made[1], source=f"org/name@{COMMIT}", target="tensorrt-10.15"), schedules, Figures(1))
+    hub = card(replace(made[1], source=f"org/name@{COMMIT}", target="tensorrt"), schedules, Figures(1))
     assert front_matter(hub) == expected | {"base_model": "org/name", "tags": [*tags, "tensorrt"]}
     assert f"[org/name](https://huggingface.co/org/name) at commit `{COMMIT}`" in hub
     assert "# name with vision-token pruning, for TensorRT" in hub and "secateur build bundle" in hub

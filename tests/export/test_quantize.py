@@ -22,10 +22,12 @@ from onnx import parser
 from torch import nn
 
 from secateur.bundle.manifest import DEQUANTIZED, OPERATOR, Quantization
+from secateur.bundle.reader import Bundle
 from secateur.checkpoints import streaming
-from secateur.engines.version import Version
+from secateur.engines.version import Version, floor
 from secateur.errors import InputError
-from secateur.export.lint import lint
+from secateur.export.bundle import Exported
+from secateur.export.lint import lint, lint_bundle
 from secateur.export.quantize import dequantize, quantization, quantize, rounded
 from secateur.export.quantized_graph import quantize_graph, weights_as_stored
 from secateur.export.targets import target
@@ -212,7 +214,7 @@ def test_a_scale_is_never_0_in_fp16() -> None:
 
 def test_tensorrt_takes_the_graph() -> None:
     """TensorRT needs positive scales and no zero points; the scales of MatMulNBits may be negative."""
-    how = quantization("int4", target("tensorrt-10.15"))
+    how = quantization("int4", target("tensorrt"))
     assert how == Quantization("int4", 128, True, DEQUANTIZED)
     weight = random(256, 8)
     weight[:128, 0] = 0
@@ -226,17 +228,29 @@ def test_tensorrt_takes_the_graph() -> None:
     assert {x.operator for x in lint(operator, Version(10, 15))} == {"com.microsoft.MatMulNBits"}
 
 
+def test_a_bundle_of_int4_weights_for_tensorrt(int4_bundle: tuple[Path, Exported]) -> None:
+    """The target's graphs at the opset of blocks; so the bundle needs a newer version."""
+    folder, exported = int4_bundle
+    bundle = Bundle.load(folder)
+    assert exported.manifest.opset == 21 and all(p.passed for p in exported.parity)
+    for spec in exported.manifest.graphs:
+        graph = onnx.load(folder / spec.file, load_external_data=False)
+        assert [o.version for o in graph.opset_import if not o.domain] == [21]
+        assert ("DequantizeLinear" in {node.op_type for node in graph.graph.node}) == (spec.kind == "segment")
+    assert floor("tensorrt", 21) == Version(10, 15) and lint_bundle(bundle) == ()
+    assert {x.operator for x in lint_bundle(bundle, Version(10, 13))} == {"opset", "DequantizeLinear"}
+
+
 @pytest.mark.parametrize(
     ("name", "kind", "options", "problem"),
     [
         ("int3", "cpu", {}, "'int3' is not known; use one of int8, int4"),
         ("int4", "cpu", {"block_size": 48}, "48 is not known; use one of 16, 32"),
         ("int4", "cpu", {"accuracy_level": 2}, "level 2 is not known"),
-        ("int4", "tensorrt", {}, "opset 20, integers in blocks need 21; use --target tensorrt-10.15"),
-        ("int8", "tensorrt-10.15", {}, "not as int8; use --quantize int4"),
-        ("int4", "tensorrt-10.15", {"symmetric": False}, "no zero points"),
-        ("int4", "tensorrt-10.15", {"block_size": 32}, "blocks of 64 or 128, not of 32"),
-        ("int4", "tensorrt-10.15", {"accuracy_level": 4}, "accuracy level 0"),
+        ("int8", "tensorrt", {}, "not as int8; use --quantize int4"),
+        ("int4", "tensorrt", {"symmetric": False}, "no zero points"),
+        ("int4", "tensorrt", {"block_size": 32}, "blocks of 64 or 128, not of 32"),
+        ("int4", "tensorrt", {"accuracy_level": 4}, "accuracy level 0"),
     ],
 )
 def test_what_a_target_cannot_run_is_refused(name: str, kind: str, options: dict[str, Any], problem: str) -> None:

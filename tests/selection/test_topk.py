@@ -18,11 +18,11 @@ from torch import Tensor, nn
 
 from secateur.bundle.layout import Dimensions
 from secateur.bundle.manifest import GraphSpec, TensorSpec
-from secateur.engines.version import FLOORS
 from secateur.export.gates import PruneGate
 from secateur.export.graphs import Graph
 from secateur.export.interface import Interface
 from secateur.export.lint import lint
+from secateur.export.operators import OLDEST
 from secateur.export.spans import Spans, ViewSpan
 from secateur.export.to_onnx import to_onnx
 from secateur.selection import topk
@@ -98,7 +98,7 @@ def test_a_gate_keeps_more_than_one_topk_can_return(tmp_path: Path) -> None:
     path = tmp_path / "gate.onnx"
     spec = GraphSpec("gate", "gate", "gate.onnx", inputs, outputs, (2, 2))
     to_onnx(Graph(spec, PruneGate([First(keep)], Spans((ViewSpan(start, tokens, 0),))), rows=tokens + 7), path, OPSET)
-    assert lint(path, FLOORS["tensorrt"]) == ()
+    assert lint(path, OLDEST) == ()
     assert _largest_k(path) == topk.LIMIT
 
     rows = tokens + 5
@@ -117,7 +117,7 @@ def test_a_gate_keeps_more_than_one_topk_can_return(tmp_path: Path) -> None:
 def test_one_topk_of_too_many_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(topk, "LIMIT", 5000)
     export(4500, 4000, tmp_path / "top.onnx")
-    (finding,) = lint(tmp_path / "top.onnx", FLOORS["tensorrt"])
+    (finding,) = lint(tmp_path / "top.onnx", OLDEST)
     assert "K is 4000, at most 3840" in finding.problem and "rounds" in finding.mend
 
 

@@ -128,10 +128,9 @@ class Reader:
         return "class" if arguments is None else [f"{name}({', '.join(arguments)})"]
 
 
-def complaints(source: str, objects: Mapping[str, str], since: tuple[int, int] = (0, 0)) -> list[str]:
-    """Return the errors of a source in any version since `since` (TensorRT's major and minor)."""
-    fitting = [snapshot for snapshot in SNAPSHOTS if snapshot.kind == "cuda" or snapshot.numbers >= since]
-    return [problem for snapshot in fitting for problem in Reader(snapshot, objects).complaints(source)]
+def complaints(source: str, objects: Mapping[str, str]) -> list[str]:
+    """Return the errors of a source in any version."""
+    return [problem for snapshot in SNAPSHOTS for problem in Reader(snapshot, objects).complaints(source)]
 
 
 def strangers(source: str, objects: Mapping[str, str]) -> set[str]:

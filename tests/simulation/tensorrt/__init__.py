@@ -19,7 +19,6 @@ from tensorrt._enumerations import (
     ErrorCode,
     ErrorCodeTRT,
     ExecutionContextAllocationStrategy,
-    LayerType,
     MemoryPoolType,
     NetworkDefinitionCreationFlag,
     ProfilingVerbosity,
@@ -27,7 +26,7 @@ from tensorrt._enumerations import (
     TensorLocation,
 )
 from tensorrt._logging import IErrorRecorder, ILogger, Logger
-from tensorrt._network import ILayer, INetworkDefinition, ITensor, OnnxParser, ParserError
+from tensorrt._network import INetworkDefinition, ITensor, OnnxParser, ParserError
 from tensorrt._values import Dims, IHostMemory
 
 __version__ = ".".join(str(part) for part in settings.version())
@@ -45,13 +44,11 @@ __all__ = [
     "IErrorRecorder",
     "IExecutionContext",
     "IHostMemory",
-    "ILayer",
     "ILogger",
     "INetworkDefinition",
     "IOptimizationProfile",
     "ITensor",
     "ITimingCache",
-    "LayerType",
     "Logger",
     "MemoryPoolType",
     "NetworkDefinitionCreationFlag",
@@ -62,8 +59,3 @@ __all__ = [
     "TensorIOMode",
     "TensorLocation",
 ]
-
-if settings.version() >= (10, 14, 0, 0):
-    from tensorrt._network import IAttention, IAttentionInputLayer
-
-    __all__ += ["IAttention", "IAttentionInputLayer"]

@@ -116,8 +116,6 @@ def problems(network: INetworkDefinition, config: IBuilderConfig) -> Iterator[tu
         yield ErrorCodeTRT.INVALID_STATE, "Network must have at least one output"
     if settings.out_of_memory(network._path):
         yield ErrorCodeTRT.FAILED_ALLOCATION, "OutOfMemory (Requested size was 2147483648 bytes.)"
-    if not all(attention.decomposable for attention in network._attentions()):
-        yield ErrorCodeTRT.INTERNAL_ERROR, "Could not find any implementation for node attention"  # none is fused here
     inputs = [network.get_input(i) for i in range(network.num_inputs)]
     dynamic = [tensor for tensor in inputs if -1 in tuple(tensor.shape)]
     if dynamic and not config._profiles:

@@ -100,15 +100,3 @@ else:
 
 class BuilderFlag(Enumeration):
     TF32 = 6
-
-
-if settings.version() >= (10, 14, 0, 0):
-
-    class LayerType(Enumeration):
-        IDENTITY = 20
-        ATTENTION_INPUT = 51
-
-else:
-
-    class LayerType(Enumeration):  # type: ignore[no-redef]
-        IDENTITY = 20

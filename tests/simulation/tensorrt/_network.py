@@ -10,7 +10,7 @@ import onnx
 from onnx import TensorProto, numpy_helper
 from simulated import settings
 
-from tensorrt._enumerations import DataType, ErrorCode, LayerType
+from tensorrt._enumerations import DataType, ErrorCode
 from tensorrt._logging import ILogger, Reporter
 from tensorrt._values import Dims, integer, text
 
@@ -53,41 +53,10 @@ class ITensor:
         return str(self._names[integer(index, "index")])
 
 
-class IAttention:
-    __slots__ = ("decomposable",)
-
-    def __init__(self) -> None:
-        self.decomposable = False
-
-
-class ILayer:
-    """One for each node; the type of all but Attention is the same here."""
-
-    __slots__ = ("_attention",)
-
-    def __init__(self, operator: str) -> None:
-        self._attention = IAttention() if operator == "Attention" else None
-
-    @property
-    def type(self) -> LayerType:
-        return LayerType.ATTENTION_INPUT if self._attention else LayerType.IDENTITY
-
-
-class IAttentionInputLayer(ILayer):
-    """What such a layer becomes when its __class__ is set."""
-
-    __slots__ = ()
-
-    @property
-    def attention(self) -> IAttention:
-        assert self._attention is not None
-        return self._attention
-
-
 class INetworkDefinition:
     """`_model` and `_path` are what the parser read, None before."""
 
-    __slots__ = ("_inputs", "_layers", "_model", "_outputs", "_path", "name")
+    __slots__ = ("_inputs", "_model", "_outputs", "_path", "name")
 
     def __init__(self) -> None:
         self.name = "Unnamed Network 0"
@@ -95,17 +64,6 @@ class INetworkDefinition:
         self._path = ""
         self._inputs: list[ITensor] = []
         self._outputs: list[ITensor] = []
-        self._layers: list[ILayer] = []
-
-    @property
-    def num_layers(self) -> int:
-        return len(self._layers)
-
-    def get_layer(self, index: int) -> ILayer:
-        return self._layers[integer(index, "index")]
-
-    def _attentions(self) -> list[IAttention]:
-        return [layer._attention for layer in self._layers if layer._attention]
 
     @property
     def num_inputs(self) -> int:
@@ -127,7 +85,6 @@ class INetworkDefinition:
         self._model, self._path = model, path
         self._inputs = [ITensor(value, True) for value in model.graph.input if value.name not in weights]
         self._outputs = [ITensor(value, False) for value in model.graph.output]
-        self._layers = [ILayer(node.op_type) for node in model.graph.node]
 
 
 class ParserError:
