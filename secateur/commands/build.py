@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Build TensorRT plans of a bundle on this device, or print the equivalent trtexec commands.
+"""Build TensorRT plans of a bundle on this device or for other GPUs, or print the equivalent trtexec commands.
 
 secateur build build/bundle
+secateur build build/bundle --engine rtx --sm 86,89
 secateur build build/bundle --dry-run
 secateur build build/bundle --script results/run.sh
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +28,8 @@ HELP = "build TensorRT engines of a bundle, or print the commands"
 
 def add_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     parser.add_argument("bundle", type=Path)
+    parser.add_argument("--engine", default="trt", help="trt (TensorRT, on the device) or rtx (default: trt)")
+    parser.add_argument("--sm", help="compute capabilities for rtx, as 86,89,120 (default: 80, 86, 89, 120, 121)")
     engine_options.add_arguments(parser)
     trtexec = parser.add_argument_group("for a device without Python")
     trtexec.add_argument("--dry-run", action="store_true", help="print trtexec commands and write their input files")
@@ -37,9 +41,11 @@ def add_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> None:
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from secateur.engines.build import build
-    from secateur.engines.device import this_device
+    from secateur.engines.device import this_device, this_platform
+    from secateur.engines.library import DEFAULT, LIBRARIES, capabilities
+    from secateur.engines.platforms import Platform
     from secateur.engines.shapes import profiles
-    from secateur.engines.version import Version, check_target
+    from secateur.engines.version import check_target
     from secateur.runtime import Bundle
 
     _check(arguments)
@@ -49,14 +55,19 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     if arguments.dry_run or arguments.script is not None:
         return _commands(arguments, bundle)
     room, usual, past, settings = engine_options.options(arguments, bundle)
-    device = this_device()
-    check_target(manifest, Version.parse(device.tensorrt))
+    library = LIBRARIES[arguments.engine]()
+    if library.portable:
+        wanted = DEFAULT if arguments.sm is None else capabilities(arguments.sm)
+        platform = Platform(library.name, library.version, wanted, None)
+    else:
+        platform = this_platform(library, this_device())
+    library.check(manifest, platform.compute_capabilities)
     shapes = profiles(manifest, room, usual, past)
     with bars() as progress:
-        built = build(bundle, device, shapes, room, settings, progress)
+        built = build(bundle, platform, shapes, room, settings, progress)
     return {
         "folder": str(built.folder),
-        "device": vars(device),
+        **asdict(platform),
         "schedule": usual,
         "limits": vars(room),
         "new": list(built.new),
@@ -76,8 +87,15 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 def _check(arguments: argparse.Namespace) -> None:
     """Check that the options can be combined and the script can be written."""
     from secateur.bundle.atomic import check_file_free
-    from secateur.errors import InputError
+    from secateur.engines.library import LIBRARIES
+    from secateur.errors import InputError, UnknownName
 
+    if arguments.engine not in LIBRARIES:
+        raise UnknownName("engine", arguments.engine, LIBRARIES)
+    if LIBRARIES[arguments.engine].portable:
+        _check_portable(arguments)
+    elif arguments.sm is not None:
+        raise InputError("--sm needs --engine rtx; TensorRT builds for the GPU of this machine")
     if arguments.script is not None:
         if arguments.dry_run:
             raise InputError("--dry-run prints the commands, --script writes them to a file; give one of them")
@@ -88,6 +106,19 @@ def _check(arguments: argparse.Namespace) -> None:
         raise InputError("--out needs --dry-run; a script has its files next to it, and plans are in the bundle")
     if arguments.schedules is not None and not arguments.dry_run and arguments.script is None:
         raise InputError("--schedules needs --dry-run or --script; the engines of a bundle are for all its schedules")
+
+
+def _check_portable(arguments: argparse.Namespace) -> None:
+    """Check that no option is given that only TensorRT has, and the compute capabilities."""
+    from secateur.engines.library import capabilities
+    from secateur.errors import InputError
+
+    if arguments.dry_run or arguments.script is not None:
+        raise InputError("--dry-run and --script are for trtexec of TensorRT; leave out --engine rtx")
+    if "--optimization-level" in engine_options.changed_flags(arguments):
+        raise InputError("--optimization-level changes nothing with --engine rtx; leave it out")
+    if arguments.sm is not None:
+        capabilities(arguments.sm)
 
 
 def _commands(arguments: argparse.Namespace, bundle: Bundle) -> dict[str, Any]:

@@ -23,19 +23,20 @@ from secateur.bundle.atomic import write_text
 from secateur.bundle.manifest import GraphSpec
 from secateur.bundle.reader import Bundle, sha256
 from secateur.bundle.strict_json import read_json, to_json
+from secateur.engines.library import LIBRARIES
 from secateur.engines.manifest import (
     ENGINES,
     ENGINES_FILE,
     TIMING_CACHE,
     BuilderSettings,
-    Device,
     EnginePlan,
     Engines,
     Limits,
     Profile,
     plan_key,
 )
-from secateur.engines.worker import ALWAYS, Job, Result
+from secateur.engines.platforms import Platform
+from secateur.engines.worker import Job, Result
 from secateur.errors import BadEngine, BadOutput, BuildFailed
 from secateur.progress import Progress, silent
 
@@ -59,14 +60,15 @@ class Built:
 
 def build(
     bundle: Bundle,
-    device: Device,
+    platform: Platform,
     profiles: Profiles,
     limits: Limits,
     settings: BuilderSettings,
     progress: Progress = silent,
 ) -> Built:
-    """Build the plans that are missing or out of date, in BUNDLE/engines/<device>/.
+    """Build the plans that are missing or out of date, in BUNDLE/engines/<platform>/.
 
+    platform  what to build for; TensorRT must run on its device
     progress  called with (stage, graph, graphs done, number of graphs)
 
     Raises:
@@ -75,21 +77,23 @@ def build(
         BadOutput: the folder cannot be written, or another build is running there.
     """
     manifest = bundle.manifest
-    folder = bundle.root / ENGINES / device.folder
-    flags = {**dataclasses.asdict(settings), **ALWAYS}
+    folder = bundle.root / ENGINES / platform.folder
+    flags = LIBRARIES[platform.engine].flags(settings)
     keys = {
         graph.name: plan_key(manifest, bundle.root, graph, profiles[graph.name], flags) for graph in manifest.graphs
     }
     warnings: list[str] = []
     new: list[str] = []
     with build_lock(folder) as lock:
-        plans = _kept(folder, device, keys, warnings)
-        engines = Engines(device, limits, flags, tuple(plans.values()))
+        plans = _kept(folder, platform, keys, warnings)
+        engines = Engines(platform, limits, flags, tuple(plans.values()))
         for done, graph in enumerate(manifest.graphs):
             progress("build", graph.name, done, len(manifest.graphs))
             if graph.name in plans:
                 continue
-            plan, notes = _build(bundle, graph, folder, profiles[graph.name], keys[graph.name], settings, lock)
+            plan, notes = _build(
+                bundle, graph, folder, profiles[graph.name], keys[graph.name], settings, platform, lock
+            )
             plans[graph.name] = plan
             new.append(graph.name)
             warnings += notes
@@ -130,7 +134,7 @@ def build_lock(folder: Path) -> Iterator[int]:
         raise BadOutput(f"{folder} cannot be written: {problem.strerror}; finished plans are kept") from None
 
 
-def _kept(folder: Path, device: Device, keys: Mapping[str, str], warnings: list[str]) -> dict[str, EnginePlan]:
+def _kept(folder: Path, platform: Platform, keys: Mapping[str, str], warnings: list[str]) -> dict[str, EnginePlan]:
     """Return the plans in the folder that are still valid, and add warnings about damaged files."""
     kept: dict[str, EnginePlan] = {}
     for path in (folder / UNFINISHED, folder / ENGINES_FILE):
@@ -141,7 +145,7 @@ def _kept(folder: Path, device: Device, keys: Mapping[str, str], warnings: list[
         except BadEngine as problem:
             warnings.append(f"{problem}; its plans are built again")
             continue
-        for plan in () if engines.device.differs(device) else engines.plans:
+        for plan in () if engines.platform.differs(platform) else engines.plans:
             if plan.source != keys.get(plan.graph) or plan.graph in kept:
                 continue
             if (folder / plan.file).is_file() and sha256(folder / plan.file) == plan.sha256:
@@ -158,12 +162,15 @@ def _build(
     profiles: Sequence[Profile],
     key: str,
     settings: BuilderSettings,
+    platform: Platform,
     lock: int,
 ) -> tuple[EnginePlan, tuple[str, ...]]:
     file = f"{graph.name}-{key[:12]}.plan"
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch:
         job = Job(
+            engine=platform.engine,
+            compute_capabilities=platform.compute_capabilities,
             onnx=str(bundle.path(graph.file)),
             plan=str(folder / file),
             timing_cache=str(folder / TIMING_CACHE),

@@ -2,7 +2,7 @@
 """Compiles one ONNX file with TensorRT for RTX, which needs neither a GPU nor a driver.
 
 Networks are strongly typed and builds use the settings of `secateur build`. TensorRT for RTX has NVIDIA's ONNX parser
-and compiler, so it also tells what TensorRT makes of a graph on devices for which it has no plans: see `CAPABILITIES`.
+and compiler, so it also tells what TensorRT makes of a graph on devices for which it has no plans: see `library`.
 """
 
 from __future__ import annotations
@@ -14,15 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from secateur.engines.kernels import Kernel, kernels
+from secateur.engines.library import TensorRTForRTX
 from secateur.engines.manifest import BuilderSettings, Profile
-from secateur.errors import BackendMissing, BuildFailed, InputError, first_line
+from secateur.errors import BuildFailed
 
-CAPABILITIES = ("75", "80", "86", "89", "120", "121")
-"""Compute capabilities that TensorRT for RTX 1.7 compiles for: Turing, A100, Ampere, Ada, RTX Blackwell, DGX Spark.
-
-There is none for Orin (8.7), Hopper (9.0) or Thor (11.0); 8.6 is nearest to Orin.
-"""
-INSTALL = "pip install 'secateur[rtx]'"
 EXPECTED = re.compile(r"Make sure input .* has Int64 binding")
 """The parser warns of every int64 input; the runtime binds int64."""
 ACTIVATIONS = re.compile(r"Total Activation Memory: (\d+) bytes")
@@ -44,37 +39,6 @@ class Compiled:
     scratch: tuple[int, ...]
 
 
-def library() -> Any:
-    """Import and return the module tensorrt_rtx.
-
-    Raises:
-        BackendMissing: it, or a library it loads, is not installed.
-    """
-    try:
-        import tensorrt_rtx
-    except (ImportError, OSError) as problem:
-        raise BackendMissing(f"TensorRT for RTX cannot be loaded ({first_line(problem)}); {INSTALL}") from None
-    return tensorrt_rtx
-
-
-def capabilities(text: str) -> tuple[str, ...]:
-    """Parse compute capabilities, "86" or "86,89,120", also written as "8.6" or "SM86".
-
-    Raises:
-        InputError: TensorRT for RTX does not compile for one of them.
-    """
-    found = []
-    for word in text.split(","):
-        number = word.strip().upper().removeprefix("SM").replace(".", "")
-        if number not in CAPABILITIES:
-            near = "; 86 is nearest to Orin" if number == "87" else ""
-            raise InputError(
-                f"TensorRT for RTX does not compile for SM '{word}'; choose from {', '.join(CAPABILITIES)}{near}"
-            )
-        found.append(number)
-    return tuple(dict.fromkeys(found))
-
-
 def compile_graph(
     onnx: Path,
     profiles: Sequence[Profile],
@@ -94,7 +58,7 @@ def compile_graph(
         BackendMissing: TensorRT for RTX is not installed.
         BuildFailed: the parser or the builder fails; the message contains theirs.
     """
-    trt = library()
+    trt = TensorRTForRTX().trt
     log = _log(trt)
     builder = trt.Builder(log)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))

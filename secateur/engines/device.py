@@ -1,61 +1,51 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TensorRT and the GPU of this machine: imports on demand, description for engines.json, error messages."""
+"""The GPU of this machine, and TensorRT's error messages."""
 
 from __future__ import annotations
 
 import platform
+from collections.abc import Sequence
 from typing import Any
 
-from secateur.engines.manifest import Device
+from secateur.engines.library import TensorRT
+from secateur.engines.manifest import Profile
+from secateur.engines.platforms import Device, Platform
 from secateur.errors import BackendMissing, first_line
 
-WITHOUT = (
-    "`--backend ort` runs the bundle without it; `secateur build --dry-run` prints the commands for another device"
-)
-INSTALL = "install JetPack's or apt's python3-libnvinfer, or pip install tensorrt-cu12 or tensorrt-cu13"
+INSTEAD = "`--backend ort` runs the bundle without it"
 
 
 Recorder = Any
 """A trt.IErrorRecorder with `texts`: (code, message) pairs in order."""
 
 
-def libraries() -> tuple[Any, Any]:
-    """Import and return the modules tensorrt and cuda.bindings.runtime.
+def this_device(number: int = 0) -> Device:
+    """Describe GPU `number` of this machine.
 
     Raises:
-        BackendMissing: one of them, or a library it loads, is not installed.
+        BackendMissing: cuda-python is missing, or CUDA finds no GPU.
     """
     try:
-        import tensorrt
-    except (ImportError, OSError) as problem:
-        raise BackendMissing(f"TensorRT cannot be loaded ({first_line(problem)}); {INSTALL}; {WITHOUT}") from None
-    try:
-        from cuda.bindings import runtime
+        from cuda.bindings import runtime as cuda
     except (ImportError, OSError) as problem:
         raise BackendMissing(
             f"cuda-python cannot be loaded ({first_line(problem)}); "
-            f"pip install cuda-python of the CUDA version; {WITHOUT}"
+            f"pip install cuda-python of the CUDA version; {INSTEAD}"
         ) from None
-    return tensorrt, runtime
-
-
-def this_device(number: int = 0) -> Device:
-    """Describe GPU `number` of this machine and the installed TensorRT and CUDA.
-
-    Raises:
-        BackendMissing: a library is missing, or CUDA finds no GPU.
-    """
-    tensorrt, cuda = libraries()
     properties = checked(cuda, cuda.cudaGetDeviceProperties(number), "find the GPU")
     return Device(
         gpu=properties.name.decode(errors="replace") if isinstance(properties.name, bytes) else str(properties.name),
         sm=f"{properties.major}.{properties.minor}",
         multiprocessors=int(properties.multiProcessorCount),
-        tensorrt=str(tensorrt.__version__),
         cuda=_version(checked(cuda, cuda.cudaRuntimeGetVersion(), "read its version")),
         driver=_version(checked(cuda, cuda.cudaDriverGetVersion(), "read the driver's version")),
         os=f"{platform.system()}-{platform.machine()}",
     )
+
+
+def this_platform(library: TensorRT, device: Device) -> Platform:
+    """Return the platform whose plans this device can run with the library."""
+    return Platform(library.name, library.version, (device.sm.replace(".", ""),), None if library.portable else device)
 
 
 def checked(cuda: Any, answer: tuple[Any, ...], task: str) -> Any:
@@ -67,14 +57,14 @@ def checked(cuda: Any, answer: tuple[Any, ...], task: str) -> Any:
     status, *values = answer
     if int(status) != 0:
         name = getattr(status, "name", status)
-        raise BackendMissing(f"CUDA could not {task}: {name}; check the driver; {WITHOUT}")
+        raise BackendMissing(f"CUDA could not {task}: {name}; check the driver; {INSTEAD}")
     return values[0] if len(values) == 1 else tuple(values)
 
 
 def recorder(trt: Any) -> Recorder:
     """Create an `error_recorder` for a builder, runtime, engine or context. TensorRT would only print its messages.
 
-    trt  the module tensorrt
+    trt  the module of the library
     """
 
     class Texts(trt.IErrorRecorder):  # type: ignore[misc]
@@ -108,6 +98,19 @@ def described(recorded: Recorder) -> str:
     """Return the messages as one line without repetitions; "" if there are none."""
     lines = (" ".join(str(text).split()) for _, text in recorded.texts)
     return "; ".join(dict.fromkeys(lines))
+
+
+def profile_difference(engine: Any, profiles: Sequence[Profile]) -> str:
+    """Return the first minimum shape of an engine that differs from that of its profile, with the mend; else ""."""
+    for number, wanted in enumerate(profiles):
+        for name, shapes in wanted.ranges.items():
+            least = tuple(engine.get_tensor_profile_shape(name, number)[0])
+            if least != shapes.min:
+                return (
+                    f"the minimum {least} for '{name}' in its profile '{wanted.name}' instead of {shapes.min}; "
+                    "if this TensorRT does not support empty tensors, build with --masked-past"
+                )
+    return ""
 
 
 def _version(number: int) -> str:

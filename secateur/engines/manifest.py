@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""engines.json: the plans in a folder, what they were built from, and the device and version they are valid for.
+"""engines.json: the plans in a folder, what they were built from, and the platform that they are valid for.
 
-A plan's key is the sha256 over everything that the plan is built from. On the same device and TensorRT version, equal
-keys mean equal plans.
+A plan's key is the sha256 over everything that the plan is built from. On the same platform, equal keys mean equal
+plans.
 
 BUNDLE/engines/<gpu>-sm<sm>-<multiprocessors>mp-trt<version>/engines.json   Engines
                                                              <graph>-<key>.plan   one per graph, gates included
                                                              timing.cache   for that device and version
+BUNDLE/engines/rtx-<version>-sm<sm>-sm<sm>/engines.json, <graph>-<key>.plan   the same, for all such GPUs
+                                           <gpu>-sm<sm>-<multiprocessors>mp.kernels   see `runtime_cache`
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from typing import Any
 
 from secateur.bundle.layout import Layout
 from secateur.bundle.manifest import GraphSpec, Manifest
+from secateur.engines.platforms import Platform
 from secateur.errors import BadEngine, InputError
 
 ENGINES = "engines"
@@ -28,52 +31,6 @@ ENGINES_FILE = "engines.json"
 TIMING_CACHE = "timing.cache"
 ONNX, WEIGHTS = ".onnx", ".data"
 MAX_WORKSPACE_MIB = 1 << 20
-MEND = "build the engines on this device with `secateur build`"
-
-
-@dataclass(frozen=True)
-class Device:
-    """Device and software that a plan is valid for.
-
-    gpu              CUDA's name of the GPU, "Orin" or "NVIDIA H200"
-    sm               compute capability, "8.7"
-    multiprocessors  their number: 16 on a Jetson AGX Orin, 8 on an Orin Nano, which are both called "Orin"
-    tensorrt         tensorrt.__version__, "10.3.0" or "10.16.1.11"
-    cuda             runtime version, "12.6"
-    driver           CUDA version that the driver supports, "12.6"
-    os               system and machine, "Linux-aarch64"
-    """
-
-    gpu: str
-    sm: str
-    multiprocessors: int
-    tensorrt: str
-    cuda: str
-    driver: str
-    os: str
-
-    def differs(self, other: Device) -> str:
-        """Return the first difference that keeps plans from running on `other`, as "TensorRT 10.3, not 10.16"; else "".
-
-        GPU, TensorRT and system must be the same. Driver and CUDA runtime may differ from those at build time.
-        """
-        for label, mine, theirs in (
-            ("GPU", self.gpu, other.gpu),
-            ("SM", self.sm, other.sm),
-            ("multiprocessors", self.multiprocessors, other.multiprocessors),
-            ("TensorRT", self.tensorrt, other.tensorrt),
-            ("system", self.os, other.os),
-        ):
-            if mine != theirs:
-                return f"{label} {mine}, not {theirs}"
-        return ""
-
-    @property
-    def folder(self) -> str:
-        """Folder name for this device's plans, such as "orin-sm8.7-16mp-trt10.3.0.30"."""
-        gpu = "".join(c if c.isalnum() else "-" for c in self.gpu.lower())
-        name = "-".join(part for part in gpu.split("-") if part)
-        return f"{name}-sm{self.sm}-{self.multiprocessors}mp-trt{self.tensorrt}"
 
 
 @dataclass(frozen=True)
@@ -99,7 +56,7 @@ class EnginePlan:
 
     sha256   of the plan file
     source   key, see `plan_key`; a plan whose key is unchanged is not built again
-    memory   bytes of activations that a context needs (device_memory_size_v2)
+    memory   bytes of activations that a context needs: device_memory_size_v2, or from the log of the builder
     seconds  build time
     """
 
@@ -165,15 +122,15 @@ class BuilderSettings:
 class Engines:
     """Contents of engines.json. `flags` are the settings of the builder, such as workspace_mib and tf32."""
 
-    device: Device
+    platform: Platform
     limits: Limits
     flags: dict[str, int | str | bool]
     plans: tuple[EnginePlan, ...]
-    schema: int = 1
+    schema: int = 2
 
     def __post_init__(self) -> None:
-        if self.schema != 1:
-            raise BadEngine(f"engines schema {self.schema} is not known; this version reads schema 1")
+        if self.schema != 2:
+            raise BadEngine(f"engines schema {self.schema} is not known; this version reads schema 2")
         if len({plan.graph for plan in self.plans}) < len(self.plans):
             raise BadEngine("a graph has several plans")
 
@@ -186,7 +143,7 @@ class Engines:
         for plan in self.plans:
             if plan.graph == graph:
                 return plan
-        raise BadEngine(f"there is no plan of the graph '{graph}'; {MEND}")
+        raise BadEngine(f"there is no plan of the graph '{graph}'; {self.platform.mend}")
 
     @property
     def masked_past(self) -> int:

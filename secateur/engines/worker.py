@@ -4,7 +4,7 @@
     python -m secateur.engines.worker job.json
 
 Exit code 0: the plan is written; 1: it could not be built. In both cases the Result is written to `Job.result`.
-Uses only calls that TensorRT 10.3 to 11.x have in common.
+Uses only calls that TensorRT 10.3 to 11.x and TensorRT for RTX have in common; `library` has the others.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from typing import Any
 
 from secateur.bundle.atomic import write_bytes, write_text
 from secateur.bundle.strict_json import read_json, to_json
-from secateur.engines.device import Recorder, described, libraries, recorder
+from secateur.engines.device import Recorder, described, profile_difference, recorder
+from secateur.engines.library import LIBRARIES, TensorRT
 from secateur.engines.manifest import BuilderSettings, Profile
 from secateur.errors import BadEngine, BuildFailed, SecateurError
-
-ALWAYS = {"strongly_typed": True, "tf32": False, "profiling_verbosity": "detailed"}
-"""Flags of every build besides the settings, for engines.json; see `build` and `_configure`."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """Task of a worker. Paths are absolute."""
+    """Task of a worker. Paths are absolute; `engine` is a key of LIBRARIES."""
 
+    engine: str
+    compute_capabilities: tuple[str, ...]
     onnx: str
     plan: str
     timing_cache: str
@@ -64,15 +64,15 @@ def main(path: str) -> int:
 
 
 def build(job: Job) -> Result:
-    """Parse the graph, build it strongly typed, and write the plan and the timing cache.
+    """Parse the graph, build it strongly typed, and write the plan and TensorRT's timing cache.
 
     Raises:
-        BackendMissing: TensorRT is not installed.
+        BackendMissing: the library is not installed.
         BuildFailed: the parser or the builder fails (the message contains theirs), or the builder changes a profile.
         BadOutput: the plan cannot be written.
     """
-    trt, _ = libraries()
-    logger = trt.Logger(trt.Logger.WARNING)
+    library = LIBRARIES[job.engine]()
+    trt, logger = library.trt, library.logger()
     errors = recorder(trt)
     builder = trt.Builder(logger)
     builder.error_recorder = errors
@@ -81,36 +81,40 @@ def build(job: Job) -> Result:
     if not parser.parse_from_file(job.onnx):
         found = [" ".join(str(parser.get_error(i)).split()) for i in range(parser.num_errors)]
         reason = "; ".join(found) or described(errors) or "no reason given"
-        raise BuildFailed(f"TensorRT cannot parse it: {reason}; `secateur inspect` shows which versions can")
+        raise BuildFailed(f"{library.title} cannot parse it: {reason}; `secateur inspect` shows which versions can")
     config = builder.create_builder_config()
-    _configure(trt, builder, config, job)
-    warning = _use_timing_cache(config, Path(job.timing_cache))
+    _configure(library, builder, config, job)
+    warning = "" if library.portable else _use_timing_cache(config, Path(job.timing_cache))
     errors.clear()  # errors about a damaged cache
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         reason = described(errors) or "no reason given, see the log"
         empty = any(0 in shapes.min for made in job.profiles for shapes in made.ranges.values())
         hint = "; if this TensorRT does not support empty tensors, build with --masked-past" if empty else ""
-        raise BuildFailed(f"TensorRT could not build it: {reason}{hint}")
-    write_bytes(Path(job.timing_cache), bytes(config.get_timing_cache().serialize()))
-    del parser, network, config, builder  # opening the plan needs their memory
-    memory = _memory(trt, logger, errors, plan, job.profiles)
+        raise BuildFailed(f"{library.title} could not build it: {reason}{hint}")
+    if library.portable:  # opening the plan would need a GPU
+        memory = logger.memory
+    else:
+        write_bytes(Path(job.timing_cache), bytes(config.get_timing_cache().serialize()))
+        del parser, network, config, builder  # opening the plan needs their memory
+        memory = _memory(trt, logger, errors, plan, job.profiles)
     write_bytes(Path(job.plan), plan)
     return Result(memory, warnings=(warning,) if warning else ())
 
 
-def _configure(trt: Any, builder: Any, config: Any, job: Job) -> None:
+def _configure(library: TensorRT, builder: Any, config: Any, job: Job) -> None:
+    trt = library.trt
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, job.settings.workspace_mib << 20)
-    config.builder_optimization_level = job.settings.optimization_level
     config.max_aux_streams = job.settings.max_aux_streams
     config.clear_flag(trt.BuilderFlag.TF32)  # on by default; it rounds fp32 products to 10 bits
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+    library.configure(config, job.settings, job.compute_capabilities)
     for made in job.profiles:
         profile = builder.create_optimization_profile()
         for name, shapes in made.ranges.items():
             profile.set_shape(name, shapes.min, shapes.opt, shapes.max)
         if config.add_optimization_profile(profile) < 0:
-            raise BuildFailed(f"TensorRT refuses the optimization profile '{made.name}'")
+            raise BuildFailed(f"{library.title} refuses the optimization profile '{made.name}'")
 
 
 def _use_timing_cache(config: Any, path: Path) -> str:
@@ -130,14 +134,8 @@ def _memory(trt: Any, logger: Any, errors: Recorder, plan: Any, profiles: Sequen
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
         raise BuildFailed(f"the plan cannot be opened: {described(errors) or 'no reason given'}")
-    for number, wanted in enumerate(profiles):
-        for name, shapes in wanted.ranges.items():
-            least = tuple(engine.get_tensor_profile_shape(name, number)[0])
-            if least != shapes.min:
-                raise BuildFailed(
-                    f"the plan has the minimum {least} for '{name}' in its profile '{wanted.name}' instead of "
-                    f"{shapes.min}; if this TensorRT does not support empty tensors, build with --masked-past"
-                )
+    if difference := profile_difference(engine, profiles):
+        raise BuildFailed(f"the plan has {difference}")
     return int(engine.device_memory_size_v2)
 
 

@@ -54,7 +54,7 @@ def test_build(trt_bundle: Trt, tmp_path: Path) -> None:
     assert result["device"]["gpu"] == "NVIDIA H200" and result["device"]["sm"] == "9.0"
     assert result["limits"] == {"batch": 1, "text": 20, "new_tokens": 10} and result["schedule"] == "btp"
     folder = Path(result["folder"])
-    assert folder == bundle / "engines" / f"nvidia-h200-sm9.0-16mp-trt{result['device']['tensorrt']}"
+    assert folder == bundle / "engines" / f"nvidia-h200-sm9.0-16mp-trt{result['version']}"
     assert all(len(list(folder.glob(f"{graph}-*.plan"))) == 1 for graph in graphs)
     again = secateur("build", str(bundle), "--max-text", "20", "--max-new-tokens", "10", "--schedule", "btp")
     assert again.returncode == 0 and "unchanged" in again.stdout and "built" not in again.stdout

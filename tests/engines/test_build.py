@@ -27,19 +27,20 @@ from secateur.engines.manifest import (
     ENGINES_FILE,
     TIMING_CACHE,
     BuilderSettings,
-    Device,
     Engines,
     Limits,
     Profile,
     plan_key,
 )
+from secateur.engines.platforms import Device, Platform
 from secateur.engines.shapes import profiles
 from secateur.engines.version import Version, check_target
 from secateur.errors import BackendMissing, BadBundle, BadEngine, BadOutput, BuildFailed
 from secateur.export.bundle import Exported
 
 SIMULATION = Path(__file__).parent.parent / "simulation"
-DEVICE = Device("Orin", "8.7", 16, "10.3.0.30", "12.6", "12.6", "Linux-x86_64")
+DEVICE = Device("Orin", "8.7", 16, "12.6", "12.6", "Linux-x86_64")
+PLATFORM = Platform("trt", "10.3.0.30", ("87",), DEVICE)
 LIMITS = Limits(1, 20, 10)
 GRAPHS = ("embed", "segment_0", "btp.0")
 Shapes = Mapping[str, tuple[Profile, ...]]
@@ -53,14 +54,14 @@ class Workshop:
 
     @property
     def folder(self) -> Path:
-        return self.root / "engines" / DEVICE.folder
+        return self.root / "engines" / PLATFORM.folder
 
     def build(
         self,
         *graphs: str,
         limits: Limits = LIMITS,
         settings: BuilderSettings | None = None,
-        device: Device = DEVICE,
+        platform: Platform = PLATFORM,
         past: int = 0,
     ) -> Built:
         """Build these graphs; without names, only embed."""
@@ -69,7 +70,9 @@ class Workshop:
         few = tuple(bundle.manifest.graph(name) for name in graphs or ("embed",))
         schedules = {name: s for name, s in bundle.manifest.schedules.items() if name == "full"}
         small = dataclasses.replace(bundle.manifest, graphs=few, schedules=schedules)
-        return build(dataclasses.replace(bundle, manifest=small), device, shapes, limits, settings or BuilderSettings())
+        return build(
+            dataclasses.replace(bundle, manifest=small), platform, shapes, limits, settings or BuilderSettings()
+        )
 
     def read(self, file: str = ENGINES_FILE) -> Engines:
         return read_json(Engines, self.folder / file, BadEngine)
@@ -117,7 +120,7 @@ def test_builds_every_graph_once(workshop: Workshop) -> None:
     assert built.new == GRAPHS and built.warnings == () and built.folder == workshop.folder
     engines = workshop.read()
     assert engines == built.engines
-    assert (engines.device, engines.limits) == (DEVICE, LIMITS)
+    assert (engines.platform, engines.limits) == (PLATFORM, LIMITS)
     assert engines.flags["strongly_typed"] is True and engines.flags["workspace_mib"] == 2048
     assert engines.flags["tf32"] is False
     manifest = Bundle.load(workshop.root).manifest
@@ -148,11 +151,12 @@ def test_rebuilds_what_changed(workshop: Workshop) -> None:
     assert workshop.build(settings=BuilderSettings(optimization_level=1)).new == ("embed",)
 
 
-@pytest.mark.parametrize("difference", [{"tensorrt": "10.16.1.7"}, {"multiprocessors": 8}])
-def test_each_device_has_its_own_folder(workshop: Workshop, difference: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "difference", [{"version": "10.16.1.7"}, {"device": dataclasses.replace(DEVICE, multiprocessors=8)}]
+)
+def test_each_platform_has_its_own_folder(workshop: Workshop, difference: dict[str, Any]) -> None:
     first = workshop.build()
-    other = dataclasses.replace(DEVICE, **difference)
-    second = workshop.build(device=other)
+    second = workshop.build(platform=dataclasses.replace(PLATFORM, **difference))
     assert second.new == ("embed",) and second.folder != first.folder
     shutil.copy(second.folder / ENGINES_FILE, first.folder / ENGINES_FILE)
     assert workshop.build().new == ("embed",)
@@ -332,7 +336,7 @@ def test_partial_files_of_a_killed_build_are_removed(workshop: Workshop) -> None
 
 def test_version_eleven(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SIMULATED_TENSORRT_VERSION", "11.1.0.106")
-    assert workshop.build(device=dataclasses.replace(DEVICE, tensorrt="11.1.0.106")).new == ("embed",)
+    assert workshop.build(platform=dataclasses.replace(PLATFORM, version="11.1.0.106")).new == ("embed",)
 
 
 def test_tensorrt_that_cannot_be_loaded(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -387,7 +391,7 @@ def test_a_version_that_refuses_an_empty_past(workshop: Workshop, monkeypatch: p
 def test_device_without_libraries(tmp_path: Path) -> None:
     """In a separate process: this one may have imported TensorRT."""
     fake = pretend(tmp_path / "fake", "raise ImportError('libnvinfer.so.10: cannot open shared object file')")
-    code = "from secateur.engines.device import this_device; this_device()"
+    code = "from secateur.engines.library import TensorRT; TensorRT()"
     environment = os.environ | {"PYTHONPATH": str(fake)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     last = done.stderr.strip().splitlines()[-1]

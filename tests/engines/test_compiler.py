@@ -10,7 +10,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from secateur.engines.compiler import CAPABILITIES, capabilities, compile_graph
+from secateur.engines.compiler import compile_graph
+from secateur.engines.library import CAPABILITIES, capabilities
 from secateur.engines.manifest import Profile, Range
 from secateur.errors import BackendMissing, BuildFailed, InputError
 

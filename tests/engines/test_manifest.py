@@ -16,13 +16,14 @@ from onnx.external_data_helper import set_external_data
 from secateur.bundle.manifest import GraphSpec
 from secateur.bundle.strict_json import read_json, to_json
 from secateur.engines.cases import CASES_FILE, Case, Cases
-from secateur.engines.manifest import Device, EnginePlan, Engines, Limits, graph_files, identity, plan_key
+from secateur.engines.manifest import EnginePlan, Engines, Limits, graph_files, identity, plan_key
+from secateur.engines.platforms import Device, Platform
 from secateur.errors import BadEngine, BadMeasurement
 from secateur.export.bundle import Exported
 
-DEVICE = Device("Orin", "8.7", 16, "10.3.0.30", "12.6", "12.6", "Linux-aarch64")
+PLATFORM = Platform("trt", "10.3.0.30", ("87",), Device("Orin", "8.7", 16, "12.6", "12.6", "Linux-aarch64"))
 PLAN = EnginePlan("embed", "embed.plan", "00", "00", (), 1, 0.5)
-ENGINES = Engines(DEVICE, Limits(), {"tf32": False}, (PLAN,))
+ENGINES = Engines(PLATFORM, Limits(), {"tf32": False}, (PLAN,))
 WEIGHTS = {"vision": "vision.onnx.data", "small.0": "vision.onnx.data", "segment_1": "segment_1.onnx.data"}
 CASE = Case("embed.decode", "embed", "decode", 1, {"x": (1, 0)}, ("full",))
 
@@ -38,7 +39,7 @@ def test_a_written_file_is_read_back(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"plans": (PLAN, PLAN)}, "a graph has several plans"),
-        ({"schema": 2}, "engines schema 2 is not known"),
+        ({"schema": 1}, "engines schema 1 is not known"),
     ],
 )
 def test_engines_refused(change: dict[str, Any], message: str) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every used name of TensorRT, cuda-python and Polygraphy exists with its signature in each supported version.
+"""Every used name of other libraries exists with its signature in each supported version.
 
 TensorRT cannot be installed everywhere, but its bindings can be read: tests/engines/names contains their names.
 """
@@ -19,10 +19,25 @@ from typing import Any
 import pytest
 
 from tests.engines.names.snapshot import take
-from tests.engines.names.uses import MODULES, SNAPSHOTS, Snapshot, complaints, parameters, strangers
+from tests.engines.names.uses import KINDS, MODULES, SNAPSHOTS, Snapshot, complaints, parameters, strangers
 
 PACKAGE = Path(__file__).parent.parent.parent / "secateur"
 OBJECTS: Mapping[str, Mapping[str, str]] = {  # file, expression, class
+    "engines/compiler.py": {
+        "builder": "Builder",
+        "parser": "OnnxParser",
+        "config": "IBuilderConfig",
+        "profile": "IOptimizationProfile",
+    },
+    "engines/device.py": {"engine": "ICudaEngine"},
+    "engines/library.py:TensorRT": {"config": "IBuilderConfig", "engine": "ICudaEngine"},
+    "engines/library.py:TensorRTForRTX": {
+        "config": "IBuilderConfig",
+        "engine": "ICudaEngine",
+        "runtime_config": "IRuntimeConfig",
+        "context": "IExecutionContext",
+    },
+    "engines/runtime_cache.py": {"config": "IRuntimeConfig", "self._cache": "IRuntimeCache"},
     "engines/worker.py": {
         "builder": "Builder",
         "parser": "OnnxParser",
@@ -32,19 +47,30 @@ OBJECTS: Mapping[str, Mapping[str, str]] = {  # file, expression, class
         "engine": "ICudaEngine",
     },
     "runtime/device/engine.py": {
-        "runtime": "Runtime",
+        "self.runtime": "Runtime",
+        "driver.runtime": "Runtime",
         "engine": "ICudaEngine",
         "self._engine": "ICudaEngine",
         "self._context": "IExecutionContext",
     },
-    "runtime/backends/trt.py": {"self._runtime": "Runtime"},
 }
+ONLY = {
+    "engines/compiler.py": "tensorrt_rtx",
+    "engines/library.py:TensorRTForRTX": "tensorrt_rtx",
+    "engines/runtime_cache.py": "tensorrt_rtx",
+}
+"""Files, and classes of a file, that use only one of the two libraries."""
 OVERRIDES = {"clear", "get_error_code", "get_error_desc", "get_num_errors", "has_overflowed", "report_error"}
 """What the library calls of an IErrorRecorder; its own num_errors, which reads, is written as get_num_errors."""
 SOURCES = {str(path.relative_to(PACKAGE)): path.read_text(encoding="utf-8") for path in sorted(PACKAGE.rglob("*.py"))}
+for _file in {name.partition(":")[0] for name in OBJECTS if ":" in name}:
+    _whole = SOURCES.pop(_file)
+    for _node in ast.parse(_whole).body:
+        if isinstance(_node, ast.ClassDef):
+            SOURCES[f"{_file}:{_node.name}"] = ast.get_source_segment(_whole, _node) or ""
 PLACES = ("engines/", "runtime/backends/", "runtime/device/")
 FILES = {file: source for file, source in SOURCES.items() if file.startswith(PLACES)}
-IMPORTED = {"tensorrt": "tensorrt_bindings", "cuda": "cuda.bindings"}
+IMPORTED = {"tensorrt": "tensorrt_bindings", "tensorrt_rtx": "tensorrt_rtx", "cuda": "cuda.bindings"}
 WRONG = [
     "trt.NetworkDefinitionCreationFlag.STRONGLY",
     "trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH",
@@ -80,13 +106,20 @@ def test_the_snapshots_cover_the_supported_versions() -> None:
     versions = {kind: [s.version for s in SNAPSHOTS if s.kind == kind] for kind in ("tensorrt", "cuda")}
     for start in ("10.3.", "10.13.", "10.15.", "10.16.", "11."):
         assert any(version.startswith(start) for version in versions["tensorrt"])
+    assert [s.version for s in SNAPSHOTS if s.kind == "tensorrt_rtx"] == ["1.7.1.116"]
     for start in ("12.6.", "13."):
         assert any(version.startswith(start) for version in versions["cuda"])
 
 
 @pytest.mark.parametrize("file", FILES)
 def test_names_exist_in_every_version(file: str) -> None:
-    assert complaints(FILES[file], OBJECTS.get(file, {})) == []
+    kinds = (ONLY[file], "cuda") if file in ONLY else KINDS
+    assert complaints(FILES[file], OBJECTS.get(file, {}), kinds) == []
+
+
+@pytest.mark.parametrize("file", ONLY)
+def test_files_of_one_library_use_what_the_other_lacks(file: str) -> None:
+    assert complaints(FILES[file], OBJECTS[file])
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -100,7 +133,7 @@ def test_the_table_names_every_object(file: str) -> None:
 
 def test_only_these_files_use_tensorrt() -> None:
     users = {file for file, source in SOURCES.items() if _uses_modules(source)}
-    assert OBJECTS.keys() <= users <= FILES.keys()
+    assert OBJECTS.keys() <= users | ONLY.keys() and users <= FILES.keys()
 
 
 def _uses_modules(source: str) -> bool:
@@ -183,7 +216,9 @@ def polygraphy_calls(source: str) -> Iterator[tuple[Any, ast.Call]]:
                 yield functools.reduce(getattr, rest, imported[first]), node
 
 
-@pytest.mark.parametrize("snapshot", SNAPSHOTS, ids=lambda s: f"{s.kind}-{s.version}")
+@pytest.mark.parametrize(
+    "snapshot", [s for s in SNAPSHOTS if s.kind != "tensorrt_rtx"], ids=lambda s: f"{s.kind}-{s.version}"
+)
 def test_the_simulation_has_no_other_names(snapshot: Snapshot, simulated: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The simulation only has names that all versions have."""
     if snapshot.kind == "cuda":

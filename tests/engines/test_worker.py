@@ -32,7 +32,7 @@ def run(simulated: Any, tmp_path: Path) -> Run:
         onnx.save(model, tmp_path / "a.onnx")
         profile = Profile("all", {"rows": Range((least, 8), (2, 8), (4, 8))})
         paths = [str(tmp_path / file) for file in ("a.onnx", "a.plan", "timing.cache", "result.json")]
-        job = Job(paths[0], paths[1], paths[2], paths[3], (profile,), settings or BuilderSettings())
+        job = Job("trt", ("87",), paths[0], paths[1], paths[2], paths[3], (profile,), settings or BuilderSettings())
         (tmp_path / "job.json").write_text(to_json(job))
         code = worker.main(str(tmp_path / "job.json"))
         result = read_json(Result, tmp_path / "result.json", BadEngine)

@@ -5,20 +5,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from secateur.bundle.graph_plan import largest
 from secateur.bundle.manifest import GraphSpec
 from secateur.bundle.reader import Bundle
-from secateur.engines.device import libraries, recorder, this_device
-from secateur.engines.version import Version, check_target
+from secateur.engines.device import this_device, this_platform
+from secateur.engines.library import TensorRT
+from secateur.engines.runtime_cache import RuntimeCache
+from secateur.engines.version import check_target
 from secateur.errors import SecateurError
 from secateur.runtime.backends import base
 from secateur.runtime.backends.base import check_buffers, check_device
 from secateur.runtime.device.cudart import describe
-from secateur.runtime.device.engine import Context, Engine, Plans
+from secateur.runtime.device.engine import Context, Driver, Engine, Plans
 from secateur.runtime.device.memory import Block
 from secateur.runtime.device.step_graph import StepGraph
 from secateur.runtime.device.stream import DeviceBuffer, Stream
@@ -29,7 +31,7 @@ ALIGNMENT = 256
 
 
 class Backend(base.Backend):
-    """Runs one engine per graph, from the plans in BUNDLE/engines that were built on this device.
+    """Runs one engine per graph, from the plans in BUNDLE/engines that were built for this device.
 
     The engines never run at the same time, so they share one block of memory for activations.
 
@@ -38,35 +40,34 @@ class Backend(base.Backend):
 
     Raises:
         BadBundle: the bundle was not exported for TensorRT.
-        BadEngine: there are no plans for this device and TensorRT version.
-        BackendMissing: TensorRT, cuda-python or the GPU is missing.
+        BadEngine: there are no plans for this device and version of the library.
+        BackendMissing: the library, cuda-python or the GPU is missing.
     """
 
     fixed_shapes = True
+    library: ClassVar[type[TensorRT]] = TensorRT
 
     def __init__(self, bundle: Bundle, threads: int | None = None, device: str | None = None) -> None:
-        check_device("trt", device, ("cuda",))
+        check_device(self.library.name, device, ("cuda",))
         check_target(bundle.manifest)
-        self._trt, _ = libraries()
-        here = this_device()
-        check_target(bundle.manifest, Version.parse(here.tensorrt))
-        self._plans = Plans(bundle, here)
+        library, here = self.library(), this_device()
+        platform = this_platform(library, here)
+        library.check(bundle.manifest, platform.compute_capabilities)
+        self._plans = Plans(bundle, platform)
         engines = self._plans.engines
         self.masked_past = engines.masked_past
         self.most_rows = engines.limits.capacity(largest(bundle.manifest))
         self.most_batch, self.most_text = engines.limits.batch, engines.limits.text
         self._stream = Stream()
         self._step_graph = StepGraph(self._stream)
-        self._errors = recorder(self._trt)
-        self._runtime: Any = self._trt.Runtime(self._trt.Logger(self._trt.Logger.INTERNAL_ERROR))
-        self._runtime.error_recorder = self._errors
+        self._driver = Driver(library, self._stream, RuntimeCache(self._plans.folder / f"{here.name}.kernels"))
         self._engines: dict[str, Engine] = {}
         self._activations: Block | None = None
 
     def load(self, graph: GraphSpec) -> None:
         if graph.name not in self._engines:
             plan, blob = self._plans.read(graph)
-            self._engines[graph.name] = Engine(self._trt, self._runtime, self._errors, self._stream, graph, plan, blob)
+            self._engines[graph.name] = Engine(self._driver, graph, plan, blob, self._plans.mend)
 
     def allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any] | type | str) -> DeviceBuffer:
         return DeviceBuffer.zeros(self._stream, shape, dtype)
@@ -88,7 +89,7 @@ class Backend(base.Backend):
         try:
             context.run(given, taken, memory)
         except SecateurError as problem:
-            raise SecateurError(f"graph '{graph}' failed in TensorRT: {problem}") from None
+            raise SecateurError(f"graph '{graph}' failed in {self._driver.library.title}: {problem}") from None
         for name, buffer in taken.items():
             if buffer is not outputs[name]:
                 outputs[name].write(buffer)
@@ -102,13 +103,16 @@ class Backend(base.Backend):
         return self._stream.clock(watch, stage)
 
     def describe(self) -> dict[str, str]:
-        return {**describe(self._stream.cudart), "TensorRT": str(self._trt.__version__)}
+        library = self._driver.library
+        return {**describe(self._stream.cudart), library.title: library.version}
 
     def close(self) -> None:
         self._step_graph.clear()
         self._stream.synchronize()  # a context must not be freed while it runs
+        self._driver.cache.save()
         self._engines.clear()
-        self._runtime = self._activations = None
+        self._driver.close()
+        self._activations = None
         self._stream.close()
 
     def _memory(self) -> Block:

@@ -1,19 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plans of a bundle, engines made from them, and their execution contexts; for TensorRT 10.3 to 11."""
+"""Plans of a bundle, engines made from them, and their execution contexts; for every library of `library`."""
 
 from __future__ import annotations
 
 import hashlib
 import math
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from mmap import ACCESS_READ, mmap
 from typing import Any
 
 from secateur.bundle.manifest import GraphSpec, TensorSpec
 from secateur.bundle.reader import Bundle
 from secateur.bundle.strict_json import read_json
-from secateur.engines.device import Recorder, described
-from secateur.engines.manifest import ENGINES, ENGINES_FILE, MEND, Device, EnginePlan, Engines, Profile, plan_key
+from secateur.engines.device import Recorder, described, profile_difference, recorder
+from secateur.engines.library import TensorRT
+from secateur.engines.manifest import ENGINES, ENGINES_FILE, EnginePlan, Engines, Profile, plan_key
+from secateur.engines.platforms import Platform
+from secateur.engines.runtime_cache import RuntimeCache
 from secateur.errors import BadEngine, InputError, SecateurError
 from secateur.runtime.device.memory import Block
 from secateur.runtime.device.stream import DeviceBuffer, Stream
@@ -31,26 +35,29 @@ TYPES = {
 
 
 class Plans:
-    """Contents of BUNDLE/engines/<device>/engines.json, and the plans beside it.
+    """Contents of BUNDLE/engines/<platform>/engines.json, and the plans beside it; of the latest build that fits.
 
     Raises:
-        BadEngine: there is none for this device and TensorRT version, or it is damaged.
+        BadEngine: there is none for this platform, or it is damaged.
     """
 
-    def __init__(self, bundle: Bundle, device: Device) -> None:
-        self._manifest, self._root = bundle.manifest, bundle.root
-        self._folder = bundle.root / ENGINES / device.folder
-        file = self._folder / ENGINES_FILE
-        if not file.is_file():
-            others = sorted(found.parent.name for found in (bundle.root / ENGINES).glob(f"*/{ENGINES_FILE}"))
-            there = f"only for {', '.join(others)}" if others else "nor for any other device"
-            raise BadEngine(f"{bundle.root} has no engines for {device.folder}, {there}; {MEND}")
-        try:
-            self.engines = read_json(Engines, file, BadEngine)
-        except BadEngine as problem:
-            raise BadEngine(f"{problem}; {MEND}") from None
-        if difference := self.engines.device.differs(device):
-            raise BadEngine(f"the engines in {self._folder} were built for {difference}; {MEND}")
+    def __init__(self, bundle: Bundle, here: Platform) -> None:
+        self._manifest, self._root, self.mend = bundle.manifest, bundle.root, here.mend
+        files = list((bundle.root / ENGINES).glob(f"*/{ENGINES_FILE}"))
+        fitting = [file for file in files if fnmatchcase(file.parent.name, here.folders)]
+        problem = ""
+        for file in sorted(fitting, key=lambda file: file.stat().st_mtime_ns, reverse=True):
+            try:
+                self.engines = read_json(Engines, file, BadEngine)
+            except BadEngine as damage:
+                raise BadEngine(f"{damage}; {self.mend}") from None
+            if not (difference := self.engines.platform.differs(here)):
+                self.folder = file.parent
+                return
+            problem = problem or f"the engines in {file.parent} were built for {difference}"
+        others = sorted(file.parent.name for file in files)
+        there = f"only for {', '.join(others)}" if others else "nor for any other platform"
+        raise BadEngine(f"{problem or f'{bundle.root} has no engines for {here.folder}, {there}'}; {self.mend}")
 
     def read(self, graph: GraphSpec) -> tuple[EnginePlan, mmap]:
         """Return the plan of `graph`, and its memory-mapped file, which may have gigabytes.
@@ -59,38 +66,59 @@ class Plans:
             BadEngine: the plan is missing, damaged, or from another export of the bundle.
         """
         plan = self.engines.plan(graph.name)
-        path = self._folder / plan.file
+        path = self.folder / plan.file
         if plan.source != plan_key(self._manifest, self._root, graph, plan.profiles, self.engines.flags):
-            raise BadEngine(f"{path} was built from another export of this bundle; {MEND}")
+            raise BadEngine(f"{path} was built from another export of this bundle; {self.mend}")
         try:
             with path.open("rb") as file:
                 blob = mmap(file.fileno(), 0, access=ACCESS_READ)
         except OSError as problem:
-            raise BadEngine(f"{path} cannot be read ({problem.strerror}); {MEND}") from None
+            raise BadEngine(f"{path} cannot be read ({problem.strerror}); {self.mend}") from None
         except ValueError:
-            raise BadEngine(f"{path} is empty; {MEND}") from None
+            raise BadEngine(f"{path} is empty; {self.mend}") from None
         if hashlib.sha256(blob).hexdigest() != plan.sha256:
-            raise BadEngine(f"{path} is damaged or truncated: its sha256 is not that of {ENGINES_FILE}; {MEND}")
+            raise BadEngine(f"{path} is damaged or truncated: its sha256 is not that of {ENGINES_FILE}; {self.mend}")
         return plan, blob
+
+
+class Driver:
+    """A library on a stream: what all engines of a backend share.
+
+    cache    kernels that the library compiled on this device
+    errors   the library's messages about its runtime, engines and contexts
+    """
+
+    def __init__(self, library: TensorRT, stream: Stream, cache: RuntimeCache) -> None:
+        self.library, self.stream, self.cache = library, stream, cache
+        self.errors = recorder(library.trt)
+        self.runtime: Any = library.trt.Runtime(library.trt.Logger(library.trt.Logger.INTERNAL_ERROR))
+        self.runtime.error_recorder = self.errors
+
+    def close(self) -> None:
+        """Free the runtime and the cache, after the engines."""
+        self.runtime = None
+        self.cache.close()
 
 
 class Context:
     """An execution context of one profile, and the shapes and addresses bound to it."""
 
-    def __init__(self, trt: Any, engine: Any, index: int, profile: Profile, stream: Stream, errors: Recorder) -> None:
-        self.profile, self._stream, self._errors = profile, stream, errors
-        self._context = engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+    def __init__(self, driver: Driver, engine: Any, index: int, profile: Profile) -> None:
+        self.profile, self._stream, self._errors, self._library = profile, driver.stream, driver.errors, driver.library
+        title = driver.library.title
+        self._context = driver.library.create_context(engine, profile.name, driver.cache)
         if self._context is None:
             raise SecateurError(
-                f"TensorRT cannot create a context for the profile '{profile.name}': {_messages(errors)}"
+                f"{title} cannot create a context for the profile '{profile.name}': {_messages(driver.errors)}"
             )
         self._context.nvtx_verbosity = (
-            trt.ProfilingVerbosity.NONE
+            driver.library.trt.ProfilingVerbosity.NONE
         )  # plans have detailed layer names, and NVTX marks take time
         try:
-            self._context.set_optimization_profile_async(index, stream.handle)
+            self._context.set_optimization_profile_async(index, driver.stream.handle)
         except RuntimeError:  # the recorder has the message, not the exception
-            raise SecateurError(f"TensorRT refuses the profile '{profile.name}': {_messages(errors)}") from None
+            raise SecateurError(f"{title} refuses the profile '{profile.name}': {_messages(driver.errors)}") from None
+        self._recordable = True
         self._memory: Block | None = None
         self._shapes: dict[str, Shape] = {}
         self._addresses: dict[str, int] = {}
@@ -115,8 +143,10 @@ class Context:
         """Enqueue a run of the engine; `memory` is for its activations.
 
         Raises:
-            SecateurError: TensorRT refuses the run; has its message.
+            SecateurError: TensorRT refuses the run; has its message. Or a CUDA graph cannot record it.
         """
+        if self._stream.capturing and not self._recordable:
+            raise SecateurError(f"{self._library.title} cannot run this engine inside a CUDA graph")
         if memory is not self._memory:
             self._context.set_device_memory(memory.address, memory.size)
             self._memory = memory
@@ -133,6 +163,8 @@ class Context:
             self._shapes.clear()
             self._addresses.clear()
             raise SecateurError(_messages(self._errors))
+        if not self._stream.capturing:
+            self._recordable = self._library.recordable(self._context, self._stream.handle)
 
 
 class Engine:
@@ -144,18 +176,14 @@ class Engine:
         BadEngine: TensorRT cannot read the plan, or the plan does not match the graph.
     """
 
-    def __init__(
-        self, trt: Any, runtime: Any, errors: Recorder, stream: Stream, graph: GraphSpec, plan: EnginePlan, blob: mmap
-    ) -> None:
-        self.graph = graph
-        self._engine = runtime.deserialize_cuda_engine(blob)
+    def __init__(self, driver: Driver, graph: GraphSpec, plan: EnginePlan, blob: mmap, mend: str) -> None:
+        self.graph, self._mend = graph, mend
+        self._engine = driver.runtime.deserialize_cuda_engine(blob)
         if self._engine is None:
-            raise BadEngine(f"{plan.file} cannot be loaded: {_messages(errors)}; {MEND}")
-        self._compare(trt, plan)
+            raise BadEngine(f"{plan.file} cannot be loaded: {_messages(driver.errors)}; {mend}")
+        self._compare(driver.library.trt, plan)
         self.memory = int(self._engine.device_memory_size_v2)
-        contexts = [
-            Context(trt, self._engine, index, profile, stream, errors) for index, profile in enumerate(plan.profiles)
-        ]
+        contexts = [Context(driver, self._engine, index, profile) for index, profile in enumerate(plan.profiles)]
         self._contexts = sorted(contexts, key=_room)
 
     def context(self, shapes: Mapping[str, Shape]) -> Context:
@@ -182,18 +210,20 @@ class Engine:
         inputs = {name for name in found if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT}
         for specs, names in ((graph.inputs, inputs), (graph.outputs, found - inputs)):
             if strange := {spec.name for spec in specs} ^ names:
-                raise BadEngine(f"{plan.file} and the manifest differ in the tensor '{min(strange)}'; {MEND}")
+                raise BadEngine(f"{plan.file} and the manifest differ in the tensor '{min(strange)}'; {self._mend}")
         for spec in (*graph.inputs, *graph.outputs):
             dtype, shape = engine.get_tensor_dtype(spec.name), tuple(engine.get_tensor_shape(spec.name))
             if TYPES.get(dtype.name) != spec.dtype or not _fits(spec, shape):
                 raise BadEngine(
                     f"{plan.file}: '{spec.name}' is {dtype.name} {list(shape)}, the manifest says {spec.dtype} "
-                    f"{list(spec.shape)}; {MEND}"
+                    f"{list(spec.shape)}; {self._mend}"
                 )
         if engine.num_optimization_profiles != len(plan.profiles):
             raise BadEngine(
-                f"{plan.file} has {engine.num_optimization_profiles} profiles, not {len(plan.profiles)}; {MEND}"
+                f"{plan.file} has {engine.num_optimization_profiles} profiles, not {len(plan.profiles)}; {self._mend}"
             )
+        if difference := profile_difference(engine, plan.profiles):
+            raise BadEngine(f"{plan.file} has {difference}")
 
 
 def _fits(spec: TensorSpec, shape: Shape) -> bool:

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Print names and signatures of TensorRT's Python bindings or of cuda-python's runtime API as JSON.
+"""Print names and signatures of the Python bindings of TensorRT, TensorRT for RTX or CUDA's runtime API as JSON.
 
     pip download --no-deps tensorrt-cu12-bindings==10.3.0
     unzip -d bindings tensorrt_cu12_bindings-10.3.0-*.whl
     python tests/engines/names/snapshot.py tensorrt bindings > tests/engines/names/tensorrt-10.3.0.json
 
-The same with `cuda` for a wheel of cuda-bindings.
+The same with `cuda` for a wheel of cuda-bindings, and with `tensorrt_rtx` for the folder of the installed package.
 
-Needs neither TensorRT nor CUDA. The bindings are linked against TensorRT's libraries, but an import needs only the few
+Needs neither TensorRT nor CUDA. TensorRT's bindings are linked against its libraries, but an import needs only the few
 functions in NEEDED: libraries with these, made by `cc`, are enough to read names.
 """
 
@@ -35,6 +35,11 @@ CLASSES = (
     "ProfilingVerbosity", "Runtime", "TensorIOMode", "TensorLocation",
 )  # fmt: skip
 """Of TensorRT, what Secateur could use."""
+RTX_CLASSES = (
+    "ComputeCapability", "CudaGraphStrategy", "DynamicShapesKernelSpecializationStrategy", "IRuntimeCache",
+    "IRuntimeConfig",
+)  # fmt: skip
+"""Of TensorRT for RTX, besides."""
 RUNTIME = re.compile(
     r"cuda(Malloc|Free|Host|Mem|Stream|Event|Graph(Instantiate|Launch|Exec|Destroy)|Get|Set|Device|Runtime|Driver|Error|Success)"
 )
@@ -72,6 +77,14 @@ def tensorrt() -> Members:
     finally:
         sys.setdlopenflags(flags)
     classes = {name: members(getattr(module, name)) for name in CLASSES if hasattr(module, name)}
+    return {"version": module.__version__, "names": public(module), "classes": classes}
+
+
+def tensorrt_rtx() -> Members:
+    """Return version and names of the module tensorrt_rtx."""
+    module = importlib.import_module("tensorrt_rtx")
+    every = (*CLASSES, *RTX_CLASSES)
+    classes = {name: members(getattr(module, name)) for name in every if hasattr(module, name)}
     return {"version": module.__version__, "names": public(module), "classes": classes}
 
 
@@ -117,7 +130,7 @@ def members(kind: Any) -> Members:
 def signatures(name: str, doc: str) -> list[str]:
     """Return the signatures in a docstring of pybind11, one per overload, without module names."""
     lines = re.findall(rf"^(?:\d+\. )?({re.escape(name)}\((?!\*args).*)$", doc, re.MULTILINE)
-    return [re.sub(r"\b(?:\w+\.)*tensorrt\.", "", line) for line in lines]
+    return [re.sub(r"\b(?:\w+\.)*tensorrt(?:_rtx)?\.", "", line) for line in lines]
 
 
 def arguments(doc: str | None) -> list[str] | None:
@@ -152,4 +165,4 @@ if __name__ == "__main__":
     if len(sys.argv) == 3:
         print(json.dumps(take(sys.argv[1], Path(sys.argv[2]).resolve()), separators=(",", ":")).replace('},"', '},\n"'))
     else:
-        print(json.dumps({"tensorrt": tensorrt, "cuda": cuda}[sys.argv[1]]()))
+        print(json.dumps({"tensorrt": tensorrt, "tensorrt_rtx": tensorrt_rtx, "cuda": cuda}[sys.argv[1]]()))

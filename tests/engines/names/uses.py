@@ -12,21 +12,28 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).parent
+KINDS = ("tensorrt", "tensorrt_rtx", "cuda")
 MODULES = {
     "trt": "tensorrt",
+    "library.trt": "tensorrt",
+    "driver.library.trt": "tensorrt",
+    "self.trt": "tensorrt",
     "tensorrt": "tensorrt",
-    "self._trt": "tensorrt",
     "cuda": "cuda",
     "cudart": "cuda",
     "self.cudart": "cuda",
     "self._cudart": "cuda",
 }
-"""Expressions that are one of the two modules, in every file."""
+"""Expressions that are one of the modules, in every file."""
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Contents of a snapshot: `kind` is "tensorrt" or "cuda"; `functions` of cuda-python have their argument names."""
+    """Contents of a snapshot.
+
+    kind       one of KINDS
+    functions  argument names of cuda-python's functions
+    """
 
     kind: str
     version: str
@@ -76,12 +83,12 @@ class Reader:
 
     def __init__(self, snapshot: Snapshot, objects: Mapping[str, str]) -> None:
         self._snapshot = snapshot
-        self._objects = objects if snapshot.kind == "tensorrt" else {}
+        self._objects = objects if snapshot.kind != "cuda" else {}
 
     def owner(self, node: ast.expr) -> str:
         """Return the class of an expression, "module", or "" if it is neither."""
         text = ast.unparse(node)
-        if MODULES.get(text) == self._snapshot.kind:
+        if MODULES.get(text) == self._snapshot.kind.removesuffix("_rtx"):
             return "module"
         if text in self._objects:
             return self._objects[text]
@@ -128,15 +135,16 @@ class Reader:
         return "class" if arguments is None else [f"{name}({', '.join(arguments)})"]
 
 
-def complaints(source: str, objects: Mapping[str, str]) -> list[str]:
-    """Return the errors of a source in any version."""
-    return [problem for snapshot in SNAPSHOTS for problem in Reader(snapshot, objects).complaints(source)]
+def complaints(source: str, objects: Mapping[str, str], kinds: tuple[str, ...] = KINDS) -> list[str]:
+    """Return the errors of a source in any version of these kinds."""
+    fitting = [snapshot for snapshot in SNAPSHOTS if snapshot.kind in kinds]
+    return [problem for snapshot in fitting for problem in Reader(snapshot, objects).complaints(source)]
 
 
 def strangers(source: str, objects: Mapping[str, str]) -> set[str]:
     """Return expressions with methods of TensorRT or CUDA that are in no table."""
     found = set()
-    for kind in ("tensorrt", "cuda"):
+    for kind in KINDS:
         newest = [snapshot for snapshot in SNAPSHOTS if snapshot.kind == kind][-1]
         reader = Reader(newest, objects)
         every = [member for members in newest.classes.values() for member in members.items()]

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import shutil
@@ -14,7 +13,8 @@ from typing import Any
 import pytest
 
 from secateur.bundle.strict_json import to_json
-from secateur.engines.device import this_device
+from secateur.engines.device import this_device, this_platform
+from secateur.engines.library import LIBRARIES
 from secateur.engines.manifest import (
     ENGINES,
     ENGINES_FILE,
@@ -32,18 +32,20 @@ from secateur.runtime import Bundle
 LIMITS = Limits(batch=2, text=48, new_tokens=32)
 
 
-def build_all(root: Path, limits: Limits = LIMITS, past: int = 0) -> Path:
+def build_all(root: Path, limits: Limits = LIMITS, past: int = 0, engine: str = "trt") -> Path:
     """Build all plans of a bundle in this process, and return their folder."""
-    bundle, device = Bundle.load(root), this_device()
-    folder = root / ENGINES / device.folder
+    library = LIBRARIES[engine]()
+    bundle, platform = Bundle.load(root), this_platform(library, this_device())
+    folder = root / ENGINES / platform.folder
     folder.mkdir(parents=True)
     made = profiles(bundle.manifest, limits, "full", past)
-    flags = dataclasses.asdict(BuilderSettings())
+    flags = library.flags(BuilderSettings())
     plans = []
     for graph in bundle.manifest.graphs:
         plan, admits = folder / f"{graph.name}.plan", made[graph.name]
         onnx, cache = str(bundle.path(graph.file)), str(folder / TIMING_CACHE)
-        memory = build(Job(onnx, str(plan), cache, "", admits, BuilderSettings())).memory
+        job = Job(engine, platform.compute_capabilities, onnx, str(plan), cache, "", admits, BuilderSettings())
+        memory = build(job).memory
         digest = hashlib.sha256(plan.read_bytes()).hexdigest()
         plans.append(
             EnginePlan(
@@ -56,7 +58,7 @@ def build_all(root: Path, limits: Limits = LIMITS, past: int = 0) -> Path:
                 1.0,
             )
         )
-    engines = Engines(device, limits, flags, tuple(plans))
+    engines = Engines(platform, limits, flags, tuple(plans))
     (folder / ENGINES_FILE).write_text(to_json(engines))
     return folder
 
@@ -110,5 +112,5 @@ def rebuild(bundle_path: Path, tmp_path: Path) -> Callable[..., Path]:
 
 @pytest.fixture
 def build_engines() -> Callable[..., Path]:
-    """build_engines(root, limits, past): build the engines of a bundle for TensorRT."""
+    """build_engines(root, limits, past, engine): build the engines of a bundle for TensorRT."""
     return build_all

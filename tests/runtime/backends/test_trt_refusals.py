@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from secateur.engines.device import this_device
+from secateur.engines.device import this_device, this_platform
+from secateur.engines.library import TensorRT
 from secateur.engines.manifest import ENGINES, ENGINES_FILE
 from secateur.errors import BackendMissing, BadBundle, BadEngine, InputError, SecateurError
 from secateur.runtime import Bundle, Pipeline
@@ -53,7 +54,7 @@ def test_no_engines(engines_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("SIMULATED_GPU", "NVIDIA Thor")
     refused(engines_copy, r"no engines for nvidia-thor-sm.*only for orin-sm8\.7-.*`secateur build`")
     (folder(engines_copy) / ENGINES_FILE).unlink()
-    refused(engines_copy, "nor for any other device.*`secateur build`")
+    refused(engines_copy, "nor for any other platform.*`secateur build`")
 
 
 def test_a_tensorrt_that_is_too_old(engines_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,9 +72,12 @@ def test_a_closed_pipeline(engines_path: Path) -> None:
 def test_engines_of_another_device(engines_copy: Path) -> None:
     file = folder(engines_copy) / ENGINES_FILE
     engines = json.loads(file.read_text())
-    for name, label in (("gpu", "GPU"), ("sm", "SM"), ("tensorrt", "TensorRT"), ("os", "system")):
-        device = engines["device"] | {name: "other"}
-        file.write_text(json.dumps(engines | {"device": device}))
+    for name, label in (("gpu", "GPU"), ("sm", "SM"), ("os", "system")):
+        device = engines["platform"]["device"] | {name: "other"}
+        file.write_text(json.dumps(engines | {"platform": engines["platform"] | {"device": device}}))
+        refused(engines_copy, f"were built for {label} other, not .*`secateur build`")
+    for name, label in (("engine", "--engine"), ("version", "version")):
+        file.write_text(json.dumps(engines | {"platform": engines["platform"] | {name: "other"}}))
         refused(engines_copy, f"were built for {label} other, not .*`secateur build`")
 
 
@@ -130,7 +134,7 @@ def test_a_plan_is_not_read_into_memory(engines_copy: Path) -> None:
     size = 16 << 20
     rewrite_plan(engines_copy, "embed", bytes(size))
     bundle = Bundle.load(engines_copy, verify=False)
-    plans = Plans(bundle, this_device())
+    plans = Plans(bundle, this_platform(TensorRT(), this_device()))
     graph = next(graph for graph in bundle.manifest.graphs if graph.name == "embed")
     tracemalloc.start()
     plan, blob = plans.read(graph)

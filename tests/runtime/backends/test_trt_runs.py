@@ -114,7 +114,7 @@ def test_wrong_buffers(backend: Backend) -> None:
 
 def test_contexts_emit_no_profiler_marks(backend: Backend) -> None:
     """The plans have layer names, but a mark for every layer would take time."""
-    none = backend._trt.ProfilingVerbosity.NONE
+    none = backend._driver.library.trt.ProfilingVerbosity.NONE
     for engine in backend._engines.values():
         assert engine._engine.profiling_verbosity != none
         assert all(context._context.nvtx_verbosity == none for context in engine._contexts)
