@@ -5,8 +5,9 @@ graph      inputs -> outputs (an output may be called `x.out` where an input is 
 vision     pixel_values -> features, and deepstack.i where the model adds planes
 projector  features -> vision_tokens
 embed      input_ids -> hidden_states
-segment    hidden_states, position_ids, attention_mask, last_index, past_key.l, past_value.l, question_position,
-           deepstack.l of its layers
+rotary     position_ids -> rotary_cos, rotary_sin
+segment    hidden_states, attention_mask, past_key.l, past_value.l, rotary_cos, rotary_sin, position_ids, last_index,
+           question_position, deepstack.l of its layers
            -> hidden_states (the last one: logits), new_key.l, new_value.l, and the inputs of gates
 gate       prune: hidden_states, position_ids, attention_mask, vision_index, outputs of the preceding segment
                   -> hidden_states, position_ids, attention_mask, vision_index
@@ -26,12 +27,13 @@ from secateur.bundle.schedule import ENCODER_GATES, KINDS
 from secateur.bundle.symbolic_shape import terms
 from secateur.errors import BadBundle
 
-GRAPHS = ("vision", "projector", "embed", "segment", "gate")
+GRAPHS = ("vision", "projector", "embed", "rotary", "segment", "gate")
 FRONT = {
     "vision": ({"pixel_values"}, {"features"}),
     "projector": ({"features"}, {"vision_tokens"}),
     "embed": ({"input_ids"}, {"hidden_states"}),
 }
+ROTARY = {"rotary_cos", "rotary_sin"}
 CACHED, POSITIONS = ("past_", "new_"), ("position_ids", "full_position_ids", "question_position")
 """Prefixes of tensors whose first two dimensions are dynamic, and of those whose first one may be fixed (axes)."""
 ROWS = {"hidden_states", "position_ids", "attention_mask"}
@@ -100,9 +102,14 @@ def _check_segments(manifest: Manifest) -> None:
         past = {f"past_{part}.{layer}" for part in ("key", "value") for layer in range(first, start)}
         new = {name.replace("past", "new") for name in past}
         planes = {f"deepstack.{layer}" for layer in range(first, min(start, manifest.dimensions.planes))}
-        known = ROWS | {"last_index", "question_position"} | past | planes
+        known = ROWS | ROTARY | {"last_index", "question_position"} | past | planes
         result = "logits" if start == layers else "hidden_states"
         _check_names(segment, {"hidden_states", "attention_mask"} | past | planes, known, {result} | new)
+    turned = [graph for graph in manifest.graphs if graph.kind == "rotary"]
+    if any(spec.name in ROTARY for segment in manifest.segments for spec in segment.inputs):
+        if [graph.name for graph in turned] != ["rotary"]:
+            raise BadBundle("it needs exactly one rotary graph, called 'rotary'")
+        _check_names(turned[0], {"position_ids"}, {"position_ids"}, ROTARY)
     if start != layers:
         raise BadBundle(f"its segments end at layer {start}, the model has {layers}")
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from secateur.bundle.layout import Layout
-from secateur.bundle.manifest import Manifest
+from secateur.bundle.manifest import GraphSpec, Manifest
 from secateur.bundle.schedule import ENCODER_GATES, FULL
 from secateur.errors import UnknownName
 
@@ -77,12 +77,17 @@ def prefill(manifest: Manifest, schedule: str, text: int, past: int = 0) -> Iter
     every = fixed + alive + text
     yield GraphRun("embed", "prefill", {"T": every})
     before = {gate.layer: gate for gate in gates if gate is not encoder}
+    turned = False
     for segment in manifest.segments:
         if gate := before.get(segment.layers[0] if segment.layers else -1):
             rows = every if gate.kind == "route" else fixed + alive + text
             yield GraphRun(gate.graph, "prefill", {"S": rows})
-            alive = gate.keep
-        yield GraphRun(segment.name, "prefill", {"P": past, "S": fixed + alive + text})
+            alive, turned = gate.keep, False
+        rows = fixed + alive + text
+        if not turned and reads_rotary(segment):
+            yield GraphRun("rotary", "prefill", {"S": rows})
+            turned = True
+        yield GraphRun(segment.name, "prefill", {"P": past, "S": rows})
 
 
 def decode(manifest: Manifest, schedule: str, capacity: int, past: int = 0) -> Iterator[GraphRun]:
@@ -92,9 +97,16 @@ def decode(manifest: Manifest, schedule: str, capacity: int, past: int = 0) -> I
     past      masked rows at the beginning of the cache
     """
     yield GraphRun("embed", "decode", {"T": 1})
+    if any(map(reads_rotary, manifest.segments)):
+        yield GraphRun("rotary", "decode", {"S": 1})
     for step in prefill(manifest, schedule, capacity - manifest.layout.rows):
         if "P" in step.symbols:
             yield GraphRun(step.graph, "decode", {"P": step.symbols["S"] + past, "S": 1})
+
+
+def reads_rotary(segment: GraphSpec) -> bool:
+    """Return whether a segment reads the tables of the graph "rotary"."""
+    return any(spec.name == "rotary_cos" for spec in segment.inputs)
 
 
 def usual_schedule(manifest: Manifest, name: str | None = None) -> str:

@@ -158,5 +158,5 @@ def run(
     with attention.active(decoder.config):
         for number in numbers:
             layer = decoder.layers[number]
-            rows = attention.run_layer(layer, rows, mask, position_ids, position_embeddings, tap or attention.Tap())
+            rows = attention.run_layer(layer, rows, mask, position_embeddings, tap or attention.Tap())
     return rows

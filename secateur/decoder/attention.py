@@ -103,14 +103,11 @@ def _repeat(x: Tensor, groups: int) -> Tensor:
     return x[:, :, None].expand(batch, heads, groups, rows, width).reshape(batch, heads * groups, rows, width)
 
 
-def run_layer(
-    layer: nn.Module, rows: Tensor, mask: Tensor, position_ids: Tensor, position_embeddings: object, tap: Tap
-) -> Tensor:
+def run_layer(layer: nn.Module, rows: Tensor, mask: Tensor, position_embeddings: object, tap: Tap) -> Tensor:
     """Run one decoder layer within `active`: rows [B, S, D] -> [B, S, D]; for the mask see `additive_mask`."""
     out: Tensor = layer(
         rows,
         attention_mask=mask,
-        position_ids=position_ids,
         position_embeddings=position_embeddings,
         past_key_values=tap,
         tap=tap,

@@ -3,10 +3,10 @@
 
 A segment has two profiles. "prefill" covers the first question (S from the rows of the schedules, no past) and a
 follow-up question (S short, P up to the capacity). "decode" has S = 1 and its optimum at the largest P, because a
-decode step attends over the whole KV cache. embed has the same two profiles, with T. Every other graph has one profile,
-"all". min, opt and max are each a consistent set of sizes, so that a dimension such as P+S is valid in each of them.
-opt is for one sample; the encoder's graphs run on all images of a sample at once. Segments are used for every image
-size of a bundle, so their max is for the largest one; their opt is for the first one.
+decode step attends over the whole KV cache. embed and rotary have the same two profiles. Every other graph has one
+profile, "all". min, opt and max are each a consistent set of sizes, so that a dimension such as P+S is valid in each of
+them. opt is for one sample; the encoder's graphs run on all images of a sample at once. Segments are used for every
+image size of a bundle, so their max is for the largest one; their opt is for the first one.
 
 The first question has no past. TensorRT supports empty tensors and a minimum size of 0 in a profile ("Working with
 Empty Tensors" in its guide; trtexec allocates one byte for them, samples/common/sampleInference.cpp). No version is
@@ -101,8 +101,8 @@ def profiles(manifest: Manifest, limits: Limits, usual: str, past: int = 0) -> d
                 _profile("prefill", graph, {"S": 1, "P": past}, best | {"P": past}, high | {"P": capacity}, limits),
                 _profile("decode", graph, {"S": 1, "P": 1}, whole, whole, limits),
             )
-        elif graph.kind == "embed":
-            one = {"T": 1}
+        elif graph.kind in ("embed", "rotary"):
+            one = dict.fromkeys(low, 1)
             made[graph.name] = (
                 _profile("prefill", graph, one, best, high, limits),
                 _profile("decode", graph, one, one, one, limits),

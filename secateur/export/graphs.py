@@ -20,7 +20,7 @@ from secateur.export.gate_sites import PlacedGate, place_gates
 from secateur.export.gates import EncoderGate, PruneGate, RouteGate
 from secateur.export.interface import Interface, index, is_encoder
 from secateur.export.interleaved_views import InterleavedGate
-from secateur.export.segments import Segment
+from secateur.export.segments import Rotary, Segment
 from secateur.export.targets import Target
 from secateur.families.base import Family
 
@@ -89,7 +89,7 @@ def build_graphs(buckets: Sequence[SizedModel], target: Target) -> list[Graph]:
     cuts = sorted({0, family.dimensions.layers} | {g.gate.layer for bucket in buckets for g in bucket.placed})
     interfaces = [_interface(bucket, target) for bucket in buckets]
     graphs = [_vision(bucket, tensors) for bucket, tensors in zip(buckets, interfaces, strict=True)]
-    graphs += _projector_and_embed(family, interfaces[0])
+    graphs += _around_the_decoder(family, interfaces[0])
     for i, (first, end) in enumerate(zip(cuts, cuts[1:], strict=False)):
         reads = tuple(sorted(read_by_layer.get(end, set()) - {"key"}))
         graphs.append(_segment(family, interfaces[0], i, first, end, reads, target))
@@ -123,13 +123,17 @@ def _vision(bucket: SizedModel, interface: Interface) -> Graph:
     return Graph(spec, bucket.family.vision(reads))
 
 
-def _projector_and_embed(family: Family, interface: Interface) -> list[Graph]:
+def _around_the_decoder(family: Family, interface: Interface) -> list[Graph]:
     width = family.dimensions.width
     seen, given = interface.features("n"), interface.floats("vision_tokens", "B", "n", width)
     ids, rows = TensorSpec("input_ids", "int64", ("B", "T")), interface.floats("hidden_states", "B", "T", width)
+    turned = GraphSpec(
+        "rotary", "rotary", "onnx/rotary.onnx", (interface.positions("position_ids", "S"),), interface.rotary
+    )
     return [
         Graph(GraphSpec("projector", "projector", "onnx/projector.onnx", (seen,), (given,)), family.projector()),
         Graph(GraphSpec("embed", "embed", "onnx/embed.onnx", (ids,), (rows,)), family.decoder.embed),
+        Graph(turned, Rotary(family.decoder, getattr(torch, interface.float_type))),
     ]
 
 

@@ -56,6 +56,11 @@ class Interface:
         """Return positions: [B, rows], with M-RoPE [3, B, rows]."""
         return TensorSpec(name, "int64", ("B", count) if self.axes == 1 else (self.axes, "B", count))
 
+    @property
+    def rotary(self) -> tuple[TensorSpec, ...]:
+        """cos and sin of the positions of S rows."""
+        return tuple(self.floats(name, "B", 1, "S", self.dimensions.head_dim) for name in ("rotary_cos", "rotary_sin"))
+
     def planes(self, name: str, count: int | str, layers: range, suffix: str = "") -> tuple[TensorSpec, ...]:
         """Return the DeepStack planes that these decoder layers add to `count` rows; they are 0 in text rows."""
         added = [layer for layer in layers if layer < self.dimensions.planes]
@@ -69,14 +74,14 @@ class Interface:
         d = self.dimensions
         inputs = [
             self.floats("hidden_states", "B", "S", d.width),
-            self.positions("position_ids", "S"),
+            *self.rotary,
             TensorSpec("attention_mask", "int64", ("B", "P+S")),
         ]
         if end == d.layers or "query" in reads:
             inputs.append(TensorSpec("last_index", "int64", ("B",)))
         inputs += self.planes("deepstack", "S", range(first, end))
         if "text_query" in reads:
-            inputs.append(TensorSpec("question_position", "int64", (1,)))
+            inputs += [self.positions("position_ids", "S"), TensorSpec("question_position", "int64", (1,))]
         last = TensorSpec("logits", "float32", ("B", d.vocabulary))
         outputs = [last if end == d.layers else self.floats("hidden_states.out", "B", "S", d.width)]
         for name in (f"{part}.{layer}" for layer in range(first, end) for part in ("key", "value")):

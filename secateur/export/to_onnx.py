@@ -15,6 +15,7 @@ from pathlib import Path
 
 import onnx_ir
 import torch
+from onnx_ir.passes.common import RemoveUnusedNodesPass
 from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.export import Dim
@@ -63,6 +64,7 @@ def to_onnx(
     model = program.model
     _tidy(model, spec.inputs, spec.outputs)
     _norms_of_one_dtype(model)
+    _drop_squeezes(model)
     model.metadata_props.update(graph.notes)
     found = {node.op_type for node in model.graph.all_nodes()} & FORBIDDEN
     if found:
@@ -159,6 +161,22 @@ def _norms_of_one_dtype(model: onnx_ir.Model) -> None:
             cast.outputs[0].name = f"{node.name}_input"
             node.graph.insert_before(node, cast)
             node.replace_input_with(0, cast.outputs[0])
+
+
+def _drop_squeezes(model: onnx_ir.Model) -> None:
+    """Remove an Unsqueeze of a Squeeze of the same axes, as of rotary tables, which keep TensorRT from fusing."""
+    for node in model.graph.all_nodes():
+        before = node.inputs[0].producer() if node.op_type == "Unsqueeze" and node.inputs[0] is not None else None
+        if before is not None and before.op_type == "Squeeze" and before.inputs[0] is not None:
+            axes = [_numbers(each.inputs[1]) for each in (node, before) if len(each.inputs) > 1]
+            if len(axes) == 2 and axes[0] is not None and axes[0] == axes[1] and not node.outputs[0].is_graph_output():
+                node.outputs[0].replace_all_uses_with(before.inputs[0])
+    RemoveUnusedNodesPass()(model)
+
+
+def _numbers(value: onnx_ir.Value | None) -> list[int] | None:
+    """Return the values of a constant, None of another tensor."""
+    return None if value is None or value.const_value is None else value.const_value.numpy().tolist()
 
 
 @contextmanager

@@ -85,10 +85,10 @@ def clock(
 
 
 def _chain(vlm: Pipeline, name: str, timings: Timings) -> ChainTimes:
-    kind = kinds(vlm.bundle.manifest)
+    part = {graph: STAGES[kind] for graph, kind in kinds(vlm.bundle.manifest).items()}
     stages = {"preprocess": spread([one["preprocess"] for one in timings]).p50}
-    for graph_kind, stage in STAGES.items():
-        sums = [sum(ms for key, ms in one.items() if kind.get(key) == graph_kind) for one in timings]
+    for stage in dict.fromkeys(STAGES.values()):
+        sums = [sum(ms for key, ms in one.items() if part.get(key) == stage) for one in timings]
         stages[stage] = spread(sums).p50
     steps = [one["decode_per_token"] for one in timings if one["decode_per_token"]]
     encode, rest, first = ([one[key] for one in timings] for key in ("encode", "prefill", "first_token"))
@@ -98,6 +98,7 @@ def _chain(vlm: Pipeline, name: str, timings: Timings) -> ChainTimes:
 
 def _graphs(vlm: Pipeline, name: str, timings: Timings) -> list[GraphTimes]:
     kind = kinds(vlm.bundle.manifest)
+    steps = {step.graph: step for step in prefill(*runs(vlm.bundle.manifest)[name], 1)}
     return [
         GraphTimes(
             name=step.graph,
@@ -110,5 +111,5 @@ def _graphs(vlm: Pipeline, name: str, timings: Timings) -> list[GraphTimes]:
             bound=False,
             shares={name: 0.0},
         )
-        for step in prefill(*runs(vlm.bundle.manifest)[name], 1)
+        for step in steps.values()
     ]

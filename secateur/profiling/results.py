@@ -20,7 +20,14 @@ APART = (
 )
 IN_TURN = "All schedules were asked the same question, in turn, in one process; one image and one question at a time."
 
-STAGES = {"vision": "vision", "projector": "projector", "embed": "embed", "segment": "segments", "gate": "gates"}
+STAGES = {
+    "vision": "vision",
+    "projector": "projector",
+    "embed": "embed",
+    "rotary": "segments",
+    "segment": "segments",
+    "gate": "gates",
+}
 """Stages of the time to first token by the kind of the graph. "preprocess" is a further stage."""
 
 

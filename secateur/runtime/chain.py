@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from secateur.bundle.graph_plan import reads_rotary
 from secateur.bundle.layout import Ints
 from secateur.bundle.manifest import GateRef, GraphSpec, Manifest
 from secateur.bundle.schedule import ENCODER_GATES, FULL
@@ -145,7 +146,7 @@ class Chain:
             if not self.backend.fixed_shapes:
                 return self._extend(rows, cache, Stopwatch()).logits
             if cache not in self._steps:
-                self._steps[cache] = RecordedStep(self.backend, (self._graphs["embed"], *self.manifest.segments), cache)
+                self._steps[cache] = RecordedStep(self.backend, self.manifest, cache)
             return self._steps[cache].run(rows, cache)
 
     def _extend(self, rows: TokenBatch, cache: KVCache, watch: Stopwatch) -> Walk:
@@ -188,7 +189,7 @@ class Chain:
         index  [B,N] original indices of the vision tokens in the rows
         shift  for each segment, the number to subtract from the positions
         """
-        every, moved = index, 0
+        every, moved, turned = index, 0, False
         named = self._inputs(hidden, planes, rows, index)
         mask = rows.attention_mask
         given: Buffers = {}
@@ -203,9 +204,14 @@ class Chain:
                 dropped = every.shape[1] - gate.keep
                 mask = rows.attention_mask[:, dropped:]  # padding is on the right, and image rows are never padding
                 named["last_index"] = self._upload("last_index", rows.last_index - dropped)
+                turned = False
             if shift[i] != moved:
                 moved = shift[i]
                 named["position_ids"] = self._upload("position_ids", self._positions(rows) - moved)
+                turned = False
+            if not turned and reads_rotary(segment):
+                named |= self._run("rotary", named, watch)
+                turned = True
             past, slots = self._cached(segment, cache, mask.shape[1])
             whole_mask = self._upload("whole_mask", np.concatenate([cache.mask(i), mask], axis=1))
             given = self._run(segment.name, named | past | {"attention_mask": whole_mask}, watch, slots)

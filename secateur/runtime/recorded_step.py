@@ -7,13 +7,14 @@ cache after the step.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
+from secateur.bundle.graph_plan import reads_rotary
 from secateur.bundle.layout import Ints
-from secateur.bundle.manifest import GraphSpec, TensorSpec
+from secateur.bundle.manifest import GraphSpec, Manifest, TensorSpec
 from secateur.bundle.symbolic_shape import bind, resolve_shapes
 from secateur.runtime.backends.base import Array, Backend, Buffer
 from secateur.runtime.cache import KVCache, row
@@ -21,10 +22,10 @@ from secateur.runtime.decoder_inputs import TokenBatch
 
 
 class RecordedStep:
-    """Runs one row of each sample through `graphs` (embed, then every decoder segment), on the buffers of `cache`."""
+    """Runs one row of each sample through embed, rotary and every decoder segment, on the buffers of `cache`."""
 
-    def __init__(self, backend: Backend, graphs: Sequence[GraphSpec], cache: KVCache) -> None:
-        self._backend, self._segments = backend, graphs[1:]
+    def __init__(self, backend: Backend, manifest: Manifest, cache: KVCache) -> None:
+        self._backend, self._segments = backend, manifest.segments
         self._written: dict[str, Buffer] = {}
         """Inputs that are written before every step, by name and segment."""
         self._runs: list[tuple[str, dict[str, Buffer], dict[str, Buffer]]] = []
@@ -33,14 +34,20 @@ class RecordedStep:
         batch = cache.batch
         self._written["input_ids"] = backend.allocate((batch, 1), np.int64)
         self._written["last_index"] = backend.allocate((batch,), np.int64)
-        hidden = self._plan(graphs[0], self._written, {})["hidden_states"]
+        hidden = self._plan(manifest.graph("embed"), self._written, {})["hidden_states"]
+        axes, tables = manifest.layout.axes, dict[int, dict[str, Buffer]]()
+        positions = (batch, 1) if axes == 1 else (axes, batch, 1)
         for i, segment in enumerate(self._segments):
             mask = self._written[f"attention_mask.{i}"] = backend.allocate((batch, cache.capacity[i] + 1), np.int64)
             position = f"position_ids.{cache.shift[i]}"
             shapes = resolve_shapes(segment.inputs, {"B": batch, "S": 1, "P": cache.capacity[i]})
             if position not in self._written:
-                self._written[position] = backend.allocate(shapes["position_ids"], np.int64)
+                self._written[position] = backend.allocate(positions, np.int64)
+            if cache.shift[i] not in tables and reads_rotary(segment):
+                given = {"position_ids": self._written[position]}
+                tables[cache.shift[i]] = self._plan(manifest.graph("rotary"), given, {})
             named = {spec.name: backend.allocate(shapes[spec.name], spec.dtype) for spec in _constants(segment)} | {
+                **tables.get(cache.shift[i], {}),
                 "hidden_states": hidden,
                 "position_ids": self._written[position],
                 "attention_mask": mask,

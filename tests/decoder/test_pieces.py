@@ -76,7 +76,7 @@ def test_equals_the_layer(kind: str) -> None:
     text, (rows, position_ids) = decoder(KINDS[kind]), random_rows()
     tap, mask = attention.Tap(), attention.additive_mask(torch.ones(2, 7), 7, 0, torch.float32)
     with attention.active(text.config):
-        attention.run_layer(text.layers[1], rows, mask, position_ids, text.rotary(rows, position_ids), tap)
+        attention.run_layer(text.layers[1], rows, mask, text.rotary(rows, position_ids), tap)
     query, key = queries_and_keys(text.projections(1), rows, position_ids)
     torch.testing.assert_close(query, tap.query)
     torch.testing.assert_close(key, tap.rows[1][0].permute(1, 2, 0, 3))
