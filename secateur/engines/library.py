@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import re
-import sys
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -66,10 +64,6 @@ class TensorRT:
         every = {"strongly_typed": True, "tf32": False, "profiling_verbosity": "detailed"}
         return {**dataclasses.asdict(settings), **every}
 
-    def logger(self) -> Any:
-        """Return a logger for a build, which prints warnings and errors."""
-        return self.trt.Logger(self.trt.Logger.WARNING)
-
     def configure(self, config: Any, settings: BuilderSettings, capabilities: Sequence[str]) -> None:
         """Set what only this builder has."""
         config.builder_optimization_level = settings.optimization_level
@@ -119,23 +113,6 @@ class TensorRTForRTX(TensorRT):
         return {
             name: value for name, value in every.items() if name not in ("optimization_level", "decomposable_attention")
         }
-
-    def logger(self) -> Any:
-        """Return a logger that also has `memory`, the bytes of activations of the profile that needs most."""
-        trt: Any = self.trt
-
-        class Log(trt.ILogger):  # type: ignore[misc]
-            def __init__(self) -> None:
-                trt.ILogger.__init__(self)
-                self.memory = 0
-
-            def log(self, severity: Any, msg: str) -> None:
-                if found := re.match(r"Total Activation Memory: (\d+) bytes", msg):
-                    self.memory = max(self.memory, int(found[1]))
-                if int(severity) <= int(trt.ILogger.WARNING):
-                    print(f"[{severity.name}] {msg}", file=sys.stderr)
-
-        return Log()
 
     def configure(self, config: Any, settings: BuilderSettings, capabilities: Sequence[str]) -> None:
         """Set the compute capabilities, and let the plan be recorded: it allocates no memory when it runs.

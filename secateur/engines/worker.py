@@ -18,7 +18,7 @@ from typing import Any
 
 from secateur.bundle.atomic import write_bytes, write_text
 from secateur.bundle.strict_json import read_json, to_json
-from secateur.engines.device import Recorder, described, profile_difference, recorder
+from secateur.engines.device import build_log, described, profile_difference
 from secateur.engines.library import LIBRARIES, TensorRT
 from secateur.engines.manifest import BuilderSettings, Profile
 from secateur.errors import BadEngine, BuildFailed, SecateurError
@@ -72,32 +72,29 @@ def build(job: Job) -> Result:
         BadOutput: the plan cannot be written.
     """
     library = LIBRARIES[job.engine]()
-    trt, logger = library.trt, library.logger()
-    errors = recorder(trt)
-    builder = trt.Builder(logger)
-    builder.error_recorder = errors
+    trt, log = library.trt, build_log(library.trt)
+    builder = trt.Builder(log)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, logger)
+    parser = trt.OnnxParser(network, log)
     if not parser.parse_from_file(job.onnx):
         found = [" ".join(str(parser.get_error(i)).split()) for i in range(parser.num_errors)]
-        reason = "; ".join(found) or described(errors) or "no reason given"
+        reason = "; ".join(found) or described(log) or "no reason given"
         raise BuildFailed(f"{library.title} cannot parse it: {reason}; `secateur inspect` shows which versions can")
     config = builder.create_builder_config()
     _configure(library, builder, config, job)
     warning = "" if library.portable else _use_timing_cache(config, Path(job.timing_cache))
-    errors.clear()  # errors about a damaged cache
+    log.texts.clear()  # errors about a damaged cache
     plan = builder.build_serialized_network(network, config)
     if plan is None:
-        reason = described(errors) or "no reason given, see the log"
+        reason = described(log) or "no reason given, see the log"
         empty = any(0 in shapes.min for made in job.profiles for shapes in made.ranges.values())
         hint = "; if this TensorRT does not support empty tensors, build with --masked-past" if empty else ""
         raise BuildFailed(f"{library.title} could not build it: {reason}{hint}")
-    if library.portable:  # opening the plan would need a GPU
-        memory = logger.memory
-    else:
+    if not library.portable:
         write_bytes(Path(job.timing_cache), bytes(config.get_timing_cache().serialize()))
-        del parser, network, config, builder  # opening the plan needs their memory
-        memory = _memory(trt, logger, errors, plan, job.profiles)
+    del parser, network, config, builder  # opening the plan needs their memory
+    # opening a portable plan would need a GPU
+    memory = log.memory if library.portable else _memory(trt, log, plan, job.profiles)
     write_bytes(Path(job.plan), plan)
     return Result(memory, warnings=(warning,) if warning else ())
 
@@ -127,13 +124,12 @@ def _use_timing_cache(config: Any, path: Path) -> str:
     return f"{path} is damaged or from another device; it was replaced"
 
 
-def _memory(trt: Any, logger: Any, errors: Recorder, plan: Any, profiles: Sequence[Profile]) -> int:
+def _memory(trt: Any, log: Any, plan: Any, profiles: Sequence[Profile]) -> int:
     """Open `plan`, check its profiles, and return the bytes of activations that a context needs."""
-    runtime = trt.Runtime(logger)
-    runtime.error_recorder = errors
+    runtime = trt.Runtime(log)
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
-        raise BuildFailed(f"the plan cannot be opened: {described(errors) or 'no reason given'}")
+        raise BuildFailed(f"the plan cannot be opened: {described(log) or 'no reason given'}")
     if difference := profile_difference(engine, profiles):
         raise BuildFailed(f"the plan has {difference}")
     return int(engine.device_memory_size_v2)
