@@ -74,7 +74,7 @@ def _check_bucket(manifest: Manifest) -> None:
 def _check_tensors(graph: GraphSpec) -> None:
     if any(not t.shape for t in (*graph.inputs, *graph.outputs)):
         raise BadBundle(f"graph '{graph.name}' has a tensor without dimensions")
-    names = [t.name for t in (*graph.inputs, *graph.outputs, *graph.weights)]
+    names = [t.name for t in (*graph.all_inputs, *graph.outputs)]
     if len(set(names)) != len(names):
         raise BadBundle(f"graph '{graph.name}' has two tensors of the same name")
     for tensor in (*graph.inputs, *graph.outputs):

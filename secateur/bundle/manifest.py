@@ -72,6 +72,10 @@ class GraphSpec:
     layers: tuple[int, int] | None = None
     weights: tuple[WeightSpec, ...] = ()
 
+    @property
+    def all_inputs(self) -> tuple[TensorSpec, ...]:
+        return (*self.inputs, *(TensorSpec(weight.name, weight.dtype, weight.shape) for weight in self.weights))
+
 
 @dataclass(frozen=True)
 class GateRef:

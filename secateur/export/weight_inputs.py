@@ -145,7 +145,9 @@ def _node(operator: str, inputs: Sequence[onnx_ir.Value | None], name: str, outp
 
 def _constant(model: onnx_ir.Model, name: str, numbers: Sequence[int]) -> onnx_ir.Value:
     tensor = onnx_ir.tensor(np.array(numbers, np.int64), name=name)
-    value = onnx_ir.Value(name=name, type=onnx_ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+    value = onnx_ir.Value(
+        name=name, type=onnx_ir.TensorType(tensor.dtype), shape=onnx_ir.Shape([len(numbers)]), const_value=tensor
+    )
     model.graph.register_initializer(value)
     return value
 

@@ -228,8 +228,7 @@ class Backend(base.Backend):
         except Exception as problem:
             raise BadBundle(f"{path} cannot be opened ({first_line(problem)}); export the bundle again") from None
         self._place.check(session)
-        weights = [TensorSpec(weight.name, weight.dtype, weight.shape) for weight in graph.weights]
-        compare(graph, (*graph.inputs, *weights), session.get_inputs())
+        compare(graph, graph.all_inputs, session.get_inputs())
         compare(graph, graph.outputs, session.get_outputs())
         opened = _Session(session, session.io_binding())
         for weight in graph.weights:

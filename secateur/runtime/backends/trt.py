@@ -24,10 +24,8 @@ from secateur.runtime.device.engine import Context, Driver, Engine, Plans
 from secateur.runtime.device.memory import Block
 from secateur.runtime.device.step_graph import StepGraph
 from secateur.runtime.device.stream import DeviceBuffer, Stream
+from secateur.runtime.device.weights import ALIGNMENT, DeviceWeights
 from secateur.runtime.receipt import Stopwatch
-
-ALIGNMENT = 256
-"""Bytes; every tensor address must be a multiple of this (IExecutionContext::setTensorAddress)."""
 
 
 class Backend(base.Backend):
@@ -61,13 +59,15 @@ class Backend(base.Backend):
         self._stream = Stream()
         self._step_graph = StepGraph(self._stream)
         self._driver = Driver(library, self._stream, RuntimeCache(self._plans.folder / f"{here.name}.kernels"))
+        self._bundle, self._weights = bundle, DeviceWeights(self._stream)
         self._engines: dict[str, Engine] = {}
         self._activations: Block | None = None
 
     def load(self, graph: GraphSpec) -> None:
         if graph.name not in self._engines:
             plan, blob = self._plans.read(graph)
-            self._engines[graph.name] = Engine(self._driver, graph, plan, blob, self._plans.mend)
+            weights = {w.name: self._weights.buffer(self._bundle.path(w.file), w) for w in graph.weights}
+            self._engines[graph.name] = Engine(self._driver, graph, plan, blob, self._plans.mend, weights)
 
     def allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any] | type | str) -> DeviceBuffer:
         return DeviceBuffer.zeros(self._stream, shape, dtype)

@@ -103,7 +103,9 @@ class Driver:
 class Context:
     """An execution context of one profile, and the shapes and addresses bound to it."""
 
-    def __init__(self, driver: Driver, engine: Any, index: int, profile: Profile) -> None:
+    def __init__(
+        self, driver: Driver, engine: Any, index: int, profile: Profile, weights: Mapping[str, DeviceBuffer]
+    ) -> None:
         self.profile, self._stream, self._errors, self._library = profile, driver.stream, driver.errors, driver.library
         title = driver.library.title
         self._context = driver.library.create_context(engine, profile.name, driver.cache)
@@ -118,6 +120,9 @@ class Context:
             self._context.set_optimization_profile_async(index, driver.stream.handle)
         except RuntimeError:  # the recorder has the message, not the exception
             raise SecateurError(f"{title} refuses the profile '{profile.name}': {_messages(driver.errors)}") from None
+        for name, buffer in weights.items():
+            if not self._context.set_tensor_address(name, buffer.address):
+                raise SecateurError(f"{title} refuses the weight '{name}': {_messages(driver.errors)}")
         self._recordable = True
         self._memory: Block | None = None
         self._shapes: dict[str, Shape] = {}
@@ -170,20 +175,31 @@ class Context:
 class Engine:
     """A plan on the device.
 
-    memory  bytes that a run needs for activations
+    weights  buffers of the weights that are inputs, shared with other engines
+    memory   bytes that a run needs for activations
 
     Raises:
         BadEngine: TensorRT cannot read the plan, or the plan does not match the graph.
     """
 
-    def __init__(self, driver: Driver, graph: GraphSpec, plan: EnginePlan, blob: mmap, mend: str) -> None:
-        self.graph, self._mend = graph, mend
+    def __init__(
+        self,
+        driver: Driver,
+        graph: GraphSpec,
+        plan: EnginePlan,
+        blob: mmap,
+        mend: str,
+        weights: Mapping[str, DeviceBuffer],
+    ) -> None:
+        self.graph, self._mend, self._weights = graph, mend, weights
         self._engine = driver.runtime.deserialize_cuda_engine(blob)
         if self._engine is None:
             raise BadEngine(f"{plan.file} cannot be loaded: {_messages(driver.errors)}; {mend}")
         self._compare(driver.library.trt, plan)
         self.memory = int(self._engine.device_memory_size_v2)
-        contexts = [Context(driver, self._engine, index, profile) for index, profile in enumerate(plan.profiles)]
+        contexts = [
+            Context(driver, self._engine, index, profile, weights) for index, profile in enumerate(plan.profiles)
+        ]
         self._contexts = sorted(contexts, key=_room)
 
     def context(self, shapes: Mapping[str, Shape]) -> Context:
@@ -208,10 +224,10 @@ class Engine:
         engine, graph = self._engine, self.graph
         found = {engine.get_tensor_name(i) for i in range(engine.num_io_tensors)}
         inputs = {name for name in found if engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT}
-        for specs, names in ((graph.inputs, inputs), (graph.outputs, found - inputs)):
+        for specs, names in ((graph.all_inputs, inputs), (graph.outputs, found - inputs)):
             if strange := {spec.name for spec in specs} ^ names:
                 raise BadEngine(f"{plan.file} and the manifest differ in the tensor '{min(strange)}'; {self._mend}")
-        for spec in (*graph.inputs, *graph.outputs):
+        for spec in (*graph.all_inputs, *graph.outputs):
             dtype, shape = engine.get_tensor_dtype(spec.name), tuple(engine.get_tensor_shape(spec.name))
             if TYPES.get(dtype.name) != spec.dtype or not _fits(spec, shape):
                 raise BadEngine(
