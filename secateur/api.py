@@ -269,6 +269,7 @@ def export_bundle(
     *,
     out: str | Path,
     dtype: str | None = None,
+    weights: str | None = None,
     quantize: str | None = None,
     block_size: int | None = None,
     symmetric: bool | None = None,
@@ -282,8 +283,10 @@ def export_bundle(
 
     A loaded model is converted to the target's dtype: calibrate before. Several families are the model at several image
     sizes, see `secateur.api.at_sizes`.
+
+    weights  "shared" (inputs of the graphs) or "baked" (constants); None: the target's default
     """
-    kind = target_of(target, dtype)
+    kind = target_of(target, dtype, weights)
     integers = quantize_weights(quantize, kind, block_size, symmetric, accuracy_level)
     given = [schedules] if isinstance(schedules, Schedule | str | Path) else schedules
     read = [each if isinstance(each, Schedule) else read_schedule(Path(each)) for each in given]

@@ -30,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     )
     parser.add_argument("--target", default="cpu", help="cpu, cuda or tensorrt (default: cpu)")
     parser.add_argument("--dtype", help="fp32, fp16 or bf16 (default: the target's)")
+    parser.add_argument("--weights", help="for TensorRT: shared by all plans, or baked into each (default: shared)")
     parser.add_argument("--out", type=Path, help="bundle folder (default: build/MODEL-METHOD)")
     parser.add_argument("--share", type=Path, help="bundle of the same model and dtype whose weight files are linked")
     parser.add_argument("--force", action="store_true", help="replace an existing bundle")
@@ -54,7 +55,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from secateur.load_model import load
 
     start = time.perf_counter()
-    kind = target(arguments.target, arguments.dtype)
+    kind = target(arguments.target, arguments.dtype, arguments.weights)
     details = (arguments.block_size, arguments.symmetric, arguments.accuracy_level)
     integers = quantize_weights(arguments.quantize, kind, *details)
     schedules = [read_schedule(path) for path in arguments.schedule]

@@ -33,6 +33,7 @@ from secateur.engines.manifest import (
     Engines,
     Limits,
     Profile,
+    graph_files,
     plan_key,
 )
 from secateur.engines.platforms import Platform
@@ -45,6 +46,8 @@ SHORT_OF_MEMORY = ("memory", "alloc", "could not find any implementation", "no r
 """Words in TensorRT's messages about too little memory or workspace."""
 UNFINISHED = "unfinished.json"
 """The engines.json of a build that has not finished."""
+LARGE = 1 << 20
+"""Bytes; fewer constants of a graph, such as norms and biases, are not worth a warning."""
 Profiles = Mapping[str, tuple[Profile, ...]]
 
 
@@ -105,7 +108,23 @@ def build(
             if path.name not in {plan.file for plan in engines.plans}:
                 path.unlink()
         progress("build", "", len(manifest.graphs), len(manifest.graphs))
+    if repeated := repeated_weights(bundle, profiles):
+        warnings.append(
+            f"plans contain {repeated / 1e6:.0f} MB of weights once more, for their second profile; "
+            "export with --weights shared to have them once for all plans"
+        )
     return Built(folder, engines, tuple(new), tuple(warnings))
+
+
+def repeated_weights(bundle: Bundle, profiles: Profiles) -> int:
+    """Return the bytes of constants that plans contain again, because each profile has its own copy."""
+    repeated = 0
+    for graph in bundle.manifest.graphs:
+        files = graph_files(bundle.manifest, bundle.root, graph)[1:]
+        inputs = sum(weight.nbytes for weight in graph.weights if weight.file in files)
+        constants = sum((bundle.root / file).stat().st_size for file in files) - inputs
+        repeated += constants * (len(profiles[graph.name]) - 1) if constants >= LARGE else 0
+    return repeated
 
 
 @contextmanager
