@@ -7,19 +7,20 @@ and compiler, so it also tells what TensorRT makes of a graph on devices for whi
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from secateur.engines.kernels import Kernel, kernels
+from secateur.engines.kernels import Kernel, bound, kernels
 from secateur.engines.library import TensorRTForRTX
 from secateur.engines.manifest import BuilderSettings, Profile
 from secateur.errors import BuildFailed
 
-EXPECTED = re.compile(r"Make sure input .* has Int64 binding")
-"""The parser warns of every int64 input; the runtime binds int64."""
+EXPECTED = re.compile(r"Make sure (in|out)put .* has Int64 binding")
+"""The parser warns of every int64 input and output; the runtime binds int64."""
 ACTIVATIONS = re.compile(r"Total Activation Memory: (\d+) bytes")
 
 
@@ -27,16 +28,21 @@ ACTIVATIONS = re.compile(r"Total Activation Memory: (\d+) bytes")
 class Compiled:
     """A compiled graph.
 
-    plan      the serialized engine
-    warnings  of the parser and the builder, one line each, without the expected ones and without repetitions
-    kernels   of each profile, in the order of execution
-    scratch   bytes of memory for activations of each profile, at its largest shapes
+    plan             the serialized engine
+    warnings         of the parser and the builder, one line each, without the expected ones and without repetitions
+    kernels          of each profile, in the order of execution
+    scratch          bytes of memory for activations of each profile, at its largest shapes
+    weights          bytes of the constants in the graph
+    inputs, outputs  bytes of each by name; None if the size varies within the profiles
     """
 
     plan: bytes = field(repr=False)
     warnings: tuple[str, ...]
     kernels: tuple[tuple[Kernel, ...], ...]
     scratch: tuple[int, ...]
+    weights: int
+    inputs: dict[str, int | None]
+    outputs: dict[str, int | None]
 
 
 def compile_graph(
@@ -58,8 +64,10 @@ def compile_graph(
         BackendMissing: TensorRT for RTX is not installed.
         BuildFailed: the parser or the builder fails; the message contains theirs.
     """
-    trt = TensorRTForRTX().trt
+    library = TensorRTForRTX()
+    trt = library.trt
     log = _log(trt)
+    log.clear()
     builder = trt.Builder(log)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log)
@@ -67,7 +75,7 @@ def compile_graph(
         found = [" ".join(str(parser.get_error(i)).split()) for i in range(parser.num_errors)]
         raise BuildFailed(f"TensorRT for RTX cannot parse it: {'; '.join(found) or 'no reason given'}")
     config = builder.create_builder_config()
-    _configure(trt, config, capabilities, settings or BuilderSettings())
+    _configure(library, config, capabilities, settings or BuilderSettings())
     for made in profiles:
         profile = builder.create_optimization_profile()
         for name, shapes in made.ranges.items():
@@ -77,31 +85,57 @@ def compile_graph(
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise BuildFailed(f"TensorRT for RTX could not build it: {'; '.join(log.errors) or 'no reason given'}")
+    if len(log.scratch) != len(profiles):
+        raise BuildFailed("another logger of TensorRT for RTX is in use in this process; compile in a new process")
+    text = "\n".join(log.steps)
     return Compiled(
         bytes(plan),
         tuple(dict.fromkeys(log.warnings)),
-        kernels("\n".join(log.steps), len(profiles), weights),
+        kernels(text, len(profiles), weights),
         tuple(log.scratch),
+        _constants(trt, network),
+        bound(text, "Input"),
+        bound(text, "Output"),
     )
 
 
-def _configure(trt: Any, config: Any, capabilities: Sequence[str], settings: BuilderSettings) -> None:
+def _configure(library: TensorRTForRTX, config: Any, capabilities: Sequence[str], settings: BuilderSettings) -> None:
+    trt = library.trt
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings.workspace_mib << 20)
-    config.builder_optimization_level = settings.optimization_level
     config.max_aux_streams = settings.max_aux_streams
     config.clear_flag(trt.BuilderFlag.TF32)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # without it, the log has no steps
-    config.num_compute_capabilities = len(capabilities)
-    for number, capability in enumerate(capabilities):
-        config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{capability}"), number)
+    library.configure(config, settings, capabilities)
 
 
+def _constants(trt: Any, network: Any) -> int:
+    """Return the bytes of the constants of a parsed network."""
+    found = []
+    for number in range(network.num_layers):
+        layer = network.get_layer(number)  # returned as ILayer
+        if layer.type == trt.LayerType.CONSTANT:
+            layer.__class__ = trt.IConstantLayer
+            found.append(layer.weights)
+        elif layer.type == trt.LayerType.CONVOLUTION:
+            layer.__class__ = trt.IConvolutionLayer
+            found += [layer.kernel, layer.bias]
+    # nbytes is wrong for int4
+    return sum(w.size // 2 if w.dtype == trt.DataType.INT4 else w.nbytes for w in found)
+
+
+@functools.cache
 def _log(trt: Any) -> Any:
-    """Create a logger with the steps of the finished engine, warnings, errors, and memory for activations."""
+    """Create the logger: it keeps the steps of the finished engine, warnings, errors, and memory for activations.
 
-    class Log(trt.ILogger):  # type: ignore[misc]
+    There is one, because the library uses the first logger of a process until all of its objects are gone.
+    """
+
+    class StepLog(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
+            self.clear()
+
+        def clear(self) -> None:
             self.steps: list[str] = []
             self.warnings: list[str] = []
             self.errors: list[str] = []
@@ -117,4 +151,4 @@ def _log(trt: Any) -> Any:
             elif severity == trt.ILogger.WARNING and not EXPECTED.search(message):
                 self.warnings.append(" ".join(message.split()))
 
-    return Log()
+    return StepLog()

@@ -20,7 +20,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 BITS = {
-    **dict.fromkeys(("Int64",), 64),
+    "Int64": 64,
     **dict.fromkeys(("Float", "Int32"), 32),
     **dict.fromkeys(("Half", "BFloat16"), 16),
     **dict.fromkeys(("Bool", "Int8", "UInt8", "FP8", "E8M0"), 8),
@@ -34,8 +34,11 @@ LEAST_VALUES = 4096
 
 STEP = re.compile(r"^Name: (.*?), LayerType: (\w+),(.*)$", re.MULTILINE)
 TENSOR = re.compile(r"Name: ([^{}]*?), (?:Location: \w+, )?Dimensions: \[([-\d,]*)\].*?Datatype: (\w+)")
+BOUND = re.compile(r"^ Name: (.*), IOMode: (\w+), DataType: (\w+), Dimensions: \[([-\d,]*)\]", re.MULTILINE)
 PROFILE = re.compile(r" \[profile (\d+)\]")
 PART = re.compile(r"_myl(\d+)_\d+$")
+GENERATED = ("__myl_", "_gem")
+"""Beginnings of the names of generated kernels; others are named after nodes of the graph."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +47,8 @@ class Kernel:
 
     name    as in the log, such as "_gemm_mha_v2_myl1_10"
     kind    "gemm" (library product), "kgen" (generated), "runtime_fusion", "cast" or another LayerType of the log
-    bytes   sum of the sizes of its inputs, constants and outputs; None if one of them varies within the profile
+    bytes   sum of the sizes of its inputs, constants and outputs, of a table only the rows that it gathers; None if
+            one of them varies within the profile
     matrix  whether it reads a weight of at least LEAST_VALUES values
     copy    whether it reads only weights (one of at least LEAST_VALUES values), or writes one out multiplied by the
             rows, before they are summed: work of a weight's size in every step
@@ -55,6 +59,11 @@ class Kernel:
     bytes: int | None
     matrix: bool
     copy: bool
+
+    @property
+    def label(self) -> str:
+        """Name that kernels of the same kind share, such as "_gemv_mha_v1" or "FcAdd"; of a library product, "gemm"."""
+        return PART.sub("", self.name).removeprefix("__myl_") if self.name.startswith(GENERATED) else self.kind
 
     @property
     def attention(self) -> bool:
@@ -118,6 +127,10 @@ def _kernel(name: str, kind: str, rest: str, fixed: set[str], weights: Collectio
     multiplied = {t.values for t in read if t.name in weights and _large(t)} & {t.values for t in written}
     products = kind == "gemm" or "Fc" in name
     sizes = [tensor.bytes for tensor in (*read, *constant, *written)]
+    if "Gath" in name:  # reads rows of a table, not all of it
+        rows = sum(tensor.bytes or 0 for tensor in written)
+        others = [tensor.bytes for tensor in (*read, *written) if tensor not in always]
+        sizes = [*others, *(min(tensor.bytes or 0, rows) for tensor in always)]
     known = [size for size in sizes if size is not None]
     total = sum(known) if len(known) == len(sizes) else None
     return Kernel(name, kind, total, matrix, copy or (bool(multiplied) and not products))
@@ -125,15 +138,25 @@ def _kernel(name: str, kind: str, rest: str, fixed: set[str], weights: Collectio
 
 def _tensors(text: str) -> list[_Tensor]:
     """Read the tensors of a list of inputs, constants or outputs."""
-    found = []
-    for name, dimensions, kind in TENSOR.findall(text):
-        sizes = [int(size) for size in dimensions.split(",") if size]
-        found.append(_Tensor(name, None if -1 in sizes else math.prod(sizes), BITS[kind]))
-    return found
+    return [_tensor(*found) for found in TENSOR.findall(text)]
+
+
+def _tensor(name: str, dimensions: str, kind: str) -> _Tensor:
+    sizes = [int(size) for size in dimensions.split(",") if size]
+    return _Tensor(name, None if -1 in sizes else math.prod(sizes), BITS[kind])
 
 
 def _large(tensor: _Tensor) -> bool:
     return tensor.values is not None and tensor.values >= LEAST_VALUES
+
+
+def bound(log: str, mode: str) -> dict[str, int | None]:
+    """Read the bytes of each input or output of the network by name; None if its size varies within the profiles.
+
+    mode  "Input" or "Output"
+    """
+    found = BOUND.findall(log)
+    return {name: _tensor(name, dimensions, kind).bytes for name, which, kind, dimensions in found if which == mode}
 
 
 def moved(engine: Iterable[Kernel]) -> int | None:

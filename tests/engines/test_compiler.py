@@ -6,9 +6,10 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from secateur.engines.compiler import compile_graph
 from secateur.engines.library import CAPABILITIES, capabilities
@@ -74,6 +75,9 @@ def test_bytes_at_fixed_shapes(tmp_path: Path) -> None:
     (kernel,) = built.kernels[0]
     assert kernel.bytes is not None
     least = 2 * (7 * 512 + 256 * 512 + 7 * 256)
+    assert built.weights == 0  # the weight is an input
+    assert built.inputs == {"x": 2 * 7 * 512, "w": 2 * 256 * 512} and built.outputs == {"y": 2 * 7 * 256}
+    assert kernel.label == "ReshMulSum" or kernel.label == kernel.kind == "gemm"
     assert least <= kernel.bytes <= least + 64  # and the factors alpha and beta of a library product
 
 
@@ -106,3 +110,16 @@ def test_a_missing_library(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
     with pytest.raises(BackendMissing, match=r"pip install 'secateur\[rtx\]'"):
         compile_graph(tmp_path / "a.onnx", PROFILES)
+
+
+def test_rows_of_a_table(tmp_path: Path) -> None:
+    rtx()
+    table = numpy_helper.from_array(np.ones((1000, 512), np.float16), "table")
+    index = helper.make_tensor_value_info("x", TensorProto.INT64, ["T"])
+    rows = helper.make_tensor_value_info("y", F16, ["T", 512])
+    graph = helper.make_graph([helper.make_node("Gather", ["table", "x"], ["y"])], "gather", [index], [rows], [table])
+    path = tmp_path / "a.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), path)
+    built = compile_graph(path, [Profile("all", {"x": Range((7,), (7,), (7,))})])
+    assert [kernel.bytes for kernel in built.kernels[0]] == [7 * 8 + 7 * 512 * 2 * 2]
+    assert built.weights == 1000 * 512 * 2 and not built.kernels[0][0].copy
