@@ -95,6 +95,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "graphs": [graph.name for graph in exported.manifest.graphs],
         "image_sizes": [plan.family.layout.size for plan in plans],
         "schedules": calibration_options.summaries([plan.schedules for plan in plans]),
+        "warnings": list(exported.warnings),
         "parity": [dataclasses.asdict(p) for p in exported.parity],
         "worst_error": max((p.error for p in exported.parity), default=None),
         "bytes": sum(path.stat().st_size for path in out.rglob("*") if path.is_file()),
@@ -109,6 +110,8 @@ def show(result: dict[str, Any], console: Console) -> None:
         console.print(tables.parity(result["parity"]))
     else:
         console.print("not checked against torch (--no-check)")
+    for warning in result["warnings"]:
+        console.print(f"warning: {warning}", markup=False, soft_wrap=True)
     console.print(
         f"wrote {result['bundle']}: {len(result['graphs'])} graphs, {result['bytes'] / 1e6:.1f} MB, "
         f"{result['seconds']} s (target {result['target']}, {result['quantization'] or result['dtype']}, "

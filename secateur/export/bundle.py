@@ -19,6 +19,7 @@ from secateur.bundle.strict_json import to_json
 from secateur.engines.manifest import ENGINES
 from secateur.engines.version import floor
 from secateur.errors import BadBundle, BadSchedule, ExportMismatch, Unparsable
+from secateur.export.fused_attention import attention_warnings
 from secateur.export.graphs import Graph, SizedModel, build_graphs, sized_model
 from secateur.export.lint import lint
 from secateur.export.model_card import CARD, Figures, card
@@ -61,13 +62,15 @@ class ExportPlan:
 class Exported:
     """Result of an export.
 
-    parity   worst error of each graph and schedule; empty without the check
-    seconds  export time of each graph, including the weights that it is the first to use
+    parity    worst error of each graph and schedule; empty without the check
+    seconds   export time of each graph, including the weights that it is the first to use
+    warnings  what will make the bundle slow
     """
 
     manifest: Manifest
     parity: tuple[Parity, ...]
     seconds: dict[str, float]
+    warnings: tuple[str, ...] = ()
 
 
 def export(
@@ -130,10 +133,11 @@ def export(
         (folder / MANIFEST).write_text(to_json(manifest))
         parity = check(Bundle.load(folder), family, progress) if verify else ()
         _require_parity(parity)
+        warnings = attention_warnings(folder, manifest)
         schedules = [[full(plan.family), *plan.schedules] for plan in plans]
         text = card(manifest, schedules, Figures.of(folder, manifest, parity))
         (folder / CARD).write_text(text, encoding="utf-8")  # not in the manifest: the owner may edit it
-    return Exported(manifest, parity, seconds)
+    return Exported(manifest, parity, seconds, warnings)
 
 
 def _write_graphs(
