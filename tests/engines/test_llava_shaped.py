@@ -53,7 +53,7 @@ def test_dry_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = layout.image_start + layout.vision_tokens
     assert layout.vision_tokens == 576
     (gate,) = [name for name in result["build"] if name.startswith("fastv")]
-    assert set(result["build"]) == {"vision", "projector", "embed", "segment_0", "segment_1", gate}
+    assert set(result["build"]) == {"vision", "projector", "embed", "rotary", "segment_0", "segment_1", gate}
     prefill, decode = (word for word in result["build"]["segment_1"] if word.startswith("--optShapes"))
     kept = layout.image_start + 144 + 32
     assert f"hidden_states:1x{kept}x4096" in prefill and "past_key.2:0x1x32x128" in prefill
