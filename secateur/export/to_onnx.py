@@ -15,7 +15,6 @@ from pathlib import Path
 
 import onnx_ir
 import torch
-from onnx_ir.passes.common import RemoveUnusedNodesPass
 from torch import nn
 from torch._subclasses import FakeTensorMode
 from torch.export import Dim
@@ -23,6 +22,7 @@ from torch.export import Dim
 from secateur.bundle.manifest import TensorSpec, WeightSpec
 from secateur.checkpoints.streaming import held
 from secateur.errors import BadModel
+from secateur.export.graph_forms import simplify
 from secateur.export.graphs import Graph
 from secateur.export.weight_inputs import weights_as_inputs
 from secateur.export.weights import Weights, WeightStore, externalize, name_weights, read_transposed
@@ -63,8 +63,7 @@ def to_onnx(
         read_transposed(program.model, weights, store)
     model = program.model
     _tidy(model, spec.inputs, spec.outputs)
-    _norms_of_one_dtype(model)
-    _drop_squeezes(model)
+    simplify(model)
     model.metadata_props.update(graph.notes)
     found = {node.op_type for node in model.graph.all_nodes()} & FORBIDDEN
     if found:
@@ -144,39 +143,6 @@ def _tidy(model: onnx_ir.Model, inputs: tuple[TensorSpec, ...], outputs: tuple[T
     model.metadata_props.clear()
     model.graph.metadata_props.clear()
     model.producer_name, model.producer_version = "secateur", None
-
-
-def _norms_of_one_dtype(model: onnx_ir.Model) -> None:
-    """Cast the input of each RMSNormalization to the dtype of its scale, which is the dtype of the output in ONNX.
-
-    TensorRT's parser gives the output the dtype of the input, which the next nodes do not accept. The norm is computed
-    in fp32 (stash_type) in both cases.
-    """
-    for node in list(model.graph.all_nodes()):
-        rows, scale = (*node.inputs, None, None)[:2]
-        if node.op_type == "RMSNormalization" and rows is not None and scale is not None and rows.dtype != scale.dtype:
-            assert node.graph is not None and scale.dtype is not None
-            cast = onnx_ir.node("Cast", [rows], {"to": scale.dtype}, name=f"{node.name}_cast")
-            cast.outputs[0].dtype, cast.outputs[0].shape = scale.dtype, rows.shape
-            cast.outputs[0].name = f"{node.name}_input"
-            node.graph.insert_before(node, cast)
-            node.replace_input_with(0, cast.outputs[0])
-
-
-def _drop_squeezes(model: onnx_ir.Model) -> None:
-    """Remove an Unsqueeze of a Squeeze of the same axes, as of rotary tables, which keep TensorRT from fusing."""
-    for node in model.graph.all_nodes():
-        before = node.inputs[0].producer() if node.op_type == "Unsqueeze" and node.inputs[0] is not None else None
-        if before is not None and before.op_type == "Squeeze" and before.inputs[0] is not None:
-            axes = [_numbers(each.inputs[1]) for each in (node, before) if len(each.inputs) > 1]
-            if len(axes) == 2 and axes[0] is not None and axes[0] == axes[1] and not node.outputs[0].is_graph_output():
-                node.outputs[0].replace_all_uses_with(before.inputs[0])
-    RemoveUnusedNodesPass()(model)
-
-
-def _numbers(value: onnx_ir.Value | None) -> list[int] | None:
-    """Return the values of a constant, None of another tensor."""
-    return None if value is None or value.const_value is None else value.const_value.numpy().tolist()
 
 
 @contextmanager
