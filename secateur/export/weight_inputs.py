@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Weights of matrix products as inputs of a graph, so that the TensorRT plans of all profiles share one copy of them.
 
-TensorRT stores constants in a plan, once for each optimization profile; an input is in memory once. It multiplies by an
-input [1, N, K] without a copy if Transpose(0, 2, 1) and MatMul read it (measured with TensorRT for RTX 1.7; other
-layouts cost more kernels, or a copy of the weight in each step). Products of the same rows, such as queries, keys and
-values, become one product of the joined weights and a Split.
+TensorRT stores constants in a plan, once for each profile; an input is in memory once. TensorRT for RTX 1.7
+multiplies by an input [1, N, K] without a copy if Transpose(0, 2, 1) and MatMul read it and the rows are [1, B S, K].
+Other layouts cost more kernels or a copy of the weight in each step, as do rows [B, S, K] if B varies. Products of the
+same rows, such as queries, keys and values, become one product of the joined weights and a Split.
 """
 
 from __future__ import annotations
@@ -113,14 +113,15 @@ def _multiply(model: onnx_ir.Model, group: Sequence[Product]) -> onnx_ir.Value:
     sizes = [shape[0] for shape in shapes]
     name = _joined([weight.name or "" for weight in weights])
     value = _input(weights[0], name, onnx_ir.Shape((1, sum(sizes), shapes[0][1])))
-    made = [_node("Transpose", [value], f"{name}.transpose", perm=[0, 2, 1])]
-    flat = rows.shape is not None and len(rows.shape) == 2
-    if flat:
-        made.append(_node("Unsqueeze", [rows, _constant(model, f"{name}.axis", [0])], f"{name}.rows"))
-        rows = made[-1].outputs[0]
-    made.append(_node("MatMul", [rows, made[0].outputs[0]], f"{name}.product"))
-    if flat:
-        made.append(_node("Squeeze", [made[-1].outputs[0], made[1].inputs[1]], f"{name}.flat"))
+    width = _constant(model, f"{name}.flat", [1, -1, shapes[0][1]]), _constant(model, f"{name}.width", [sum(sizes)])
+    made = [
+        turned := _node("Transpose", [value], f"{name}.transpose", perm=[0, 2, 1]),
+        flat := _node("Reshape", [rows, width[0]], f"{name}.rows"),
+        product := _node("MatMul", [flat.outputs[0], turned.outputs[0]], f"{name}.product"),
+        others := _node("Shape", [rows], f"{name}.others", end=-1),
+        shape := _node("Concat", [others.outputs[0], width[1]], f"{name}.shape", axis=0),
+        _node("Reshape", [product.outputs[0], shape.outputs[0]], f"{name}.back"),
+    ]
     if len(group) > 1:
         split = _constant(model, f"{name}.sizes", sizes)
         made.append(_node("Split", [made[-1].outputs[0], split], f"{name}.parts", len(group), axis=-1))

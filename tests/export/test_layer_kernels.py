@@ -13,6 +13,7 @@ import pytest
 from secateur.bundle.manifest import GraphSpec
 from secateur.engines.compiler import Compiled, compile_graph
 from secateur.engines.kernels import moved
+from secateur.engines.manifest import Profile, Range
 from tests.model_fixtures.layers import SHAPES, fixed, least_bytes, segment
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
@@ -51,6 +52,15 @@ def test_a_decode_step_reads_weights_and_cache_once(written: tuple[GraphSpec, Pa
 def test_prefill_takes_few_kernels(written: tuple[GraphSpec, Path], past: int, new: int) -> None:
     (kernels,) = compiled(written, past, new).kernels
     assert len(kernels) <= 12 * LAYERS
+
+
+def test_a_larger_batch_copies_no_weight(written: tuple[GraphSpec, Path]) -> None:
+    spec, path = written
+    one, two = (fixed(spec, 600, 1, batch).ranges for batch in (1, 2))
+    profile = Profile("decode", {name: Range(one[name].min, one[name].opt, two[name].max) for name in one})
+    (kernels,) = compile_graph(path, [profile], weights=[weight.name for weight in spec.weights]).kernels
+    assert sum(kernel.attention for kernel in kernels) == LAYERS
+    assert not [kernel.name for kernel in kernels if kernel.copy]
 
 
 def test_bf16_is_fused_alike(tmp_path: Path) -> None:

@@ -70,9 +70,9 @@ def segment(shape: str, layers: int, folder: Path, dtype: str = "fp16") -> Graph
     return replace(spec, weights=weights)
 
 
-def fixed(spec: GraphSpec, past: int, new: int) -> Profile:
-    """Return the profile of one shape: one sample, `past` cached rows and `new` rows."""
-    shapes = resolve_shapes(spec.inputs, {"B": 1, "P": past, "S": new})
+def fixed(spec: GraphSpec, past: int, new: int, batch: int = 1) -> Profile:
+    """Return the profile of one shape: `batch` samples, `past` cached rows and `new` rows."""
+    shapes = resolve_shapes(spec.inputs, {"B": batch, "P": past, "S": new})
     dynamic = [x.name for x in spec.inputs if any(isinstance(size, str) for size in x.shape)]
     return Profile("fixed", {name: Range(shapes[name], shapes[name], shapes[name]) for name in dynamic})
 
