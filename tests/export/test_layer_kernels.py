@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What NVIDIA's compiler makes of decoder layers of real size: kernels, fused attention, and bytes moved.
 
-Segments have three layers, because a form that is fused in a graph's first layer may not be in the next.
+Segments have two layers: what is fused in the first layer of a graph is not always fused in the next.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from secateur.engines.manifest import Profile, Range
 from tests.model_fixtures.layers import SHAPES, fixed, least_bytes, segment
 
 pytest.importorskip("tensorrt_rtx", reason="TensorRT for RTX is not installed")
-LAYERS = 3
+LAYERS = 2
 MASK = 1
 """Kernels of a segment besides its layers: the attention mask."""
 
