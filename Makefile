@@ -35,9 +35,10 @@ matrix: $(INSTALLED)  ## every family with every method (half an hour), and docs
 	$(BIN)/pytest -m slow tests/test_matrix.py
 	$(BIN)/python -m tests.matrix
 
-table: $(INSTALLED)  ## update the README's table of plug-ins and the picture of the packages
+table: $(INSTALLED)  ## update the README's table of plug-ins, the picture of the packages and the table of the lint
 	$(BIN)/python -m tests.table
 	$(BIN)/python -m tests.architecture
+	$(BIN)/python -m tests.export.nvidia
 
 docs: table  ## build the site into build/site; a broken link is an error
 	$(BIN)/mkdocs build --strict

@@ -137,9 +137,10 @@ def trt_bundle(tiny: Family, tmp_path_factory: pytest.TempPathFactory) -> tuple[
 
 @pytest.fixture(scope="session")
 def int4_bundle(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Exported]:
-    """A bundle for TensorRT with weights as int4, of a tiny model whose widths are whole blocks of 64."""
+    """A bundle for TensorRT with weights as int4, of a tiny model of two layers and whole blocks of 64."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(tiny_model.TEXT, "hidden_size", 64)
+        patch.setitem(tiny_model.TEXT, "num_hidden_layers", 2)
         family = tiny_family("llava")
     family.to(torch.float16)
     folder, kind = tmp_path_factory.mktemp("bundles") / "tiny-int4", target("tensorrt")

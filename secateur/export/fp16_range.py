@@ -14,7 +14,6 @@ LARGEST = float(np.finfo(np.float16).max)
 SOURCE = "range of fp16 (IEEE 754 binary16)"
 SUMS = frozenset({"ReduceSum", "ReduceSumSquare", "ReduceL1", "ReduceL2", "ReduceProd", "CumSum"})
 MASKS = frozenset({"Add", "Where"})
-NORMS = frozenset({"LayerNormalization", "RMSNormalization"})
 UPCAST = "cast to fp32 before it and back after it"
 
 
@@ -39,7 +38,7 @@ def overflow(node: Node) -> Refusal | None:
         return Refusal("a sum in fp16 overflows", UPCAST)
     if _is_square(node):
         return Refusal("squares in fp16 overflow from 256 on", UPCAST)
-    if operator in NORMS and node.attribute("stash_type", TensorProto.FLOAT) != TensorProto.FLOAT:
+    if operator == "LayerNormalization" and node.attribute("stash_type", TensorProto.FLOAT) != TensorProto.FLOAT:
         return Refusal("the norm is computed in fp16, where squares overflow from 256 on", "set stash_type to 1 (fp32)")
     return None
 

@@ -33,6 +33,7 @@ from secateur.export.operator_rules import (
 DOCS = "onnx-tensorrt docs/operators.md"
 AT_10_3, AT_10_13, AT_10_15 = (f"{DOCS} at {version}" for version in ("10.3", "10.13", "10.15"))
 BOTH = f"{DOCS} at 9.2 and 10.15, which agree"
+RTX = f"{BOTH}; TensorRT for RTX 1.7 refuses int32, which they list"
 TOP = 3840  # "up to" in NvInfer.h, "less than" in operators.md
 SPLIT = "select in several rounds (secateur.selection.topk.top)"
 BLOCKS = (64, 128)
@@ -62,13 +63,6 @@ def einsum(node: Node) -> Refusal | None:
     return None
 
 
-def convolution(node: Node) -> Refusal | None:
-    shape = node.shape(0)
-    if shape is None or len(shape) in (4, 5):
-        return None
-    return Refusal(f"a convolution over {len(shape) - 2} dimensions is not supported", "make it one over 2 or 3")
-
-
 def filled(node: Node) -> Refusal | None:
     value = node.attribute("value")
     if value is None or value.data_type == TensorProto.FLOAT:
@@ -87,24 +81,24 @@ ROWS = {
     **rows_for("Abs Add Div Max Mean Min Mod Mul Neg Sign Sub Sum", NUMBERS, BOTH),
     **rows_for("Ceil Clip Cos Elu Erf Exp Floor HardSigmoid LeakyRelu Log Pow Reciprocal Round", FLOATS, BOTH),
     **rows_for("Sigmoid Sin Softplus Sqrt Tan Tanh", FLOATS, BOTH),
-    **rows_for("Relu", NUMBERS, BOTH),
+    **rows_for("Relu", FLOATS, RTX),
     **rows_for("Gelu", FLOATS, AT_10_3),
     **rows_for("Equal Greater GreaterOrEqual Less LessOrEqual", NUMBERS, BOTH),
     **rows_for("And Not Or Xor", BOOL, BOTH),
     **rows_for("Where", ANY, BOTH, others={0: BOOL}),
     **rows_for("Cast CastLike", ANY | {"uint8"}, AT_10_3),
     # matrices and norms
-    **rows_for("Gemm LogSoftmax MatMul Softmax", FLOATS, BOTH),
-    **rows_for("Conv", FLOATS, BOTH, checks=(convolution,)),
+    **rows_for("Conv Gemm LogSoftmax MatMul Softmax", FLOATS, BOTH),
     **rows_for("LayerNormalization", FLOATS, AT_10_3, checks=(outputs(1, "use its first output only"),)),
     **rows_for("Einsum", FLOATS, AT_10_3, checks=(einsum,)),
     # reductions and sorting
     **rows_for(
-        "ReduceL1 ReduceL2 ReduceLogSumExp ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare",
+        "ReduceL1 ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum ReduceSumSquare",
         NUMBERS,
         BOTH,
         checks=(constant(1, "axes"),),
     ),
+    **rows_for("ReduceL2 ReduceLogSumExp", FLOATS, RTX, others={1: INTEGERS}, checks=(constant(1, "axes"),)),
     **rows_for("ArgMax ArgMin", NUMBERS, BOTH),
     **rows_for("CumSum", FLOATS, AT_10_3, others={1: INTEGERS}, checks=(constant(1, "axis"),)),
     **rows_for(
@@ -119,7 +113,6 @@ ROWS = {
     ),
     # indexing and shapes
     **rows_for("Gather GatherElements GatherND", ANY, AT_10_3),
-    **rows_for("Scatter", NUMBERS, AT_10_3),
     **rows_for("ScatterElements", NUMBERS, f"{AT_10_3}, through a plugin"),
     **rows_for(
         "ScatterND",
@@ -166,13 +159,14 @@ TRT_10_3 = Table(Version(10, 3), 20, ROWS)  # JetPack 6
 
 TRT_10_13 = TRT_10_3.then(  # JetPack 7.0 and 7.1
     Version(10, 13),
-    20,  # its largest opset is not documented
+    22,  # documented at 10.6
     {
         # axes may be computed since 10.7, Einsum is complete since 10.12
         **rows_for("Squeeze", ANY, AT_10_13, checks=(folded(1, "axes"), squeeze)),
         **rows_for("Unsqueeze", ANY, AT_10_13, checks=(folded(1, "axes"),)),
         **rows_for("CumSum", FLOATS, AT_10_13, others={1: INTEGERS}, checks=(folded(1, "axis"),)),
         **rows_for("Einsum", FLOATS, AT_10_13),
+        **rows_for("ConstantOfShape", INTEGERS, f"{DOCS} at 10.6", sizes=(0,)),
     },
 )
 
@@ -188,7 +182,6 @@ TRT_10_15 = TRT_10_13.then(  # and all later ones with known documentation; 10.1
             checks=(no_input("use symmetric integers", x_zero_point=2), blocks),
         ),
         **rows_for("Pow", NUMBERS, AT_10_15),
-        **rows_for("ConstantOfShape", INTEGERS, AT_10_15, sizes=(0,)),
     },
 )
 
