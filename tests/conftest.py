@@ -171,8 +171,8 @@ def demo_bundle(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[st
 
 @pytest.fixture
 def simulated(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    """TensorRT and CUDA as tests/simulation has them, in this process and those it starts; gives what they count."""
-    folder, packages = str(ROOT / "tests" / "simulation"), ("simulated", "tensorrt", "cuda")
+    """The libraries of tests/simulation, in this process and those it starts; gives what they count."""
+    folder, packages = str(ROOT / "tests" / "simulation"), ("simulated", "tensorrt", "tensorrt_rtx", "cuda")
     monkeypatch.syspath_prepend(folder)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (folder, os.environ.get("PYTHONPATH")))))
     for name in [name for name in sys.modules if name.partition(".")[0] in packages]:

@@ -216,13 +216,14 @@ def polygraphy_calls(source: str) -> Iterator[tuple[Any, ast.Call]]:
                 yield functools.reduce(getattr, rest, imported[first]), node
 
 
-@pytest.mark.parametrize(
-    "snapshot", [s for s in SNAPSHOTS if s.kind != "tensorrt_rtx"], ids=lambda s: f"{s.kind}-{s.version}"
-)
+@pytest.mark.parametrize("snapshot", SNAPSHOTS, ids=lambda s: f"{s.kind}-{s.version}")
 def test_the_simulation_has_no_other_names(snapshot: Snapshot, simulated: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The simulation only has names that all versions have."""
     if snapshot.kind == "cuda":
         module = importlib.import_module("cuda.bindings.runtime")
+    elif snapshot.kind == "tensorrt_rtx":
+        module = importlib.import_module("tensorrt_rtx")
+        assert module.__version__ == snapshot.version
     else:
         numbers = (*snapshot.version.split("."), "0")[:4]
         monkeypatch.setenv("SIMULATED_TENSORRT_VERSION", ".".join(numbers))

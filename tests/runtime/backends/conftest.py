@@ -111,6 +111,20 @@ def rebuild(bundle_path: Path, tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.fixture
+def rtx_engines_path(
+    simulated: Any, _built: dict[str, Path], bundle_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """As `engines_path`, for TensorRT for RTX; the device must be one that it supports."""
+    if "rtx" not in _built:
+        root = tmp_path_factory.mktemp("rtx-engines") / "tiny"
+        shutil.copytree(bundle_path, root)
+        retarget(root)
+        build_all(root, engine="rtx")
+        _built["rtx"] = root
+    return _built["rtx"]
+
+
+@pytest.fixture
 def build_engines() -> Callable[..., Path]:
     """build_engines(root, limits, past, engine): build the engines of a bundle for TensorRT."""
     return build_all

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A device in host memory, shared by the simulated `cuda.bindings.runtime` and `tensorrt` beside this package.
+"""A device in host memory, shared by the simulated libraries beside this package: CUDA, TensorRT, TensorRT for RTX.
 
 It is strict instead of fast. Work on a stream waits until somebody synchronises, new memory holds 0xFF, and what would
 be undefined on a real device (a range outside an allocation, memory freed while work still needs it) raises Fault. What

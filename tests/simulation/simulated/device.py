@@ -23,6 +23,7 @@ class Counters:
     executions: int = 0
     captures: int = 0
     launches: int = 0
+    compiled: int = 0
 
     def reset(self) -> None:
         for counter in fields(self):

@@ -12,6 +12,11 @@ def version() -> tuple[int, int, int, int]:
     return (numbers[0], numbers[1], numbers[2], numbers[3])
 
 
+def rtx_version() -> str:
+    """SIMULATED_RTX_VERSION of TensorRT for RTX."""
+    return os.environ.get("SIMULATED_RTX_VERSION", "1.7.1.116")
+
+
 def gpu() -> str:
     """SIMULATED_GPU: name of the device."""
     return os.environ.get("SIMULATED_GPU", "Orin")

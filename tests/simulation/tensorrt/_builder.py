@@ -14,7 +14,6 @@ from simulated.faults import Fault
 from tensorrt import _plan
 from tensorrt._config import IBuilderConfig, IOptimizationProfile
 from tensorrt._enumerations import (
-    BuilderFlag,
     ErrorCodeTRT,
     MemoryPoolType,
     NetworkDefinitionCreationFlag,
@@ -29,9 +28,11 @@ BYTES = {"FLOAT": 4, "INT32": 4, "INT64": 8, "HALF": 2, "BF16": 2}
 
 class Builder:
     __slots__ = ("_reporter",)
+    _typed = 1 << int(NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    _needs_device = True
 
     def __init__(self, logger: ILogger) -> None:
-        if settings.devices() == 0:
+        if self._needs_device and settings.devices() == 0:
             raise TypeError("pybind11::init(): factory function returned nullptr")
         self._reporter = Reporter(logger)
 
@@ -47,7 +48,7 @@ class Builder:
 
     def create_network(self, flags: int = 0) -> INetworkDefinition:
         """Raises Fault if the network would not be strongly typed: then the types of the graph would not hold."""
-        if integer(flags, "flags") != 1 << int(NetworkDefinitionCreationFlag.STRONGLY_TYPED):
+        if integer(flags, "flags") != self._typed:
             raise Fault(f"the network is not strongly typed: flags {flags}")
         return INetworkDefinition()
 
@@ -67,9 +68,9 @@ class Builder:
             config._timing._entries.add(hashlib.sha256(model).hexdigest())
         inputs = [network.get_input(i) for i in range(network.num_inputs)]
         outputs = [network.get_output(i) for i in range(network.num_outputs)]
-        gpu, sm = _plan.device()
+        version, gpu, sm = config._platform()
         plan = _plan.Plan(
-            version=_plan.version(),
+            version=version,
             gpu=gpu,
             sm=sm,
             name=Path(network._path).stem,
@@ -77,12 +78,7 @@ class Builder:
             profiles=tuple(admitted(profile) for profile in config._profiles) or ({},),
             memory=tuple(activations(inputs, profile) for profile in config._profiles or [IOptimizationProfile()]),
             verbosity=int(config.profiling_verbosity),
-            config={
-                "level": config.builder_optimization_level,
-                "aux_streams": config.max_aux_streams,
-                "workspace": config.get_memory_pool_limit(MemoryPoolType.WORKSPACE),
-                "tf32": int(BuilderFlag.TF32 in config._flags),
-            },
+            config=config._told(),
             model=model,
         )
         return IHostMemory(plan.pack())

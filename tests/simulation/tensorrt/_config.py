@@ -60,6 +60,19 @@ class IBuilderConfig:
         self._flags = {BuilderFlag.TF32}
         self._level, self._aux_streams, self._verbosity = 3, -1, ProfilingVerbosity.LAYER_NAMES_ONLY
 
+    def _platform(self) -> tuple[str, str, str]:
+        """Version, GPU and SM of the plan."""
+        return (_plan.version(), *_plan.device())
+
+    def _told(self) -> dict[str, int]:
+        """What a plan keeps of the settings, see `Plan.config`."""
+        return {
+            "level": self._level,
+            "aux_streams": self._aux_streams,
+            "workspace": self.get_memory_pool_limit(MemoryPoolType.WORKSPACE),
+            "tf32": int(BuilderFlag.TF32 in self._flags),
+        }
+
     @property
     def builder_optimization_level(self) -> int:
         return self._level

@@ -160,12 +160,19 @@ class IExecutionContext:
             return self._error("enqueueV3: no device memory was set for a context with user-managed memory")
         shapes = {t.name: self._shapes.get(t.name) or resolve(t, symbols) for t in self._engine._plan.tensors}
         settled = (self._profile, tuple(shapes.items()))
-        if stream.capture and self._settled != settled:
+        self._compile(settled)
+        if stream.capture and not self._capturable(settled):
             stream.capture.valid = False
             return self._error("enqueueV3: the first run after a change of shape cannot be captured")
         self._settled = settled
         device.submit(stream, self._work(shapes))
         return True
+
+    def _compile(self, settled: object) -> None:
+        """Compile kernels for these shapes; TensorRT has all of them in the plan."""
+
+    def _capturable(self, settled: object) -> bool:
+        return self._settled == settled
 
     def _work(self, shapes: dict[str, Shape]) -> Work:
         """The run with what is set now; later changes do not matter.

@@ -48,17 +48,27 @@ class Runtime:
         except ValueError as problem:
             self._reporter.error(ErrorCodeTRT.INTERNAL_ERROR, str(problem))
             return None
-        if plan.version != _plan.version():
+        if plan.version != self._version():
             self._reporter.error(
                 ErrorCodeTRT.INTERNAL_ERROR,
                 "The engine plan file is not compatible with this version of TensorRT, expecting library version "
-                f"{_plan.version()} got {plan.version}, please rebuild.",
+                f"{self._version()} got {plan.version}, please rebuild.",
             )
             return None
-        if (plan.gpu, plan.sm) != _plan.device():
+        if not self._runs(plan):
             message = f"The engine plan file is generated on an incompatible device ({plan.gpu}, SM {plan.sm})"
             self._reporter.error(ErrorCodeTRT.INVALID_CONFIG, message)
             return None
+        return self._engine(plan)
+
+    def _version(self) -> str:
+        return _plan.version()
+
+    def _runs(self, plan: _plan.Plan) -> bool:
+        """Whether the plan is for this device."""
+        return (plan.gpu, plan.sm) == _plan.device()
+
+    def _engine(self, plan: _plan.Plan) -> ICudaEngine:
         return ICudaEngine(plan, self._reporter.inherit())
 
 
@@ -139,14 +149,18 @@ class ICudaEngine:
         """None if there is no memory for it."""
         if not isinstance(strategy, ExecutionContextAllocationStrategy):
             raise TypeError("incompatible function arguments: strategy")
-        memory = 0
-        if strategy != ExecutionContextAllocationStrategy.USER_MANAGED:
-            try:
-                memory = device.memory.allocate(self.device_memory_size_v2, "device")
-            except Refused:
-                self._reporter.error(ErrorCodeTRT.FAILED_ALLOCATION, "Requested device memory is not available")
-                return None
-        return IExecutionContext(self, self._reporter.inherit(), memory)
+        memory = self._memory(strategy)
+        return None if memory is None else IExecutionContext(self, self._reporter.inherit(), memory)
+
+    def _memory(self, strategy: ExecutionContextAllocationStrategy) -> int | None:
+        """Address of the activations of a context: 0 if its user manages them, None if there is no memory."""
+        if strategy == ExecutionContextAllocationStrategy.USER_MANAGED:
+            return 0
+        try:
+            return device.memory.allocate(self.device_memory_size_v2, "device")
+        except Refused:
+            self._reporter.error(ErrorCodeTRT.FAILED_ALLOCATION, "Requested device memory is not available")
+            return None
 
     def _run(self, inputs: dict[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
         names = [tensor.name for tensor in self._plan.tensors if tensor.mode == int(TensorIOMode.OUTPUT)]
