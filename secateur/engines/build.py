@@ -41,7 +41,9 @@ from secateur.engines.worker import Job, Result
 from secateur.errors import BadEngine, BadOutput, BuildFailed
 from secateur.progress import Progress, silent
 
-LESS_MEMORY = "if memory ran out, try a smaller --workspace, --optimization-level 2, and close the desktop"
+LESS_MEMORY = (
+    "if memory ran out, try a smaller --workspace, --optimization-level 2 (TensorRT only), and close the desktop"
+)
 SHORT_OF_MEMORY = ("memory", "alloc", "could not find any implementation", "no reason")
 """Words in TensorRT's messages about too little memory or workspace."""
 UNFINISHED = "unfinished.json"

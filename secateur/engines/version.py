@@ -56,6 +56,12 @@ def check_target(manifest: Manifest, version: Version | None = None) -> None:
         BadBundle: it was not; the message names the mend.
     """
     oldest = floor(manifest.target, manifest.opset)
+    integers = manifest.quantization
+    if oldest is None and integers is not None:
+        raise BadBundle(
+            f"the bundle has weights as {integers.name} for ONNX Runtime (target '{manifest.target}'); "
+            f"export it with --target {TARGET}, and without --quantize or with --quantize int4"
+        )
     if oldest is None:
         raise BadBundle(
             f"the bundle was exported for the target '{manifest.target}', not for TensorRT; "

@@ -70,6 +70,54 @@ def test_without_tensorrt(trt_bundle: Trt, tmp_path: Path) -> None:
         assert words in done.stderr
 
 
+def test_build_for_other_gpus(trt_bundle: Trt, tmp_path: Path) -> None:
+    """With NVIDIA's compiler, which needs no GPU."""
+    pytest.importorskip("tensorrt_rtx")
+    bundle = tmp_path / "bundle"
+    shutil.copytree(trt_bundle[0], bundle)
+    words = ["build", str(bundle), "--engine", "rtx", "--sm", "86", "--max-text", "20", "--max-new-tokens", "10"]
+    done = secateur(*words, "--json", python_path="")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    graphs = [graph.name for graph in trt_bundle[1].manifest.graphs]
+    assert result["new"] == graphs and result["warnings"] == []
+    assert (result["engine"], result["compute_capabilities"], result["device"]) == ("rtx", ["86"], None)
+    folder = Path(result["folder"])
+    assert folder == bundle / "engines" / f"rtx-{result['version']}-sm86"
+    assert {path.suffix for path in folder.iterdir()} == {"", ".json", ".log", ".plan"}, "there is no timing cache"
+    memory = {plan["graph"]: plan["memory"] for plan in result["plans"]}
+    assert memory["segment_0"] > 1000, "from the log of the builder"
+    again = json.loads(secateur(*words, "--json", python_path="").stdout)
+    assert again["new"] == [] and again["plans"] == result["plans"]
+
+
+def test_without_tensorrt_for_rtx(trt_bundle: Trt, tmp_path: Path) -> None:
+    words = ("build", str(trt_bundle[0]), "--engine", "rtx")
+    for text, message in (
+        ("raise ImportError('libtensorrt_rtx.so.1')", "for RTX cannot be loaded (libtensorrt_rtx.so.1); pip install"),
+        ("__version__ = '1.6.1.120'", "TensorRT for RTX is 1.6.1.120, and 1.7 is the oldest; pip install"),
+    ):
+        (tmp_path / "tensorrt_rtx.py").write_text(text)
+        done = secateur(*words, python_path=str(tmp_path))
+        assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
+        assert message in done.stderr
+
+
+def test_weights_that_tensorrt_for_rtx_does_not_take(trt_bundle: Trt, tmp_path: Path) -> None:
+    bundle = tmp_path / "bundle"
+    shutil.copytree(trt_bundle[0], bundle)
+    text = (bundle / "manifest.json").read_text()
+    manifest = json.loads(text)
+    integers = {"name": "int8", "block_size": 32, "symmetric": False, "operator": "MatMulNBits", "accuracy_level": 0}
+    for change, words, message in (
+        ({"target": "cpu", "quantisation": integers}, [], "weights as int8 for ONNX Runtime (target 'cpu'); export it"),
+        ({"dtype": "bf16"}, ["--sm", "75,86"], "SM 75 has no bf16; leave 75 out of --sm, or export with --dtype fp16"),
+    ):
+        (bundle / "manifest.json").write_text(json.dumps(manifest | change))
+        done = secateur("build", str(bundle), "--engine", "rtx", *words)
+        assert done.returncode == 2 and done.stderr.count("\n") == 1 and message in done.stderr, done.stderr
+
+
 def test_dry_run_needs_no_tensorrt(trt_bundle: Trt, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bundle, exported = trt_bundle
     out = tmp_path / "there, 'it' is"
@@ -173,6 +221,11 @@ def test_a_script_does_not_replace_files(trt_bundle: Trt, tmp_path: Path, capsys
         (["--schedules", "btp"], "--schedules needs --dry-run or --script"),
         (["--dry-run", "--schedules", "btb"], "Did you mean 'btp'"),
         (["--max-text", "1", "--dry-run"], "--max-text is 1; the shortest question has"),
+        (["--engine", "rt"], "unknown engine 'rt'. Did you mean 'trt'?"),
+        (["--sm", "86"], "--sm needs --engine rtx"),
+        (["--engine", "rtx", "--sm", "87"], "SM '87'; choose from 75, 80, 86, 89, 120, 121; 86 is nearest to Orin"),
+        (["--engine", "rtx", "--optimization-level", "2"], "changes nothing with --engine rtx; leave it out"),
+        (["--engine", "rtx", "--dry-run"], "for trtexec of TensorRT; leave out --engine rtx"),
     ],
 )
 def test_refused(trt_bundle: Trt, capsys: pytest.CaptureFixture[str], words: list[str], message: str) -> None:

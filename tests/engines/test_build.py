@@ -162,6 +162,22 @@ def test_each_platform_has_its_own_folder(workshop: Workshop, difference: dict[s
     assert workshop.build().new == ("embed",)
 
 
+def test_plans_of_the_real_compiler(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorRT for RTX without a GPU: its flags, and a change of the compute capabilities or the settings."""
+    pytest.importorskip("tensorrt_rtx")
+    monkeypatch.delenv("PYTHONPATH")
+    one, two = (Platform("rtx", "1.7.1.116", sm, None) for sm in (("86",), ("86", "89")))
+    built = workshop.build(platform=one)
+    assert built.new == ("embed",) and built.folder.name == "rtx-1.7.1.116-sm86"
+    assert built.engines.platform == one and "optimization_level" not in built.engines.flags
+    assert workshop.build(platform=one).new == ()
+    assert workshop.build(platform=one, settings=BuilderSettings(optimization_level=1)).new == ()
+    assert workshop.build(platform=one, settings=BuilderSettings(max_aux_streams=1)).new == ("embed",)
+    assert workshop.build(platform=two).folder.name == "rtx-1.7.1.116-sm86-sm89"
+    workshop.change("embed")
+    assert workshop.build(platform=two).new == ("embed",)
+
+
 @pytest.mark.parametrize("damage", ["truncate", "remove"])
 def test_a_damaged_plan_is_built_again(workshop: Workshop, damage: str) -> None:
     workshop.build()

@@ -44,6 +44,14 @@ def refused(root: Path, message: str, error: type[Exception] = BadEngine) -> Non
         load(root)
 
 
+def used(root: Path) -> Path:
+    """Folder of the plans that are loaded."""
+    with load(root) as pipeline:
+        backend: Any = pipeline._backend
+        folder: Path = backend._plans.folder
+    return folder
+
+
 def kernels(root: Path) -> Path:
     return root / ENGINES / "rtx-1.7.1.116-sm86" / "nvidia-geforce-rtx-3090-sm8.6-16mp.kernels"
 
@@ -118,7 +126,8 @@ def test_a_step_that_cannot_be_recorded(
     root: Path, picture: Any, simulated: Any, vlm: Pipeline, monkeypatch: pytest.MonkeyPatch, caplog: Any
 ) -> None:
     with load(root) as pipeline:
-        context = type(next(iter(pipeline._backend._engines.values()))._contexts[0]._context)
+        backend: Any = pipeline._backend
+        context = type(next(iter(backend._engines.values()))._contexts[0]._context)
         monkeypatch.setattr(context, "is_stream_capturable", lambda self, stream: False)
         got, want = (p.ask(picture(0), QUESTION, "prune", max_new_tokens=6) for p in (pipeline, vlm))
     assert got.tokens == want.tokens and simulated.captures <= 1 and not simulated.launches
@@ -133,15 +142,12 @@ def test_the_latest_build_that_fits(root: Path, caplog: pytest.LogCaptureFixture
     engines = json.loads((several / ENGINES_FILE).read_text())
     engines["platform"]["compute_capabilities"] = ["86", "89"]
     (several / ENGINES_FILE).write_text(json.dumps(engines))
-    with load(root) as pipeline:
-        assert pipeline._backend._plans.folder == several
+    assert used(root) == several
     (alone / ENGINES_FILE).touch()
-    with load(root) as pipeline:
-        assert pipeline._backend._plans.folder == alone
+    assert used(root) == alone
     engines["platform"]["compute_capabilities"] = ["89"]
     (several / ENGINES_FILE).write_text(json.dumps(engines))
-    with load(root) as pipeline:
-        assert pipeline._backend._plans.folder == alone
+    assert used(root) == alone
 
 
 def test_plans_that_do_not_fit(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
