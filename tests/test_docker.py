@@ -236,7 +236,8 @@ def test_run_commands_of_the_readme(command: list[str]) -> None:
     if name in DEVICES:
         assert ":/bundle:ro" in options and f"secateur-engines:{ENGINES}" in options and words[1] == "/bundle"
     else:
-        assert ":/work/build" in options and words[0] == "export"
+        assert ":/work/build" in options and words[0] in ("export", "build")
+        assert words[0] == "export" or "rtx" in words, "there is no GPU"
 
 
 def test_the_readme_has_the_commands_of_every_image() -> None:
@@ -244,7 +245,9 @@ def test_the_readme_has_the_commands_of_every_image() -> None:
     assert built == {f"secateur:{name}" for name in FILES}
     shown = {(name, words[0]) for _, name, words in map(split_run, RUNS)}
     assert {(name, word) for name in DEVICES for word in ("build", "run", "profile")} <= shown
-    assert ("exporter", "export") in shown
+    assert {("exporter", "export"), ("exporter", "build")} <= shown
+    for name in ("exporter", "datacenter"):
+        assert "rtx]" in stages(name)[-1].values("RUN")[0]
     for name in FILES:
         assert f"`{name}.Dockerfile` | `{list(arguments(name).values())[-1]}`" in README
     known = ("docker build", "docker run", "docker compose", "mkdir -p")

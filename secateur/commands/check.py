@@ -29,9 +29,11 @@ HELP = "compare two backends on every graph of a bundle"
 
 def add_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("--against", required=True, help="reference backend: ort, torch or trt")
-    parser.add_argument("--backend", default="ort", help="backend to check: ort, torch or trt (default: ort)")
-    parser.add_argument("--device", help="its device: cpu or cuda, for ort (default: cpu; trt is always on cuda)")
+    parser.add_argument("--against", required=True, help="reference backend: ort, torch, trt or rtx")
+    parser.add_argument("--backend", default="ort", help="backend to check: ort, torch, trt or rtx (default: ort)")
+    parser.add_argument(
+        "--device", help="its device: cpu or cuda, for ort (default: cpu; trt and rtx are always on cuda)"
+    )
     parser.add_argument("--schedules", default="all", help="schedules, as a,b; full is always included (default: all)")
     parser.add_argument("--atol", type=float, help="allowed difference (default: largest value times 1e-4, fp16 3e-2)")
     parser.add_argument("--rtol", type=float, help="allowed difference relative to the reference (default: 0)")
@@ -42,7 +44,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from secateur.evaluation.run import select_schedules
     from secateur.runtime import Bundle
 
-    usual = "cuda" if arguments.backend == "trt" else "cpu"
+    usual = "cuda" if arguments.backend in ("trt", "rtx") else "cpu"
     if arguments.against == arguments.backend and arguments.device in (None, usual):
         raise InputError(
             f"--against and --backend are both '{arguments.backend}'; choose different backends or another --device"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Backend trt with TensorRT for RTX, on RTX cards, A100 and DGX Spark; `secateur.engines.library` has what differs."""
+"""TensorRT engines as in backend trt, built on any machine by TensorRT for RTX, for RTX cards, A100 and DGX Spark."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 """The Python bindings of TensorRT for RTX on the simulated device: those of the simulated TensorRT, and what differs.
 
 A build needs no device. A plan is for compute capabilities. The runtime compiles kernels for each new shape and keeps
-them in a runtime cache. There is no timing cache: the real one does nothing, and needs a GPU.
+them in a runtime cache. There is no timing cache: the real one does nothing.
 """
 
 from __future__ import annotations

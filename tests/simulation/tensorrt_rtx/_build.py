@@ -43,7 +43,7 @@ class IBuilderConfig(_config.IBuilderConfig):
         self._capabilities: list[ComputeCapability] = []
 
     def create_timing_cache(self, serialized_timing_cache: Any) -> ITimingCache | None:
-        raise Fault("a timing cache does nothing, and its build would need a GPU")
+        raise Fault("a timing cache does nothing")
 
     def set_flag(self, flag: BuilderFlag) -> None:
         self._flags.add(_checked(flag, BuilderFlag, "flag"))
