@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write a checkpoint with the shape of LLaVA-1.5-7B and random weights, for measurements of size and memory:
+"""Write a checkpoint with the shape of LLaVA-1.5-7B or Qwen2.5-VL-7B and random weights, to measure size and memory:
 
-    python -m tests.full_size FOLDER [--layers 32] [--dtype fp16] [--shard 5000000000]
+    python -m tests.full_size FOLDER [--model llava] [--layers 32] [--dtype fp16] [--shard 5000000000]
 
 It has the files of save_pretrained: config, sharded safetensors with the names of the hub, index file, tokenizer,
 processor and chat template. One tensor is in memory at a time.
@@ -24,13 +24,19 @@ from transformers import (
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    PreTrainedConfig,
+    PreTrainedModel,
+    ProcessorMixin,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2VLImageProcessorPil,
 )
 from transformers.core_model_loading import revert_weight_conversion
 
 from secateur.checkpoints import tiny_model
 from secateur.checkpoints.streaming import meta_parameters
 from secateur.export.targets import DTYPES
-from secateur.families import llava
+from secateur.families import llava, qwen2_5_vl
 
 STORED = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 PATCH = 14
@@ -63,31 +69,78 @@ def config(layers: int = 32, edge: int = 336) -> LlavaConfig:
     return LlavaConfig(vision_config=vision, text_config=text, image_token_index=3)
 
 
-def write(
-    folder: Path, model: LlavaConfig, dtype: torch.dtype = torch.float16, shard: int = 5_000_000_000, seed: int = 0
-) -> int:
-    """Write the checkpoint, and return the number of bytes of its weights."""
-    folder.mkdir(parents=True)
-    model.dtype = dtype
-    model.architectures = ["LlavaForConditionalGeneration"]
-    model.save_pretrained(folder)
-    GenerationConfig(pad_token_id=0, bos_token_id=1, eos_token_id=2).save_pretrained(folder)
-    vision: Any = model.vision_config
-    text: Any = model.text_config
-    edge = vision.image_size
+def qwen_config(layers: int = 28) -> Qwen2_5_VLConfig:
+    """Return the config of Qwen2.5-VL-7B: a ViT with windows, and Qwen2 with 28 layers."""
+    vision = {
+        "depth": 32,
+        "hidden_size": 1280,
+        "intermediate_size": 3420,
+        "num_heads": 16,
+        "out_hidden_size": 3584,
+        "window_size": 112,
+        "fullatt_block_indexes": [7, 15, 23, 31],
+    }
+    text = {
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "vocab_size": 152064,
+        "max_position_embeddings": 128000,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]},
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    tokenizer: Any = _qwen_processor(qwen2_5_vl.Family, text["vocab_size"])
+    return Qwen2_5_VLConfig(
+        vision_config=vision,
+        text_config=text,
+        image_token_id=tokenizer.image_token_id,
+        video_token_id=tokenizer.video_token_id,
+        tie_word_embeddings=False,
+    )
+
+
+def _qwen_processor(family: Any, vocabulary: int) -> ProcessorMixin:
+    processor: ProcessorMixin = family.tiny_processor(Qwen2VLImageProcessorPil(), vocabulary=vocabulary)
+    return processor
+
+
+def _llava_processor(edge: int, vocabulary: int) -> ProcessorMixin:
     images = CLIPImageProcessorPil(size={"shortest_edge": edge}, crop_size={"height": edge, "width": edge})
-    processor = tiny_model.processor(
+    return tiny_model.processor(
         "llava",
         llava.Family.tiny_tokenizer,
         images,
-        text.vocab_size,
+        vocabulary,
         patch_size=PATCH,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
     )
+
+
+def write(
+    folder: Path, model: PreTrainedConfig, dtype: torch.dtype = torch.float16, shard: int = 5_000_000_000, seed: int = 0
+) -> int:
+    """Write the checkpoint, and return the number of bytes of its weights."""
+    folder.mkdir(parents=True)
+    model.dtype = dtype
+    architecture: type[PreTrainedModel] = (
+        LlavaForConditionalGeneration if isinstance(model, LlavaConfig) else Qwen2_5_VLForConditionalGeneration
+    )
+    model.architectures = [architecture.__name__]
+    model.save_pretrained(folder)
+    GenerationConfig(pad_token_id=0, bos_token_id=1, eos_token_id=2).save_pretrained(folder)
+    parts: Any = model
+    if isinstance(model, LlavaConfig):
+        processor = _llava_processor(parts.vision_config.image_size, parts.text_config.vocab_size)
+    else:
+        processor = _qwen_processor(qwen2_5_vl.Family, parts.text_config.vocab_size)
     processor.save_pretrained(folder)
     with meta_parameters():
-        shapes = LlavaForConditionalGeneration(model)
+        shapes = architecture(model)
     weights = {
         name: tuple(weight.shape) for name, weight in revert_weight_conversion(shapes, shapes.state_dict()).items()
     }
@@ -141,11 +194,14 @@ def _values(shape: tuple[int, ...]) -> Iterator[Tensor]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--layers", type=int, default=32)
+    parser.add_argument("--model", choices=("llava", "qwen2_5_vl"), default="llava")
+    parser.add_argument("--layers", type=int, help="decoder layers (default: 32 or 28)")
     parser.add_argument("--dtype", choices=DTYPES, default="fp16")
     parser.add_argument("--shard", type=int, default=5_000_000_000, help="largest file in bytes")
     arguments = parser.parse_args()
-    size = write(arguments.folder, config(arguments.layers), DTYPES[arguments.dtype], arguments.shard)
+    make: Any = config if arguments.model == "llava" else qwen_config
+    model = make(*([] if arguments.layers is None else [arguments.layers]))
+    size = write(arguments.folder, model, DTYPES[arguments.dtype], arguments.shard)
     print(f"{arguments.folder}: {size / 2**30:.2f} GiB of weights")
 
 
