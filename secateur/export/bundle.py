@@ -17,8 +17,10 @@ from secateur.bundle.schedule import FULL, Schedule
 from secateur.bundle.schedule_file import encode
 from secateur.bundle.strict_json import to_json
 from secateur.engines.manifest import ENGINES
+from secateur.engines.version import TARGET as TENSORRT
 from secateur.engines.version import floor
 from secateur.errors import BadBundle, BadSchedule, ExportMismatch, Unparsable
+from secateur.export.first_maximum import replace_single_topk
 from secateur.export.fused_attention import attention_warnings
 from secateur.export.graphs import Graph, SizedModel, build_graphs, sized_model
 from secateur.export.lint import lint
@@ -154,7 +156,8 @@ def _write_graphs(
     for done, graph in enumerate(graphs):
         progress("export", graph.spec.name, done, len(graphs))
         start = time.perf_counter()
-        change = quantize if graph.spec.kind == "segment" else None
+        picks = replace_single_topk if target.name == TENSORRT else None
+        change = {"segment": quantize, "gate": picks}.get(graph.spec.kind)
         weights = to_onnx(graph, folder / graph.spec.file, target.opset, store, change)
         placed = tuple(replace(weight, file=f"{ONNX}/{weight.file}") for weight in weights)
         specs.append(replace(graph.spec, weights=placed))

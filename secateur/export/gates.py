@@ -171,17 +171,23 @@ class RouteGate(SelectingGate):
         )
 
     def _put_back(self, full: Tensor, compact: Tensor, index: Tensor, before: Spans) -> Tensor:
-        """Write the compact rows back into the full stream, with one ScatterND of whole rows."""
-        batch, _, width = full.shape
+        """Return the full stream with the compact rows written back, as one Gather from the rows of both.
+
+        TensorRT makes two kernels of it, and four of a ScatterND.
+        """
+        batch, count = compact.shape[:2]
         spans, quotas = self.spans, [view.tokens for view in before.views]
-        numbers = torch.arange(spans.stop, device=full.device).expand(batch, -1)
-        rows = spans.merge_with_text(numbers - spans.start, spans.places_to_rows(index, quotas), quotas)
-        size = spans.stop - spans.start
-        offset = torch.arange(batch, device=full.device)[:, None] * size
-        changed = before.region(compact).reshape(-1, width)
-        region = spans.region(full).reshape(-1, width).index_put(((rows + offset).reshape(-1),), changed)
-        return torch.cat(
-            [compact[:, : before.start], region.reshape(batch, size, width), compact[:, before.stop :]], dim=1
+        rows = (torch.arange(spans.stop, device=full.device) - spans.start).expand(batch, -1)
+        changed, region = spans.merge_with_text(rows, spans.places_to_rows(index, quotas), quotas), spans.region(rows)
+        source = region + (count + spans.start)
+        if changed.shape[1]:
+            # In fp32, which ONNX Runtime compares faster than int64; exact below 2**24 rows.
+            found = changed.float()[:, None] == region.float()[..., None]
+            ours = torch.arange(before.start, before.stop, dtype=torch.float32, device=full.device)
+            source = torch.where(found, ours, source.float()[..., None]).amin(2).long()
+        every = torch.arange(count, device=full.device).expand(batch, -1)
+        return gather(
+            torch.cat([compact, full], dim=1), torch.cat([every[:, : before.start], source, every[:, before.stop :]], 1)
         )
 
 

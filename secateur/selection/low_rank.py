@@ -72,13 +72,25 @@ def queries_and_keys(
     """
     normalized = projections.normalize(rows.float())
     if factors is None:
-        query = F.linear(normalized, projections.query.float(), _float(projections.query_bias))
-        key = F.linear(normalized, projections.key.float(), _float(projections.key_bias))
-    else:
-        low = F.linear(normalized, factors.down)
-        low_query, low_key = low.split([factors.query_up.shape[1], factors.key_up.shape[1]], dim=-1)
-        query = F.linear(low_query, factors.query_up, _float(projections.query_bias))
-        key = F.linear(low_key, factors.key_up, _float(projections.key_bias))
+        return _heads(
+            projections, normalized, normalized, projections.query.float(), projections.key.float(), position_ids
+        )
+    low_query, low_key = F.linear(normalized, factors.down).split(
+        [factors.query_up.shape[1], factors.key_up.shape[1]], dim=-1
+    )
+    return _heads(projections, low_query, low_key, factors.query_up, factors.key_up, position_ids)
+
+
+def _heads(
+    projections: Projections,
+    query_rows: Tensor,
+    key_rows: Tensor,
+    query_weight: Tensor,
+    key_weight: Tensor,
+    position_ids: Tensor,
+) -> tuple[Tensor, Tensor]:
+    query = F.linear(query_rows, query_weight, _float(projections.query_bias))
+    key = F.linear(key_rows, key_weight, _float(projections.key_bias))
     return projections.heads(query, key, position_ids)
 
 
@@ -163,7 +175,8 @@ class Thin:
 class LowRankSelector(Selector):
     """Keeps the k tokens with the largest `importance` by thin projections of the layer's input rows, in fp32."""
 
-    down: Tensor
+    query_down: Tensor
+    key_down: Tensor
     query_up: Tensor
     key_up: Tensor
 
@@ -175,16 +188,25 @@ class LowRankSelector(Selector):
                 f"the alvts gate at layer {site.gate.layer} must be of kind 'route', not '{site.gate.kind}'"
             )
         self.projections, self.bidirectional = site.projections, site.dimensions.bidirectional
-        for name, factor in _factors(site, constants.rank)._asdict().items():
-            self.register_buffer(name, factor)
+        down, query_up, key_up = _factors(site, constants.rank)
+        # Two products here, because TensorRT would copy both halves of the rows of one.
+        query_down, key_down = down.split([query_up.shape[1], key_up.shape[1]])
+        self.register_buffer("query_down", query_down)
+        self.register_buffer("key_down", key_down)
+        self.register_buffer("query_up", query_up)
+        self.register_buffer("key_up", key_up)
 
     def forward(self, rows: GateInputs) -> Tensor:
-        factors = Factors(self.down, self.query_up, self.key_up)
-        query, key = queries_and_keys(factors, self.projections, rows.hidden_states, rows.position_ids)
-        score = importance(
+        return best(self.importance(rows), self.keep)
+
+    def importance(self, rows: GateInputs) -> Tensor:
+        """Return the score [B, N] fp32."""
+        normalized = self.projections.normalize(rows.hidden_states.float())
+        low_query, low_key = F.linear(normalized, self.query_down), F.linear(normalized, self.key_down)
+        query, key = _heads(self.projections, low_query, low_key, self.query_up, self.key_up, rows.position_ids)
+        return importance(
             query, key, rows.attention_mask, rows.image_start, self.tokens, self.score, self.bidirectional
         )
-        return best(score, self.keep)
 
 
 def tensor_name(layer: int, part: str) -> str:

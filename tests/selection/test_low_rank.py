@@ -12,7 +12,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from torch import Tensor
 from transformers import LlamaConfig, LlamaModel, Qwen2Config, Qwen2Model, Qwen3Config, Qwen3Model
 
 from secateur.bundle.schedule import Gate
@@ -119,12 +118,6 @@ def rows_of(seed: int, rows: int = START + TOKENS + 3, batch: int = 2) -> GateIn
     return GateInputs(hidden, positions.repeat(batch, 1), mask, index, START, {})
 
 
-def score_of(selector: LowRankSelector, rows: GateInputs) -> Tensor:
-    factors = low_rank.Factors(selector.down, selector.query_up, selector.key_up)
-    query, key = low_rank.queries_and_keys(factors, selector.projections, rows.hidden_states, rows.position_ids)
-    return importance(query, key, rows.attention_mask, START, TOKENS, selector.score)
-
-
 @settings(max_examples=40)
 @given(
     seed=st.integers(0, 2**16),
@@ -171,7 +164,7 @@ def test_selector_equals_loops(score: str) -> None:
         for w, heads in zip(weights, (HEADS, KV_HEADS), strict=True)
     )
     want = np.array(plain_importance(query, key, rows.attention_mask.numpy(), START, TOKENS, score))
-    got = score_of(selector, rows).double().numpy()
+    got = selector.importance(rows).double().numpy()
     np.testing.assert_allclose(got / got.sum(1, keepdims=True), want / want.sum(1, keepdims=True), rtol=1e-4)
     chosen = [sorted(range(TOKENS), key=lambda i, s=s: (-s[i], i))[:3] for s in want]  # type: ignore[misc]
     assert selector(rows).tolist() == [sorted(each) for each in chosen]
@@ -183,8 +176,8 @@ def test_full_rank_equals_the_layer(kind: str) -> None:
     selector = LowRankSelector(site_of(2, layer, 64), Thin(64, "product"))
     exact = low_rank.queries_and_keys(None, layer, rows.hidden_states, rows.position_ids)
     truth = importance(*exact, rows.attention_mask, START, TOKENS)
-    torch.testing.assert_close(score_of(selector, rows), truth, rtol=1e-4, atol=1e-6)
-    thin = score_of(LowRankSelector(site_of(2, layer, 4), Thin(4, "product")), rows)
+    torch.testing.assert_close(selector.importance(rows), truth, rtol=1e-4, atol=1e-6)
+    thin = LowRankSelector(site_of(2, layer, 4), Thin(4, "product")).importance(rows)
     assert not torch.allclose(thin, truth, rtol=1e-2)
 
 
@@ -205,20 +198,20 @@ def test_padding_changes_nothing() -> None:
     layer, rows = projections(), rows_of(2)
     selector = LowRankSelector(site_of(2, layer, 8), Thin(8, "product"))
     length = rows.hidden_states.shape[1]
-    together = score_of(selector, rows)
+    together = selector.importance(rows)
     for i in (0, 1):
         hidden, positions, mask = (tensor[i : i + 1, : length - i] for tensor in rows[:3])
         short = GateInputs(hidden, positions, mask, rows.vision_index[:1], START, {})
-        torch.testing.assert_close(score_of(selector, short)[0], together[i], rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(selector.importance(short)[0], together[i], rtol=1e-5, atol=1e-7)
 
 
 def test_fp16_rows_are_scored_in_fp32() -> None:
     layer, rows = projections(), rows_of(3)
     selector = LowRankSelector(site_of(2, layer, 8), Thin(8, "product"))
     halved = rows._replace(hidden_states=rows.hidden_states.half())
-    score = score_of(selector, halved)
+    score = selector.importance(halved)
     assert score.dtype == torch.float32
-    torch.testing.assert_close(score, score_of(selector, rows), rtol=2e-2, atol=1e-3)
+    torch.testing.assert_close(score, selector.importance(rows), rtol=2e-2, atol=1e-3)
 
 
 def test_product_score_is_zero_without_text_after_the_image() -> None:
@@ -290,9 +283,10 @@ def test_onnx_chooses_the_same(
         assert len(np.unique(slots, axis=0)) > 3  # samples differ
     # A gate contains neither the layer's own weights nor the product of the thin ones.
     shapes = [tuple(tensor.dims) for tensor in got.graph.initializer]
-    assert sum(shape in ((2 * rank, WIDTH), (WIDTH, 2 * rank)) for shape in shapes) == len(selectors)
+    # As many keys as columns: three of the four thin weights have one shape.
+    assert sum(shape in ((rank, WIDTH), (WIDTH, rank)) for shape in shapes) == 3 * len(selectors)
     assert not {(HEADS * HEAD_DIM, WIDTH), (WIDTH, HEADS * HEAD_DIM)} & set(shapes)
-    # Three thin products and the scores; a bias may be merged into its product.
+    # Four thin products and the scores; a bias may be merged into its product.
     products = sum(node.op_type in ("MatMul", "Gemm") for node in got.graph.node)
-    assert products == 4 * len(selectors)
+    assert products == 5 * len(selectors)
     assert len(got.graph.node) < 90 * len(selectors)
