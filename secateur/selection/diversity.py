@@ -2,7 +2,7 @@
 """Max-min diversity: farthest-point sampling on cosine distance, unrolled to a fixed number of picks.
 
 Tensors: features [B, N, C] any float; distance [B, N, N] fp32; slots and picks int64. An exported pick is three
-nodes: TopK, GatherND, Min.
+nodes: TopK, GatherND, Min; export/first_maximum.py replaces the first for TensorRT.
 """
 
 from __future__ import annotations
