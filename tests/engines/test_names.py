@@ -28,6 +28,7 @@ OBJECTS: Mapping[str, Mapping[str, str]] = {  # file, expression, class
         "parser": "OnnxParser",
         "config": "IBuilderConfig",
         "profile": "IOptimizationProfile",
+        "network": "INetworkDefinition",
     },
     "engines/device.py": {"engine": "ICudaEngine"},
     "engines/library.py:TensorRT": {"config": "IBuilderConfig", "engine": "ICudaEngine"},
@@ -55,7 +56,6 @@ OBJECTS: Mapping[str, Mapping[str, str]] = {  # file, expression, class
     },
 }
 ONLY = {
-    "engines/compiler.py": "tensorrt_rtx",
     "engines/library.py:TensorRTForRTX": "tensorrt_rtx",
     "engines/runtime_cache.py": "tensorrt_rtx",
 }

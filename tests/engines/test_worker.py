@@ -14,6 +14,7 @@ from onnx import TensorProto, helper
 
 from secateur.bundle.strict_json import read_json, to_json
 from secateur.engines import worker
+from secateur.engines.library import DEFAULT
 from secateur.engines.manifest import BuilderSettings, Profile, Range
 from secateur.engines.worker import Job, Result
 from secateur.errors import BadEngine
@@ -25,14 +26,19 @@ Run = Callable[..., Result]
 def run(simulated: Any, tmp_path: Path) -> Run:
     """Build one operator over S rows with this minimum of S, and return the result as build.py reads it."""
 
-    def one(least: int = 1, settings: BuilderSettings | None = None, operator: str = "Relu") -> Result:
+    def one(
+        least: int = 1,
+        settings: BuilderSettings | None = None,
+        operator: str = "Relu",
+        platform: tuple[str, tuple[str, ...]] = ("trt", ("87",)),
+    ) -> Result:
         rows, out = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["S", 8]) for name in ("rows", "out"))
         graph = helper.make_graph([helper.make_node(operator, ["rows"], ["out"])], "one", [rows], [out])
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
         onnx.save(model, tmp_path / "a.onnx")
         profile = Profile("all", {"rows": Range((least, 8), (2, 8), (4, 8))})
         paths = [str(tmp_path / file) for file in ("a.onnx", "a.plan", "timing.cache", "result.json")]
-        job = Job("trt", ("87",), paths[0], paths[1], paths[2], paths[3], (profile,), settings or BuilderSettings())
+        job = Job(*platform, paths[0], paths[1], paths[2], paths[3], (profile,), settings or BuilderSettings())
         (tmp_path / "job.json").write_text(to_json(job))
         code = worker.main(str(tmp_path / "job.json"))
         result = read_json(Result, tmp_path / "result.json", BadEngine)
@@ -89,6 +95,19 @@ def test_errors_of_the_bindings_are_the_reason(
     monkeypatch.setattr(worker, "build", fails)
     assert run().error == "CUDA initialization failure with error: 35"
     assert "Traceback" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("capabilities", [("75", "120"), DEFAULT])
+def test_a_build_for_compute_capabilities_needs_no_gpu(
+    capabilities: tuple[str, ...], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SIMULATED_DEVICES", "0")
+    settings = BuilderSettings(7, max_aux_streams=1)
+    assert run(settings=settings, platform=("rtx", capabilities)).error == ""
+    assert not (tmp_path / "timing.cache").exists()
+    plan = importlib.import_module("tensorrt._plan").Plan.unpack((tmp_path / "a.plan").read_bytes())
+    assert plan.config == {"aux_streams": 1, "workspace": 7 * 1024**2, "tf32": 0, "user_allocation": 1}
+    assert (plan.version, plan.gpu, plan.sm) == ("1.7.1.116", "", ",".join(capabilities))
 
 
 def test_a_builder_that_cannot_be_created(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

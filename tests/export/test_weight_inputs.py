@@ -79,7 +79,7 @@ def test_a_tied_table_is_stored_once(tmp_path: Path) -> None:
     table, head = nn.Embedding(300, WIDTH), nn.Linear(WIDTH, 300, bias=False)
     head.weight = table.weight
     store = WeightStore(tmp_path, {"embed": table, "head": head}, inputs=True)
-    found = []
+    found: list[WeightSpec] = []
     for module, given in (
         (table, TensorSpec("ids", "int64", ("B", "S"))),
         (head, TensorSpec("x", "float32", ("B", 1, WIDTH))),
@@ -110,10 +110,10 @@ def test_other_weights_stay_constants(module: Layer, tmp_path: Path) -> None:
 
 def test_weights_are_joined_before_their_file_is_written(module: Layer, tmp_path: Path) -> None:
     store = WeightStore(tmp_path, {"layer": module}, inputs=True)
-    a, b, c = (getattr(module, name).weight for name in "abc")
+    a, b, c, down = (getattr(module, name).weight for name in ("a", "b", "c", "down"))
     assert store.join([a, c]) and store.join([a, c])
     assert not store.join([c, b]), "c is stored after a"
     first, second = store.place(a), store.place(c)
     assert first is not None and second is not None and second.offset == first.offset + first.size
-    assert not store.join([b, module.down.weight]), "the file is written"
+    assert not store.join([b, down]), "the file is written"
     assert store.join([a, c])
