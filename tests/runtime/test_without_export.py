@@ -12,7 +12,10 @@ from pathlib import Path
 
 import pytest
 
-BLOCKED = ("torch", "transformers", "onnx", "onnxscript", "onnx_ir", "safetensors", "polygraphy", "tensorrt", "cuda")
+BLOCKED = (
+    *("torch", "transformers", "onnx", "onnxscript", "onnx_ir", "safetensors", "polygraphy"),
+    *("tensorrt", "tensorrt_rtx", "cuda"),
+)
 CODE = f"""
 import sys
 sys.modules.update(dict.fromkeys({BLOCKED!r}))
@@ -54,10 +57,12 @@ def test_commands(bundle: Path, argv: tuple[str, ...], expected: str) -> None:
     [
         (("build",), "TensorRT cannot be loaded"),
         (("run", "--backend", "trt", "--image", "x.png", "--prompt", "what"), "TensorRT cannot be loaded"),
+        (("build", "--engine", "rtx"), "TensorRT for RTX cannot be loaded"),
+        (("run", "--backend", "rtx", "--image", "x.png", "--prompt", "what"), "TensorRT for RTX cannot be loaded"),
         (("run", "--device", "cuda", "--image", "x.png", "--prompt", "what"), "CUDAExecutionProvider"),
         (("check", "--against", "torch"), "pip install"),
     ],
-    ids=["build", "trt", "cuda", "check"],
+    ids=["build", "trt", "build-rtx", "rtx", "cuda", "check"],
 )
 def test_a_missing_library_is_a_one_line_error(bundle: Path, argv: tuple[str, ...], message: str) -> None:
     done = run(argv[0], str(bundle), *argv[1:])
