@@ -4,16 +4,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from secateur import families, plugins
+from secateur.bundle.schedule import Schedule
+from secateur.errors import BadModel, BadSchedule
+from secateur.export.graphs import Graph, build_graphs, sized_model
+from secateur.export.targets import target
 from tests import checks, matrix
-from tests.conftest import METHODS, tiny_family
-from tests.family_cases import Case, case
+from tests.conftest import METHODS, method, schedules, tiny_family
+from tests.family_cases import HALF, Case, case
 from tests.matrix import FOUND
+from tests.model_fixtures.compiled import compiled
 
 Check = Callable[[Case, str], str | None]
 """Returns None, or the reason of a refusal; raises AssertionError on failure."""
@@ -41,6 +47,24 @@ def test_every_method(family: str, tmp_path: Path) -> None:
     (FOUND / f"{family}.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     wrong = [f"{name}, {what}: {why}" for name, each in found.items() for what, why in each.items() if why[0] == "f"]
     assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", plugins.names(families))
+def test_every_method_is_compiled(family: str, tmp_path: Path) -> None:
+    """TensorRT's compiler takes all segments and gates, fuses attention and copies no weight."""
+    pytest.importorskip("tensorrt_rtx")
+    tiny, made = tiny_family(family), list[Schedule]()
+    for name in METHODS:
+        with suppress(BadModel, BadSchedule):
+            (schedule,) = schedules(tiny, {name: method(name)}, HALF)
+            build_graphs([sized_model(tiny, tiny.layout, [schedule])], target("tensorrt"))
+            made.append(schedule)
+    assert compiled(tiny, made, target("tensorrt"), tmp_path, segments_and_gates)
+
+
+def segments_and_gates(graphs: Sequence[Graph]) -> list[Graph]:
+    return [graph for graph in graphs if graph.spec.kind in ("segment", "gate")]
 
 
 def _results(one: Case, two: Case, name: str) -> dict[str, str]:

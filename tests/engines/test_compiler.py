@@ -123,3 +123,22 @@ def test_rows_of_a_table(tmp_path: Path) -> None:
     built = compile_graph(path, [Profile("all", {"x": Range((7,), (7,), (7,))})])
     assert [kernel.bytes for kernel in built.kernels[0]] == [7 * 8 + 7 * 512 * 2 * 2]
     assert built.weights == 1000 * 512 * 2 and not built.kernels[0][0].copy
+
+
+def test_int4_in_blocks_is_read_by_the_product(tmp_path: Path) -> None:
+    rtx()
+    integers = helper.make_tensor("q", TensorProto.INT4, [512, 256], np.arange(512 * 256) % 15 - 7)
+    scales = numpy_helper.from_array(np.full((4, 256), 0.1, np.float16), "scales")
+    rows = helper.make_tensor_value_info("x", F16, ["B", "S", 512])
+    found = helper.make_tensor_value_info("y", F16, ["B", "S", 256])
+    nodes = [
+        helper.make_node("DequantizeLinear", ["q", "scales"], ["w"], axis=0, block_size=128),
+        helper.make_node("MatMul", ["x", "w"], ["y"]),
+    ]
+    graph = helper.make_graph(nodes, "int4", [rows], [found], [integers, scales])
+    path = tmp_path / "a.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), path)
+    built = compile_graph(path, PROFILES)
+    assert built.weights == 512 * 256 // 2 + 4 * 256 * 2
+    for (kernel,) in built.kernels:
+        assert kernel.product and not kernel.copy
