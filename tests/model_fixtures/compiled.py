@@ -5,17 +5,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
 from pathlib import Path
 
-from secateur.bundle.manifest import GraphSpec, Quantization
+from secateur.bundle.manifest import GraphSpec
 from secateur.bundle.schedule import Schedule
 from secateur.bundle.symbolic_shape import resolve_shapes
 from secateur.engines.compiler import Compiled, compile_graph
 from secateur.engines.manifest import Profile, Range
 from secateur.engines.shapes import dynamic
+from secateur.export.first_maximum import replace_single_topk
 from secateur.export.graphs import Graph, build_graphs, sized_model
-from secateur.export.quantized_graph import quantize_graph
 from secateur.export.targets import SHARED, Target
 from secateur.export.to_onnx import to_onnx
 from secateur.export.weights import WeightStore, model_parts
@@ -33,17 +32,15 @@ def compiled(
     kind: Target,
     folder: Path,
     chosen: Callable[[Sequence[Graph]], Iterable[Graph]] = first_of_each_kind,
-    quantization: Quantization | None = None,
 ) -> dict[str, Compiled]:
     """Export the chosen graphs of a model with these schedules to `folder`, check them, and return them compiled."""
     family = copy.deepcopy(family)
     family.to(kind.torch_dtype)
     store = WeightStore(folder / "onnx", model_parts(family), inputs=kind.weights == SHARED)
-    change = partial(quantize_graph, how=quantization) if quantization else None
     found = {}
     for graph in chosen(build_graphs([sized_model(family, family.layout, list(made))], kind)):
         path, spec = folder / graph.spec.file, graph.spec
-        weights = to_onnx(graph, path, kind.opset, store, change if spec.kind == "segment" else None)
+        weights = to_onnx(graph, path, kind.opset, store, replace_single_topk if spec.kind == "gate" else None)
         built = compile_graph(path, profiles_of(graph), weights=[weight.name for weight in weights])
         check(spec, built)
         found[spec.name] = built
