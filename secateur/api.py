@@ -282,12 +282,10 @@ def export_bundle(
     """Write a bundle of schedules, or of their files, to the folder `out`; for errors see `export.bundle.export`.
 
     A loaded model is converted to the target's dtype: calibrate before. Several families are the model at several image
-    sizes, see `secateur.api.at_sizes`.
-
-    weights  "shared" (inputs of the graphs) or "baked" (constants); None: the target's default
+    sizes, see `secateur.api.at_sizes`. `weights` is "shared" (inputs of the graphs) or "baked" (constants of them).
     """
     kind = target_of(target, dtype, weights)
-    integers = quantize_weights(quantize, kind, block_size, symmetric, accuracy_level)
+    how = quantize_weights(quantize, kind, block_size, symmetric, accuracy_level)
     given = [schedules] if isinstance(schedules, Schedule | str | Path) else schedules
     read = [each if isinstance(each, Schedule) else read_schedule(Path(each)) for each in given]
     check_folder_free(Path(out), force, MANIFEST)
@@ -298,6 +296,4 @@ def export_bundle(
         shared_weight_files(share, families[0], kind)
     plans = plan_bundle(families, read)
     families[0].to(kind.torch_dtype)
-    return export(
-        plans, kind, Path(out), force=force, verify=check, share=share, quantization=integers, progress=progress
-    )
+    return export(plans, kind, Path(out), force=force, verify=check, share=share, quantization=how, progress=progress)

@@ -93,7 +93,7 @@ def qwen_config(layers: int = 28) -> Qwen2_5_VLConfig:
         "bos_token_id": 1,
         "eos_token_id": 2,
     }
-    tokenizer: Any = _qwen_processor(qwen2_5_vl.Family, text["vocab_size"])
+    tokenizer: Any = _qwen_processor(152064)
     return Qwen2_5_VLConfig(
         vision_config=vision,
         text_config=text,
@@ -103,8 +103,8 @@ def qwen_config(layers: int = 28) -> Qwen2_5_VLConfig:
     )
 
 
-def _qwen_processor(family: Any, vocabulary: int) -> ProcessorMixin:
-    processor: ProcessorMixin = family.tiny_processor(Qwen2VLImageProcessorPil(), vocabulary=vocabulary)
+def _qwen_processor(vocabulary: int) -> ProcessorMixin:
+    processor: ProcessorMixin = qwen2_5_vl.Family.tiny_processor(Qwen2VLImageProcessorPil(), vocabulary=vocabulary)
     return processor
 
 
@@ -137,7 +137,7 @@ def write(
     if isinstance(model, LlavaConfig):
         processor = _llava_processor(parts.vision_config.image_size, parts.text_config.vocab_size)
     else:
-        processor = _qwen_processor(qwen2_5_vl.Family, parts.text_config.vocab_size)
+        processor = _qwen_processor(parts.text_config.vocab_size)
     processor.save_pretrained(folder)
     with meta_parameters():
         shapes = architecture(model)

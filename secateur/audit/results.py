@@ -21,6 +21,11 @@ EXPLANATIONS = {
     "prefill, kernels also write and read the activations between them",
 }
 """The figures of an audit, one line each."""
+MEMORY = (
+    "Weights are on the device once, for all plans and schedules; the scratch memory is the largest one, since engines "
+    "run one after the other; the KV cache has the most rows that the engines allow. CUDA, the library and small "
+    "buffers between the graphs come on top."
+)
 
 
 @dataclass(frozen=True)
@@ -92,11 +97,30 @@ class GraphAudit:
 
 
 @dataclass(frozen=True)
+class Memory:
+    """Bytes on the device, computed. CUDA, the library and small buffers between the graphs come on top.
+
+    weights      files that the backend reads, once for all plans
+    plans        with the weights that are baked into them
+    activations  largest scratch memory of a profile: engines share one block
+    cache        KV cache at the limits of the engines, of each schedule
+    total        sum for each schedule
+    """
+
+    weights: int
+    plans: int
+    activations: int
+    cache: dict[str, int]
+    total: dict[str, int]
+
+
+@dataclass(frozen=True)
 class Audit(Document):
     """The document of one audit.
 
     compiler      name and version
     capabilities  compute capabilities that it compiled for, "86"
+    memory        None if not all graphs of the bundle were compiled
     schedule      schedule whose row counts are the optimum of the profiles
     """
 
@@ -109,6 +133,7 @@ class Audit(Document):
     capabilities: tuple[str, ...]
     command: str
     graphs: tuple[GraphAudit, ...]
+    memory: Memory | None = None
 
     @property
     def problems(self) -> list[str]:

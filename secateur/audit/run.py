@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from secateur.audit.memory import device_memory
 from secateur.audit.results import Audit, GraphAudit
 from secateur.audit.worker import AuditJob, AuditResult
 from secateur.bundle.atomic import write_text
@@ -16,7 +17,7 @@ from secateur.bundle.manifest import GraphSpec
 from secateur.bundle.reader import Bundle
 from secateur.bundle.strict_json import read_json, to_json
 from secateur.engines.library import TensorRTForRTX
-from secateur.engines.manifest import BuilderSettings, Profile
+from secateur.engines.manifest import BuilderSettings, Limits, Profile
 from secateur.errors import BadEngine
 from secateur.progress import Progress, silent
 
@@ -27,6 +28,7 @@ def audit(
     profiles: Mapping[str, tuple[Profile, ...]],
     capabilities: tuple[str, ...],
     settings: BuilderSettings,
+    limits: Limits,
     schedule: str,
     command: str = "",
     progress: Progress = silent,
@@ -34,6 +36,7 @@ def audit(
     """Compile these graphs of a bundle. A graph that cannot be compiled is reported, and the others go on.
 
     profiles  of each graph by name
+    limits    of the engines, for the KV cache
     schedule  whose row counts are the optimum of the profiles
     command   for the report
 
@@ -47,6 +50,7 @@ def audit(
         progress("audit", name, done, len(graphs))
         found.append(_audit(bundle, manifest.graph(name), profiles[name], capabilities, settings))
     progress("audit", "", len(graphs), len(graphs))
+    complete = len(graphs) == len(manifest.graphs) and not any(graph.error for graph in found)
     return Audit(
         bundle=bundle.root.resolve().name,
         model=manifest.source,
@@ -57,6 +61,7 @@ def audit(
         capabilities=capabilities,
         command=command,
         graphs=tuple(found),
+        memory=device_memory(bundle, limits, found) if complete else None,
     )
 
 

@@ -104,6 +104,18 @@ def decode(manifest: Manifest, schedule: str, capacity: int, past: int = 0) -> I
             yield GraphRun(step.graph, "decode", {"P": step.symbols["S"] + past, "S": 1})
 
 
+def dropped(manifest: Manifest, schedule: str) -> list[int]:
+    """Return the number of vision tokens dropped before each segment."""
+    total = alive = manifest.layout.vision_tokens
+    gates = {gate.layer: gate for gate in manifest.schedules[schedule].gates}
+    found = []
+    for segment in manifest.segments:
+        if segment.layers and (gate := gates.get(segment.layers[0])):
+            alive = gate.keep
+        found.append(total - alive)
+    return found
+
+
 def reads_rotary(segment: GraphSpec) -> bool:
     """Return whether a segment reads the tables of the graph "rotary"."""
     return any(spec.name == "rotary_cos" for spec in segment.inputs)

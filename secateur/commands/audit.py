@@ -59,7 +59,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     room, usual, past, settings = engine_options.options(arguments, bundle)
     shapes = profiles(manifest, room, usual, past)
     with bars() as progress:
-        found = audit(bundle, graphs, shapes, chosen, settings, usual, arguments.command_line, progress)
+        found = audit(bundle, graphs, shapes, chosen, settings, room, usual, arguments.command_line, progress)
     if arguments.html is not None:
         write_text(arguments.html, report(found))
     result = found.as_dict()

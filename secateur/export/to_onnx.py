@@ -49,7 +49,8 @@ def to_onnx(
     """
     spec = graph.spec
     module = graph.module.eval()
-    if sum(weight.nbytes for weight in module.parameters()) <= EXTERNAL_BYTES:
+    shared = store is not None and store.inputs and any(map(store.has, module.parameters()))
+    if not shared and sum(weight.nbytes for weight in module.parameters()) <= EXTERNAL_BYTES:
         with held(module):
             program = _trace(graph, opset)
         weights: Weights = {}

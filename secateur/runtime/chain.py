@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from secateur.bundle.graph_plan import reads_rotary
+from secateur.bundle.graph_plan import dropped, reads_rotary
 from secateur.bundle.layout import Ints
 from secateur.bundle.manifest import GateRef, GraphSpec, Manifest
 from secateur.bundle.schedule import ENCODER_GATES, FULL
@@ -101,9 +101,9 @@ class Chain:
         """Return an empty cache for `capacity` rows of prompts and answers; segments after a gate get fewer rows."""
         if self.backend.fixed_shapes:
             capacity = rounded(capacity, self.backend.most_rows)
-        dropped = self._dropped(schedule)
-        rows = [capacity - missing for missing in dropped]
-        shift = dropped if self.manifest.schedules[schedule].positions == "compact" else [0] * len(dropped)
+        gone = dropped(self.manifest, schedule)
+        rows = [capacity - missing for missing in gone]
+        shift = gone if self.manifest.schedules[schedule].positions == "compact" else [0] * len(gone)
         wanted = (batch, tuple(n + self.backend.masked_past for n in rows), tuple(shift))
         with self._lock:
             spare, self._spare = self._spare, None
@@ -201,9 +201,9 @@ class Chain:
                     named.setdefault("full_states", named["hidden_states"])
                 named |= self._run(gate.graph, named | given, watch)
                 passed.append((gate, named["vision_index"]))
-                dropped = every.shape[1] - gate.keep
-                mask = rows.attention_mask[:, dropped:]  # padding is on the right, and image rows are never padding
-                named["last_index"] = self._upload("last_index", rows.last_index - dropped)
+                gone = every.shape[1] - gate.keep
+                mask = rows.attention_mask[:, gone:]  # padding is on the right, and image rows are never padding
+                named["last_index"] = self._upload("last_index", rows.last_index - gone)
                 turned = False
             if shift[i] != moved:
                 moved = shift[i]
@@ -244,17 +244,6 @@ class Chain:
             "vision_index": self._upload("vision_index", index),
         }
         return named | {f"full_{name}": named[name] for name in ("position_ids", "attention_mask", *planes)}
-
-    def _dropped(self, schedule: str) -> list[int]:
-        """Return the number of vision tokens dropped before each segment."""
-        total = alive = self.manifest.layout.vision_tokens
-        gates = {gate.layer: gate for gate in self.manifest.schedules[schedule].gates}
-        dropped = []
-        for segment in self.manifest.segments:
-            if gate := gates.get(_start(segment)):
-                alive = gate.keep
-            dropped.append(total - alive)
-        return dropped
 
     def _cached(self, segment: GraphSpec, cache: KVCache, rows: int) -> tuple[Buffers, Buffers]:
         """Return the cached keys and values of a segment, and the slots of its new ones, by tensor name."""

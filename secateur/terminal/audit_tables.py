@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from secateur.audit.results import EXPLANATIONS
+from secateur.audit.results import EXPLANATIONS, MEMORY
 from secateur.report.formats import NONE, megabytes, times
 from secateur.terminal.tables import table
 
@@ -23,11 +23,23 @@ def show(result: dict[str, Any], console: Console) -> None:
     console.print(figures(result))
     for name, meaning in EXPLANATIONS.items():
         console.print(f"{name}: {meaning}", markup=False, style="dim")
+    if result["memory"] is not None:
+        console.print(memory(result["memory"]))
+        console.print(MEMORY, markup=False, style="dim")
     for graph in result["graphs"]:
         for warning in graph["warnings"]:
             console.print(f"warning: {graph['name']}: {warning}", markup=False, soft_wrap=True)
     for problem in result["problems"]:
         console.print(f"problem: {problem}", markup=False, soft_wrap=True)
+
+
+def memory(found: dict[str, Any]) -> Table:
+    """Return one row for each schedule."""
+    made = table("Memory on the device, computed, in MB", "schedule", "weights", "plans", "scratch", "KV cache", "all")
+    fixed = [megabytes(found[name]) for name in ("weights", "plans", "activations")]
+    for name, cache in found["cache"].items():
+        made.add_row(name, *fixed, megabytes(cache), megabytes(found["total"][name]))
+    return made
 
 
 def figures(result: dict[str, Any]) -> Table:

@@ -26,7 +26,7 @@ def audited(root: Path, *graphs: str) -> Audit:
     pytest.importorskip("tensorrt_rtx")
     bundle = Bundle.load(root, verify=False)
     made = profiles(bundle.manifest, Limits(1, 20, 10), "btp")
-    return audit(bundle, graphs, made, ("86",), BuilderSettings(), "btp")
+    return audit(bundle, graphs, made, ("86",), BuilderSettings(), Limits(1, 20, 10), "btp")
 
 
 def test_figures(trt_bundle: Trt, tiny: Family) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from secateur.audit.results import EXPLANATIONS, Audit
+from secateur.audit.results import EXPLANATIONS, MEMORY, Audit
 from secateur.report import formats
 from secateur.report.page import Filter, render
 
@@ -29,4 +29,5 @@ def report(audit: Audit) -> str:
         plans=sum(graph.plan for graph in compiled),
         decode=[p for graph in compiled if graph.layers for p in graph.profiles if p.name == "decode"],
         explanations=EXPLANATIONS,
+        memory=MEMORY,
     )

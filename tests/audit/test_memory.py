@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The computed memory of a bundle equals what the runtime allocates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from secateur.audit.memory import cached_bytes, device_memory
+from secateur.audit.results import GraphAudit, ProfileAudit
+from secateur.bundle.reader import Bundle
+from secateur.engines.manifest import Limits
+from secateur.export.bundle import Exported
+from secateur.runtime.backends.ort import Backend
+from secateur.runtime.chain import Chain
+
+Trt = tuple[Path, Exported]
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_the_cache_is_that_of_the_runtime(trt_bundle: Trt, batch: int) -> None:
+    bundle = Bundle.load(trt_bundle[0], verify=False)
+    manifest, backend = bundle.manifest, Backend(bundle)
+    chain = Chain(manifest, backend)
+    sizes = {name: chain.cache(batch, 100, name).bytes for name in manifest.schedules}
+    backend.close()
+    assert len(set(sizes.values())) > 2
+    assert {name: batch * cached_bytes(manifest, name, 100) for name in manifest.schedules} == sizes
+
+
+def test_weights_are_counted_once(trt_bundle: Trt) -> None:
+    bundle = Bundle.load(trt_bundle[0], verify=False)
+    used = {weight.file for weight in bundle.manifest.weights}
+    assert len(used) < len(bundle.manifest.weights)
+    profiles = [ProfileAudit("all", {}, 1, 0, 0, (), scratch, None, None, ()) for scratch in (700, 300)]
+    graphs = [GraphAudit(name, "gate", 0, 50, tuple(profiles)) for name in ("a", "b")]
+    found = device_memory(bundle, Limits(1, 20, 10), graphs)
+    assert found.weights == sum(bundle.path(file).stat().st_size for file in used)
+    assert (found.plans, found.activations) == (100, 700)
+    assert found.total["full"] == found.weights + 800 + found.cache["full"]
+    assert found.cache["btp"] < found.cache["full"]
