@@ -49,8 +49,7 @@ def to_onnx(
     """
     spec = graph.spec
     module = graph.module.eval()
-    shared = store is not None and store.inputs and any(map(store.has, module.parameters()))
-    if not shared and sum(weight.nbytes for weight in module.parameters()) <= EXTERNAL_BYTES:
+    if not _has_inputs(module, store) and sum(weight.nbytes for weight in module.parameters()) <= EXTERNAL_BYTES:
         with held(module):
             program = _trace(graph, opset)
         weights: Weights = {}
@@ -76,6 +75,11 @@ def to_onnx(
     externalize(model, weights, store, path, EXTERNAL_BYTES)
     onnx_ir.save(model, path)
     return inputs
+
+
+def _has_inputs(module: nn.Module, store: WeightStore | None) -> bool:
+    """Return whether weights of the module become inputs of its graph: even small ones, but not the norms of a gate."""
+    return store is not None and store.inputs and any(w.dim() > 1 and store.has(w) for w in module.parameters())
 
 
 def _trace(graph: Graph, opset: int, optimize: bool = True) -> torch.onnx.ONNXProgram:
