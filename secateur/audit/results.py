@@ -13,7 +13,7 @@ EXPLANATIONS = {
     "a layer": "kernels for each decoder layer of a segment",
     "fused": "decoder layers of a segment whose attention is one kernel, which does not write scores to memory",
     "copies": "kernels that only copy, transpose or convert a weight: the same work in every step",
-    "plan": "size of the plan, for all profiles together; weights in it are there once for each profile",
+    "plan": "size of the plan, for all profiles together; weights in it, except int4, are there once for each profile",
     "scratch": "memory for activations at the largest shapes of the profile; engines share one block, the largest",
     "moved": "bytes that all kernels read and write at the profile's optimal shapes, compiled for these alone",
     "least": "bytes of each input, output and weight of the graph at these shapes, once",

@@ -58,7 +58,7 @@ class WeightSpec:
 
 @dataclass(frozen=True)
 class GraphSpec:
-    """An ONNX graph of a bundle; `kind` is vision, projector, embed, segment or gate.
+    """An ONNX graph of a bundle; `kind` is vision, projector, embed, rotary, segment or gate.
 
     `layers` is the half-open range of decoder layers of a segment; (layer, layer) for a gate. The graph's inputs are
     `inputs` and, after them, `weights`.

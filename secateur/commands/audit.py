@@ -49,6 +49,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         check_file_free(arguments.html, arguments.force)
     elif arguments.force:
         raise InputError("--force only applies to --html; leave it out")
+    if "--optimization-level" in engine_options.changed_flags(arguments):
+        raise InputError("--optimization-level changes nothing with TensorRT for RTX; leave it out")
     bundle = Bundle.load(arguments.bundle)
     manifest = bundle.manifest
     check_target(manifest)

@@ -119,14 +119,17 @@ def build(
 
 
 def repeated_weights(bundle: Bundle, profiles: Profiles) -> int:
-    """Return the bytes of constants that plans contain again, because each profile has its own copy."""
-    repeated = 0
-    for graph in bundle.manifest.graphs:
-        files = graph_files(bundle.manifest, bundle.root, graph)[1:]
-        inputs = sum(weight.nbytes for weight in graph.weights if weight.file in files)
-        constants = sum((bundle.root / file).stat().st_size for file in files) - inputs
-        repeated += constants * (len(profiles[graph.name]) - 1) if constants >= LARGE else 0
-    return repeated
+    """Return the bytes of constants that plans contain again, because each profile has its own copy.
+
+    0 if weights are inputs; TensorRT stores int4 weights once for all profiles.
+    """
+    manifest, repeated = bundle.manifest, 0
+    for graph in () if manifest.weights else manifest.graphs:
+        if graph.kind == "segment" and manifest.quantization is not None:
+            continue
+        constants = sum((bundle.root / file).stat().st_size for file in graph_files(manifest, bundle.root, graph)[1:])
+        repeated += constants * (len(profiles[graph.name]) - 1)
+    return repeated if repeated >= LARGE else 0
 
 
 @contextmanager

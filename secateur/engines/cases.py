@@ -41,8 +41,8 @@ class Case:
     kind       encode (once per prompt), prefill (once per question) or decode (once per generated token)
     profile    number of the plan's optimization profile
     shapes     shape of every input, including static ones
-    schedules  labels of `graph_plan.runs` that run the graph once at these shapes: the schedule's name, followed by @
-               and the image size if there are several
+    schedules  labels of `graph_plan.runs` that run the graph at these shapes, once or more often: the schedule's name,
+               followed by @ and the image size if there are several
     """
 
     name: str

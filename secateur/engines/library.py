@@ -105,14 +105,12 @@ class TensorRTForRTX(TensorRT):
             )
         kind = manifest.quantization.name if manifest.quantization else manifest.dtype
         if TURING in capabilities and kind in ("bf16", "int4"):
-            raise BadBundle(f"SM {TURING} has no {kind}; leave {TURING} out of --sm, or export with --dtype fp16")
+            raise BadBundle(f"SM {TURING} has no {kind}; export with --dtype fp16, or leave out SM {TURING}")
 
     @staticmethod
     def flags(settings: BuilderSettings) -> Flags:
         every = TensorRT.flags(settings)
-        return {
-            name: value for name, value in every.items() if name not in ("optimization_level", "decomposable_attention")
-        }
+        return {name: value for name, value in every.items() if name != "optimization_level"}
 
     def configure(self, config: Any, settings: BuilderSettings, capabilities: Sequence[str]) -> None:
         """Set the compute capabilities, and let the plan be recorded: it allocates no memory when it runs.

@@ -44,7 +44,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Profile:
-    """One optimization profile, "prefill" or "decode" (segments, embed) or "all", with ranges of the dynamic inputs."""
+    """One optimization profile, "prefill" or "decode" (segments, embed, rotary) or "all": ranges of dynamic inputs."""
 
     name: str
     ranges: dict[str, Range]

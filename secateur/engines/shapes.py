@@ -129,7 +129,9 @@ def cases(manifest: Manifest, limits: Limits, past: int = 0) -> tuple[Case, ...]
     for name, (step, schedules) in found.items():
         graph = manifest.graph(step.graph)
         shapes = resolve_shapes(graph.inputs, step.symbols | {"B": step.images})
-        made.append(Case(name, graph.name, step.kind, int(step.kind == "decode"), shapes, tuple(schedules)))
+        made.append(
+            Case(name, graph.name, step.kind, int(step.kind == "decode"), shapes, tuple(dict.fromkeys(schedules)))
+        )
     return tuple(made)
 
 

@@ -40,8 +40,10 @@ def _is_first_maximum(node: onnx_ir.Node) -> bool:
 
 
 def _last_axis(node: onnx_ir.Node) -> bool:
+    """Return whether it chooses along the last axis, of a fixed size."""
     values = node.inputs[0]
-    assert values is not None and values.shape is not None
+    if values is None or values.shape is None or not isinstance(values.shape[-1], int):
+        return False
     return node.attributes.get_int("axis", -1) in (-1, len(values.shape) - 1)
 
 

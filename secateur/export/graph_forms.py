@@ -7,6 +7,8 @@ import numpy as np
 import onnx_ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
+FLOATS = (onnx_ir.DataType.FLOAT, onnx_ir.DataType.FLOAT16, onnx_ir.DataType.BFLOAT16)
+
 
 def simplify(model: onnx_ir.Model) -> None:
     """Rewrite a graph in place, before its weights are written."""
@@ -19,8 +21,7 @@ def simplify(model: onnx_ir.Model) -> None:
 def _norms_of_one_dtype(model: onnx_ir.Model) -> None:
     """Cast the input of each RMSNormalization to the dtype of its scale, which is the dtype of the output in ONNX.
 
-    TensorRT's parser gives the output the dtype of the input, which the next nodes do not accept. The norm is computed
-    in fp32 (stash_type) in both cases.
+    ONNX Runtime cannot open the graph otherwise. The norm is computed in fp32 (stash_type) in both cases.
     """
     for node in list(model.graph.all_nodes()):
         rows, scale = (*node.inputs, None, None)[:2]
@@ -61,7 +62,10 @@ def _scale_queries_only(model: onnx_ir.Model) -> None:
         if query is None or key is None or root is None or root is not other:
             continue
         assert root.const_value is not None and node.graph is not None
-        scale = onnx_ir.tensor(np.square(root.const_value.numpy(), dtype=root.const_value.numpy().dtype))
+        exact = np.square(root.const_value.numpy().astype(np.float64))
+        scale = onnx_ir.tensor(exact.astype(root.const_value.numpy().dtype))
+        if root.dtype not in FLOATS or not np.isfinite(scale.numpy()).all() or not scale.numpy().all():
+            continue
         name = f"{node.name}_scale"
         value = onnx_ir.Value(name=name, type=root.type, shape=root.shape, const_value=scale)
         scale.name = name

@@ -39,7 +39,7 @@ class Figures:
 def card(manifest: Manifest, schedules: Sequence[Sequence[Schedule]], figures: Figures) -> str:
     """Return the text of the card; `schedules` are those of each image size, in the manifest's order."""
     name, sizes = _title(manifest.source), [bucket.layout.size for bucket in manifest.buckets]
-    runs_on = RUNS_ON[manifest.target.partition("-")[0]]
+    runs_on = RUNS_ON[manifest.target]
     lines = [
         *_front_matter(manifest, schedules),
         f"# {name} with vision-token pruning, for {runs_on}",

@@ -149,7 +149,7 @@ ROWS = {
     ),
     **refused(
         "Attention RMSNormalization RotaryEmbedding TensorScatter Swish",
-        "TensorRT 10.3 does not have it, later versions do in part",
+        "not every version of TensorRT has it, or has all of it",
         "export with --target tensorrt, which decomposes it into simpler operators",
         AT_10_3,
     ),

@@ -79,9 +79,13 @@ def _replace_gemm(model: onnx_ir.Model, node: onnx_ir.Node) -> None:
 
 
 def _is_table(weight: onnx_ir.Value) -> bool:
-    """Return whether the graph takes rows of the weight and nothing else."""
+    """Return whether the graph takes rows of the weight, which depend on its inputs, and nothing else."""
     return all(
-        node.op_type == "Gather" and index == 0 and ("axis" not in node.attributes or not node.attributes["axis"].value)
+        node.op_type == "Gather"
+        and index == 0
+        and node.attributes.get_int("axis", 0) == 0
+        and (rows := node.inputs[1]) is not None
+        and rows.const_value is None
         for node, index in weight.uses()
     )
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Weights of a bundle: data files next to the graphs, each written once, and the references to them in a graph.
 
-One file for each part of the model (embed, layer_00, layer_01, ..., head, projector, vision). The weights of a file,
-their order and their offsets depend on the model and the dtype only, not on the cuts between segments, the target or
-the opset, so graphs and bundles can share files. Offsets are multiples of a page, for memory maps.
+One file for each part of the model (embed, layer_00, layer_01, ..., head, projector, vision). Files do not depend on
+the cuts between segments or the opset, so graphs and bundles can share them. Offsets are multiples of a page, for
+memory maps.
 
 A weight of nn.Linear is stored as MatMul and Gemm read it, [in, out]; a Transpose in the graph would copy it in memory.
 Where weights are inputs of the graphs (weight_inputs.py), it is stored as [out, in], and joined weights without a gap.
@@ -93,7 +93,7 @@ class WeightStore:
         first, *others = weights
         if self._groups.get(first) == tuple(weights):
             return True
-        alone = all(self._groups.get(weight) == (weight,) for weight in weights)
+        alone = len(set(weights)) == len(weights) and all(self._groups.get(w) == (w,) for w in weights)
         if not alone or len({self._files[weight] for weight in weights}) > 1 or first in self._places:
             return False
         self._groups[first] = tuple(weights)
@@ -133,6 +133,21 @@ class WeightStore:
                 out.seek(self._places[weight].offset)  # fills a gap with zeros
                 out.write(memoryview(values.view(torch.uint8).numpy()))  # type: ignore[arg-type]
 
+    def _holds(self, source: Path, file: str) -> bool:
+        """Return whether `source` has every weight of a file at its place."""
+        stored = torch.from_file(str(source), size=source.stat().st_size, dtype=torch.uint8)
+        places = ((weight, self._places[weight]) for weight in self._of_file(file))
+        return all(
+            torch.equal(
+                stored[place.offset : place.offset + place.size],
+                (value(weight).T if weight in self._transposed else value(weight))
+                .contiguous()
+                .view(-1)
+                .view(torch.uint8),
+            )
+            for weight, place in places
+        )
+
     def _link(self, file: str) -> bool:
         """Link a file of the other bundle, if it has one of this name and size; returns whether it has.
 
@@ -145,6 +160,8 @@ class WeightStore:
             return False
         if sha256(source) != digest.removeprefix("sha256:"):
             raise BadBundle(f"{source} is damaged and cannot be shared; export that bundle again")
+        if self.inputs and not self._holds(source, file):  # another bundle may join other weights
+            return False
         self._folder.mkdir(parents=True, exist_ok=True)
         with suppress(OSError):
             os.link(source, self._folder / file)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Engine options, shared by `build` and `profile --trtexec`, so that the timed engines are those of a build."""
+"""Engine options, shared by `build`, `audit` and `profile --trtexec`, which are about the same engines."""
 
 from __future__ import annotations
 

@@ -123,6 +123,8 @@ def _value(spec: TensorSpec, size: list[int], shape: str) -> Tensor:
     if spec.dtype == "int64":  # positions, and the tokens that are left
         return torch.arange(size[1]).repeat(size[0], 1)
     made = torch.randn(size)
+    if spec.name.startswith("rotary"):
+        return made.cos().half().float()
     if spec.dtype == "float32":  # scores of the encoder
         return made.abs()
     if shape == "channel":
@@ -298,14 +300,12 @@ def test_a_segment_whose_weights_are_too_large_is_named(trt_bundle: tuple[Path, 
     shutil.copytree(trt_bundle[0], folder)
     bundle = Bundle.load(folder)
     spec, image = bundle.manifest.segments[1], np.full((8, 8, 3), 100, np.uint8)
-    model = onnx.load(folder / spec.file)
-    read = {node.input[1] for node in model.graph.node if node.op_type == "MatMul"}
-    for tensor in model.graph.initializer:
-        if tensor.name in read and len(tensor.dims) == 2:
-            weight = onnx.numpy_helper.to_array(tensor)
-            scale = 30000 / np.abs(weight).max().astype(np.float32)
-            tensor.CopyFrom(onnx.numpy_helper.from_array((weight * scale).astype(np.float16), tensor.name))
-    onnx.save(model, folder / spec.file)
+    assert spec.weights
+    for weight in spec.weights:
+        path = folder / weight.file
+        values = np.memmap(path, np.float16, "r+", weight.offset, weight.shape)
+        values[:] = values * (30000 / np.abs(values).max().astype(np.float32))
+        values.flush()
     with Pipeline(bundle, RangeCheck(ort.Backend(Bundle.load(trt_bundle[0])), bundle.manifest)) as vlm:
         vlm.ask(image, "w1 w2 w3", "full", max_new_tokens=2)
     guard = RangeCheck(ort.Backend(bundle), bundle.manifest)

@@ -89,7 +89,7 @@ RULES = {
         '(float[9] x, int64[2,1] i, float[2] u) => (float[9] y) { y = ScatterND<reduction = "none">(x, i, u) }',
     ),
     "attention": Rule(
-        "later versions do in part",
+        "not every version of TensorRT has it",
         "(float16[1,2,16,64] q, float16[1,2,16,64] k, float16[1,2,16,64] v) => (float16[1,2,16,64] y) "
         "{ y = Attention(q, k, v) }",
         "(float16[1,2,16,64] q, float16[1,2,16,64] k, float16[1,2,16,64] v) => (float16[1,2,16,64] y) "
@@ -99,7 +99,7 @@ RULES = {
         FUSED,
     ),
     "rms norm": Rule(
-        "later versions do in part",
+        "not every version of TensorRT has it",
         "(float[2,8] x, float[8] s) => (float[2,8] y) { y = RMSNormalization(x, s) }",
         "(float[2,8] x, float[8] s) => (float[2,8] y) <int64[1] a = {1}> "
         "{ m = Mul(x, x) n = ReduceMean(m, a) r = Sqrt(n) d = Div(x, r) y = Mul(d, s) }",
@@ -108,21 +108,21 @@ RULES = {
         FUSED,
     ),
     "rotary embedding": Rule(
-        "later versions do in part",
+        "not every version of TensorRT has it",
         "(float[1,2,3,4] x, float[9,2] c, int64[1,3] p) => (float[1,2,3,4] y) { y = RotaryEmbedding(x, c, c, p) }",
         opset=23,
         version=NEWEST,
         why=FUSED,
     ),
     "tensorscatter": Rule(
-        "later versions do in part",
+        "not every version of TensorRT has it",
         "(float[1,2,9,4] x, float[1,2,1,4] u, int64[1] i) => (float[1,2,9,4] y) { y = TensorScatter(x, u, i) }",
         opset=24,
         version=NEWEST,
         why=FUSED,
     ),
     "swish": Rule(
-        "later versions do in part",
+        "not every version of TensorRT has it",
         "(float[2,9] x) => (float[2,9] y) { y = Swish(x) }",
         "(float[2,9] x) => (float[2,9] y) { s = Sigmoid(x) y = Mul(x, s) }",
         24,
