@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -117,3 +118,28 @@ def test_weights_are_joined_before_their_file_is_written(module: Layer, tmp_path
     assert first is not None and second is not None and second.offset == first.offset + first.size
     assert not store.join([b, down]), "the file is written"
     assert store.join([a, c])
+
+
+def test_a_file_of_another_layout_is_not_shared(module: Layer, tmp_path: Path) -> None:
+    """Another bundle may join other weights: its file has the same size where weights are whole pages."""
+    nn.init.normal_(module.b.weight)
+    parts = {"layer": nn.ModuleList([module.b, module.flat, module.down])}
+    first = WeightStore(tmp_path / "first", parts, inputs=True)
+    assert first.join([module.b.weight, module.flat.weight])
+    first.place(module.b.weight)
+    data = tmp_path / "first" / "layer.data"
+    shared = {data: hashlib.sha256(data.read_bytes()).hexdigest()}
+    same = WeightStore(tmp_path / "same", parts, shared, inputs=True)
+    assert same.join([module.b.weight, module.flat.weight])
+    same.place(module.b.weight)
+    assert (tmp_path / "same" / "layer.data").samefile(data)
+    for order in ([module.flat.weight, module.b.weight], [module.b.weight, module.down.weight]):
+        folder = tmp_path / str(id(order))
+        other = WeightStore(folder, parts, shared, inputs=True)
+        assert other.join(order)
+        for weight in order:
+            place = other.place(weight)
+            assert place is not None
+            stored = (folder / "layer.data").read_bytes()[place.offset : place.offset + place.size]
+            assert stored == weight.detach().numpy().tobytes()
+        assert not (folder / "layer.data").samefile(data)
