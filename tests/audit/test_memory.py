@@ -25,7 +25,7 @@ def test_the_cache_is_that_of_the_runtime(trt_bundle: Trt, batch: int) -> None:
     chain = Chain(manifest, backend)
     sizes = {name: chain.cache(batch, 100, name).bytes for name in manifest.schedules}
     backend.close()
-    assert len(set(sizes.values())) > 2
+    assert sizes["btp"] < sizes["full"]
     assert {name: batch * cached_bytes(manifest, name, 100) for name in manifest.schedules} == sizes
 
 

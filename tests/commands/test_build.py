@@ -111,7 +111,7 @@ def test_weights_that_tensorrt_for_rtx_does_not_take(trt_bundle: Trt, tmp_path: 
     integers = {"name": "int8", "block_size": 32, "symmetric": False, "operator": "MatMulNBits", "accuracy_level": 0}
     for change, words, message in (
         ({"target": "cpu", "quantisation": integers}, [], "weights as int8 for ONNX Runtime (target 'cpu'); export it"),
-        ({"dtype": "bf16"}, ["--sm", "75,86"], "SM 75 has no bf16; leave 75 out of --sm, or export with --dtype fp16"),
+        ({"dtype": "bf16"}, ["--sm", "75,86"], "SM 75 has no bf16; export with --dtype fp16, or leave out SM 75"),
     ):
         (bundle / "manifest.json").write_text(json.dumps(manifest | change))
         done = secateur("build", str(bundle), "--engine", "rtx", *words)

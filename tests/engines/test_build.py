@@ -275,7 +275,7 @@ def test_out_of_memory_names_a_remedy_and_the_next_build_continues(
     monkeypatch.setenv("SIMULATED_OUT_OF_MEMORY", "segment_0")
     with pytest.raises(BuildFailed, match="graph 'segment_0': TensorRT could not build it: .*OutOfMemory") as seen:
         workshop.build("embed", "segment_0")
-    assert "--workspace, --optimization-level 2, and close the desktop" in str(seen.value)
+    assert "--workspace, --optimization-level 2 (TensorRT only), and close the desktop" in str(seen.value)
     assert [plan.graph for plan in workshop.read(UNFINISHED).plans] == ["embed"]
     monkeypatch.delenv("SIMULATED_OUT_OF_MEMORY")
     assert workshop.build("embed", "segment_0").new == ("segment_0",)

@@ -80,8 +80,8 @@ def test_every_case_runs(recipe: Recipe) -> None:
         if case.graph not in sessions:
             sessions[case.graph] = onnxruntime.InferenceSession(str(recipe.bundle / graph.file), options)
         given = {
-            spec.name: random.uniform(-1, 1, case.shapes[spec.name]).astype(spec.dtype)
-            for spec in graph.inputs
+            spec.name: random.uniform(-1, 1, case.shapes.get(spec.name, spec.shape)).astype(spec.dtype)
+            for spec in graph.all_inputs
             if spec.dtype.startswith("float")
         }
         empty = {s.name: np.zeros(case.shapes[s.name], s.dtype) for s in graph.inputs if 0 in case.shapes[s.name]}
@@ -94,9 +94,14 @@ def test_every_case_runs(recipe: Recipe) -> None:
 def test_positions_are_in_range_if_the_cache_fills_the_context(recipe: Recipe) -> None:
     case = next(case for case in recipe.cases if case.graph == "segment_0" and case.kind == "decode")
     rows = next(shape[0] for name, shape in case.shapes.items() if name.startswith("past_"))
+    graph = recipe.manifest.graph("segment_0")  # those whose gate reads text_query have positions
+    read = dataclasses.replace(graph, inputs=(*graph.inputs, TensorSpec("position_ids", "int64", ("B", "S"))))
     short = dataclasses.replace(
-        recipe.manifest, dimensions=dataclasses.replace(recipe.manifest.dimensions, context=rows)
+        recipe.manifest,
+        graphs=tuple(read if g is graph else g for g in recipe.manifest.graphs),
+        dimensions=dataclasses.replace(recipe.manifest.dimensions, context=rows),
     )
+    case = dataclasses.replace(case, shapes=case.shapes | {"position_ids": (1, 1)})
     assert input_values(short, case)["position_ids"].tolist() == [[rows - 1]]
 
 

