@@ -155,9 +155,10 @@ def test_a_mismatch_fails_and_leaves_nothing(tiny: Family, tmp_path: Path, monke
     assert list(tmp_path.iterdir()) == []
 
 
-def _touch(path: Path) -> None:
+def _touch(path: Path) -> tuple[()]:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"")
+    return ()
 
 
 def test_a_wrong_weight_fails_the_check(tiny: Family, tiny_bundle: tuple[Path, Exported], tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from secateur.decoder import attention
 from secateur.export.gates import PruneGate
 from secateur.export.graphs import build_graphs, sized_model
-from secateur.export.segments import Segment
+from secateur.export.segments import Rotary, Segment
 from secateur.export.spans import Spans, ViewSpan
 from secateur.export.targets import Target, target
 from secateur.families.base import Family
@@ -21,11 +21,15 @@ def decomposed() -> Target:
     return target("tensorrt", "fp32")
 
 
+def positions(batch: int, rows: int, past: int = 0) -> torch.Tensor:
+    return torch.arange(past, past + rows).repeat(batch, 1)
+
+
 def inputs(family: Family, batch: int, rows: int, past: int, layers: int) -> list[torch.Tensor]:
     d = family.dimensions
     made = [
         torch.randn(batch, rows, d.width),
-        torch.arange(past, past + rows).repeat(batch, 1),
+        *Rotary(family.decoder, torch.float32)(positions(batch, rows, past)),
         torch.ones(batch, past + rows, dtype=torch.int64),
         torch.full((batch,), rows - 1),
     ]
@@ -35,7 +39,7 @@ def inputs(family: Family, batch: int, rows: int, past: int, layers: int) -> lis
 @pytest.mark.parametrize(("batch", "rows", "past"), [(1, 7, 0), (2, 5, 3), (3, 1, 4), (1, 1, 0)])
 def test_decomposed_attention_equals_the_fused_one(tiny: Family, batch: int, rows: int, past: int) -> None:
     given = inputs(tiny, batch, rows, past, 2)
-    given.insert(4, torch.tensor([past]))
+    given[5:5] = positions(batch, rows, past), torch.tensor([past])
     fused = Segment(tiny.decoder, 0, 2, ("query", "text_query"))(*given)
     spelled = Segment(tiny.decoder, 0, 2, ("query", "text_query"), decomposed=True)(*given)
     for a, b in zip(fused, spelled, strict=True):
@@ -47,8 +51,8 @@ def test_cutting_changes_nothing(tiny: Family) -> None:
     whole = Segment(tiny.decoder, 0, 4)(*given)
     rows, cached = given[0], []
     for first, end in ((0, 1), (1, 3), (3, 4)):
-        last = given[3:4] if end == 4 else []
-        out = Segment(tiny.decoder, first, end)(rows, *given[1:3], *last, *given[4 + 2 * first : 4 + 2 * end])
+        last = given[4:5] if end == 4 else []
+        out = Segment(tiny.decoder, first, end)(rows, *given[1:4], *last, *given[5 + 2 * first : 5 + 2 * end])
         rows = out[0]
         cached += out[1:]
     for a, b in zip(whole, [rows, *cached], strict=True):
@@ -57,14 +61,14 @@ def test_cutting_changes_nothing(tiny: Family) -> None:
 
 def test_text_query_is_the_mean_over_the_question(tiny: Family) -> None:
     given = inputs(tiny, 2, 9, 0, 1)
-    given[2][1, 7:] = 0  # padding of the second sample
+    given[3][1, 7:] = 0  # padding of the second sample
     tap = attention.Tap()
     segment = Segment(tiny.decoder, 0, 1, ("text_query",))
-    found = segment(*given[:3], torch.tensor([4]), *given[4:])[-1]
-    mask = attention.additive_mask(given[2], 9, 0, torch.float32)
+    found = segment(*given[:4], positions(2, 9), torch.tensor([4]), *given[5:])[-1]
+    mask = attention.additive_mask(given[3], 9, 0, torch.float32)
     decoder = tiny.decoder
     with attention.active(decoder.config):
-        position_embeddings = decoder.rotary(given[0], given[1])
+        position_embeddings = decoder.rotary(given[0], positions(2, 9))
         decoder.layers[0](
             given[0], attention_mask=mask, position_embeddings=position_embeddings, past_key_values=tap, tap=tap
         )

@@ -75,7 +75,7 @@ def segment(family: Family, first: int, end: int, decomposed: bool = False) -> G
     d, last = family.dimensions, end == family.dimensions.layers
     given = [
         TensorSpec("hidden_states", "float32", ("B", "S", d.width)),
-        TensorSpec("position_ids", "int64", ("B", "S")),
+        *(TensorSpec(name, "float32", ("B", 1, "S", d.head_dim)) for name in ("rotary_cos", "rotary_sin")),
         TensorSpec("attention_mask", "int64", ("B", "P+S")),
         *([TensorSpec("last_index", "int64", ("B",))] if last else []),
     ]

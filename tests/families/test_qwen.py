@@ -18,7 +18,7 @@ from transformers.vision_utils import get_vision_window_index
 
 from secateur.decoder.attention import calling
 from secateur.errors import BadModel, BadSchedule
-from secateur.export.segments import Segment
+from secateur.export.segments import Rotary, Segment
 from secateur.families import qwen2_5_vl, qwen2_vl, qwen3_vl
 from secateur.runtime.preprocess import pixel_values
 from secateur.vision.qwen import windows
@@ -172,7 +172,8 @@ def chain(family: Any, prompt: Tensor, pixels: Tensor, steps: int) -> tuple[list
     tokens, logits = list[int](), list[Tensor]()
     for _ in range(steps):
         mask, last = torch.ones(1, len(past[0]) + rows.shape[1], dtype=torch.int64), torch.tensor([rows.shape[1] - 1])
-        found, *new = segment(rows, positions, mask, last, *spread, *past)
+        cos, sin = Rotary(decoder, rows.dtype)(positions)
+        found, *new = segment(rows, cos, sin, mask, last, *spread, *past)
         past = [torch.cat(pair) for pair in zip(past, new, strict=True)]
         tokens, logits = [*tokens, int(found[0].argmax())], [*logits, found[0]]
         rows = decoder.embed(torch.tensor([[tokens[-1]]]))

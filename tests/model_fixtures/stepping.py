@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from secateur.export.segments import Segment
+from secateur.export.segments import Rotary, Segment
 from secateur.families.base import Family
 
 
@@ -46,7 +46,8 @@ def check_steps(family: Family, decomposed: bool = False, steps: int = 4) -> Non
         count = rows.shape[1]
         valid, last = torch.ones(1, seen + count, dtype=torch.int64), torch.tensor([count - 1])
         for segment, past in zip(segments, pasts, strict=True):
-            rows, *new = segment(rows, positions, valid, *([last] if segment.is_last else []), *past)
+            cos, sin = Rotary(decoder, rows.dtype)(positions)
+            rows, *new = segment(rows, cos, sin, valid, *([last] if segment.is_last else []), *past)
             past[:] = [torch.cat(pair) for pair in zip(past, new, strict=True)]
         torch.testing.assert_close(rows, expected.logits[step], rtol=1e-4, atol=1e-4)
         seen, positions = seen + count, positions[:, -1:] + 1

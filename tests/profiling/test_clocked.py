@@ -62,7 +62,7 @@ def test_figures_of_known_times(bundle: Bundle) -> None:
     assert full.speed_up == 1 and pruned.speed_up == pytest.approx(61 / 49) and pruned.prefill_speed_up == 5 / 4
     assert full.decode is not None and full.decode.p50 == 4 and pruned.decode is None
     assert full.stages["preprocess"] == 1 and full.stages["vision"] == 5 and full.stages["gates"] == 0
-    assert full.stages["segments"] == 5 * len(bundle.manifest.segments)
+    assert full.stages["segments"] == 5 * (len(bundle.manifest.segments) + 1), "with cos and sin"
     mine = [graph for graph in graphs if "full" in graph.shares]
     assert [graph.name for graph in mine[:3]] == ["vision", "projector", "embed"]
     assert {graph.runs for graph in mine} == {3} and {graph.compute.p50 for graph in mine} == {5.0}
