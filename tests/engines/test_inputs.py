@@ -80,10 +80,11 @@ def test_every_case_runs(recipe: Recipe) -> None:
         if case.graph not in sessions:
             sessions[case.graph] = onnxruntime.InferenceSession(str(recipe.bundle / graph.file), options)
         given = {
-            spec.name: random.uniform(-1, 1, case.shapes.get(spec.name, spec.shape)).astype(spec.dtype)
-            for spec in graph.all_inputs
+            spec.name: random.uniform(-1, 1, case.shapes[spec.name]).astype(spec.dtype)
+            for spec in graph.inputs
             if spec.dtype.startswith("float")
         }
+        given |= {x.name: random.uniform(-1, 1, x.shape).astype(x.dtype) for x in graph.weights}
         empty = {s.name: np.zeros(case.shapes[s.name], s.dtype) for s in graph.inputs if 0 in case.shapes[s.name]}
         made = sessions[case.graph].run([spec.name for spec in graph.outputs], given | empty | read(recipe, case))
         shapes = resolve_shapes(graph.outputs, bind(graph.inputs, case.shapes))

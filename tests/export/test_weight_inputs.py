@@ -122,18 +122,18 @@ def test_weights_are_joined_before_their_file_is_written(module: Layer, tmp_path
 
 def test_a_file_of_another_layout_is_not_shared(module: Layer, tmp_path: Path) -> None:
     """Another bundle may join other weights: its file has the same size where weights are whole pages."""
-    nn.init.normal_(module.b.weight)
     parts = {"layer": nn.ModuleList([module.b, module.flat, module.down])}
+    b, flat, down = (getattr(module, name).weight for name in ("b", "flat", "down"))
     first = WeightStore(tmp_path / "first", parts, inputs=True)
-    assert first.join([module.b.weight, module.flat.weight])
-    first.place(module.b.weight)
+    assert first.join([b, flat])
+    first.place(b)
     data = tmp_path / "first" / "layer.data"
     shared = {data: hashlib.sha256(data.read_bytes()).hexdigest()}
     same = WeightStore(tmp_path / "same", parts, shared, inputs=True)
-    assert same.join([module.b.weight, module.flat.weight])
-    same.place(module.b.weight)
+    assert same.join([b, flat])
+    same.place(b)
     assert (tmp_path / "same" / "layer.data").samefile(data)
-    for order in ([module.flat.weight, module.b.weight], [module.b.weight, module.down.weight]):
+    for order in ([flat, b], [b, down]):
         folder = tmp_path / str(id(order))
         other = WeightStore(folder, parts, shared, inputs=True)
         assert other.join(order)
