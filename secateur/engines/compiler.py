@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from secateur.engines.device import ACTIVATIONS
 from secateur.engines.kernels import Kernel, bound, kernels
 from secateur.engines.library import TensorRTForRTX
 from secateur.engines.manifest import BuilderSettings, Profile
@@ -21,7 +22,6 @@ from secateur.errors import BuildFailed
 
 EXPECTED = re.compile(r"Make sure (in|out)put .* has Int64 binding")
 """The parser warns of every int64 input and output; the runtime binds int64."""
-ACTIVATIONS = re.compile(r"Total Activation Memory: (\d+) bytes")
 
 
 @dataclass(frozen=True)
