@@ -3,22 +3,19 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from secateur.audit import worker
 from secateur.audit.memory import device_memory
 from secateur.audit.results import Audit, GraphAudit
 from secateur.audit.worker import AuditJob, AuditResult
-from secateur.bundle.atomic import write_text
 from secateur.bundle.manifest import GraphSpec
 from secateur.bundle.reader import Bundle
-from secateur.bundle.strict_json import read_json, to_json
+from secateur.engines.jobs import JobFailed, run_job
 from secateur.engines.library import TensorRTForRTX
 from secateur.engines.manifest import BuilderSettings, Limits, Profile
-from secateur.errors import BadEngine
 from secateur.progress import Progress, silent
 
 
@@ -72,28 +69,20 @@ def _audit(
     capabilities: tuple[str, ...],
     settings: BuilderSettings,
 ) -> GraphAudit:
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        onnx, answer = bundle.path(graph.file).resolve(), folder / "result.json"
-        job = AuditJob(
-            str(onnx),
-            str(answer),
-            profiles,
-            capabilities,
-            settings,
-            tuple(weight.name for weight in graph.weights),
-            graph.kind == "embed",
-        )
-        write_text(folder / "job.json", to_json(job))
-        command = [sys.executable, "-m", "secateur.audit.worker", str(folder / "job.json")]
-        with (folder / "log").open("wb") as log:
-            code = subprocess.run(command, stdout=log, stderr=log).returncode
-        if answer.exists():
-            result = read_json(AuditResult, answer, BadEngine)
-        else:
-            said = (folder / "log").read_text(errors="replace").strip().splitlines()
-            ended = f"signal {-code}" if code < 0 else f"exit code {code}"
-            result = AuditResult(error=f"the compiler ended with {ended}{': ' + said[-1] if said else ''}")
+    job = AuditJob(
+        str(bundle.path(graph.file).resolve()),
+        profiles,
+        capabilities,
+        settings,
+        tuple(weight.name for weight in graph.weights),
+        graph.kind == "embed",
+    )
+    result, error = AuditResult(0, (), ()), ""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            result = run_job(worker.__name__, job, AuditResult, Path(folder) / "log")
+        except JobFailed as problem:
+            error = str(problem)
     first, last = graph.layers or (0, 0)
     return GraphAudit(
         graph.name,
@@ -102,5 +91,5 @@ def _audit(
         result.plan,
         result.profiles,
         result.warnings,
-        result.error,
+        error,
     )

@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compiles one graph in a separate process, so that its memory is freed and a crash is that of one graph.
-
-    python -m secateur.audit.worker job.json
+"""Compiles and counts one graph, in a process of its own (see `engines.jobs`).
 
 The graph is compiled with its profiles, as for a plan, and once more for the optimal shapes of each profile alone: only
 there does the compiler's log have the sizes of all tensors.
@@ -10,18 +8,15 @@ there does the compiler's log have the sizes of all tensors.
 from __future__ import annotations
 
 import sys
-import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from secateur.audit.results import KernelGroup, ProfileAudit
-from secateur.bundle.atomic import write_text
-from secateur.bundle.strict_json import read_json, to_json
 from secateur.engines.compiler import Compiled, compile_graph
+from secateur.engines.jobs import serve
 from secateur.engines.kernels import Kernel, moved
 from secateur.engines.manifest import BuilderSettings, Profile, Range
-from secateur.errors import BadEngine, SecateurError
 
 LARGEST = 8
 """Kernels of a profile that are listed."""
@@ -29,14 +24,13 @@ LARGEST = 8
 
 @dataclass(frozen=True)
 class AuditJob:
-    """Task of a worker. Paths are absolute.
+    """Task of a worker. `onnx` is an absolute path.
 
     weights   names of the inputs that are weights
     gathered  whether the graph only reads rows of its weights, as embed does
     """
 
     onnx: str
-    result: str
     profiles: tuple[Profile, ...]
     capabilities: tuple[str, ...]
     settings: BuilderSettings
@@ -46,28 +40,11 @@ class AuditJob:
 
 @dataclass(frozen=True)
 class AuditResult:
-    """Outcome of a job; `error` is "" if the graph was compiled. `plan` is in bytes."""
+    """Outcome of a job. `plan` is in bytes."""
 
-    plan: int = 0
-    profiles: tuple[ProfileAudit, ...] = ()
-    warnings: tuple[str, ...] = ()
-    error: str = ""
-
-
-def main(path: str) -> int:
-    """Run the job in the file `path` and return the exit code."""
-    job = read_json(AuditJob, Path(path), BadEngine)
-    try:
-        result = audit(job)
-    except MemoryError:
-        result = AuditResult(error="the host is out of memory")
-    except SecateurError as problem:
-        result = AuditResult(error=str(problem))
-    except (OSError, RuntimeError, TypeError, ValueError) as problem:  # the bindings raise these too
-        traceback.print_exc()
-        result = AuditResult(error=" ".join(str(problem).split()) or type(problem).__name__)
-    write_text(Path(job.result), to_json(result))
-    return 1 if result.error else 0
+    plan: int
+    profiles: tuple[ProfileAudit, ...]
+    warnings: tuple[str, ...]
 
 
 def audit(job: AuditJob) -> AuditResult:
@@ -132,4 +109,4 @@ def largest(kernels: Sequence[Kernel]) -> tuple[KernelGroup, ...]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(serve(AuditJob, audit, Path(sys.argv[1])))

@@ -10,9 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import signal
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +20,8 @@ from secateur.bundle.atomic import write_text
 from secateur.bundle.manifest import GraphSpec
 from secateur.bundle.reader import Bundle, sha256
 from secateur.bundle.strict_json import read_json, to_json
+from secateur.engines import worker
+from secateur.engines.jobs import JobFailed, run_job
 from secateur.engines.library import LIBRARIES
 from secateur.engines.manifest import (
     ENGINES,
@@ -147,8 +146,7 @@ def build_lock(folder: Path) -> Iterator[int]:
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / ".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            for leftover in folder.glob(".*.partial-*"):
-                leftover.unlink(missing_ok=True)
+            _remove_partial_files(folder)
             yield lock.fileno()
     except BlockingIOError:
         raise BadOutput(f"another build is running in {folder}; wait until it ends") from None
@@ -189,59 +187,38 @@ def _build(
     platform: Platform,
     lock: int,
 ) -> tuple[EnginePlan, tuple[str, ...]]:
-    file = f"{graph.name}-{key[:12]}.plan"
+    file, log = f"{graph.name}-{key[:12]}.plan", folder / f"{graph.name}.build.log"
     start = time.perf_counter()
-    with tempfile.TemporaryDirectory() as scratch:
-        job = Job(
-            engine=platform.engine,
-            compute_capabilities=platform.compute_capabilities,
-            onnx=str(bundle.path(graph.file)),
-            plan=str(folder / file),
-            timing_cache=str(folder / TIMING_CACHE),
-            result=str(Path(scratch) / "result.json"),
-            profiles=tuple(profiles),
-            settings=settings,
-        )
-        spec = Path(scratch) / "job.json"
-        write_text(spec, to_json(job))
-        command = [sys.executable, "-m", "secateur.engines.worker", str(spec)]
-        code = _run(command, folder / f"{graph.name}.build.log", lock)
-        result = _result(graph.name, code, Path(job.result), folder)
+    job = Job(
+        engine=platform.engine,
+        compute_capabilities=platform.compute_capabilities,
+        onnx=str(bundle.path(graph.file)),
+        plan=str(folder / file),
+        timing_cache=str(folder / TIMING_CACHE),
+        profiles=tuple(profiles),
+        settings=settings,
+    )
+    try:
+        # the process inherits the lock: if only this process is killed, the folder stays locked
+        result = run_job(worker.__name__, job, Result, log, inherit=(lock,))
+    except JobFailed as problem:
+        raise _failed(graph.name, problem, log) from None
+    finally:
+        _remove_partial_files(folder)
     seconds = round(time.perf_counter() - start, 3)
     plan = EnginePlan(graph.name, file, sha256(folder / file), key, tuple(profiles), result.memory, seconds)
     return plan, tuple(f"{graph.name}: {warning}" for warning in result.warnings)
 
 
-def _run(command: Sequence[str], log: Path, lock: int) -> int:
-    """Run `command` with its output in the file `log`, remove its partial files, and return its exit code.
-
-    lock  file descriptor that the process inherits: if only this process is killed, the folder stays locked
-    """
-    with (
-        log.open("wb") as output,
-        subprocess.Popen(command, stdout=output, stderr=output, pass_fds=(lock,)) as process,
-    ):
-        try:
-            return process.wait()
-        except BaseException:
-            process.kill()
-            process.wait()
-            raise
-        finally:
-            for partial in log.parent.glob(f".*.partial-{process.pid}"):
-                partial.unlink(missing_ok=True)
+def _failed(graph: str, problem: JobFailed, log: Path) -> BuildFailed:
+    if problem.signal:
+        name = signal.Signals(problem.signal).name
+        reason = "most likely out of memory" if problem.signal == signal.SIGKILL else f"see {log}"
+        return BuildFailed(f"the build of '{graph}' was killed ({name}), {reason}; {LESS_MEMORY}")
+    short = any(word in str(problem).lower() for word in SHORT_OF_MEMORY)
+    return BuildFailed(f"graph '{graph}': {problem}; the log is {log}{f'; {LESS_MEMORY}' if short else ''}")
 
 
-def _result(graph: str, code: int, path: Path, folder: Path) -> Result:
-    log = folder / f"{graph}.build.log"
-    if code < 0:
-        name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
-        reason = "most likely out of memory" if -code == signal.SIGKILL else f"see {log}"
-        raise BuildFailed(f"the build of '{graph}' was killed ({name}), {reason}; {LESS_MEMORY}")
-    result = (
-        read_json(Result, path, BadEngine) if path.exists() else Result(error=f"the build ended with exit code {code}")
-    )
-    if result.error:
-        short = any(word in result.error.lower() for word in SHORT_OF_MEMORY)
-        raise BuildFailed(f"graph '{graph}': {result.error}; the log is {log}{f'; {LESS_MEMORY}' if short else ''}")
-    return result
+def _remove_partial_files(folder: Path) -> None:
+    for path in folder.glob(".*.partial-*"):
+        path.unlink(missing_ok=True)

@@ -7,21 +7,15 @@ and compiler, so it also tells what TensorRT makes of a graph on devices for whi
 
 from __future__ import annotations
 
-import functools
-import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from secateur.engines.device import ACTIVATIONS
+from secateur.engines.builder import Build, one_line
 from secateur.engines.kernels import Kernel, bound, kernels
 from secateur.engines.library import TensorRTForRTX
 from secateur.engines.manifest import BuilderSettings, Profile
 from secateur.errors import BuildFailed
-
-EXPECTED = re.compile(r"Make sure (in|out)put .* has Int64 binding")
-"""The parser warns of every int64 input and output; the runtime binds int64."""
 
 
 @dataclass(frozen=True)
@@ -64,53 +58,25 @@ def compile_graph(
         BackendMissing: TensorRT for RTX is not installed.
         BuildFailed: the parser or the builder fails; the message contains theirs.
     """
-    library = TensorRTForRTX()
-    trt = library.trt
-    log = _log(trt)
-    log.clear()
-    builder = trt.Builder(log)
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, log)
-    if not parser.parse_from_file(str(onnx)):
-        found = [" ".join(str(parser.get_error(i)).split()) for i in range(parser.num_errors)]
-        raise BuildFailed(f"TensorRT for RTX cannot parse it: {'; '.join(found) or 'no reason given'}")
-    config = builder.create_builder_config()
-    _configure(library, config, capabilities, settings or BuilderSettings())
-    for made in profiles:
-        profile = builder.create_optimization_profile()
-        for name, shapes in made.ranges.items():
-            profile.set_shape(name, shapes.min, shapes.opt, shapes.max)
-        if config.add_optimization_profile(profile) < 0:
-            raise BuildFailed(f"TensorRT for RTX refuses the optimization profile '{made.name}'")
-    plan = builder.build_serialized_network(network, config)
-    if plan is None:
-        raise BuildFailed(f"TensorRT for RTX could not build it: {'; '.join(log.errors) or 'no reason given'}")
+    making = Build(TensorRTForRTX(), onnx, profiles, capabilities, settings or BuilderSettings())
+    plan, log = making.plan(), making.log
     if len(log.scratch) != len(profiles):
         raise BuildFailed("another logger of TensorRT for RTX is in use in this process; compile in a new process")
     text = "\n".join(log.steps)
     return Compiled(
         bytes(plan),
-        tuple(dict.fromkeys(log.warnings)),
+        tuple(dict.fromkeys(one_line([warning]) for warning in log.warnings)),
         kernels(text, len(profiles), weights),
         tuple(log.scratch),
-        _constants(trt, network),
+        _constants(making),
         bound(text, "Input"),
         bound(text, "Output"),
     )
 
 
-def _configure(library: TensorRTForRTX, config: Any, capabilities: Sequence[str], settings: BuilderSettings) -> None:
-    trt = library.trt
-    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings.workspace_mib << 20)
-    config.max_aux_streams = settings.max_aux_streams
-    config.clear_flag(trt.BuilderFlag.TF32)
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # without it, the log has no steps
-    library.configure(config, settings, capabilities)
-
-
-def _constants(trt: Any, network: Any) -> int:
+def _constants(made: Build) -> int:
     """Return the bytes of the constants of a parsed network."""
-    found = []
+    trt, network, found = made.trt, made.network, []
     for number in range(network.num_layers):
         layer = network.get_layer(number)  # returned as ILayer
         if layer.type == trt.LayerType.CONSTANT:
@@ -121,34 +87,3 @@ def _constants(trt: Any, network: Any) -> int:
             found += [layer.kernel, layer.bias]
     # nbytes is wrong for int4
     return sum(w.size // 2 if w.dtype == trt.DataType.INT4 else w.nbytes for w in found)
-
-
-@functools.cache
-def _log(trt: Any) -> Any:
-    """Create the logger: it keeps the steps of the finished engine, warnings, errors, and memory for activations.
-
-    There is one, because the library uses the first logger of a process until all of its objects are gone.
-    """
-
-    class StepLog(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.clear()
-
-        def clear(self) -> None:
-            self.steps: list[str] = []
-            self.warnings: list[str] = []
-            self.errors: list[str] = []
-            self.scratch: list[int] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if "LayerType" in message:
-                self.steps.append(message)
-            elif found := ACTIVATIONS.search(message):
-                self.scratch.append(int(found[1]))
-            elif severity <= trt.ILogger.ERROR:
-                self.errors.append(" ".join(message.split()))
-            elif severity == trt.ILogger.WARNING and not EXPECTED.search(message):
-                self.warnings.append(" ".join(message.split()))
-
-    return StepLog()

@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 import platform
-import re
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,10 +14,8 @@ from secateur.errors import BackendMissing, first_line
 
 INSTEAD = "`--backend ort` runs the bundle without it"
 
-
-ACTIVATIONS = re.compile(r"Total Activation Memory: (\d+) bytes")
 Recorder = Any
-"""A trt.IErrorRecorder, or a logger, with `texts`: (code, message) pairs in order."""
+"""A trt.IErrorRecorder with `texts`: (code, message) pairs in order."""
 
 
 def this_device(number: int = 0) -> Device:
@@ -95,37 +91,6 @@ def recorder(trt: Any) -> Recorder:
             return False  # do not stop
 
     return Texts()
-
-
-def build_log(trt: Any) -> Any:
-    """Create a logger for a build: it prints warnings and errors, and has `texts` like a recorder, and `memory`.
-
-    memory  bytes of activations of the profile that needs most, if the builder tells (TensorRT for RTX does)
-
-    A build has no error recorder: in TensorRT for RTX 1.7, the parser of its network crashes when it is deleted.
-    """
-
-    class Log(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.texts: list[tuple[Any, str]] = []
-            self.memory = 0
-
-        def log(self, severity: Any, msg: str) -> None:
-            if found := ACTIVATIONS.match(msg):
-                self.memory = max(self.memory, int(found[1]))
-            if int(severity) <= int(trt.ILogger.WARNING):
-                print(f"[{severity.name}] {msg}", file=sys.stderr)
-            if int(severity) <= int(trt.ILogger.ERROR):
-                self.texts.append((severity, msg))
-
-    return Log()
-
-
-def described(recorded: Recorder) -> str:
-    """Return the messages as one line without repetitions; "" if there are none."""
-    lines = (" ".join(str(text).split()) for _, text in recorded.texts)
-    return "; ".join(dict.fromkeys(lines))
 
 
 def profile_difference(engine: Any, profiles: Sequence[Profile]) -> str:

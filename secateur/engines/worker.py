@@ -1,27 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds one plan in a separate process, so that all memory of the builder is freed before the next build.
-
-    python -m secateur.engines.worker job.json
-
-Exit code 0: the plan is written; 1: it could not be built. In both cases the Result is written to `Job.result`.
-Uses only calls that TensorRT 10.3 to 11.x and TensorRT for RTX have in common; `library` has the others.
-"""
+"""Builds one plan, in a process of its own (see `jobs`)."""
 
 from __future__ import annotations
 
 import sys
-import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from secateur.bundle.atomic import write_bytes, write_text
-from secateur.bundle.strict_json import read_json, to_json
-from secateur.engines.device import build_log, described, profile_difference
-from secateur.engines.library import LIBRARIES, TensorRT
+from secateur.bundle.atomic import write_bytes
+from secateur.engines.builder import Build, one_line
+from secateur.engines.device import profile_difference
+from secateur.engines.jobs import serve
+from secateur.engines.library import LIBRARIES
 from secateur.engines.manifest import BuilderSettings, Profile
-from secateur.errors import BadEngine, BuildFailed, SecateurError
+from secateur.errors import BuildFailed
 
 
 @dataclass(frozen=True)
@@ -33,38 +27,20 @@ class Job:
     onnx: str
     plan: str
     timing_cache: str
-    result: str
     profiles: tuple[Profile, ...]
     settings: BuilderSettings
 
 
 @dataclass(frozen=True)
 class Result:
-    """Outcome of a job. `memory` is the size in bytes that a context needs; `error` is "" if the plan was built."""
+    """Outcome of a job. `memory` is the size in bytes that a context needs."""
 
-    memory: int = 0
-    error: str = ""
+    memory: int
     warnings: tuple[str, ...] = ()
 
 
-def main(path: str) -> int:
-    """Run the job in the file `path` and return the exit code."""
-    job = read_json(Job, Path(path), BadEngine)
-    try:
-        result = build(job)
-    except MemoryError:
-        result = Result(error="the host is out of memory")
-    except SecateurError as problem:
-        result = Result(error=str(problem))
-    except (OSError, RuntimeError, TypeError, ValueError) as problem:  # the bindings raise these too
-        traceback.print_exc()
-        result = Result(error=" ".join(str(problem).split()) or type(problem).__name__)
-    write_text(Path(job.result), to_json(result))
-    return 1 if result.error else 0
-
-
 def build(job: Job) -> Result:
-    """Parse the graph, build it strongly typed, and write the plan and TensorRT's timing cache.
+    """Build the graph, and write the plan and TensorRT's timing cache.
 
     Raises:
         BackendMissing: the library is not installed.
@@ -72,46 +48,20 @@ def build(job: Job) -> Result:
         BadOutput: the plan cannot be written.
     """
     library = LIBRARIES[job.engine]()
-    trt, log = library.trt, build_log(library.trt)
-    builder = trt.Builder(log)
-    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
-    parser = trt.OnnxParser(network, log)
-    if not parser.parse_from_file(job.onnx):
-        found = [" ".join(str(parser.get_error(i)).split()) for i in range(parser.num_errors)]
-        reason = "; ".join(found) or described(log) or "no reason given"
-        raise BuildFailed(f"{library.title} cannot parse it: {reason}; `secateur inspect` shows which versions can")
-    config = builder.create_builder_config()
-    _configure(library, builder, config, job)
-    warning = "" if library.portable else _use_timing_cache(config, Path(job.timing_cache))
-    log.texts.clear()  # errors about a damaged cache
-    plan = builder.build_serialized_network(network, config)
-    if plan is None:
-        reason = described(log) or "no reason given, see the log"
-        empty = any(0 in shapes.min for made in job.profiles for shapes in made.ranges.values())
-        hint = "; if this TensorRT does not support empty tensors, build with --masked-past" if empty else ""
-        raise BuildFailed(f"{library.title} could not build it: {reason}{hint}")
+    making = Build(library, Path(job.onnx), job.profiles, job.compute_capabilities, job.settings)
+    timing_cache, warning = Path(job.timing_cache), ""
     if not library.portable:
-        write_bytes(Path(job.timing_cache), bytes(config.get_timing_cache().serialize()))
-    del parser, network, config, builder  # opening the plan needs their memory
+        warning = _use_timing_cache(making.config, timing_cache)
+        making.log.clear()  # errors about a damaged cache
+    plan = making.plan()
+    if not library.portable:
+        write_bytes(timing_cache, bytes(making.config.get_timing_cache().serialize()))
+    log = making.log
+    del making  # opening the plan needs its memory
     # opening a portable plan would need a GPU
-    memory = log.memory if library.portable else _memory(trt, log, plan, job.profiles)
+    memory = max(log.scratch) if library.portable else _memory(library.trt, log, plan, job.profiles)
     write_bytes(Path(job.plan), plan)
-    return Result(memory, warnings=(warning,) if warning else ())
-
-
-def _configure(library: TensorRT, builder: Any, config: Any, job: Job) -> None:
-    trt = library.trt
-    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, job.settings.workspace_mib << 20)
-    config.max_aux_streams = job.settings.max_aux_streams
-    config.clear_flag(trt.BuilderFlag.TF32)  # on by default; it rounds fp32 products to 10 bits
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    library.configure(config, job.settings, job.compute_capabilities)
-    for made in job.profiles:
-        profile = builder.create_optimization_profile()
-        for name, shapes in made.ranges.items():
-            profile.set_shape(name, shapes.min, shapes.opt, shapes.max)
-        if config.add_optimization_profile(profile) < 0:
-            raise BuildFailed(f"{library.title} refuses the optimization profile '{made.name}'")
+    return Result(memory, (warning,) if warning else ())
 
 
 def _use_timing_cache(config: Any, path: Path) -> str:
@@ -129,11 +79,11 @@ def _memory(trt: Any, log: Any, plan: Any, profiles: Sequence[Profile]) -> int:
     runtime = trt.Runtime(log)
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
-        raise BuildFailed(f"the plan cannot be opened: {described(log) or 'no reason given'}")
+        raise BuildFailed(f"the plan cannot be opened: {one_line(log.errors) or 'no reason given'}")
     if difference := profile_difference(engine, profiles):
         raise BuildFailed(f"the plan has {difference}")
     return int(engine.device_memory_size_v2)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(serve(Job, build, Path(sys.argv[1])))

@@ -40,11 +40,11 @@ def printed(audit: Audit) -> str:
 def test_problems() -> None:
     assert not AUDIT.problems
     slow = dataclasses.replace(DECODE, attention=1, copies=("__myl_Tran_myl1_1", "__myl_Move_myl1_2"))
-    broken = GraphAudit("embed", "embed", 0, 0, (), error="the compiler ended with signal 9")
+    broken = GraphAudit("embed", "embed", 0, 0, (), error="its process ended with signal 9")
     assert with_graphs(dataclasses.replace(SEGMENT, profiles=(PREFILL, slow)), broken).problems == [
         "segment_0, decode: the attention of 1 of 2 layers is not fused",
         "segment_0, decode: 2 weights are copied in every step: __myl_Tran_myl1_1",
-        "embed: the compiler ended with signal 9",
+        "embed: its process ended with signal 9",
     ]
 
 

@@ -63,9 +63,11 @@ def test_a_graph_that_cannot_be_compiled(trt_bundle: Trt, tmp_path: Path) -> Non
 
 def test_a_compiler_that_crashes(trt_bundle: Trt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     python = tmp_path / "python"
-    python.write_text(f'#!/bin/sh\ngrep -q embed.onnx "$3" && echo dying && kill -9 $$\nexec {sys.executable} "$@"\n')
+    python.write_text(
+        f'#!/bin/sh\ngrep -q embed.onnx "$3/job.json" && echo dying && kill -9 $$\nexec {sys.executable} "$@"\n'
+    )
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
     embed, projector = audited(trt_bundle[0], "embed", "projector").graphs
-    assert embed.error == "the compiler ended with signal 9: dying"
+    assert embed.error == "its process ended with signal 9: dying"
     assert not projector.error and projector.profiles

@@ -259,7 +259,7 @@ def test_a_worker_whose_build_was_killed_keeps_others_out(workshop: Workshop) ->
 def test_the_worker_holds_the_lock(workshop: Workshop) -> None:
     text = """
 import fcntl, json, pathlib, sys
-lock = pathlib.Path(json.load(open(sys.argv[1]))["plan"]).parent / ".lock"
+lock = pathlib.Path(json.load(open(sys.argv[1] + "/job.json"))["plan"]).parent / ".lock"
 held = [path for path in pathlib.Path("/proc/self/fd").iterdir() if path.exists() and path.samefile(lock)]
 raise ImportError(f"{len(held)} locks")
 """
@@ -284,7 +284,7 @@ def test_out_of_memory_names_a_remedy_and_the_next_build_continues(
 def test_a_killed_worker(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     text = """
 import json, os, pathlib, sys
-plan = pathlib.Path(json.load(open(sys.argv[1]))["plan"])
+plan = pathlib.Path(json.load(open(sys.argv[1] + "/job.json"))["plan"])
 plan.with_name(f".{plan.name}.partial-{os.getpid()}").write_text("half")
 os.kill(os.getpid(), 9)
 """
@@ -297,7 +297,10 @@ os.kill(os.getpid(), 9)
 def test_a_crashed_worker(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, pretend(workshop.root / "fake", "raise KeyError('never heard of')"), SIMULATION)
     log = workshop.folder / "embed.build.log"
-    with pytest.raises(BuildFailed, match=f"graph 'embed': the build ended with exit code 1; the log is {log}"):
+    with pytest.raises(
+        BuildFailed,
+        match=f"graph 'embed': its process ended with exit code 1: KeyError: 'never heard of'; the log is {log}",
+    ):
         workshop.build()
     assert "never heard of" in log.read_text()
 

@@ -23,13 +23,13 @@ from tests.engines.names.uses import KINDS, MODULES, SNAPSHOTS, Snapshot, compla
 
 PACKAGE = Path(__file__).parent.parent.parent / "secateur"
 OBJECTS: Mapping[str, Mapping[str, str]] = {  # file, expression, class
-    "engines/compiler.py": {
-        "builder": "Builder",
-        "parser": "OnnxParser",
-        "config": "IBuilderConfig",
+    "engines/builder.py": {
+        "self._builder": "Builder",
+        "self._parser": "OnnxParser",
+        "self.config": "IBuilderConfig",
         "profile": "IOptimizationProfile",
-        "network": "INetworkDefinition",
     },
+    "engines/compiler.py": {"network": "INetworkDefinition"},
     "engines/device.py": {"engine": "ICudaEngine"},
     "engines/library.py:TensorRT": {"config": "IBuilderConfig", "engine": "ICudaEngine"},
     "engines/library.py:TensorRTForRTX": {
@@ -40,10 +40,8 @@ OBJECTS: Mapping[str, Mapping[str, str]] = {  # file, expression, class
     },
     "engines/runtime_cache.py": {"config": "IRuntimeConfig", "self._cache": "IRuntimeCache"},
     "engines/worker.py": {
-        "builder": "Builder",
-        "parser": "OnnxParser",
+        "making.config": "IBuilderConfig",
         "config": "IBuilderConfig",
-        "profile": "IOptimizationProfile",
         "runtime": "Runtime",
         "engine": "ICudaEngine",
     },

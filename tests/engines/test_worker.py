@@ -6,7 +6,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import onnx
 import pytest
@@ -14,36 +14,44 @@ from onnx import TensorProto, helper
 
 from secateur.bundle.strict_json import read_json, to_json
 from secateur.engines import worker
+from secateur.engines.jobs import ERROR, JOB, RESULT, serve
 from secateur.engines.library import DEFAULT
 from secateur.engines.manifest import BuilderSettings, Profile, Range
 from secateur.engines.worker import Job, Result
 from secateur.errors import BadEngine
 
-Run = Callable[..., Result]
+
+class Outcome(NamedTuple):
+    warnings: tuple[str, ...]
+    error: str
+
+
+Run = Callable[..., Outcome]
 
 
 @pytest.fixture
 def run(simulated: Any, tmp_path: Path) -> Run:
-    """Build one operator over S rows with this minimum of S, and return the result as build.py reads it."""
+    """Build one operator over S rows with this minimum of S, and return what the job leaves."""
 
     def one(
         least: int = 1,
         settings: BuilderSettings | None = None,
         operator: str = "Relu",
         platform: tuple[str, tuple[str, ...]] = ("trt", ("87",)),
-    ) -> Result:
+    ) -> Outcome:
         rows, out = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["S", 8]) for name in ("rows", "out"))
         graph = helper.make_graph([helper.make_node(operator, ["rows"], ["out"])], "one", [rows], [out])
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
         onnx.save(model, tmp_path / "a.onnx")
         profile = Profile("all", {"rows": Range((least, 8), (2, 8), (4, 8))})
-        paths = [str(tmp_path / file) for file in ("a.onnx", "a.plan", "timing.cache", "result.json")]
-        job = Job(*platform, paths[0], paths[1], paths[2], paths[3], (profile,), settings or BuilderSettings())
-        (tmp_path / "job.json").write_text(to_json(job))
-        code = worker.main(str(tmp_path / "job.json"))
-        result = read_json(Result, tmp_path / "result.json", BadEngine)
-        assert code == bool(result.error) and (tmp_path / "a.plan").exists() == (not result.error)
-        return result
+        files = [str(tmp_path / file) for file in ("a.onnx", "a.plan", "timing.cache")]
+        job = Job(*platform, files[0], files[1], files[2], (profile,), settings or BuilderSettings())
+        (tmp_path / JOB).write_text(to_json(job))
+        failed = serve(Job, worker.build, tmp_path)
+        assert (tmp_path / "a.plan").exists() == (not failed)
+        if failed:
+            return Outcome((), (tmp_path / ERROR).read_text())
+        return Outcome(read_json(Result, tmp_path / RESULT, BadEngine).warnings, "")
 
     return one
 

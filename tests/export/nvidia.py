@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import onnx
 
-from secateur.engines.compiler import EXPECTED
+from secateur.engines.builder import build_log
 from tests.export.operator_cases import RULES
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "lint.md"
@@ -27,7 +27,8 @@ class Outcome(NamedTuple):
 def outcome(model: onnx.ModelProto) -> Outcome:
     """Parse and build a graph whose dynamic dimensions, and inputs that are shapes, are 1."""
     trt: Any = importlib.import_module("tensorrt_rtx")  # mypy knows the simulation
-    log = _log(trt)
+    log = build_log(trt)
+    log.clear()
     builder = trt.Builder(log)
     network = builder.create_network(0)
     parser = trt.OnnxParser(network, log)
@@ -44,22 +45,6 @@ def outcome(model: onnx.ModelProto) -> Outcome:
     config.add_optimization_profile(profile)
     plan = builder.build_serialized_network(network, config)
     return Outcome("" if plan else f"builder: {log.errors[0]}", log.warnings)
-
-
-def _log(trt: Any) -> Any:
-    class Log(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-            self.warnings: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity <= trt.ILogger.ERROR:
-                self.errors.append(message)
-            elif severity == trt.ILogger.WARNING and not EXPECTED.search(message):
-                self.warnings.append(message)
-
-    return Log()
 
 
 def table() -> str:

@@ -44,7 +44,7 @@ def build_all(root: Path, limits: Limits = LIMITS, past: int = 0, engine: str = 
     for graph in bundle.manifest.graphs:
         plan, admits = folder / f"{graph.name}.plan", made[graph.name]
         onnx, cache = str(bundle.path(graph.file)), str(folder / TIMING_CACHE)
-        job = Job(engine, platform.compute_capabilities, onnx, str(plan), cache, "", admits, BuilderSettings())
+        job = Job(engine, platform.compute_capabilities, onnx, str(plan), cache, admits, BuilderSettings())
         memory = build(job).memory
         digest = hashlib.sha256(plan.read_bytes()).hexdigest()
         plans.append(

@@ -7,10 +7,11 @@ from typing import Any
 
 from simulated import settings
 from simulated.faults import Fault
-from tensorrt import _builder, _config
+from tensorrt import _builder, _config, _plan
 from tensorrt._config import ITimingCache
-from tensorrt._logging import Reporter
-from tensorrt._values import Enumeration, integer
+from tensorrt._logging import Reporter, Severity
+from tensorrt._network import INetworkDefinition
+from tensorrt._values import Enumeration, IHostMemory, integer
 
 DEFAULT = (80, 86, 89, 120, 121)
 
@@ -85,6 +86,15 @@ class Builder(_builder.Builder):
 
     def create_builder_config(self) -> IBuilderConfig:
         return IBuilderConfig(self._reporter)
+
+    def build_serialized_network(
+        self, network: INetworkDefinition, config: _config.IBuilderConfig
+    ) -> IHostMemory | None:
+        """Also tell the activations of each profile, which cannot be read from a plan without a device."""
+        plan = super().build_serialized_network(network, config)
+        for size in _plan.Plan.unpack(bytes(plan)).memory if plan is not None else ():
+            self._reporter.logger.log(Severity.VERBOSE, f"Total Activation Memory: {size} bytes")
+        return plan
 
 
 def _checked(value: Any, kind: type[Any], name: str) -> Any:
