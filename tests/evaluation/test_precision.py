@@ -228,11 +228,11 @@ def in_fp32(folder: Path, tiny: Family) -> Precision:
 
 def test_a_bundle_in_fp16_is_near_its_checkpoint(trt_bundle: tuple[Path, Exported], tiny: Family) -> None:
     folder, exported = trt_bundle
-    found = in_fp32(folder, tiny)
+    found = compare(Bundle.load(folder), 48, family=tiny)  # a near tie in an early pick of btp changes one question
     assert [s.schedule for s in found.schedules] == list(exported.manifest.schedules)
-    assert (found.dtype, found.questions) == ("fp16", 3)
+    assert (found.dtype, found.questions) == ("fp16", 48)
     for schedule in found.schedules:
-        assert schedule.answers is None and schedule.overlap >= 0.85  # scores of a random model are close
+        assert schedule.answers is None and schedule.overlap >= 0.98
         assert len(schedule.gates) == len(exported.manifest.schedules[schedule.schedule].gates)
     full = found.schedules[0]
     assert 0 < full.relative_error < 3e-2 and full.same_token == full.overlap == 1
