@@ -8,12 +8,14 @@ import math
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from mmap import ACCESS_READ, mmap
+from pathlib import Path
 from typing import Any
 
 from secateur.bundle.manifest import GraphSpec, TensorSpec
 from secateur.bundle.reader import Bundle
 from secateur.bundle.strict_json import read_json
-from secateur.engines.device import Recorder, described, profile_difference, recorder
+from secateur.engines.builder import one_line
+from secateur.engines.device import Recorder, profile_difference, recorder
 from secateur.engines.library import TensorRT
 from secateur.engines.manifest import ENGINES, ENGINES_FILE, EnginePlan, Engines, Profile, plan_key
 from secateur.engines.platforms import Platform
@@ -35,7 +37,10 @@ TYPES = {
 
 
 class Plans:
-    """Contents of BUNDLE/engines/<platform>/engines.json, and the plans beside it; of the latest build that fits.
+    """Contents of BUNDLE/engines/<platform>/engines.json, and the plans beside it.
+
+    Of several folders that fit, plans of this export come first, then those for the fewest compute capabilities. Times
+    of files are not used, since a copy of a bundle has others.
 
     Raises:
         BadEngine: there is none for this platform, or it is damaged.
@@ -43,21 +48,40 @@ class Plans:
 
     def __init__(self, bundle: Bundle, here: Platform) -> None:
         self._manifest, self._root, self.mend = bundle.manifest, bundle.root, here.mend
-        files = list((bundle.root / ENGINES).glob(f"*/{ENGINES_FILE}"))
-        fitting = [file for file in files if fnmatchcase(file.parent.name, here.folders)]
-        problem = ""
-        for file in sorted(fitting, key=lambda file: file.stat().st_mtime_ns, reverse=True):
+        files = sorted((bundle.root / ENGINES).glob(f"*/{ENGINES_FILE}"))
+        fitting: list[tuple[Engines, Path]] = []
+        problems = []
+        for file in files:
+            if not fnmatchcase(file.parent.name, here.folders):
+                continue
             try:
-                self.engines = read_json(Engines, file, BadEngine)
+                engines = read_json(Engines, file, BadEngine)
             except BadEngine as damage:
-                raise BadEngine(f"{damage}; {self.mend}") from None
-            if not (difference := self.engines.platform.differs(here)):
-                self.folder = file.parent
-                return
-            problem = problem or f"the engines in {file.parent} were built for {difference}"
-        others = sorted(file.parent.name for file in files)
-        there = f"only for {', '.join(others)}" if others else "nor for any other platform"
-        raise BadEngine(f"{problem or f'{bundle.root} has no engines for {here.folder}, {there}'}; {self.mend}")
+                problems.append(str(damage))
+                continue
+            if difference := engines.platform.differs(here):
+                problems.append(f"the engines in {file.parent} were built for {difference}")
+            else:
+                fitting.append((engines, file.parent))
+        if not fitting:
+            there = (
+                f"only for {', '.join(file.parent.name for file in files)}" if files else "nor for any other platform"
+            )
+            problem = problems[0] if problems else f"{bundle.root} has no engines for {here.folder}, {there}"
+            raise BadEngine(f"{problem}; {self.mend}")
+        self.engines, self.folder = min(
+            fitting, key=lambda found: (self._outdated(found[0]), len(found[0].platform.compute_capabilities))
+        )
+
+    def _outdated(self, engines: Engines) -> bool:
+        graphs = {graph.name: graph for graph in self._manifest.graphs}
+        return any(
+            plan.graph not in graphs or self._key(graphs[plan.graph], plan, engines) != plan.source
+            for plan in engines.plans
+        )
+
+    def _key(self, graph: GraphSpec, plan: EnginePlan, engines: Engines) -> str:
+        return plan_key(self._manifest, self._root, graph, plan.profiles, engines.flags)
 
     def read(self, graph: GraphSpec) -> tuple[EnginePlan, mmap]:
         """Return the plan of `graph`, and its memory-mapped file, which may have gigabytes.
@@ -67,7 +91,7 @@ class Plans:
         """
         plan = self.engines.plan(graph.name)
         path = self.folder / plan.file
-        if plan.source != plan_key(self._manifest, self._root, graph, plan.profiles, self.engines.flags):
+        if plan.source != self._key(graph, plan, self.engines):
             raise BadEngine(f"{path} was built from another export of this bundle; {self.mend}")
         try:
             with path.open("rb") as file:
@@ -255,6 +279,6 @@ def _room(context: Context) -> int:
 
 def _messages(errors: Recorder) -> str:
     """Return and clear TensorRT's messages."""
-    text = described(errors) or "TensorRT gave no reason"
+    text = one_line(text for _, text in errors.texts) or "TensorRT gave no reason"
     errors.clear()
     return text

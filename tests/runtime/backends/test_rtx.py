@@ -134,20 +134,24 @@ def test_a_step_that_cannot_be_recorded(
     assert "TensorRT for RTX cannot run this engine inside a CUDA graph" in caplog.text
 
 
-def test_the_latest_build_that_fits(root: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """One folder for this card alone and one for several; a folder for other cards does not count."""
+def test_several_folders_that_fit(root: Path) -> None:
+    """One for this card alone, one for several, and those of other cards or with damage, which do not count."""
     alone = kernels(root).parent
-    several = alone.with_name("rtx-1.7.1.116-sm86-sm89")
+    several, damaged = alone.with_name("rtx-1.7.1.116-sm86-sm89"), alone.with_name("rtx-1.7.1.116-damaged")
     shutil.copytree(alone, several)
+    shutil.copytree(alone, damaged)
+    (damaged / ENGINES_FILE).write_text("{")
     engines = json.loads((several / ENGINES_FILE).read_text())
     engines["platform"]["compute_capabilities"] = ["86", "89"]
     (several / ENGINES_FILE).write_text(json.dumps(engines))
-    assert used(root) == several
-    (alone / ENGINES_FILE).touch()
     assert used(root) == alone
+    old = json.loads((alone / ENGINES_FILE).read_text())
+    old["plans"][0]["source"] = "0" * 64
+    (alone / ENGINES_FILE).write_text(json.dumps(old))
+    assert used(root) == several, "the other one is of another export"
     engines["platform"]["compute_capabilities"] = ["89"]
     (several / ENGINES_FILE).write_text(json.dumps(engines))
-    assert used(root) == alone
+    refused(root, "was built from another export of this bundle")
 
 
 def test_plans_that_do_not_fit(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
