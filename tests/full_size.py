@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Write a checkpoint with the shape of LLaVA-1.5-7B or Qwen2.5-VL-7B and random weights, to measure size and memory:
 
-    python -m tests.full_size FOLDER [--model llava] [--layers 32] [--dtype fp16] [--shard 5000000000]
+    python -m tests.full_size FOLDER [--model llava] [--layers 32] [--edge 336] [--dtype fp16] [--shard 5000000000]
 
 It has the files of save_pretrained: config, sharded safetensors with the names of the hub, index file, tokenizer,
 processor and chat template. One tensor is in memory at a time.
@@ -196,11 +196,14 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--model", choices=("llava", "qwen2_5_vl"), default="llava")
     parser.add_argument("--layers", type=int, help="decoder layers (default: 32 or 28)")
+    parser.add_argument("--edge", type=int, default=336, help="pixels of the square image of llava (default: 336)")
     parser.add_argument("--dtype", choices=DTYPES, default="fp16")
     parser.add_argument("--shard", type=int, default=5_000_000_000, help="largest file in bytes")
     arguments = parser.parse_args()
-    make: Any = config if arguments.model == "llava" else qwen_config
-    model = make(*([] if arguments.layers is None else [arguments.layers]))
+    if arguments.model == "llava":
+        model: PreTrainedConfig = config(arguments.layers or 32, arguments.edge)
+    else:
+        model = qwen_config(arguments.layers or 28)
     size = write(arguments.folder, model, DTYPES[arguments.dtype], arguments.shard)
     print(f"{arguments.folder}: {size / 2**30:.2f} GiB of weights")
 

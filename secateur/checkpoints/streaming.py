@@ -53,8 +53,7 @@ def fill(cls: type[Model], folder: Path) -> Model | None:
     """Return `cls` as `stream` does, with all weights in memory."""
     model = _placed(cls, folder)
     if model is not None:
-        with torch.no_grad():
-            _put_in(_slots(model))
+        _put_in(_slots(model))
     return model
 
 
@@ -95,8 +94,7 @@ def is_streamed(module: nn.Module) -> bool:
 def held(*modules: nn.Module) -> Iterator[None]:
     """Within the block, all weights of `modules` are in memory: for many runs, or code that reads weights directly."""
     put = [slot for module in modules for slot in _slots(module)]
-    with torch.no_grad():
-        _put_in(put)
+    _put_in(put)
     try:
         yield
     finally:
@@ -139,8 +137,7 @@ def _hook(module: nn.Module) -> None:
 
     def before(_: nn.Module, __: Any) -> None:
         slots = _slots(module, small)
-        with torch.no_grad():
-            _put_in(slots)
+        _put_in(slots)  # not within no_grad(): tracing would record it for every module, and take three times as long
         running.append(slots)
 
     def after(_: nn.Module, __: Any, ___: Any) -> None:

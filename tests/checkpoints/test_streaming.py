@@ -7,11 +7,13 @@ import copy
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch.overrides import TorchFunctionMode
 
 from secateur import families, plugins
 from secateur.bundle.schedule import Schedule
@@ -79,6 +81,29 @@ def test_the_model_and_its_encoder(pair: tuple[Family, Family], images: int) -> 
     ids = [*memory.layout.ids(memory.image_token_id), memory.prompt.pad]
     np.testing.assert_array_equal(files.logits(ids, pixels(memory)), memory.logits(ids, pixels(memory)))
     assert all(weight.is_meta for weight in files.model.parameters())
+
+
+class GradModes(TorchFunctionMode):
+    """Counts changes of the gradient mode, as a trace records them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func is torch._C._set_grad_enabled
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_trace_records_no_reading(pair: tuple[Family, Family]) -> None:
+    """It would take minutes to remove hundreds of changes of the gradient mode from a trace."""
+    counts = []
+    for family in pair:
+        given = torch.from_numpy(pixels(family))
+        with torch.no_grad(), GradModes() as modes:
+            family.vision()(given)
+        counts.append(modes.count)
+    assert counts[0] == counts[1]
 
 
 def test_the_encoder_of_a_smaller_image(pair: tuple[Family, Family]) -> None:
