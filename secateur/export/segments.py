@@ -95,7 +95,7 @@ class Segment(nn.Module):
         assert tap.query is not None
         queries = tap.query.transpose(1, 2)  # [B, S, H, dh]
         found = {
-            "query": lambda: _row(queries, last_index),
+            "query": lambda: _query(queries, last_index),
             "text_query": lambda: _text_query(queries, position_ids, attention_mask, question_position),
             "queries": lambda: queries.transpose(0, 1),
             "layer_input": lambda: layer_input.clone(),  # an output must not be an input of the graph
@@ -105,6 +105,17 @@ class Segment(nn.Module):
     def _logits(self, hidden_states: Tensor, last_index: Tensor | None) -> Tensor:
         logits: Tensor = self.head(self.norm(_row(hidden_states, last_index)))
         return logits.to(torch.float32)
+
+
+def _query(queries: Tensor, index: Tensor | None) -> Tensor:
+    """Return the query [B, H, dh] of one row of each sample: queries [B, S, H, dh], index [B].
+
+    It is chosen with the heads first, as attention reads them. Otherwise TensorRT writes the queries, keys and values
+    of a decode step to memory.
+    """
+    assert index is not None
+    heads = queries.transpose(1, 2)
+    return heads.gather(2, index[:, None, None, None].expand(-1, heads.shape[1], 1, heads.shape[3])).squeeze(2)
 
 
 def _text_query(queries: Tensor, position_ids: Tensor | None, attention_mask: Tensor, start: Tensor | None) -> Tensor:

@@ -48,6 +48,17 @@ def test_a_decode_step_reads_weights_and_cache_once(written: tuple[GraphSpec, Pa
     assert spent is not None and spent <= share * least_bytes(written[0], past, 1)
 
 
+@pytest.mark.parametrize("reads", [("query",), ("layer_input", "queries"), ("text_query",)], ids="-".join)
+def test_what_a_gate_reads_keeps_the_attention_of_a_decode_step_fused(reads: tuple[str, ...], tmp_path: Path) -> None:
+    """In the only layer of a segment, where TensorRT once wrote the queries, keys and values to memory."""
+    spec = segment("Qwen2.5-VL-3B", 1, tmp_path, reads=reads)
+    made = compile_graph(tmp_path / spec.file, [fixed(spec, 4096, 1)], weights=[weight.name for weight in spec.weights])
+    (kernels,) = made.kernels
+    assert not made.warnings and sum(kernel.attention for kernel in kernels) == 1
+    spent = moved(kernels)
+    assert spent is not None and spent <= 1.01 * least_bytes(spec, 4096, 1)
+
+
 @pytest.mark.parametrize(("past", "new"), [(0, 600), (600, 32)])
 def test_prefill_takes_few_kernels(written: tuple[GraphSpec, Path], past: int, new: int) -> None:
     (kernels,) = compiled(written, past, new).kernels

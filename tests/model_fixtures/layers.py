@@ -51,21 +51,24 @@ class Sparse(WeightStore):
             out.truncate(max(place.offset + place.size for place in places))
 
 
-def segment(shape: str, layers: int, folder: Path, dtype: str = "fp16") -> GraphSpec:
-    """Write the first `layers` layers of a model, of which more layers follow, to `folder`; return the graph."""
+def segment(shape: str, layers: int, folder: Path, dtype: str = "fp16", reads: tuple[str, ...] = ()) -> GraphSpec:
+    """Write the first `layers` layers of a model, of which more layers follow, to `folder`; return the graph.
+
+    reads  what the next gates read of the last layer
+    """
     make, model, sizes = SHAPES[shape]
     config = make(**sizes, num_hidden_layers=layers + 1, vocab_size=64, max_position_embeddings=8192)
     with torch.device("meta"):
         made = model(config).to(getattr(torch, FLOAT_TYPES[dtype]))
     kind, decoder = target("tensorrt", dtype), pieces.decoder(made.model, made.lm_head)
     dimensions = pieces.dimensions(config, 32)
-    inputs, outputs = Interface(dimensions, 16, 16, FLOAT_TYPES[dtype]).segment(0, layers, ())
+    inputs, outputs = Interface(dimensions, 16, 16, FLOAT_TYPES[dtype]).segment(0, layers, reads)
     spec = GraphSpec("segment_0", "segment", "segment_0.onnx", tuple(inputs), tuple(outputs), (0, layers))
     folder.mkdir(parents=True, exist_ok=True)
     parts = {f"layer_{number}": layer for number, layer in enumerate(decoder.layers)}
     store = Sparse(folder, parts, inputs=True)
     weights = to_onnx(
-        Graph(spec, Segment(decoder, 0, layers, (), kind.decomposed)), folder / spec.file, kind.opset, store
+        Graph(spec, Segment(decoder, 0, layers, reads, kind.decomposed)), folder / spec.file, kind.opset, store
     )
     return replace(spec, weights=weights)
 
