@@ -104,7 +104,8 @@ def qwen_config(layers: int = 28) -> Qwen2_5_VLConfig:
 
 
 def _qwen_processor(vocabulary: int) -> ProcessorMixin:
-    processor: ProcessorMixin = qwen2_5_vl.Family.tiny_processor(Qwen2VLImageProcessorPil(), vocabulary=vocabulary)
+    images = Qwen2VLImageProcessorPil(size={"shortest_edge": 56 * 56, "longest_edge": 3584 * 3584})
+    processor: ProcessorMixin = qwen2_5_vl.Family.tiny_processor(images, vocabulary=vocabulary)
     return processor
 
 
