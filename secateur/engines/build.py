@@ -111,21 +111,21 @@ def build(
         progress("build", "", len(manifest.graphs), len(manifest.graphs))
     if repeated := repeated_weights(bundle, profiles):
         warnings.append(
-            f"plans contain {repeated / 1e6:.0f} MB of weights once more, for their second profile; "
+            f"plans contain up to {repeated / 1e6:.0f} MB of weights once more, for their second profile; "
             "export with --weights shared to have them once for all plans"
         )
     return Built(folder, engines, tuple(new), tuple(warnings))
 
 
 def repeated_weights(bundle: Bundle, profiles: Profiles) -> int:
-    """Return the bytes of constants that plans contain again, because each profile has its own copy.
+    """Return the bytes of constants that plans of segments may contain again, because each profile has its own copy.
 
-    0 if weights are inputs; TensorRT stores int4 weights once for all profiles.
+    0 if weights are inputs. TensorRT stores int4 weights once for all profiles, and a table of embeddings too.
     """
     manifest, repeated = bundle.manifest, 0
-    for graph in () if manifest.weights else manifest.graphs:
-        if graph.kind == "segment" and manifest.quantization is not None:
-            continue
+    if manifest.weights or manifest.quantization is not None:
+        return 0
+    for graph in manifest.segments:
         constants = sum((bundle.root / file).stat().st_size for file in graph_files(manifest, bundle.root, graph)[1:])
         repeated += constants * (len(profiles[graph.name]) - 1)
     return repeated if repeated >= LARGE else 0
