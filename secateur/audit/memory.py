@@ -6,25 +6,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from secateur.audit.results import GraphAudit, Memory
-from secateur.bundle.graph_plan import dropped, largest, runs
+from secateur.bundle.graph_plan import dropped, largest, prefill, runs
 from secateur.bundle.manifest import Manifest
 from secateur.bundle.reader import Bundle
 from secateur.engines.manifest import Limits
 
 
-def device_memory(bundle: Bundle, limits: Limits, graphs: Sequence[GraphAudit]) -> Memory:
-    """Return the memory of a bundle at the limits of its engines; `graphs` are all its graphs, compiled."""
+def device_memory(bundle: Bundle, limits: Limits, graphs: Sequence[GraphAudit]) -> dict[str, Memory]:
+    """Return the memory of each schedule at the limits of its engines; `graphs` are all graphs, compiled."""
     files = {weight.file for weight in bundle.manifest.weights}
     weights = sum(bundle.path(file).stat().st_size for file in files)
-    plans = sum(graph.plan for graph in graphs)
-    activations = max(profile.scratch for graph in graphs for profile in graph.profiles)
     capacity = limits.capacity(largest(bundle.manifest))
-    cache = {
-        label: limits.batch * cached_bytes(run.manifest, run.schedule, capacity)
-        for label, run in runs(bundle.manifest).items()
-    }
-    total = {name: weights + plans + activations + own for name, own in cache.items()}
-    return Memory(weights, plans, activations, cache, total)
+    found = {}
+    for label, run in runs(bundle.manifest).items():
+        used = {step.graph for step in prefill(run.manifest, run.schedule, 1)}
+        own = [graph for graph in graphs if graph.name in used]
+        plans = sum(graph.plan for graph in own)
+        activations = max(profile.scratch for graph in own for profile in graph.profiles)
+        cache = limits.batch * cached_bytes(run.manifest, run.schedule, capacity)
+        found[label] = Memory(weights, plans, activations, cache, weights + plans + activations + cache)
+    return found
 
 
 def cached_bytes(manifest: Manifest, schedule: str, capacity: int) -> int:

@@ -22,9 +22,9 @@ EXPLANATIONS = {
 }
 """The figures of an audit, one line each."""
 MEMORY = (
-    "Weights are on the device once, for all plans and schedules; the scratch memory is the largest one, since engines "
-    "run one after the other; the KV cache has the most rows that the engines allow. CUDA, the library and small "
-    "buffers between the graphs come on top."
+    "If only the schedule of the row is loaded. Weights are on the device once, for all plans; the scratch memory is "
+    "the largest one, since engines run one after the other; the KV cache has the most rows that the engines allow. "
+    "CUDA, the library and small buffers between the graphs come on top."
 )
 
 
@@ -92,26 +92,27 @@ class GraphAudit:
                 count = f"{self.layers - profile.attention} of {self.layers} layers"
                 found.append(f"{where}: the attention of {count} is not fused")
             if profile.copies:
-                found.append(f"{where}: {len(profile.copies)} weights are copied in every step: {profile.copies[0]}")
+                found.append(
+                    f"{where}: kernels that copy a weight in every step: {len(profile.copies)}, such as {profile.copies[0]}"
+                )
         return found
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes on the device, computed. CUDA, the library and small buffers between the graphs come on top.
+    """Bytes on the device if one schedule is loaded, computed. CUDA, the library and small buffers come on top.
 
     weights      files that the backend reads, once for all plans
-    plans        with the weights that are baked into them
+    plans        of the graphs of the schedule, with the weights that are baked into them
     activations  largest scratch memory of a profile: engines share one block
-    cache        KV cache at the limits of the engines, of each schedule
-    total        sum for each schedule
+    cache        KV cache at the limits of the engines
     """
 
     weights: int
     plans: int
     activations: int
-    cache: dict[str, int]
-    total: dict[str, int]
+    cache: int
+    total: int
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ class Audit(Document):
 
     compiler      name and version
     capabilities  compute capabilities that it compiled for, "86"
-    memory        None if not all graphs of the bundle were compiled
+    memory        of each schedule; None if not all graphs of the bundle were compiled
     schedule      schedule whose row counts are the optimum of the profiles
     """
 
@@ -133,7 +134,7 @@ class Audit(Document):
     capabilities: tuple[str, ...]
     command: str
     graphs: tuple[GraphAudit, ...]
-    memory: Memory | None = None
+    memory: dict[str, Memory] | None = None
 
     @property
     def problems(self) -> list[str]:

@@ -2,7 +2,7 @@
 """Compile the graphs of a bundle for TensorRT, without a GPU, and count kernels, copies and bytes.
 
 secateur audit build/bundle
-secateur audit build/bundle --graphs segment_0,btp.0 --sm 89
+secateur audit build/bundle --graphs segment_0,btp-22.0 --sm 89
 secateur audit build/bundle --schedule btp-22 --html audit.html
 
 Needs TensorRT for RTX: pip install 'secateur[rtx]'. It does not compile for all devices; 86 is nearest to Orin.

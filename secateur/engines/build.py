@@ -37,7 +37,7 @@ from secateur.engines.manifest import (
 )
 from secateur.engines.platforms import Platform
 from secateur.engines.worker import Job, Result
-from secateur.errors import BadEngine, BadOutput, BuildFailed
+from secateur.errors import BackendMissing, BadEngine, BadOutput, BuildFailed
 from secateur.progress import Progress, silent
 
 LESS_MEMORY = (
@@ -139,9 +139,12 @@ def build_lock(folder: Path) -> Iterator[int]:
 
     Raises:
         BadOutput: another build is running there, or the folder cannot be written.
+        BackendMissing: this system is not Linux.
     """
-    import fcntl  # missing on Windows, where everything but a build works
-
+    try:
+        import fcntl
+    except ImportError:
+        raise BackendMissing("plans are built on Linux, also in WSL; this system has no file locks of Unix") from None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / ".lock").open("w") as lock:
@@ -150,8 +153,8 @@ def build_lock(folder: Path) -> Iterator[int]:
             yield lock.fileno()
     except BlockingIOError:
         raise BadOutput(f"another build is running in {folder}; wait until it ends") from None
-    except FileExistsError:
-        raise BadOutput(f"output {folder} is not a folder; choose another one") from None
+    except (FileExistsError, NotADirectoryError):
+        raise BadOutput(f"{folder}, or a folder above it, is a file; remove it") from None
     except OSError as problem:
         raise BadOutput(f"{folder} cannot be written: {problem.strerror}; finished plans are kept") from None
 

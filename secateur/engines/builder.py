@@ -42,8 +42,8 @@ class Build:
         capabilities: Sequence[str],
         settings: BuilderSettings,
     ) -> None:
-        self._title, self.trt = library.title, library.trt
-        trt = self.trt
+        self._library, self._title, self.trt = library, library.title, library.trt
+        trt, self._profiles = self.trt, len(profiles)
         self._empty = any(0 in shapes.min for made in profiles for shapes in made.ranges.values())
         self.log = build_log(trt)
         self.log.clear()
@@ -76,9 +76,22 @@ class Build:
         plan = self._builder.build_serialized_network(self.network, self.config)
         if plan is None:
             hint = "; if this TensorRT does not support empty tensors, build with --masked-past" if self._empty else ""
-            reason = one_line(self.log.errors) or "no reason given, see the log"
+            reason = one_line(self.log.errors) or "no reason given"
             raise BuildFailed(f"{self._title} could not build it: {reason}{hint}")
         return plan
+
+    def activations(self) -> tuple[int, ...]:
+        """Return the bytes of activations of each profile, from the log of the build (TensorRT for RTX).
+
+        Raises:
+            BuildFailed: the log does not have them.
+        """
+        if len(self.log.scratch) != self._profiles:
+            raise BuildFailed(
+                f"the log of {self._title} {self._library.version} has no memory of activations for each profile; "
+                "use another version, in a process without another logger"
+            )
+        return tuple(self.log.scratch)
 
 
 @functools.cache

@@ -15,7 +15,6 @@ from secateur.engines.builder import Build, one_line
 from secateur.engines.kernels import Kernel, bound, kernels
 from secateur.engines.library import TensorRTForRTX
 from secateur.engines.manifest import BuilderSettings, Profile
-from secateur.errors import BuildFailed
 
 
 @dataclass(frozen=True)
@@ -60,14 +59,12 @@ def compile_graph(
     """
     making = Build(TensorRTForRTX(), onnx, profiles, capabilities, settings or BuilderSettings())
     plan, log = making.plan(), making.log
-    if len(log.scratch) != len(profiles):
-        raise BuildFailed("another logger of TensorRT for RTX is in use in this process; compile in a new process")
     text = "\n".join(log.steps)
     return Compiled(
         bytes(plan),
         tuple(dict.fromkeys(one_line([warning]) for warning in log.warnings)),
         kernels(text, len(profiles), weights),
-        tuple(log.scratch),
+        making.activations(),
         _constants(making),
         bound(text, "Input"),
         bound(text, "Output"),

@@ -155,7 +155,7 @@ CAPABILITIES = (TURING, "80", "86", "89", "120", "121")
 There is none for Orin (8.7), Hopper (9.0) or Thor (11.0); 8.6 is nearest to Orin.
 """
 DEFAULT = CAPABILITIES[1:]
-"""Those of a build without --sm: 8.0, 8.6, 8.9, 12.0 and later."""
+"""Those of a build without --sm: 8.0, 8.6, 8.9, 12.0 and 12.1."""
 
 
 def capabilities(text: str) -> tuple[str, ...]:

@@ -143,7 +143,7 @@ class Engines:
         for plan in self.plans:
             if plan.graph == graph:
                 return plan
-        raise BadEngine(f"there is no plan of the graph '{graph}'; {self.platform.mend}")
+        raise BadEngine(f"there is no plan of the graph '{graph}'")
 
     @property
     def masked_past(self) -> int:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -85,10 +86,9 @@ class Platform:
         """Pattern of the folders whose plans may run on this platform."""
         return self.folder if self.device is not None else f"{self.engine}-{self.version}-*"
 
-    @property
-    def mend(self) -> str:
-        """What to do if there are no plans for this platform, or wrong ones."""
+    def mend(self, bundle: Path) -> str:
+        """Return what to do if a bundle has no plans for this platform, or wrong ones."""
         if self.device is not None:
-            return "build the engines on this device with `secateur build`"
+            return f"build the engines on this device with `secateur build {bundle}`"
         numbers = ",".join(self.compute_capabilities)
-        return f"build the engines with `secateur build --engine {self.engine} --sm {numbers}`"
+        return f"build the engines with `secateur build {bundle} --engine {self.engine} --sm {numbers}`"

@@ -56,10 +56,12 @@ def build(job: Job) -> Result:
     plan = making.plan()
     if not library.portable:
         write_bytes(timing_cache, bytes(making.config.get_timing_cache().serialize()))
-    log = making.log
-    del making  # opening the plan needs its memory
-    # opening a portable plan would need a GPU
-    memory = max(log.scratch) if library.portable else _memory(library.trt, log, plan, job.profiles)
+    if library.portable:
+        memory = max(making.activations())  # opening the plan would need a GPU
+    else:
+        log = making.log
+        del making  # opening the plan needs its memory
+        memory = _memory(library.trt, log, plan, job.profiles)
     write_bytes(Path(job.plan), plan)
     return Result(memory, (warning,) if warning else ())
 

@@ -80,7 +80,7 @@ def _replace_gemm(model: onnx_ir.Model, node: onnx_ir.Node) -> None:
 
 def _is_table(weight: onnx_ir.Value) -> bool:
     """Return whether the graph takes rows of the weight, which depend on its inputs, and nothing else."""
-    return all(
+    return bool(weight.uses()) and all(
         node.op_type == "Gather"
         and index == 0
         and node.attributes.get_int("axis", 0) == 0

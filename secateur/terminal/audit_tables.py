@@ -36,9 +36,8 @@ def show(result: dict[str, Any], console: Console) -> None:
 def memory(found: dict[str, Any]) -> Table:
     """Return one row for each schedule."""
     made = table("Memory on the device, computed, in MB", "schedule", "weights", "plans", "scratch", "KV cache", "all")
-    fixed = [megabytes(found[name]) for name in ("weights", "plans", "activations")]
-    for name, cache in found["cache"].items():
-        made.add_row(name, *fixed, megabytes(cache), megabytes(found["total"][name]))
+    for name, own in found.items():
+        made.add_row(name, *(megabytes(own[part]) for part in ("weights", "plans", "activations", "cache", "total")))
     return made
 
 

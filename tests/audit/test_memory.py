@@ -33,10 +33,13 @@ def test_weights_are_counted_once(trt_bundle: Trt) -> None:
     bundle = Bundle.load(trt_bundle[0], verify=False)
     used = {weight.file for weight in bundle.manifest.weights}
     assert len(used) < len(bundle.manifest.weights)
-    profiles = [ProfileAudit("all", {}, 1, 0, 0, (), scratch, None, None, ()) for scratch in (700, 300)]
-    graphs = [GraphAudit(name, "gate", 0, 50, tuple(profiles)) for name in ("a", "b")]
+    graphs = [
+        GraphAudit(name, "", 0, 50, (ProfileAudit("all", {}, 1, 0, 0, (), scratch, None, None, ()),))
+        for name, scratch in (("embed", 300), ("btp.0", 700))
+    ]
     found = device_memory(bundle, Limits(1, 20, 10), graphs)
-    assert found.weights == sum(bundle.path(file).stat().st_size for file in used)
-    assert (found.plans, found.activations) == (100, 700)
-    assert found.total["full"] == found.weights + 800 + found.cache["full"]
-    assert found.cache["btp"] < found.cache["full"]
+    full, btp = found["full"], found["btp"]
+    assert full.weights == btp.weights == sum(bundle.path(file).stat().st_size for file in used)
+    assert (full.plans, full.activations) == (50, 300), "without the gate"
+    assert (btp.plans, btp.activations) == (100, 700)
+    assert btp.total == btp.weights + 800 + btp.cache and btp.cache < full.cache

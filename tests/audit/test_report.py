@@ -43,7 +43,7 @@ def test_problems() -> None:
     broken = GraphAudit("embed", "embed", 0, 0, (), error="its process ended with signal 9")
     assert with_graphs(dataclasses.replace(SEGMENT, profiles=(PREFILL, slow)), broken).problems == [
         "segment_0, decode: the attention of 1 of 2 layers is not fused",
-        "segment_0, decode: 2 weights are copied in every step: __myl_Tran_myl1_1",
+        "segment_0, decode: kernels that copy a weight in every step: 2, such as __myl_Tran_myl1_1",
         "embed: its process ended with signal 9",
     ]
 

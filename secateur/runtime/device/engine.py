@@ -47,27 +47,27 @@ class Plans:
     """
 
     def __init__(self, bundle: Bundle, here: Platform) -> None:
-        self._manifest, self._root, self.mend = bundle.manifest, bundle.root, here.mend
+        self._manifest, self._root, self.mend = bundle.manifest, bundle.root, here.mend(bundle.root)
         files = sorted((bundle.root / ENGINES).glob(f"*/{ENGINES_FILE}"))
         fitting: list[tuple[Engines, Path]] = []
-        problems = []
+        damaged, others = list[str](), list[str]()
         for file in files:
             if not fnmatchcase(file.parent.name, here.folders):
                 continue
             try:
                 engines = read_json(Engines, file, BadEngine)
             except BadEngine as damage:
-                problems.append(str(damage))
+                damaged.append(str(damage))
                 continue
             if difference := engines.platform.differs(here):
-                problems.append(f"the engines in {file.parent} were built for {difference}")
+                others.append(f"the engines in {file.parent} were built for {difference}")
             else:
                 fitting.append((engines, file.parent))
         if not fitting:
             there = (
                 f"only for {', '.join(file.parent.name for file in files)}" if files else "nor for any other platform"
             )
-            problem = problems[0] if problems else f"{bundle.root} has no engines for {here.folder}, {there}"
+            problem = [*damaged, *others, f"{bundle.root} has no engines for {here.folder}, {there}"][0]
             raise BadEngine(f"{problem}; {self.mend}")
         self.engines, self.folder = min(
             fitting, key=lambda found: (self._outdated(found[0]), len(found[0].platform.compute_capabilities))
@@ -89,7 +89,10 @@ class Plans:
         Raises:
             BadEngine: the plan is missing, damaged, or from another export of the bundle.
         """
-        plan = self.engines.plan(graph.name)
+        try:
+            plan = self.engines.plan(graph.name)
+        except BadEngine as problem:
+            raise BadEngine(f"{problem}; {self.mend}") from None
         path = self.folder / plan.file
         if plan.source != self._key(graph, plan, self.engines):
             raise BadEngine(f"{path} was built from another export of this bundle; {self.mend}")

@@ -157,7 +157,7 @@ def test_several_folders_that_fit(root: Path) -> None:
 def test_plans_that_do_not_fit(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as other:
         other.setenv("SIMULATED_SM", "8.9")
-        refused(root, r"were built for SM 86, not 89; build the engines with `secateur build --engine rtx --sm 89`")
+        refused(root, r"were built for SM 86, not 89; build the engines with `secateur build /.* --engine rtx --sm 89`")
         other.setenv("SIMULATED_SM", "9.0")
         refused(root, "does not support SM 90, only 75, .*; use `--backend trt`", BackendMissing)
     with pytest.raises(BadEngine, match="no engines for nvidia-geforce.*, only for rtx-1.7.1.116-sm86"):

@@ -52,9 +52,9 @@ def test_a_bundle_of_another_target(bundle_path: Path) -> None:
 
 def test_no_engines(engines_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SIMULATED_GPU", "NVIDIA Thor")
-    refused(engines_copy, r"no engines for nvidia-thor-sm.*only for orin-sm8\.7-.*`secateur build`")
+    refused(engines_copy, r"no engines for nvidia-thor-sm.*only for orin-sm8\.7-.*`secateur build /")
     (folder(engines_copy) / ENGINES_FILE).unlink()
-    refused(engines_copy, "nor for any other platform.*`secateur build`")
+    refused(engines_copy, "nor for any other platform.*`secateur build /")
 
 
 def test_a_tensorrt_that_is_too_old(engines_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,27 +75,27 @@ def test_engines_of_another_device(engines_copy: Path) -> None:
     for name, label in (("gpu", "GPU"), ("sm", "SM"), ("os", "system")):
         device = engines["platform"]["device"] | {name: "other"}
         file.write_text(json.dumps(engines | {"platform": engines["platform"] | {"device": device}}))
-        refused(engines_copy, f"were built for {label} other, not .*`secateur build`")
+        refused(engines_copy, f"were built for {label} other, not .*`secateur build /")
     for name, label in (("engine", "--engine"), ("version", "version")):
         file.write_text(json.dumps(engines | {"platform": engines["platform"] | {name: "other"}}))
-        refused(engines_copy, f"were built for {label} other, not .*`secateur build`")
+        refused(engines_copy, f"were built for {label} other, not .*`secateur build /")
 
 
 @pytest.mark.parametrize("text", ["{", '{"schema": 1}', "[]"])
 def test_an_engines_file_that_is_damaged(engines_copy: Path, text: str) -> None:
     (folder(engines_copy) / ENGINES_FILE).write_text(text)
-    refused(engines_copy, f"{ENGINES_FILE}.*; build the engines on this device with `secateur build`")
+    refused(engines_copy, f"{ENGINES_FILE}.*; build the engines on this device with `secateur build /")
 
 
 def test_plans_that_are_damaged(engines_copy: Path) -> None:
     plan = folder(engines_copy) / "segment_1.plan"
     whole = plan.read_bytes()
     plan.write_bytes(whole[:-100])
-    refused(engines_copy, r"segment_1\.plan is damaged or truncated.*`secateur build`")
+    refused(engines_copy, r"segment_1\.plan is damaged or truncated.*`secateur build /")
     rewrite_plan(engines_copy, "segment_1", whole[:-100])
-    refused(engines_copy, r"segment_1\.plan cannot be loaded: .*magic tag.*`secateur build`")
+    refused(engines_copy, r"segment_1\.plan cannot be loaded: .*magic tag.*`secateur build /")
     plan.unlink()
-    refused(engines_copy, r"segment_1\.plan cannot be read \(No such file.*`secateur build`")
+    refused(engines_copy, r"segment_1\.plan cannot be read \(No such file.*`secateur build /")
 
 
 def test_plans_of_another_version(engines_copy: Path) -> None:
@@ -104,20 +104,20 @@ def test_plans_of_another_version(engines_copy: Path) -> None:
     packed = importlib.import_module("tensorrt._plan")
     foreign = dataclasses.replace(packed.Plan.unpack(plan), version="10.16.1.11").pack()
     rewrite_plan(engines_copy, "embed", foreign)
-    refused(engines_copy, r"embed\.plan cannot be loaded: .*not compatible with this version.*`secateur build`")
+    refused(engines_copy, r"embed\.plan cannot be loaded: .*not compatible with this version.*`secateur build /")
 
 
 def test_plans_of_another_export(engines_copy: Path) -> None:
     manifest = json.loads((engines_copy / "manifest.json").read_text())
     manifest["files"]["onnx/embed.onnx"] = "0" * 64
     (engines_copy / "manifest.json").write_text(json.dumps(manifest))
-    refused(engines_copy, r"embed\.plan was built from another export.*`secateur build`")
+    refused(engines_copy, r"embed\.plan was built from another export.*`secateur build /")
 
 
 def test_swapped_plans_are_refused(engines_copy: Path) -> None:
     other = (folder(engines_copy) / "embed.plan").read_bytes()
     rewrite_plan(engines_copy, "projector", other)
-    refused(engines_copy, r"projector\.plan and the manifest differ in the tensor '.*`secateur build`")
+    refused(engines_copy, r"projector\.plan and the manifest differ in the tensor '.*`secateur build /")
     early = (folder(engines_copy) / "early.0.plan").read_bytes()
     rewrite_plan(engines_copy, "projector", (folder(engines_copy) / "vision.plan").read_bytes())
     refused(engines_copy, "differ in the tensor")
@@ -127,7 +127,7 @@ def test_swapped_plans_are_refused(engines_copy: Path) -> None:
 
 def test_an_empty_plan(engines_copy: Path) -> None:
     rewrite_plan(engines_copy, "embed", b"")
-    refused(engines_copy, r"embed\.plan is empty.*`secateur build`")
+    refused(engines_copy, r"embed\.plan is empty.*`secateur build /")
 
 
 def test_a_plan_is_not_read_into_memory(engines_copy: Path) -> None:
@@ -147,7 +147,7 @@ def test_a_missing_plan_is_refused(engines_copy: Path) -> None:
     file = folder(engines_copy) / ENGINES_FILE
     engines = json.loads(file.read_text())
     file.write_text(json.dumps(engines | {"plans": engines["plans"][:-1]}))
-    refused(engines_copy, "there is no plan of the graph 'all.0'; .*`secateur build`")
+    refused(engines_copy, "there is no plan of the graph 'all.0'; .*`secateur build /")
     file.write_text(json.dumps(engines | {"extra": 1}))
     refused(engines_copy, "unknown field 'extra'")
     file.write_text("{")
