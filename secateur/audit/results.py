@@ -92,9 +92,8 @@ class GraphAudit:
                 count = f"{self.layers - profile.attention} of {self.layers} layers"
                 found.append(f"{where}: the attention of {count} is not fused")
             if profile.copies:
-                found.append(
-                    f"{where}: kernels that copy a weight in every step: {len(profile.copies)}, such as {profile.copies[0]}"
-                )
+                copies = f"{len(profile.copies)}, such as {profile.copies[0]}"
+                found.append(f"{where}: kernels that copy a weight in every step: {copies}")
         return found
 
 
