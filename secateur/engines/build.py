@@ -154,7 +154,7 @@ def build_lock(folder: Path) -> Iterator[int]:
     except BlockingIOError:
         raise BadOutput(f"another build is running in {folder}; wait until it ends") from None
     except (FileExistsError, NotADirectoryError):
-        raise BadOutput(f"{folder}, or a folder above it, is a file; remove it") from None
+        raise BadOutput(f"output {folder} is not a folder; choose another one") from None
     except OSError as problem:
         raise BadOutput(f"{folder} cannot be written: {problem.strerror}; finished plans are kept") from None
 

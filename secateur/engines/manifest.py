@@ -146,6 +146,14 @@ class Engines:
         raise BadEngine(f"there is no plan of the graph '{graph}'")
 
     @property
+    def options(self) -> str:
+        """Options of `secateur build` that give the same limits, each after a space; "" if they are the defaults."""
+        usual = vars(Limits())
+        changed = {name: value for name, value in vars(self.limits).items() if value != usual[name]}
+        texts = [f" --max-{name.replace('_', '-')} {value}" for name, value in changed.items()]
+        return "".join([*texts, " --masked-past" if self.masked_past else ""])
+
+    @property
     def masked_past(self) -> int:
         """Number of masked rows that the past of a prefill must have: 0, unless the profiles start at 1."""
         pasts = [

@@ -86,9 +86,9 @@ class Platform:
         """Pattern of the folders whose plans may run on this platform."""
         return self.folder if self.device is not None else f"{self.engine}-{self.version}-*"
 
-    def mend(self, bundle: Path) -> str:
-        """Return what to do if a bundle has no plans for this platform, or wrong ones."""
+    def mend(self, bundle: Path, options: str = "") -> str:
+        """Return what to do if a bundle has no plans for this platform, or wrong ones; `options` each after a space."""
         if self.device is not None:
-            return f"build the engines on this device with `secateur build {bundle}`"
+            return f"build the engines on this device with `secateur build {bundle}{options}`"
         numbers = ",".join(self.compute_capabilities)
-        return f"build the engines with `secateur build {bundle} --engine {self.engine} --sm {numbers}`"
+        return f"build the engines with `secateur build {bundle} --engine {self.engine} --sm {numbers}{options}`"

@@ -16,7 +16,7 @@ from onnx.external_data_helper import set_external_data
 from secateur.bundle.manifest import GraphSpec
 from secateur.bundle.strict_json import read_json, to_json
 from secateur.engines.cases import CASES_FILE, Case, Cases
-from secateur.engines.manifest import EnginePlan, Engines, Limits, graph_files, identity, plan_key
+from secateur.engines.manifest import EnginePlan, Engines, Limits, Profile, Range, graph_files, identity, plan_key
 from secateur.engines.platforms import Device, Platform
 from secateur.errors import BadEngine, BadMeasurement
 from secateur.export.bundle import Exported
@@ -26,6 +26,23 @@ PLAN = EnginePlan("embed", "embed.plan", "00", "00", (), 1, 0.5)
 ENGINES = Engines(PLATFORM, Limits(), {"tf32": False}, (PLAN,))
 WEIGHTS = {"vision": "vision.onnx.data", "small.0": "vision.onnx.data", "segment_1": "segment_1.onnx.data"}
 CASE = Case("embed.decode", "embed", "decode", 1, {"x": (1, 0)}, ("full",))
+
+
+def test_the_options_of_the_same_build() -> None:
+    assert ENGINES.options == ""
+    masked = Profile("prefill", {"past_key.0": Range((1, 1), (1, 1), (9, 1))})
+    plan = dataclasses.replace(PLAN, profiles=(masked,))
+    other = dataclasses.replace(ENGINES, limits=Limits(4, 256, 64), plans=(plan,))
+    assert other.options == " --max-batch 4 --max-new-tokens 64 --masked-past"
+    bundle = Path("b")
+    assert PLATFORM.mend(bundle, other.options).endswith(
+        "`secateur build b --max-batch 4 --max-new-tokens 64 --masked-past`"
+    )
+    assert (
+        Platform("rtx", "1.7", ("86",), None)
+        .mend(bundle, " --x")
+        .endswith("`secateur build b --engine rtx --sm 86 --x`")
+    )
 
 
 def test_a_written_file_is_read_back(tmp_path: Path) -> None:

@@ -72,6 +72,7 @@ class Plans:
         self.engines, self.folder = min(
             fitting, key=lambda found: (self._outdated(found[0]), len(found[0].platform.compute_capabilities))
         )
+        self.mend = here.mend(bundle.root, self.engines.options)
 
     def _outdated(self, engines: Engines) -> bool:
         graphs = {graph.name: graph for graph in self._manifest.graphs}
