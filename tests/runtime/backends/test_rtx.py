@@ -167,7 +167,7 @@ def test_plans_that_do_not_fit(root: Path, monkeypatch: pytest.MonkeyPatch) -> N
     file.write_text(json.dumps(engines | {"platform": engines["platform"] | {"compute_capabilities": ["86", "89"]}}))
     with monkeypatch.context() as other:
         other.setenv("SIMULATED_SM", "8.9")
-        refused(root, r"\.plan cannot be loaded: .*incompatible device.*--sm 89`")
+        refused(root, r"\.plan cannot be loaded: .*incompatible device.*--sm 89 --max-batch 2 ")
 
 
 @pytest.mark.parametrize(("version", "message"), [("1.8.0.1", "only for rtx-1.7.1.116-sm86"), ("1.6.1.120", "oldest")])
