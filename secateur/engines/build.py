@@ -215,7 +215,8 @@ def _build(
 
 def _failed(graph: str, problem: JobFailed, log: Path) -> BuildFailed:
     if problem.signal:
-        name = signal.Signals(problem.signal).name
+        known = problem.signal in set(signal.Signals)  # not the real-time signals
+        name = signal.Signals(problem.signal).name if known else f"signal {problem.signal}"
         reason = "most likely out of memory" if problem.signal == signal.SIGKILL else f"see {log}"
         return BuildFailed(f"the build of '{graph}' was killed ({name}), {reason}; {LESS_MEMORY}")
     short = any(word in str(problem).lower() for word in SHORT_OF_MEMORY)

@@ -22,7 +22,8 @@ import pytest
 from secateur.bundle.manifest import DEQUANTIZED, Quantization
 from secateur.bundle.reader import Bundle, sha256
 from secateur.bundle.strict_json import read_json
-from secateur.engines.build import UNFINISHED, Built, build, build_lock
+from secateur.engines.build import UNFINISHED, Built, _failed, build, build_lock
+from secateur.engines.jobs import JobFailed
 from secateur.engines.manifest import (
     ENGINES_FILE,
     TIMING_CACHE,
@@ -292,6 +293,12 @@ os.kill(os.getpid(), 9)
     with pytest.raises(BuildFailed, match=r"the build of 'embed' was killed \(SIGKILL\), most likely out of memory"):
         workshop.build()
     assert not workshop.leftovers() and not (workshop.folder / ENGINES_FILE).exists()
+
+
+@pytest.mark.parametrize(("number", "name"), [(11, "SIGSEGV"), (40, "signal 40")])
+def test_signals_are_named(number: int, name: str) -> None:
+    problem = _failed("embed", JobFailed("its process ended", number), Path("a.log"))
+    assert f"the build of 'embed' was killed ({name}), see a.log" in str(problem)
 
 
 def test_a_crashed_worker(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
