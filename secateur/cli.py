@@ -12,13 +12,15 @@ import io
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
-from typing import NoReturn
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NoReturn
 
 from rich.console import Console
 
 from secateur import commands, plugins
-from secateur.errors import InputError, SecateurError
+from secateur.errors import InputError, SecateurError, SecateurWarning
 from secateur.version import __version__
 
 BASE = ("numpy", "PIL", "tokenizers", "onnxruntime", "rich", "jinja2", "markupsafe")
@@ -45,7 +47,8 @@ def one_line(command: Callable[[], object]) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # characters that the terminal lacks are escaped
     try:
-        command()
+        with _warnings_in_one_line():
+            command()
         if sys.stdout is not None:
             sys.stdout.flush()
     except SecateurError as problem:
@@ -71,6 +74,24 @@ def one_line(command: Callable[[], object]) -> int:
         print(f"secateur: error: {problem}", file=sys.stderr)
         return 2
     return 0
+
+
+@contextmanager
+def _warnings_in_one_line() -> Iterator[None]:
+    """Within the block, each of our warnings is printed once, as one line on stderr; others are printed as before."""
+    with warnings.catch_warnings():
+        usual, shown = warnings.showwarning, set[str]()
+
+        def show(message: Warning | str, category: type[Warning], *where: Any, **further: Any) -> None:
+            if not issubclass(category, SecateurWarning):
+                usual(message, category, *where, **further)
+            elif str(message) not in shown:
+                shown.add(str(message))
+                print(f"secateur: warning: {message}", file=sys.stderr)
+
+        warnings.simplefilter("always", SecateurWarning)
+        warnings.showwarning = show
+        yield
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -17,7 +17,8 @@
         ├── BadPrompt             a prompt that does not fit
         └── BadOutput             an output that exists, or cannot be written
 
-A message is one line: what is wrong, the value, the bound, the fix.
+A message is one line: what is wrong, the value, the bound, the fix. What the user should know but is no error is a
+`warnings.warn(text, SecateurWarning)`; the commands print each as one line on stderr, programs may filter them.
 """
 
 from __future__ import annotations
@@ -33,6 +34,10 @@ class SecateurError(Exception):
     """Base class of all errors; `exit_code` is the exit code of the command line."""
 
     exit_code = 1
+
+
+class SecateurWarning(UserWarning):
+    """Something that the user should know: it is not an error, but may change a result."""
 
 
 class ExportMismatch(SecateurError):
