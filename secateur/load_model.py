@@ -14,11 +14,14 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from secateur import families, plugins
-from secateur.checkpoints.checkpoint import INDEX, PICKLES, SINGLE, Checkpoint
-from secateur.checkpoints.hub import DEMO, Found, base_model, resolve
-from secateur.errors import BadModel, SecateurError, first_line
+from secateur.bundle.reader import Bundle
+from secateur.checkpoints.checkpoint import PICKLES, SINGLE, Checkpoint
+from secateur.checkpoints.hub import DEMO, Found, base_model, resolve, resolve_again
+from secateur.checkpoints.inventory import Item, check_adapter, files, inventory, warn_unread
+from secateur.errors import BadBundle, BadModel, SecateurError, first_line
 from secateur.families.base import Family
 
+CONFIG = "config.json"
 PROCESSOR = (
     ("tokenizer_config.json",),
     ("tokenizer.json", "tokenizer.model", "vocab.json"),
@@ -37,12 +40,14 @@ def load(source: str = DEMO, dtype: torch.dtype = torch.float32, revision: str |
             family that is not supported.
     """
     found = resolve(source, revision)
+    check_adapter(found.folder, found.name)
     config = _read_config(found)
     family = _family(found, config)
     _check_config(found, config, family.architecture.__name__)
     _check_files(found)
     try:
         Checkpoint.open(found.folder)
+        listed = inventory(found.folder, config)
         loaded = family.from_pretrained(str(found.folder), found.name)
     except (SecateurError, ImportError, MemoryError):
         raise
@@ -51,15 +56,45 @@ def load(source: str = DEMO, dtype: torch.dtype = torch.float32, revision: str |
             f"model '{found.name}' cannot be loaded ({first_line(problem)}); compare its .json files with "
             "those of its source"
         ) from problem
+    warn_unread(listed, found.name)
     loaded.to(dtype)
     return loaded
 
 
+def contents(source: str, revision: str | None = None) -> list[Item]:
+    """List what a checkpoint has, and what becomes of each; the model is not loaded.
+
+    Raises:
+        BadModel: there is no such model, or its config.json cannot be read.
+    """
+    found = resolve(source, revision)
+    if not (found.folder / CONFIG).is_file():
+        return files(found.folder)
+    return inventory(found.folder, _read_config(found))
+
+
+def load_again(bundle: Bundle, dtype: torch.dtype = torch.float32) -> Family:
+    """Load the model that a bundle was exported from: from the folder `bundle.checkpoint`, or where the manifest says.
+
+    Raises:
+        BadModel: see `load` and `resolve_again`.
+        BadBundle: it is another model.
+    """
+    source = bundle.checkpoint or resolve_again(bundle.manifest.source).name
+    family = load(source, dtype)
+    if family.fingerprint != bundle.manifest.model.fingerprint:
+        raise BadBundle(
+            f"model '{source}' is not the one this bundle was exported from: its weights or its configuration differ; "
+            "give the right checkpoint with --model, or export again"
+        )
+    return family
+
+
 def _read_config(found: Found) -> dict[str, Any]:
     """Return config.json, which must name a model_type."""
-    path = found.folder / "config.json"
+    path = found.folder / CONFIG
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise BadModel(f"model '{found.name}' has no config.json; give the directory that has it") from None
     except (OSError, ValueError, RecursionError) as problem:
@@ -80,8 +115,8 @@ def _check_config(found: Found, config: dict[str, Any], known: str) -> None:
         )
     text = config.get("text_config")
     how = config.get("quantization_config") or (isinstance(text, dict) and text.get("quantization_config"))
-    if how:
-        method = how.get("quant_method", "quantized") if isinstance(how, dict) else "quantized"
+    if how or config.get("quantization"):
+        method = "MLX" if not how else how.get("quant_method", "quantized") if isinstance(how, dict) else "quantized"
         raise BadModel(
             f"model '{found.name}' is quantized already ({method}); take the checkpoint in fp16 or bf16 that it was "
             "made from, and quantize at export with --quantize"
@@ -91,10 +126,9 @@ def _check_config(found: Found, config: dict[str, Any], known: str) -> None:
 def _check_files(found: Found) -> None:
     """Check that the weights are safetensors and that there are files of a tokenizer and an image processor."""
     folder, name = found.folder, found.name
-    if not (folder / SINGLE).exists() and not (folder / INDEX).exists():
-        repository = base_model(name)
-        if repository is None and not any(next(folder.glob(pattern), None) for pattern in PICKLES):
-            raise BadModel(f"model '{name}' has neither {SINGLE} nor {INDEX}; download it again")
+    repository = base_model(name)
+    pickles = repository is not None or any(next(folder.glob(pattern), None) for pattern in PICKLES)
+    if pickles and not any(folder.glob("*.safetensors")):
         if repository is not None:
             folder_name, commit = repository.partition("/")[2], name.rpartition("@")[2]
             fetch = f"`hf download {repository} --revision {commit} --local-dir {folder_name}`, then "

@@ -24,12 +24,17 @@ MEND = "export the bundle again"
 
 @dataclass(frozen=True)
 class Bundle:
-    """A checked bundle in the folder `root` (absolute); `steps` has the preprocessing of every image size."""
+    """A checked bundle in the folder `root` (absolute).
+
+    steps       preprocessing of every image size
+    checkpoint  folder of the model, for the backend that runs it; None: where the manifest says
+    """
 
     root: Path
     manifest: Manifest
     prompt: Prompt
     steps: tuple[Preprocess, ...]
+    checkpoint: str | None = None
 
     @property
     def preprocess(self) -> Preprocess:

@@ -42,6 +42,10 @@ DTYPES = {
 }
 LARGEST_HEADER = 100 << 20
 MEND = "download it again"
+UNMERGED = re.compile(r"^base_model\.model\.|\.lora_|\.base_layer\.")
+"""Names of tensors of an adapter, or of a model that still has one."""
+WRAPPED = re.compile(r"^(module|_orig_mod)\.")
+"""Names of tensors of a model within DistributedDataParallel or torch.compile."""
 
 
 @dataclass(frozen=True)
@@ -131,12 +135,22 @@ class Checkpoint:
         """Read the index file and the headers of its files, or the header of a single file.
 
         Raises:
-            BadModel: a file or a tensor is missing, damaged or outside the folder; or there are only pickles.
+            BadModel: a file or a tensor is missing, damaged or outside the folder; there are only pickles; or the
+                tensors are those of an adapter that was not merged, or of a model within a wrapper.
         """
         if (folder / SINGLE).exists():
-            return cls(folder, entries(folder / SINGLE))
+            return cls(folder, _checked(folder, entries(folder / SINGLE)))
         if (folder / INDEX).exists():
-            return cls(folder, _sharded(folder))
+            return cls(folder, _checked(folder, _sharded(folder)))
+        if others := sorted(file.name for file in folder.glob("*.safetensors")):
+            raise BadModel(
+                f"model '{folder}' has neither {SINGLE} nor {INDEX}, only {', '.join(others[:3])}; "
+                + (
+                    "that is Mistral's format: take the version in transformers' own format"
+                    if others[0].startswith("consolidated")
+                    else f"add {INDEX}, which says what is in which file"
+                )
+            )
         if any(next(folder.glob(pattern), None) for pattern in PICKLES):
             raise BadModel(
                 f"model '{folder}' has no safetensors, only pickles, which can run code when they are read; "
@@ -144,14 +158,16 @@ class Checkpoint:
             )
         raise BadModel(f"model '{folder}' has neither {SINGLE} nor {INDEX}; {MEND}")
 
-    def of(self, model: PreTrainedModel) -> dict[str, Entry] | None:
+    def of(self, model: PreTrainedModel) -> tuple[dict[str, Entry], list[str]] | None:
         """Return the file entry of every weight and persistent buffer of `model`, by its name in the model.
+
+        The second value has the names of all other tensors, as the model would call them.
 
         Tied weights may be stored once or under each of their names. Older names are renamed by transformers' rules.
         None: the rules also join, split or transpose some weight, so the model must be loaded as a whole.
 
         Raises:
-            BadModel: a weight is missing, has another shape or is not a float; or the checkpoint has more layers.
+            BadModel: a weight is missing, has another shape or is not a float.
         """
         rules = get_model_conversion_mapping(model)
         renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
@@ -171,10 +187,10 @@ class Checkpoint:
                 extra.append(new)
         if converted:
             return None
-        self._check(wanted, found, extra)
-        return found
+        self._check(wanted, found)
+        return found, extra
 
-    def _check(self, wanted: Mapping[str, object], found: Mapping[str, Entry], extra: list[str]) -> None:
+    def _check(self, wanted: Mapping[str, object], found: Mapping[str, Entry]) -> None:
         there = {id(wanted[name]) for name in found}  # tied weights may be stored once
         missing = sorted(name for name, weight in wanted.items() if id(weight) not in there)
         if missing:
@@ -189,10 +205,6 @@ class Checkpoint:
                 )
             if weight.dtype.is_floating_point:
                 self._check_float(name, entry)
-        layers = {re.sub(r"\d+", "#", name) for name in wanted}
-        for name in extra:
-            if re.sub(r"\d+", "#", name) in layers:
-                raise BadModel(f"model '{self.folder}' has {name}, for which its config.json has no layer; {MEND}")
 
     def _check_float(self, name: str, entry: Entry) -> None:
         if entry.dtype not in FLOATS:
@@ -200,6 +212,22 @@ class Checkpoint:
                 f"model '{self.folder}' stores {name} as {entry.dtype}: it is quantized; "
                 f"take the checkpoint in {', '.join(FLOATS)} and export with --quantize"
             )
+
+
+def _checked(folder: Path, tensors: dict[str, Entry]) -> dict[str, Entry]:
+    """Refuse tensors of an adapter that was not merged, and of a model within a wrapper; else return all."""
+    for name in tensors:
+        if UNMERGED.search(name):
+            raise BadModel(
+                f"model '{folder}' has the tensor {name} of an adapter that was not merged; merge it with peft's "
+                "merge_and_unload(), write the model with save_pretrained, and give the new folder"
+            )
+        if found := WRAPPED.match(name):
+            raise BadModel(
+                f"model '{folder}' has the tensor {name} of a model within a wrapper ('{found[1]}'); write the model "
+                "inside of it with save_pretrained, and give the new folder"
+            )
+    return tensors
 
 
 def _sharded(folder: Path) -> dict[str, Entry]:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 from dataclasses import dataclass
@@ -21,15 +22,15 @@ from huggingface_hub.errors import (  # type: ignore[attr-defined]  # HTTPError 
     RevisionNotFoundError,
 )
 
+from secateur.checkpoints.checkpoint import INDEX, SINGLE
 from secateur.errors import BadModel, first_line
 
 DEMO = "demo"
 FILES = (
     "config.json",
     "generation_config.json",
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "model-*-of-*.safetensors",
+    "adapter_config.json",
+    INDEX,
     "tokenizer.json",
     "tokenizer_config.json",
     "tokenizer.model",
@@ -42,11 +43,14 @@ FILES = (
     "video_preprocessor_config.json",
     "chat_template.json",
     "chat_template.jinja",
+    "additional_chat_templates/*.jinja",
+    "spiece.model",
 )
-"""Files to download: no pickles, no code, and no second copy of the weights in another format."""
+"""Files to download before the weights: no pickles, no code, and no second copy of the weights in another format."""
 ID = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@(.*))?", re.ASCII)
 REVISION = re.compile(r"\w[\w./-]*", re.ASCII)
 COMMIT = re.compile(r"[0-9a-f]{40}")
+PLAIN = re.compile(r"\w[\w.-]*\.safetensors", re.ASCII)
 LOGIN = "log in with `hf auth login` or set HF_TOKEN"
 
 
@@ -79,9 +83,38 @@ def resolve(source: str, revision: str | None = None) -> Found:
         raise BadModel(f"'{revision}' cannot be a revision of '{repository}'; give a branch, a tag or a commit")
     try:
         folder = Path(snapshot_download(repository, revision=revision, allow_patterns=list(FILES)))
+        wanted = [*FILES, *weight_files(folder)]  # the first list again: with it, a snapshot is complete or refused
+        folder = Path(snapshot_download(repository, revision=folder.name, allow_patterns=wanted))
     except (OSError, ValueError, RuntimeError, HTTPError) as problem:
         raise BadModel(_explain(problem, repository, revision)) from None
     return Found(folder, f"{repository}@{folder.name}")
+
+
+def resolve_again(source: str) -> Found:
+    """Find the model that a bundle was exported from. Only a name with its commit is asked of the hub.
+
+    Raises:
+        BadModel: the model is not there, or not the hub's.
+    """
+    if source == DEMO or base_model(source) or os.path.isdir(source):
+        return resolve(source)
+    raise BadModel(
+        f"the bundle was exported from the folder '{source}', which is not here; give its checkpoint with --model DIR"
+    )
+
+
+def weight_files(folder: Path) -> list[str]:
+    """Return the names of the files with the weights, as the index in `folder` says, else the usual name.
+
+    Names that are not plain names of safetensors files are left out; reading the checkpoint refuses them.
+    """
+    try:
+        places = json.loads((folder / INDEX).read_text(encoding="utf-8-sig"))["weight_map"].values()
+    except FileNotFoundError:
+        return [SINGLE]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return []
+    return sorted({str(name) for name in places if PLAIN.fullmatch(str(name))})
 
 
 def split(source: str) -> tuple[str, str | None]:

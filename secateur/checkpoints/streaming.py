@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 
 from secateur.checkpoints.checkpoint import DTYPES, FLOATS, Checkpoint, Entry
+from secateur.checkpoints.inventory import report_extra
 from secateur.errors import BadModel
 
 Model = TypeVar("Model", bound=PreTrainedModel)
@@ -70,9 +71,11 @@ def _placed(cls: type[Model], folder: Path) -> Model | None:
         model: Model = cls._from_config(  # type: ignore[no-untyped-call]
             config, dtype=config.dtype or next(stored, torch.float32), attn_implementation="sdpa"
         )
-    places = checkpoint.of(model)
-    if places is None:
+    found = checkpoint.of(model)
+    if found is None:
         return None
+    places, extra = found
+    report_extra(extra, model, str(folder))
     _place(model, places)
     if (folder / GENERATION).exists():  # else the defaults of the config
         model.generation_config = GenerationConfig.from_pretrained(folder)

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from secateur.checkpoints.checkpoint import Checkpoint
+from secateur.checkpoints.inventory import report_extra
 from secateur.checkpoints.streaming import value
 from secateur.errors import BadModel
 from secateur.machine import free_memory
@@ -68,6 +69,7 @@ def load_weights(cls: type[Model], path: str) -> Model:
     lost = sorted({str(key) for kind in ("missing_keys", "mismatched_keys") for key in report[kind]})
     if lost:
         raise BadModel(f"model '{path}' lacks {len(lost)} weights, the first is {lost[0]}; download it again")
+    report_extra(report["unexpected_keys"], model, path)
     found: Model = model
     return found
 

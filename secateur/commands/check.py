@@ -34,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     parser.add_argument(
         "--device", help="its device: cpu or cuda, for ort (default: cpu; trt and rtx are always on cuda)"
     )
+    parser.add_argument("--model", help="checkpoint, for the backend torch (default: where the bundle came from)")
     parser.add_argument("--schedules", default="all", help="schedules, as a,b; full is always included (default: all)")
     parser.add_argument("--atol", type=float, help="allowed difference (default: largest value times 1e-4, fp16 3e-2)")
     parser.add_argument("--rtol", type=float, help="allowed difference relative to the reference (default: 0)")
@@ -53,7 +54,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         value = getattr(arguments, name)
         if value is not None and not 0 <= value < float("inf"):
             raise InputError(f"--{name} is {value}; it must be at least 0 and finite")
-    bundle = Bundle.load(arguments.bundle)
+    if arguments.model and "torch" not in (arguments.against, arguments.backend):
+        raise InputError(f"--model {arguments.model} changes nothing: only the backend torch reads a checkpoint")
+    bundle = dataclasses.replace(Bundle.load(arguments.bundle), checkpoint=arguments.model)
     schedules = select_schedules(bundle.manifest.schedules, arguments.schedules)
     check_polygraphy()
     bounds = Bounds(arguments.atol, arguments.rtol)

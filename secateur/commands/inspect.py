@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Check the files of a bundle and list its contents; lint it for TensorRT; compare it with fp32.
 
+Of a checkpoint, list its files, settings and tensors, and what becomes of each.
+
 secateur inspect build/demo-btp
 secateur inspect build/demo-tensorrt --tensorrt 10.16
 secateur inspect build/demo-tensorrt --check --questions 120
+secateur inspect --model demo
 """
 
 from __future__ import annotations
@@ -11,23 +14,25 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib.util
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from secateur.errors import InputError
+from secateur.errors import InputError, SecateurWarning
 from secateur.terminal import tables
 from secateur.terminal.progress_bars import bars
 
 if TYPE_CHECKING:
     from secateur.runtime import Bundle
 
-HELP = "check a bundle and list its contents"
+HELP = "check a bundle or a checkpoint and list its contents"
 
 
 def add_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> None:
-    parser.add_argument("bundle", type=Path)
+    parser.add_argument("bundle", type=Path, nargs="?", help="folder of a bundle or a checkpoint")
+    parser.add_argument("--model", help="checkpoint to list; with a bundle and --check: where the bundle came from")
     parser.add_argument("--tensorrt", metavar="VERSION", help="lint for this version (default: the target's oldest)")
     parser.add_argument("--check", action="store_true", help="compare with the checkpoint in fp32 on torch")
     parser.add_argument("--questions", type=int, help="number of questions for --check (default: 60)")
@@ -40,7 +45,15 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         raise InputError("--questions needs --check; add it")
     if arguments.questions is not None and arguments.questions < 1:
         raise InputError(f"--questions is {arguments.questions}; it must be at least 1")
-    bundle = Bundle.load(arguments.bundle)
+    if arguments.bundle is None and arguments.model is None:
+        raise InputError("nothing to inspect; give the folder of a bundle, or --model CHECKPOINT")
+    if arguments.bundle is None or (arguments.model is None and is_checkpoint(arguments.bundle)):
+        if arguments.check or arguments.tensorrt:
+            raise InputError("--check and --tensorrt need a bundle; give its folder, or leave them out")
+        return _checkpoint(arguments.model or str(arguments.bundle))
+    if arguments.model and not arguments.check:
+        raise InputError(f"--model {arguments.model} changes nothing without --check; add it")
+    bundle = dataclasses.replace(Bundle.load(arguments.bundle), checkpoint=arguments.model)
     result = _contents(bundle, arguments.bundle)
     failed = []
     if (lint := _lint(bundle, arguments.tensorrt)) is not None:
@@ -56,6 +69,33 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         failed += found.failures
     if failed:
         result["failed"] = "; ".join(failed)
+    return result
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Return whether a folder has the files of a checkpoint and none of a bundle."""
+    from secateur.bundle.reader import MANIFEST
+
+    return not (folder / MANIFEST).is_file() and any(
+        (folder / name).is_file() for name in ("config.json", "adapter_config.json")
+    )
+
+
+def _checkpoint(source: str) -> dict[str, Any]:
+    """Return the contents of a checkpoint, and whether it can be used."""
+    from secateur.errors import SecateurError
+    from secateur.load_model import check_usable, contents, load
+
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", SecateurWarning)
+        result: dict[str, Any] = {"checkpoint": source, "items": [dataclasses.asdict(x) for x in contents(source)]}
+        try:
+            family = load(source)
+            check_usable(family)
+            result |= {"family": family.name, "vision_tokens": family.layout.vision_tokens}
+        except SecateurError as problem:
+            result["failed"] = str(problem)
+    result["warnings"] = [str(x.message) for x in told if issubclass(x.category, SecateurWarning)]
     return result
 
 
@@ -131,6 +171,9 @@ def _contents(bundle: Bundle, folder: Path) -> dict[str, Any]:
 
 
 def show(result: dict[str, Any], console: Console) -> None:
+    if "checkpoint" in result:
+        tables.checkpoint(result, console)
+        return
     model = result["model"]
     console.print(
         f"{result['bundle']}: {model['source']} ({model['family']}, {result['vision_tokens']} vision tokens), "

@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     parser.add_argument("--schedule", help="schedule (default: the only one besides full)")
     parser.add_argument("--backend", default="ort", help="ort, torch, trt or rtx (default: ort)")
     parser.add_argument("--device", help="cpu or cuda, for ort (default: cpu; trt and rtx are always on cuda)")
+    parser.add_argument("--model", help="checkpoint, for the backend torch (default: where the bundle came from)")
     parser.add_argument("--max-new-tokens", type=int, default=64, help="longest answer (default: 64)")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the most likely token (default: 0)")
     parser.add_argument("--top-p", type=float, default=1.0, help="total probability of the sampled tokens (default: 1)")
@@ -47,6 +48,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         device=arguments.device,
         schedules=[arguments.schedule] if arguments.schedule else None,
         guard=arguments.guard,
+        model=arguments.model,
     ) as vlm:
         for _ in range(arguments.repeat):
             answer = vlm.ask(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, overload
 
@@ -51,6 +52,7 @@ class Pipeline:
         device: str | None = None,
         schedules: Sequence[str] | None = None,
         guard: bool = False,
+        model: str | os.PathLike[str] | None = None,
     ) -> Pipeline:
         """Open the bundle in the folder `path`.
 
@@ -60,6 +62,7 @@ class Pipeline:
         device     "cpu" or "cuda", if the backend supports it; None: the default of the backend
         schedules  names of the schedules to open besides "full" (other gates use no memory); None: all
         guard      whether to stop at the first graph output outside of its dtype's range (slow, for debugging)
+        model      folder of the checkpoint, for the backend torch; None: where the bundle was exported from
 
         Raises:
             BadBundle: it is damaged, unsafe or not a bundle.
@@ -68,8 +71,12 @@ class Pipeline:
         """
         if threads is not None and (not isinstance(threads, int) or not 1 <= threads <= MAX_THREADS):
             raise InputError(f"threads must be an integer from 1 to {MAX_THREADS}, got {threads!r}")
+        if model is not None and backend != "torch":
+            raise InputError(
+                f"--model {model} changes nothing: only the backend torch reads a checkpoint; leave it out"
+            )
         module = plugins.load(backends, backend, "backend")
-        bundle = Bundle.load(path, verify)
+        bundle = replace(Bundle.load(path, verify), checkpoint=model and os.fspath(model))
         for name in schedules or ():
             if name not in bundle.manifest.schedules:
                 raise _unknown(name, bundle.manifest.schedules)

@@ -20,6 +20,21 @@ def table(title: str, *columns: str) -> Table:
     return made
 
 
+def checkpoint(found: dict[str, Any], console: Console) -> None:
+    """Print the files, settings and tensors of a checkpoint, its warnings, and what it is."""
+    made = table("Contents", "name", "kind", "use")
+    for item in found["items"]:
+        made.add_row(item["name"], item["kind"], item["use"] + (f": {item['note']}" if item["note"] else ""))
+    console.print(made)
+    for warning in found["warnings"]:
+        console.print(f"warning: {warning}", markup=False, soft_wrap=True)
+    if "family" in found:
+        about = f"{found['family']}, {found['vision_tokens']} vision tokens"
+        console.print(
+            f"{found['checkpoint']}: {about}; it can be calibrated and exported", markup=False, soft_wrap=True
+        )
+
+
 def schedules(found: dict[str, Any]) -> Table:
     """Return gates and budget of each schedule, from `calibration_options.summary`."""
     made = table("Schedules", "schedule", "gates (layer: kept)", "tokens", "pruned", "FLOPs")

@@ -15,7 +15,7 @@ import pytest
 from huggingface_hub import close_session, constants
 
 from secateur.checkpoints import hub as hub_module
-from secateur.checkpoints.hub import base_model, resolve
+from secateur.checkpoints.hub import base_model, resolve, resolve_again
 from secateur.demo import model_directory
 from secateur.errors import BadModel
 from secateur.families.base import Family
@@ -169,12 +169,15 @@ def test_without_network_and_cache(cache: Path, monkeypatch: pytest.MonkeyPatch)
     assert "with `hf download org/name --revision v1 --local-dir DIR`, and give --model DIR" in said
 
 
+INDEX = json.dumps({"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}})
+
+
 def test_a_download_takes_neither_pickles_nor_code(hub: Served) -> None:
     wanted = {
         "config.json": b"{}",
         "model-00001-of-00002.safetensors": b"one",
         "model-00002-of-00002.safetensors": b"two",
-        "model.safetensors.index.json": b"{}",
+        "model.safetensors.index.json": INDEX.encode(),
         "tokenizer.json": b"{}",
         "preprocessor_config.json": b"{}",
         "chat_template.jinja": b"chat",
@@ -186,6 +189,20 @@ def test_a_download_takes_neither_pickles_nor_code(hub: Served) -> None:
     assert {file.name: file.read_bytes() for file in found.folder.iterdir()} == wanted
     asked = len(hub.asked)
     assert resolve(NAME) == found and len(hub.asked) == asked  # a commit does not change: no further request
+
+
+def test_the_index_names_the_weights(hub: Served) -> None:
+    """Repositories name their shards in many ways; a second copy of the weights is not downloaded."""
+    shards = ("model.safetensors-00001-of-00002.safetensors", "part-b.safetensors")
+    index = {"weight_map": {"a": shards[0], "b": shards[1], "c": "../escape.safetensors", "d": "pickle.bin"}}
+    wanted = dict.fromkeys((*shards, "config.json", "spiece.model", "adapter_config.json"), b"one")
+    wanted |= {
+        "additional_chat_templates/tool.jinja": b"tool",
+        "model.safetensors.index.json": json.dumps(index).encode(),
+    }
+    hub.files = wanted | dict.fromkeys(("model.safetensors", "consolidated.safetensors", "pickle.bin"), b"no")
+    folder = resolve("org/name").folder
+    assert {f.relative_to(folder).as_posix(): f.read_bytes() for f in folder.rglob("*") if f.is_file()} == wanted
 
 
 def test_an_incomplete_download(hub: Served, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -257,3 +274,18 @@ def test_only_a_commit_makes_a_base_model() -> None:
     assert base_model(NAME) == "org/name"
     for name in ("demo", "org/name", "org/name@main", "/x/name@" + COMMIT, "@" + COMMIT):
         assert base_model(name) is None
+
+
+def test_a_bundle_of_a_folder_is_never_asked_of_the_hub(
+    hub: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """org/name may be a folder that is not here: only a name with a commit came from the hub."""
+    hub.files = {"config.json": b"{}", "model.safetensors": b"weights"}
+    for source in ("org/name", "./org/name", "/org/name", "org/name@main"):
+        with pytest.raises(BadModel, match=f"from the folder '{source}', which is not here; .* with --model DIR"):
+            resolve_again(source)
+    assert not hub.asked
+    assert resolve_again(NAME).name == NAME and hub.asked
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "org" / "name").mkdir(parents=True)
+    assert resolve_again("org/name") == hub_module.Found(Path("org/name"), "org/name")

@@ -27,7 +27,7 @@ try:
     from secateur.export.quantized_graph import weights_as_stored
     from secateur.export.targets import target
     from secateur.families.base import Family
-    from secateur.load_model import load
+    from secateur.load_model import load_again
 except ImportError as problem:
     raise BackendMissing(f"backend 'torch' needs {problem.name}; pip install 'secateur[export]'") from None
 
@@ -83,7 +83,7 @@ class Backend(base.Backend):
         kind = target(manifest.target, manifest.dtype)
         if threads is not None:
             torch.set_num_threads(threads)
-        family = family or load(manifest.source, kind.torch_dtype)
+        family = family or load_again(bundle, kind.torch_dtype)
         buckets = []
         for each in manifest.buckets:
             seen = family.at(each.layout.image_size, each.layout.images)
