@@ -58,6 +58,7 @@ def load(source: str = DEMO, dtype: torch.dtype = torch.float32, revision: str |
         ) from problem
     warn_unread(listed, found.name)
     loaded.to(dtype)
+    loaded.check_decoder()
     return loaded
 
 

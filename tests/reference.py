@@ -69,7 +69,7 @@ def masked_run(
     if vision is not None:
         image = image.index_copy(1, torch.tensor(list(kept[0]), dtype=torch.int64), vision)
     ids = [*layout.ids(family.prompt.pad), *tokens]
-    hidden: Tensor = text.embed(torch.tensor([ids])).index_copy(1, at, image)
+    hidden: Tensor = family.embed()(torch.tensor([ids])).index_copy(1, at, image)
     added = [torch.zeros_like(hidden).index_copy(1, at, plane) for plane in planes]
     rows = hidden.shape[1]
     alive = torch.ones(rows, dtype=torch.bool)

@@ -75,7 +75,7 @@ def prompts(family: Family, samples: Iterable[Sample], reads: tuple[str, ...] = 
         BadImage: the file of a sample is damaged.
     """
     tokenizer = Tokenizer(family.prompt, copy.deepcopy(family.tokenizer.backend_tokenizer))
-    vision, projector, embed = family.vision(reads), family.projector(), family.decoder.embed
+    vision, projector, embed = family.vision(reads), family.projector(), family.embed()
     layout, planes = family.layout, family.dimensions.planes
     at = torch.tensor(layout.vision_rows)
     with held(vision, projector, embed):  # weights of a streamed model are read once for all samples

@@ -56,8 +56,9 @@ def make_schedules(
 
     Raises:
         InputError: see `samples.samples`.
-        BadSchedule: see `calibrate`.
+        BadSchedule: see `check` and `calibrate`.
     """
+    check(family, methods, requests)
     given = None if samples is None or isinstance(samples, Path) else samples
     path = samples if isinstance(samples, Path) else None
     fixed = sample_count if given is None else len(given)
@@ -72,6 +73,28 @@ def make_schedules(
         for method, count in zip(methods, counts, strict=True)
         for request in requests
     ]
+
+
+def check(family: Family, methods: Sequence[Method], requests: Sequence[BudgetRequest]) -> None:
+    """Check, before anything is measured, that every method can meet every request.
+
+    Raises:
+        BadSchedule: some cannot; names them all, and says why the first cannot.
+    """
+    unmeasured, refused = capture(family, (), frozenset()), dict[str, str]()
+    for request in requests:
+        for method in methods:
+            try:
+                method.check(unmeasured[0], request)
+            except BadSchedule as problem:
+                refused.setdefault(method.name, str(problem))
+    if not refused:
+        return
+    (first, reason), *others = refused.items()
+    if len(methods) == 1:
+        raise BadSchedule(reason)
+    also = f" (nor can {', '.join(name for name, _ in others)})" if others else ""
+    raise BadSchedule(f"method {first} cannot meet the request{also}: {reason}")
 
 
 def calibrate(method: Method, family: Family, statistics: Sequence[Statistics], request: BudgetRequest) -> Schedule:

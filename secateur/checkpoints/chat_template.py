@@ -174,9 +174,16 @@ def _rendered(processor: Any, marker: str, images: int, system: str) -> tuple[st
 
 
 def _render(processor: Any, messages: list[Message]) -> str:
-    template = None if processor.chat_template else processor.tokenizer.chat_template
-    if not (processor.chat_template or template):
+    template = processor.chat_template or processor.tokenizer.chat_template
+    if not template:
         raise BadModel("the processor has no chat template; add chat_template.jinja next to its config.json")
+    if isinstance(template, dict):  # several by name, for example one for tools
+        if "default" not in template:
+            raise BadModel(
+                f"the chat templates are called {', '.join(sorted(map(str, template)))}; name one of them 'default' in "
+                "tokenizer_config.json"
+            )
+        template = template["default"]
     try:
         text = str(processor.apply_chat_template(messages, template, add_generation_prompt=True))
     except (TemplateError, ValueError, TypeError) as problem:

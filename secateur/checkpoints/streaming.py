@@ -27,6 +27,13 @@ HELD_BYTES = 64 << 20
 """Modules up to this size have all their weights in memory while they run; larger ones only their direct parameters."""
 
 
+Check = Callable[[PreTrainedModel], None]
+
+
+def silent(model: PreTrainedModel) -> None:
+    """Check nothing."""
+
+
 @dataclass(frozen=True)
 class Stored:
     """The place of a parameter in a file, and the dtype in which transformers would load it."""
@@ -35,30 +42,30 @@ class Stored:
     dtype: torch.dtype
 
 
-def stream(cls: type[Model], folder: Path) -> Model | None:
-    """Return `cls` with weights that stay in the checkpoint in `folder`.
+def stream(cls: type[Model], folder: Path, check: Check = silent) -> Model | None:
+    """Return `cls` with weights that stay in the checkpoint in `folder`; `check` sees the model before any is read.
 
     None: transformers must convert weights of this checkpoint, so it must be loaded as a whole.
 
     Raises:
         BadModel: see `Checkpoint`; or the checkpoint is quantized.
     """
-    model = _placed(cls, folder)
+    model = _placed(cls, folder, check)
     for module in () if model is None else model.modules():
         _hook(module)
         _report_cpu(module)
     return model
 
 
-def fill(cls: type[Model], folder: Path) -> Model | None:
+def fill(cls: type[Model], folder: Path, check: Check = silent) -> Model | None:
     """Return `cls` as `stream` does, with all weights in memory."""
-    model = _placed(cls, folder)
+    model = _placed(cls, folder, check)
     if model is not None:
         _put_in(_slots(model))
     return model
 
 
-def _placed(cls: type[Model], folder: Path) -> Model | None:
+def _placed(cls: type[Model], folder: Path, check: Check) -> Model | None:
     """Return `cls` as config.json describes it; its parameters refer to their file entries."""
     checkpoint = Checkpoint.open(folder)
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -71,6 +78,7 @@ def _placed(cls: type[Model], folder: Path) -> Model | None:
         model: Model = cls._from_config(  # type: ignore[no-untyped-call]
             config, dtype=config.dtype or next(stored, torch.float32), attn_implementation="sdpa"
         )
+    check(model)
     found = checkpoint.of(model)
     if found is None:
         return None

@@ -51,6 +51,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from secateur.errors import InputError
     from secateur.export.bundle import export, shared_weight_files
     from secateur.export.quantize import quantize_weights
+    from secateur.export.quantized_graph import check_blocks
     from secateur.export.targets import target
     from secateur.load_model import load
 
@@ -69,6 +70,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     out = arguments.out or Path("build") / f"{Path(arguments.model.partition('@')[0]).name}-{method.replace(',', '-')}"
     check_folder_free(out, arguments.force, MANIFEST)
     family = load(arguments.model, revision=arguments.revision)
+    check_blocks(family.decoder.layers, integers)
     if arguments.share:
         shared_weight_files(arguments.share, family, kind)
     with bars() as show:

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from secateur.bundle.layout import Dimensions
 from secateur.checkpoints.streaming import value
+from secateur.decoder import attention
 from secateur.errors import BadModel
 
 ROPE_TYPES = ("default", "linear", "llama3", "yarn", "mrope")
@@ -68,9 +70,40 @@ class Decoder:
         """Return norm, query and key projections of decoder layer `layer`.
 
         Raises:
-            BadModel: it is not a Llama-style layer.
+            BadModel: it is not a Llama-style layer, or it turns its queries or keys in another way.
         """
-        return LlamaProjections(self.layers[layer], self.rotary)
+        made = LlamaProjections(self.layers[layer], self.rotary)
+        self._compare(made, self.layers[layer])
+        return made
+
+    @torch.no_grad()
+    def _compare(self, projections: LlamaProjections, layer: nn.Module) -> None:
+        """Check on a few rows that `projections` gives the queries and keys that the layer itself computes."""
+        dtype, tap = projections.query.dtype, attention.Tap()
+        rows = torch.randn(1, 3, self.config.hidden_size, generator=torch.Generator().manual_seed(0)).to(dtype)
+        positions = torch.arange(3)[None]
+        mask = attention.additive_mask(torch.ones(1, 3), 3, 0, dtype)
+        with attention.active(self.config):
+            attention.run_layer(layer, rows, mask, self.rotary(rows, positions), tap)
+        assert tap.query is not None
+        (key, _), normalized = next(iter(tap.rows.values())), projections.normalize(rows)
+        try:
+            found = projections.heads(
+                F.linear(normalized, projections.query, projections.query_bias),
+                F.linear(normalized, projections.key, projections.key_bias),
+                positions,
+            )
+            close = all(
+                torch.allclose(a.float(), b.float(), rtol=0, atol=0.02 * float(b.abs().max()))
+                for a, b in zip(found, (tap.query, key.permute(1, 2, 0, 3)), strict=True)
+            )
+        except RuntimeError:  # other shapes
+            close = False
+        if not close:
+            raise BadModel(
+                f"{type(layer).__name__} computes its queries and keys in another way than Llama's; choose another "
+                "method, which does not compute them itself"
+            )
 
 
 class LlamaProjections(nn.Module):

@@ -20,13 +20,14 @@ from secateur.engines.manifest import ENGINES
 from secateur.engines.version import TARGET as TENSORRT
 from secateur.engines.version import floor
 from secateur.errors import BadBundle, BadSchedule, ExportMismatch, Unparsable
+from secateur.export.diagnosis import diagnose
 from secateur.export.first_maximum import replace_single_topk
 from secateur.export.fused_attention import attention_warnings
 from secateur.export.graphs import Graph, SizedModel, build_graphs, sized_model
 from secateur.export.lint import lint
 from secateur.export.model_card import CARD, Figures, card
 from secateur.export.parity import Parity, check
-from secateur.export.quantized_graph import quantize_graph, quantized_parameters
+from secateur.export.quantized_graph import check_blocks, quantize_graph, quantized_parameters
 from secateur.export.targets import SHARED, Target
 from secateur.export.to_onnx import to_onnx
 from secateur.export.weights import WeightStore, model_parts
@@ -108,6 +109,7 @@ def export(
         layout = replace(layout, vision=f"{VISION}-{layout.size}") if buckets else layout
         buckets.append(sized_model(plan.family, layout, plan.schedules))
     family, graphs = plans[0].family, build_graphs(buckets, target)
+    check_blocks(family.decoder.layers, quantization)
     shared = shared_weight_files(share, family, target) if share else {}
     with atomic_folder(out, force, MANIFEST, keep=ENGINES) as folder:  # plans of unchanged graphs stay valid
         layers = family.decoder.layers if quantization else ()
@@ -133,8 +135,10 @@ def export(
             quantization=quantization,
         )
         (folder / MANIFEST).write_text(to_json(manifest))
-        parity = check(Bundle.load(folder), family, progress) if verify else ()
-        _require_parity(parity)
+        made = Bundle.load(folder)
+        parity = check(made, family, progress) if verify else ()
+        if not all(each.passed for each in parity):
+            raise ExportMismatch(f"{diagnose(made, family, parity)}; nothing was written")
         warnings = attention_warnings(folder, manifest)
         schedules = [[full(plan.family), *plan.schedules] for plan in plans]
         text = card(manifest, schedules, Figures.of(folder, manifest, parity))
@@ -204,15 +208,6 @@ def versions() -> dict[str, str]:
 def _hashes(folder: Path) -> dict[str, str]:
     files = sorted(p for p in folder.rglob("*") if p.is_file())
     return {p.relative_to(folder).as_posix(): sha256(p) for p in files}
-
-
-def _require_parity(parity: Sequence[Parity]) -> None:
-    failed = [p for p in parity if not p.passed]
-    if failed:
-        raise ExportMismatch(
-            f"{len(failed)} of {len(parity)} checks fail; worst: {failed[0].name}, error {failed[0].error:.2e} "
-            f"over {failed[0].tolerance:.0e}; nothing was written (--no-check exports anyway)"
-        )
 
 
 def shared_weight_files(bundle: Path, family: Family, target: Target) -> dict[Path, str]:

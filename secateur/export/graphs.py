@@ -132,7 +132,7 @@ def _around_the_decoder(family: Family, interface: Interface) -> list[Graph]:
     )
     return [
         Graph(GraphSpec("projector", "projector", "onnx/projector.onnx", (seen,), (given,)), family.projector()),
-        Graph(GraphSpec("embed", "embed", "onnx/embed.onnx", (ids,), (rows,)), family.decoder.embed),
+        Graph(GraphSpec("embed", "embed", "onnx/embed.onnx", (ids,), (rows,)), family.embed()),
         Graph(turned, Rotary(family.decoder, getattr(torch, interface.float_type))),
     ]
 

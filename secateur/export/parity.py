@@ -26,6 +26,8 @@ from secateur.runtime.observed_backend import Buffers, ObservedBackend, replay
 from secateur.runtime.range_check import is_float
 from secateur.runtime.receipt import Stopwatch
 
+MODEL = "segments against the model"
+"""Name of the comparison with the model's own forward pass."""
 DECODE_STEPS = 2
 RESIDENT_BYTES = 256 << 20
 
@@ -95,9 +97,9 @@ def _check(
         chains.append(_model(torch_chain, family, given, suffix))
         for name in bucket.schedules:
             progress("check", name, done, total)
-            expected = _walks(torch_chain, given, bundle.prompt, name)
+            expected = walks(torch_chain, given, bundle.prompt, name)
             tokens = [int(walk.logits.argmax()) for walk in expected]
-            found = _walks(onnx_chain, given, bundle.prompt, name, tokens)
+            found = walks(onnx_chain, given, bundle.prompt, name, tokens)
             chains += _chain(f"{name}{suffix}", found, expected, manifest)
             done += 1
     progress("check", "", total, total)
@@ -108,11 +110,11 @@ def _check(
 def _model(chain: Chain, family: Family, given: Example, suffix: str) -> Parity:
     """Compare the segments, run by torch, with the model's own forward pass, to find operations outside the layers."""
     layout = chain.manifest.layout
-    walk = _walks(chain, given, None, "full")[0]
+    walk = walks(chain, given, None, "full")[0]
     seen = family.at(layout.image_size, layout.images)
     question = given.rows.input_ids[0, layout.rows :].tolist()
     worst = error(walk.logits[0], seen.logits([*layout.ids(seen.image_token_id), *question], given.pixels))
-    return _parity(f"segments against the model{suffix}", worst, tolerance(chain.manifest).values)
+    return _parity(f"{MODEL}{suffix}", worst, tolerance(chain.manifest).values)
 
 
 def _chain(name: str, found: list[Walk], expected: list[Walk], manifest: Manifest) -> list[Parity]:
@@ -137,7 +139,7 @@ def _parity(name: str, worst: float, allowed: float) -> Parity:
     return Parity(name, worst, allowed, worst <= allowed)
 
 
-def _walks(
+def walks(
     chain: Chain, given: Example, prompt: Prompt | None, schedule: str, tokens: list[int] | None = None
 ) -> list[Walk]:
     """Run the prefill and, with `prompt`, decode steps on `tokens`, or on the most likely token of each step."""

@@ -100,6 +100,18 @@ def quantize(weight: Array, how: Quantization) -> QuantizedWeight:
     return _for_operator(weight, how) if how.operator == OPERATOR else _for_dequantize(weight, how)
 
 
+def check_width(inputs: int, how: Quantization) -> None:
+    """Check that a weight with so many inputs can be stored: DequantizeLinear needs whole blocks.
+
+    Raises:
+        InputError: the blocks do not divide it.
+    """
+    if how.operator == DEQUANTIZED and inputs % how.block_size:
+        fits = [size for size in TENSORRT_BLOCKS if inputs % size == 0]
+        mend = f"use --block-size {fits[0]}, or --target cuda" if fits else "use --target cuda, or no --quantize"
+        raise InputError(f"a weight of {inputs} inputs cannot be stored in blocks of {how.block_size}; {mend}")
+
+
 def dequantize(stored: QuantizedWeight, how: Quantization, inputs: int) -> NDArray[np.float32]:
     """Return the weight [in, out] that integers represent, in fp32 without rounding."""
     if how.operator == DEQUANTIZED:
@@ -136,11 +148,7 @@ def _for_dequantize(weight: Array, how: Quantization) -> QuantizedWeight:
     """Quantize with positive scales, as TensorRT requires; the quantizer for MatMulNBits may return negative ones."""
     from onnxruntime.quantization.quant_utils import compute_scale_zp_blocked, quantize_nparray
 
-    if len(weight) % how.block_size:
-        raise InputError(
-            f"a weight of {len(weight)} inputs cannot be stored in blocks of {how.block_size}; use a --block-size "
-            f"that divides it, or --target cuda"
-        )
+    check_width(len(weight), how)
     plain = weight.astype(np.float32)
     _, found = compute_scale_zp_blocked(plain, TensorProto.INT4, 0, how.block_size, symmetric=True)
     scales = found.astype(weight.dtype)

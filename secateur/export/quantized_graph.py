@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from secateur.bundle.manifest import OPERATOR, Quantization
 from secateur.checkpoints.streaming import is_streamed
-from secateur.export.quantize import QuantizedWeight, quantize, rounded
+from secateur.export.quantize import QuantizedWeight, check_width, quantize, rounded
 
 FLOATS = (onnx_ir.DataType.FLOAT, onnx_ir.DataType.FLOAT16, onnx_ir.DataType.BFLOAT16)
 PASSING = ("Cast", "Identity", "Reshape", "Squeeze")
@@ -53,6 +53,17 @@ def quantize_graph(model: onnx_ir.Model, how: Quantization) -> tuple[str, ...]:
 def quantized_parameters(layers: Iterable[nn.Module]) -> frozenset[nn.Parameter]:
     """Return the parameters of decoder layers that `quantize_graph` replaces, so that no file needs them."""
     return frozenset(module.get_parameter("weight") for module in _linear(layers))
+
+
+def check_blocks(layers: Iterable[nn.Module], how: Quantization | None) -> None:
+    """Check, before long work, that every linear weight of decoder layers has whole blocks where these are needed.
+
+    Raises:
+        InputError: see `quantize.check_width`.
+    """
+    for module in _linear(layers) if how is not None else ():
+        assert how is not None
+        check_width(module.in_features, how)
 
 
 @contextmanager

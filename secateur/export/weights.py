@@ -176,7 +176,7 @@ def model_parts(family: Family) -> dict[str, nn.Module]:
     digits = max(2, len(str(len(decoder.layers) - 1)))
     layers = {f"layer_{number:0{digits}}": layer for number, layer in enumerate(decoder.layers)}
     head = nn.ModuleList([decoder.norm, decoder.head])
-    return {"embed": decoder.embed, **layers, "head": head, "projector": family.projector(), "vision": family.vision()}
+    return {"embed": family.embed(), **layers, "head": head, "projector": family.projector(), "vision": family.vision()}
 
 
 def _next_page(offset: int) -> int:

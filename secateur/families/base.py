@@ -29,6 +29,7 @@ from secateur.checkpoints.streaming import fill, stream
 from secateur.checkpoints.tiny_model import TinyTokenizer
 from secateur.checkpoints.weights import check_fits, fingerprint, load_weights
 from secateur.decoder import pieces
+from secateur.decoder.check import check_decoder, check_structure, entry_scale, scaled
 from secateur.decoder.pieces import Decoder
 from secateur.errors import BadModel
 from secateur.vision.preprocessing import StepsFunction, preprocess
@@ -72,18 +73,30 @@ class Family(ABC):
         model.requires_grad_(False)
         embeddings: Any = model.get_input_embeddings()
         chat_template.check_vocabulary(self.tokenizer, embeddings.weight.shape[0], self.image_token_id)
+        self.check_processor()
+
+    def check_processor(self) -> None:  # noqa: B027  # most processors count tokens by the image alone
+        """Check that the processor's settings fit those of the model.
+
+        Raises:
+            BadModel: one does not; names the setting and its right value.
+        """
 
     @classmethod
     def from_pretrained(cls, path: str, source: str) -> Family:
         """Load a checkpoint directory in its stored dtype; the weights of a large checkpoint stay in its files.
 
         Raises:
-            BadModel: see `load_weights` and `load_processor.read`; or a large checkpoint must be converted as a whole
-                and does not fit into memory.
+            BadModel: see `load_weights`, `load_processor.read` and `check_structure`; or a large checkpoint must be
+                converted as a whole and does not fit into memory.
         """
+
+        def dense(model: Any) -> None:
+            check_structure(model.get_decoder())
+
         config: Any = cls.architecture.config_class
         large = sum(file.stat().st_size for file in Path(path).glob("*.safetensors")) > STREAMED
-        model: PreTrainedModel | None = (stream if large else fill)(cls.architecture, Path(path))
+        model: PreTrainedModel | None = (stream if large else fill)(cls.architecture, Path(path), dense)
         if large and model is None:
             check_fits(Path(path))
         return cls(model or load_weights(cls.architecture, path), load_processor.read(config.model_type, path), source)
@@ -155,10 +168,31 @@ class Family(ABC):
             BadSchedule: the grid is larger than the image's.
         """
 
-    def projector(self) -> nn.Module:
-        """Projector: features [B, n, Dv] -> vision_tokens [B, n, D], row by row."""
+    def own_projector(self) -> nn.Module:
+        """The model's projector: features [B, n, Dv] -> vision_tokens [B, n, D], row by row."""
         projector: nn.Module = self.model.model.multi_modal_projector
         return projector
+
+    @cached_property
+    def entry_scale(self) -> float:
+        """Factor that the decoder applies to all rows before its first layer; 1 for most."""
+        return entry_scale(self.model.get_decoder())
+
+    def projector(self) -> nn.Module:
+        """Projector, as the first layer sees its rows: features [B, n, Dv] -> vision_tokens [B, n, D]."""
+        return scaled(self.own_projector(), self.entry_scale)
+
+    def embed(self) -> nn.Module:
+        """Embedding, as the first layer sees its rows: input_ids [B, T] -> hidden_states [B, T, D]."""
+        return scaled(self.decoder.embed, self.entry_scale)
+
+    def check_decoder(self) -> None:
+        """Check that the decoder can be cut into segments.
+
+        Raises:
+            BadModel: see `decoder.check.check_decoder`.
+        """
+        check_decoder(self.model.get_decoder(), self.decoder, self.entry_scale)
 
     @property
     def decoder(self) -> Decoder:

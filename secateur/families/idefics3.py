@@ -104,7 +104,7 @@ class Family(base.Family):
         grid = (self._side, self._side)
         return Tiles(PixelShuffle(Tower(self._tower, self._edge, reads), grid, self.model.config.scale_factor, reads))
 
-    def projector(self) -> nn.Module:
+    def own_projector(self) -> nn.Module:
         projector: nn.Module = self.model.model.connector.modality_projection
         return projector
 

@@ -94,6 +94,22 @@ class Family(base.Family):
             vision_feature_select_strategy=strategy,
         )
 
+    def check_processor(self) -> None:
+        """Check the processor's settings from which transformers counts the tokens of an image."""
+        made, where = self.processor, "in processor_config.json"
+        patch = self.vision_config.patch_size
+        if getattr(made, "patch_size", patch) != patch:
+            raise BadModel(
+                f"patch_size is {made.patch_size} {where}, and the vision encoder's is {patch}; set it to that"
+            )
+        left_out = int(made.vision_feature_select_strategy == "default")
+        if getattr(made, "num_additional_image_tokens", left_out) != left_out:
+            raise BadModel(
+                f"num_additional_image_tokens is {made.num_additional_image_tokens} {where}, and "
+                f"vision_feature_select_strategy '{made.vision_feature_select_strategy}' leaves out {left_out} of an "
+                f"image's tokens; set num_additional_image_tokens to {left_out}"
+            )
+
     @property
     def bucket(self) -> base.Size:
         return only(self.image_size, self._edges)
@@ -133,7 +149,13 @@ class Family(base.Family):
     @property
     def _patches(self) -> base.Size:
         """Rows and columns of patches of the vision encoder."""
-        if self._class_token != (self.model.config.vision_feature_select_strategy == "default"):
-            raise BadModel("the class token must be left out: set vision_feature_select_strategy to 'default' for CLIP")
+        strategy = self.model.config.vision_feature_select_strategy
+        if self._class_token != (strategy == "default"):
+            encoder = "CLIP, whose class token would be one of the image's tokens" if self._class_token else "SigLIP"
+            raise BadModel(
+                f"vision_feature_select_strategy '{strategy}' in config.json is not supported for {encoder}; supported "
+                "are 'default' for CLIP and 'full' for SigLIP. The model was trained with one of them: do not change "
+                "it, choose another checkpoint"
+            )
         rows, columns = (edge // self.vision_config.patch_size for edge in self._edges)
         return rows, columns

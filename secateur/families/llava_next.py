@@ -108,7 +108,7 @@ class Family(llava.Family):
         refuse_downsampling(grid)
         return anyres.AnyRes(self._encoder(reads), self.arrangement, reads)
 
-    def projector(self) -> nn.Module:
+    def own_projector(self) -> nn.Module:
         return anyres.AnyResProjector(self.model.model.multi_modal_projector, self.model.model.image_newline)
 
     @property

@@ -11,6 +11,7 @@ If a prompt has several images, each is one tile, whatever its size.
 from __future__ import annotations
 
 import math
+import re
 from functools import cached_property
 
 import numpy as np
@@ -89,4 +90,10 @@ class Family(llava_next.Family):
     @property
     def _most(self) -> int:
         """Highest number of tiles shown in full: the number in anyres_max_9."""
-        return int(self.model.config.vision_aspect_ratio.removeprefix("anyres_max_"))
+        found = re.fullmatch(r"anyres_max_(\d+)", str(self.model.config.vision_aspect_ratio))
+        if found is None:
+            raise BadModel(
+                f"vision_aspect_ratio '{self.model.config.vision_aspect_ratio}' in config.json is not supported; "
+                "supported: anyres_max_N, with N the most tiles that are shown in full"
+            )
+        return int(found[1])

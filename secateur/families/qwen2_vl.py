@@ -92,7 +92,7 @@ class Family(base.Family):
             return QwenVisionEncoder(self._tower, self.grids[0], reads)
         return QwenDownsampled(self._tower, self.grids[0], grid)
 
-    def projector(self) -> nn.Module:
+    def own_projector(self) -> nn.Module:
         return QwenProjector(self._tower.merger, self._tower.spatial_merge_size**2)
 
     @property

@@ -70,6 +70,12 @@ class Method(base.Method):
         if self.positions == "compact":
             raise BadSchedule("positions 'compact' do not fit alvts, whose rows differ in every layer; use 'original'")
 
+    def check(self, statistics: Statistics, request: BudgetRequest) -> None:
+        """Check layers and count only: the selectors need the model."""
+        depth = statistics.dimensions.layers
+        self._layers(request, depth)
+        self._keep(request, depth, statistics.model.vision_tokens)
+
     def calibrate(self, statistics: Statistics, request: BudgetRequest) -> Schedule:
         """Place a gate of kind "route" at every layer, all with the same k."""
         dimensions, tokens = statistics.dimensions, statistics.model.vision_tokens

@@ -54,6 +54,16 @@ class Method(ABC):
             BadSchedule: the request cannot be met; the message names the bound.
         """
 
+    def check(self, statistics: Statistics, request: BudgetRequest) -> None:
+        """Check, before anything is measured, that the request can be met; `statistics` has no measurements.
+
+        By default the method is calibrated on nothing; override it if a measurement can decide otherwise.
+
+        Raises:
+            BadSchedule: the request cannot be met, whatever is measured.
+        """
+        self.calibrate(statistics, request)
+
     @classmethod
     def choose(cls, site: GateSite) -> Selector:
         """Return the module of one gate: a constant if it keeps all tokens or none, else the method's `selector`.

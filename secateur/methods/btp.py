@@ -102,6 +102,10 @@ class Method(base.Method):
                 "query 'text' is the mean of many queries, which is exact for logits only; use --score logits"
             )
 
+    def check(self, statistics: Statistics, request: BudgetRequest) -> None:
+        if not self.final_drop:  # else what is measured decides which compressions are within reach
+            super().check(statistics, request)
+
     def calibrate(self, statistics: Statistics, request: BudgetRequest) -> Schedule:
         """Take layers from the stage rule, counts from the request, and quotas from the preset."""
         model, dimensions = statistics.model, statistics.dimensions

@@ -35,7 +35,7 @@ def check_steps(family: Family, decomposed: bool = False, steps: int = 4) -> Non
     )
     vision: Tensor = family.projector()(family.vision()(torch.from_numpy(pixels)))
     images = ids == family.image_token_id
-    rows = decoder.embed(ids.masked_fill(images, 0))
+    rows = family.embed()(ids.masked_fill(images, 0))
     rows[images] = vision.flatten(0, 1)
     d = family.dimensions
     segments = [Segment(decoder, a, b, decomposed=decomposed) for a, b in ((0, 2), (2, d.layers))]
@@ -51,4 +51,4 @@ def check_steps(family: Family, decomposed: bool = False, steps: int = 4) -> Non
             past[:] = [torch.cat(pair) for pair in zip(past, new, strict=True)]
         torch.testing.assert_close(rows, expected.logits[step], rtol=1e-4, atol=1e-4)
         seen, positions = seen + count, positions[:, -1:] + 1
-        rows = decoder.embed(expected.sequences[:, ids.shape[1] + step][None])
+        rows = family.embed()(expected.sequences[:, ids.shape[1] + step][None])
