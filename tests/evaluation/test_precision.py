@@ -358,4 +358,4 @@ def test_inspect_without_the_checkpoint_is_one_line(
 ) -> None:
     assert main(["inspect", str(trt_bundle[0]), "--check"]) == 2
     out, err = capsys.readouterr()
-    assert not out and err.count("\n") == 1 and "model 'random'" in err
+    assert not out and err.count("\n") == 1 and "exported from the folder 'random', which is not here" in err
