@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """LLaVA-1.5 and similar models: a ViT, a two-layer projector, and a Llama-style decoder (Vicuna, Mistral, Qwen2).
 
-The decoder must use transformers' AttentionInterface and compute nothing outside its layers; the check after an export
-compares it with the model's own forward pass. Liu et al., "Improved Baselines with Visual Instruction
-Tuning", arXiv 2310.03744.
+The decoder may be any that `decoder.check` accepts. Liu et al., "Improved Baselines with Visual Instruction Tuning",
+arXiv 2310.03744.
 """
 
 from __future__ import annotations

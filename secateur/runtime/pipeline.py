@@ -76,7 +76,7 @@ class Pipeline:
                 f"--model {model} changes nothing: only the backend torch reads a checkpoint; leave it out"
             )
         module = plugins.load(backends, backend, "backend")
-        bundle = replace(Bundle.load(path, verify), checkpoint=model and os.fspath(model))
+        bundle = replace(Bundle.load(path, verify), checkpoint=None if model is None else os.fspath(model))
         for name in schedules or ():
             if name not in bundle.manifest.schedules:
                 raise _unknown(name, bundle.manifest.schedules)

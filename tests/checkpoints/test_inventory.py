@@ -69,7 +69,7 @@ BIAS = "language_model.model.layers.0.self_attn.q_proj.bias"
 REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
     "an adapter": (adapter, rf"has an adapter \(adapter_config.json, LORA\) for {BASE}, .*merge_and_unload\(\)"),
     "weights of an adapter": (
-        lambda folder: (folder / "adapter_model.bin").write_bytes(b"x"),  # type: ignore[dict-item, return-value]
+        lambda folder: (folder / "adapter_model.bin").write_bytes(b"x"),  # type: ignore[dict-item]
         r"has an adapter \(adapter_model.bin, PEFT\) for its base model, .*merge_and_unload\(\)",
     ),
     "names of peft": (rename("base_model.model.{}".format), r"the tensor base_model\..* was not merged; merge it with"),
