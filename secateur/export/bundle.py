@@ -66,7 +66,7 @@ class Exported:
 
     parity    worst error of each graph and schedule; empty without the check
     seconds   export time of each graph, including the weights that it is the first to use
-    warnings  what will make the bundle slow
+    warnings  what will make the bundle slow, and settings of the checkpoint that it does not follow
     """
 
     manifest: Manifest
@@ -135,7 +135,7 @@ def export(
         (folder / MANIFEST).write_text(to_json(manifest))
         parity = check(Bundle.load(folder), family, progress) if verify else ()
         _require_parity(parity)
-        warnings = attention_warnings(folder, manifest)
+        warnings = (*attention_warnings(folder, manifest), *family.generation[1])
         schedules = [[full(plan.family), *plan.schedules] for plan in plans]
         text = card(manifest, schedules, Figures.of(folder, manifest, parity))
         (folder / CARD).write_text(text, encoding="utf-8")  # not in the manifest: the owner may edit it
