@@ -190,33 +190,12 @@ def test_the_settings_of_a_folder_are_the_defaults(llava: Family, tmp_path: Path
     family = load(str(folder))
     assert family.prompt.sampling == Sampling(9, top_k=50, repetition_penalty=1.3, suppress_tokens=tuple(SPECIAL))
     with eager(family, tmp_path / "bundle") as opened:
-        conversation(family, opened, [checks.QUESTION, checks.LONGER, "w2"])
+        checks.check_conversation(opened, family, [checks.QUESTION, checks.LONGER, "w2"])
         image = checks.given(checks.pictures(family, 0))
         free = opened.ask(image, checks.QUESTION, sampling=Sampling())
         assert len(free.tokens) > 9
-        assert (
-            opened.ask(image, checks.QUESTION, max_new_tokens=64, repetition_penalty=1.0, suppress_tokens=()).tokens
-            == free.tokens
-        )
-
-
-def conversation(family: Family, vlm: Pipeline, questions: list[str]) -> None:
-    """Ask in a chat, and compare each answer with transformers' `generate` on the rendered conversation."""
-    images, messages = checks.pictures(family, 0), list[dict[str, Any]]()
-    inputs = checks.pixels(family, images)
-    with vlm.open(checks.given(images)) as chat:
-        for question in questions:
-            picture = [] if messages else [{"type": "image"}]
-            messages.append({"role": "user", "content": [*picture, {"type": "text", "text": question}]})
-            text = family.processor.apply_chat_template(messages, add_generation_prompt=True)
-            ids = family.processor(text=[text], images=[list(images)], add_special_tokens=False)["input_ids"]
-            given_inputs = family.inputs(torch.tensor(ids), inputs)
-            expected = family.model.generate(**given_inputs)[0, len(ids[0]) :].tolist()
-            answer = chat.ask(question)
-            assert list(answer.tokens) == expected
-            said = family.processor.decode(expected, skip_special_tokens=True)
-            assert answer.text == said
-            messages.append({"role": "assistant", "content": [{"type": "text", "text": said}]})
+        loose: Any = {"max_new_tokens": 64, "repetition_penalty": 1.0, "suppress_tokens": ()}
+        assert opened.ask(image, checks.QUESTION, **loose).tokens == free.tokens
 
 
 def saved(family: Family, folder: Path, **options: Any) -> Path:

@@ -38,12 +38,16 @@ def further_turns(say: Say, source: str) -> FurtherTurns:
     Raises:
         BadModel: it does not show each turn once and in order.
     """
-    opening, chat = say(QUESTION), say(QUESTION, ANSWER, FURTHER)
+    opening, literals = say(QUESTION), _literals(source)
+    question = _rules(say, QUESTION, literals)
+    try:
+        chat, longest = say(QUESTION, ANSWER, FURTHER), say(QUESTION, ANSWER, FURTHER, LATER, LAST)
+    except BadModel:
+        reason = "its chat template does not render further ones"
+        return FurtherTurns(None, reason, question, TurnRules(), "")
     turns = [chat.find(text) for text in (QUESTION, ANSWER, FURTHER)]
     if -1 in turns or turns != sorted(turns) or any(chat.count(t) != 1 for t in (QUESTION, ANSWER, FURTHER)):
         raise BadModel("the chat template must show each turn once and in order; correct chat_template.jinja")
-    literals = _literals(source)
-    question = _rules(say, QUESTION, literals)
     before, _, after = chat.partition(ANSWER)
     start, _, end = after.partition(FURTHER)
     gap = before.removeprefix(opening)
@@ -52,7 +56,7 @@ def further_turns(say: Say, source: str) -> FurtherTurns:
         return FurtherTurns(None, reason, question, TurnRules(), "")
     longer = f"{chat}{gap}{LATER}{start}{LAST}{end}"
     later = _rules(lambda text: say(QUESTION, ANSWER, text), FURTHER, literals)
-    if say(QUESTION, ANSWER, FURTHER, LATER, LAST) != longer or later != question:
+    if longest != longer or later != question:
         reason = "its chat template shows the second question otherwise than later or earlier ones"
         return FurtherTurns(None, reason, question, TurnRules(), "")
     answer = _rules(lambda text: say(QUESTION, text, FURTHER), ANSWER, literals)
@@ -67,7 +71,10 @@ def _rules(say: Callable[[str], str], place: str, literals: list[str]) -> TurnRu
     rules, rewritten = TurnRules((left, right)), list[str]()
 
     def same(text: str) -> bool:
-        return say(text) == around.replace(place, rules.trim(text))
+        try:
+            return say(text) == around.replace(place, rules.trim(text))
+        except BadModel:  # the template refuses the text
+            return False
 
     for literal in literals:
         if not same(f"{place}{literal}{place}") or (literal.strip() and not same(f"{literal}{place}{literal}")):
