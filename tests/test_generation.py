@@ -19,6 +19,8 @@ from transformers import GenerationConfig
 from secateur.bundle.sampling import Sampling
 from secateur.checkpoints.generation import settings as settings_of
 from secateur.errors import BadModel, BadPrompt
+from secateur.export.bundle import ExportPlan, export
+from secateur.export.targets import target
 from secateur.families.base import Family
 from secateur.load_model import load
 from secateur.runtime import Pipeline
@@ -196,6 +198,18 @@ def test_the_settings_of_a_folder_are_the_defaults(llava: Family, tmp_path: Path
         assert len(free.tokens) > 9
         loose: Any = {"max_new_tokens": 64, "repetition_penalty": 1.0, "suppress_tokens": ()}
         assert opened.ask(image, checks.QUESTION, **loose).tokens == free.tokens
+
+
+def test_a_bundle_follows_the_settings_and_says_which_it_does_not(llava: Family, tmp_path: Path) -> None:
+    folder = saved(llava, tmp_path / "model", repetition_penalty=1.3, num_beams=3)
+    family = load(str(folder))
+    made = export([ExportPlan(family, ())], target("cpu"), tmp_path / "bundle", verify=False)
+    assert [w for w in made.warnings if w.endswith("answers may differ from transformers': num_beams 3")]
+    images = checks.pictures(family, 0)
+    prompt = whole_prompt(family, checks.tokenizer(family).first(checks.QUESTION))
+    with Pipeline.load(tmp_path / "bundle") as opened:
+        answer = opened.ask(checks.given(images), checks.QUESTION, max_new_tokens=LENGTH)
+    assert list(answer.tokens) == generated(llava, prompt, images, repetition_penalty=1.3)
 
 
 def saved(family: Family, folder: Path, **options: Any) -> Path:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -56,9 +55,10 @@ def further_turns(say: Say, source: str) -> FurtherTurns:
         return FurtherTurns(None, reason, question, TurnRules(), "")
     longer = f"{chat}{gap}{LATER}{start}{LAST}{end}"
     later = _rules(lambda text: say(QUESTION, ANSWER, text), FURTHER, literals)
-    if longest != longer or later != question:
+    if longest != longer or later.trimmed != question.trimmed:
         reason = "its chat template shows the second question otherwise than later or earlier ones"
         return FurtherTurns(None, reason, question, TurnRules(), "")
+    question = TurnRules(question.trimmed, tuple(dict.fromkeys((*question.rewritten, *later.rewritten))))
     answer = _rules(lambda text: say(QUESTION, text, FURTHER), ANSWER, literals)
     return FurtherTurns((start, end), "", question, answer, gap)
 
@@ -66,17 +66,22 @@ def further_turns(say: Say, source: str) -> FurtherTurns:
 def _rules(say: Callable[[str], str], place: str, literals: list[str]) -> TurnRules:
     """Return what happens to a text: `say` renders a conversation with the text, whose name is `place`."""
     around = say(place)
-    left = "".join(c for c in SPACES if say(c + place) == around)
-    right = "".join(c for c in SPACES if say(place + c) == around)
-    rules, rewritten = TurnRules((left, right)), list[str]()
+
+    def shown(text: str) -> str | None:
+        try:
+            return say(text)
+        except BadModel:  # the template refuses the text
+            return None
 
     def same(text: str) -> bool:
-        try:
-            return say(text) == around.replace(place, rules.trim(text))
-        except BadModel:  # the template refuses the text
-            return False
+        return shown(text) == around.replace(place, rules.trim(text))
+
+    trimmed = (_removed(lambda c: shown(c + place) == around), _removed(lambda c: shown(place + c) == around))
+    rules, rewritten = TurnRules(trimmed), list[str]()
 
     for literal in literals:
+        if any(part in literal for part in rewritten):
+            continue
         if not same(f"{place}{literal}{place}") or (literal.strip() and not same(f"{literal}{place}{literal}")):
             rewritten.append(literal)
     for first in literals:
@@ -84,7 +89,13 @@ def _rules(say: Callable[[str], str], place: str, literals: list[str]) -> TurnRu
         if first not in rewritten and last not in rewritten and last in literals:
             if not (same(f"{first}{place}{last}") and same(f"{first}{place}{last}{place}")):
                 rewritten.append(first)
-    return TurnRules((left, right), tuple(rewritten))
+    return TurnRules(trimmed, tuple(rewritten))
+
+
+def _removed(removes: Callable[[str], bool]) -> str:
+    """Return the white space that `removes` accepts at one end of a text."""
+    usual = "".join(c for c in " \n\t\r" if removes(c))
+    return SPACES if usual and removes(SPACES) else usual
 
 
 def _literals(source: str) -> list[str]:
@@ -92,7 +103,9 @@ def _literals(source: str) -> list[str]:
     found = list(THOUGHT)
     for _, kind, text in jinja2.Environment().lex(source):
         if kind == "string":
-            literal = str(ast.literal_eval(text))
+            literal = text[1:-1]
+            for escaped, character in (("\\n", "\n"), ("\\t", "\t"), ("\\'", "'"), ('\\"', '"')):
+                literal = literal.replace(escaped, character)
             if literal and not literal.isidentifier() and len(literal) <= LONGEST_LITERAL:
                 found.append(literal)
     return list(dict.fromkeys(found))[:MOST_LITERALS]

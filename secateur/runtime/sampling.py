@@ -100,7 +100,7 @@ class Sampler:
         if options.no_repeat_ngram_size:
             banned += self._repeating(options.no_repeat_ngram_size)
         for word in options.bad_words_ids:
-            if word not in ((token,) for token in self._stop) and self._ends_with(word[:-1]):
+            if (len(word) > 1 or word[0] not in self._stop) and self._ends_with(word[:-1]):
                 banned.append(word[-1])
         if generated < options.min_new_tokens or (not options.min_new_tokens and len(self._ids) < options.min_length):
             banned += self._stop

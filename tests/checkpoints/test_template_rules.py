@@ -27,10 +27,14 @@ from tests.model_fixtures.processors import CASES, answer, apart, tiny_tokenizer
 TEXT = "{{ p['text'] }}"
 QWEN = tiny_tokenizer("qwen2_5_vl").template or ""
 WITHOUT_THOUGHTS = "{{ p['text'].split('</think>')[-1] if m['role'] == 'assistant' else p['text'] }}"
-QWEN3 = QWEN.replace(
+QWEN3 = (  # what a question with the result of a tool does to thoughts before it matters only for that question
+    "{% set ns = namespace(last=messages|length - 1) %}{% set end = messages[-1].content[-1].text %}"
+    "{% if end.startswith('<tool_response>') and end.endswith('</tool_response>') %}{% set ns.last = 0 %}{% endif %}"
+) + QWEN.replace(
     TEXT,
     "{% set content = p['text'] %}{% if m['role'] == 'assistant' and '</think>' in content %}"
-    "{% set content = content.split('</think>')[-1].lstrip('\\n') %}{% endif %}{{ content }}",
+    "{% set content = content.split('</think>')[-1].lstrip('\\n') %}{% endif %}"
+    "{% if m['role'] == 'assistant' and ns.last == 0 %}<think>\n\n</think>\n\n{% endif %}{{ content }}",
 )
 BEGINS_WITH_A_THOUGHT = QWEN.replace(
     "<|im_start|>assistant\n{% endif %}", "<|im_start|>assistant\n<think>\n{% endif %}"
@@ -87,7 +91,7 @@ def test_what_transformers_shows_of_a_thought() -> None:
     ids = whole(qwen(QWEN3), "qwen2_5_vl", [user("w1", 1), answer(said), user("w2")])
     assert ids == whole(qwen(QWEN), "qwen2_5_vl", [user("w1", 1), answer("b"), user("w2")])
     assert rules(QWEN3).answer == TurnRules(rewritten=("</think>",))
-    assert rules(QWEN3).question == TurnRules()
+    assert rules(QWEN3).question == TurnRules(rewritten=("<tool_response>",))
 
 
 @pytest.mark.parametrize(
