@@ -19,11 +19,11 @@ from secateur.version import __version__
 if TYPE_CHECKING:
     from secateur.api import Calibration, calibrate, export_bundle, load
     from secateur.bundle.reader import Bundle
+    from secateur.bundle.sampling import Sampling
     from secateur.bundle.schedule import Schedule
     from secateur.runtime.chat import Chat
     from secateur.runtime.pipeline import Pipeline
     from secateur.runtime.receipt import Answer
-    from secateur.runtime.sampling import Sampling
 
 __all__ = [
     "Answer",
@@ -45,7 +45,7 @@ _MODULES = {
     "Calibration": "secateur.api",
     "Chat": "secateur.runtime.chat",
     "Pipeline": "secateur.runtime.pipeline",
-    "Sampling": "secateur.runtime.sampling",
+    "Sampling": "secateur.bundle.sampling",
     "Schedule": "secateur.bundle.schedule",
     "calibrate": "secateur.api",
     "export_bundle": "secateur.api",

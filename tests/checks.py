@@ -161,6 +161,24 @@ def check_follow_up(vlm: Pipeline, family: Family, name: str) -> str | None:
     return None
 
 
+def check_conversation(vlm: Pipeline, family: Family, questions: Sequence[str]) -> None:
+    """Check that each answer of a chat has the tokens of transformers' `generate` on the rendered conversation."""
+    images, messages = pictures(family, 0), list[dict[str, Any]]()
+    with vlm.open(given(images), "full") as chat:
+        for question in questions:
+            picture = [] if messages else [{"type": "image"}]
+            messages.append({"role": "user", "content": [*picture, {"type": "text", "text": question}]})
+            text = family.processor.apply_chat_template(messages, add_generation_prompt=True)
+            ids = family.processor(text=[text], images=[list(images)], add_special_tokens=False)["input_ids"]
+            given_inputs = family.inputs(torch.tensor(ids), pixels(family, images))
+            expected = family.model.generate(**given_inputs)[0, len(ids[0]) :].tolist()
+            answer = chat.ask(question)
+            assert list(answer.tokens) == expected
+            said = family.processor.decode(expected, skip_special_tokens=True)
+            assert answer.text == said
+            messages.append({"role": "assistant", "content": [{"type": "text", "text": said}]})
+
+
 def check_batch(vlm: Pipeline, family: Family, name: str) -> None:
     """Check that two samples of different images and lengths have the answers of each sample alone."""
     samples, questions = [pictures(family, 3), pictures(family, 4)], [QUESTION, LONGER]

@@ -14,12 +14,11 @@ from jinja2 import TemplateError
 from PIL import Image
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from secateur.bundle.prompt import Prompt
+from secateur.bundle.prompt import SCHEMA, Prompt, TurnRules
+from secateur.checkpoints.template_rules import ANSWER, FURTHER, QUESTION, FurtherTurns, further_turns
 from secateur.errors import BadModel, first_line
 from secateur.runtime.tokenizer import Tokenizer
 
-# Placeholders that occur in no template and no system prompt.
-QUESTION, ANSWER, FURTHER = "FIRSTQUESTION", "FIRSTANSWER", "NEXTQUESTION"
 Message = dict[str, Any]
 
 
@@ -65,11 +64,23 @@ def conversation(
     elif system.strip():
         raise BadModel("this model family has no chat template, so it takes no system prompt; leave it out")
     else:
-        opening, further = marker * images + QUESTION, None
+        opening = marker * images + QUESTION
+        further = FurtherTurns(None, "it has no chat template", TurnRules(), TurnRules(), "")
     ids, rest = _expanded(processor, opening, size, images)
     head = ids[: len(ids) - ids[::-1].index(image_id)]
     pad = tokenizer.pad_token_id
-    prompt = Prompt(_around(rest, QUESTION), further, stop, stop[0] if pad is None else pad)
+    prompt = Prompt(
+        _around(rest, QUESTION),
+        further.next,
+        stop,
+        stop[0] if pad is None else pad,
+        marker,
+        further.one_question,
+        further.question,
+        further.answer,
+        further.gap,
+        schema=SCHEMA,
+    )
     if [*head, *Tokenizer(prompt, tokenizer.backend_tokenizer).first(QUESTION)] != ids:
         raise BadModel(
             f"the tokenizer does not split a prompt at '{marker}'; a device could not encode questions alone"
@@ -148,12 +159,15 @@ def _check_system(tokenizer: PreTrainedTokenizerBase, system: str) -> None:
         raise BadModel(f"the system prompt contains '{spelled[0]}', which would become a special token; leave it out")
 
 
-def _rendered(processor: Any, marker: str, images: int, system: str) -> tuple[str, tuple[str, str]]:
-    """Return the chat up to the first answer, and the text around a follow-up question after an answer."""
+def _rendered(processor: Any, marker: str, images: int, system: str) -> tuple[str, FurtherTurns]:
+    """Return the chat up to the first answer, and how further turns follow."""
     first = [_message("system", system)] if system.strip() else []
-    first.append(_message("user", QUESTION, images))
-    opening = _render(processor, first)
-    chat = _render(processor, [*first, _message("assistant", ANSWER), _message("user", FURTHER)])
+
+    def say(*texts: str) -> str:
+        turns = [_message(("user", "assistant")[n % 2], text, 0 if n else images) for n, text in enumerate(texts)]
+        return _render(processor, [*first, *turns])
+
+    opening = say(QUESTION)
     if opening.count(marker) != images:
         raise BadModel(
             f"the chat template shows '{marker}' {opening.count(marker)} times for {images} image(s); "
@@ -165,12 +179,8 @@ def _rendered(processor: Any, marker: str, images: int, system: str) -> tuple[st
         )
     if system.strip() not in opening.partition(marker)[0]:
         raise BadModel("the chat template does not show a system prompt before the image; leave it out")
-    turns = [chat.find(text) for text in (QUESTION, ANSWER, FURTHER)]
-    if -1 in turns or turns != sorted(turns) or any(chat.count(t) != 1 for t in (QUESTION, ANSWER, FURTHER)):
-        raise BadModel("the chat template must show each turn once and in order; correct chat_template.jinja")
-    if chat.partition(QUESTION)[0] != opening.partition(QUESTION)[0]:
-        raise BadModel("the chat template changes the first turn when others follow; correct chat_template.jinja")
-    return opening, _around(chat.partition(ANSWER)[2], FURTHER)
+    source = processor.chat_template or processor.tokenizer.chat_template
+    return opening, further_turns(say, source if isinstance(source, str) else "")
 
 
 def _render(processor: Any, messages: list[Message]) -> str:

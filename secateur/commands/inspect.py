@@ -146,6 +146,10 @@ def _contents(bundle: Bundle, folder: Path) -> dict[str, Any]:
             }
             for bucket, steps in zip(manifest.buckets, bundle.steps, strict=True)
         ],
+        "sampling": dataclasses.asdict(bundle.prompt.sampling),
+        "further_questions": bundle.prompt.next is not None,
+        "one_question": bundle.prompt.one_question,
+        "not_after_answers_with": list(bundle.prompt.answer.rewritten),
         "versions": manifest.versions,
         "files": len(manifest.files),
         "graphs": [
@@ -181,6 +185,13 @@ def show(result: dict[str, Any], console: Console) -> None:
         f"{result['files']} files, all hashes correct",
         markup=False,
     )
+    console.print(f"answers: {tables.settings(result['sampling'])}", markup=False, soft_wrap=True)
+    if not result["further_questions"]:
+        reason = f": {result['one_question']}" if result["one_question"] else ""
+        console.print(f"one question in a conversation{reason}", markup=False, soft_wrap=True)
+    if result["not_after_answers_with"]:
+        listed = ", ".join(map(repr, result["not_after_answers_with"]))
+        console.print(f"no further question after an answer with {listed}", markup=False, soft_wrap=True)
     console.print(tables.image_sizes(result["image_sizes"]))
     console.print(tables.schedules(result["schedules"]))
     graphs = tables.table("Graphs", "graph", "layers", "KiB")

@@ -7,11 +7,14 @@ secateur run build/demo-btp --image scene.png --prompt "what color is the seven 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import typing
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from secateur.bundle.sampling import GREEDY, Sampling
 from secateur.terminal import tables
 
 HELP = "ask a bundle a question about an image"
@@ -26,13 +29,17 @@ def add_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     parser.add_argument("--backend", default="ort", help="ort, torch, trt or rtx (default: ort)")
     parser.add_argument("--device", help="cpu or cuda, for ort (default: cpu; trt and rtx are always on cuda)")
     parser.add_argument("--model", help="checkpoint, for the backend torch (default: where the bundle came from)")
-    parser.add_argument("--max-new-tokens", type=int, default=64, help="longest answer (default: 64)")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the most likely token (default: 0)")
-    parser.add_argument("--top-p", type=float, default=1.0, help="total probability of the sampled tokens (default: 1)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the sampling (default: 0)")
     parser.add_argument("--threads", type=int, help="threads of the backend (default: all cores)")
     parser.add_argument("--guard", action="store_true", help="stop at the first graph and row with values out of range")
     parser.add_argument("--repeat", type=int, default=1, help="ask this many times, time the last one (default: 1)")
+    group = parser.add_argument_group("answer (default: the settings of the checkpoint, see secateur inspect)")
+    group.add_argument("--ignore-generation-config", action="store_true", help="leave out the checkpoint's settings")
+    hints = typing.get_type_hints(Sampling)
+    for setting in dataclasses.fields(Sampling):
+        if note := setting.metadata.get("help"):
+            flag, several = "--" + setting.name.replace("_", "-"), hints[setting.name] == tuple[str, ...]
+            kind = str if several else hints[setting.name]
+            group.add_argument(flag, type=kind, nargs="+" if several else None, default=argparse.SUPPRESS, help=note)
 
 
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -41,6 +48,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
     if arguments.repeat < 1:
         raise InputError(f"--repeat is {arguments.repeat}; it must be at least 1")
+    names = [setting.name for setting in dataclasses.fields(Sampling)]
+    options: Any = {name: getattr(arguments, name) for name in names if hasattr(arguments, name)}
     with Pipeline.load(
         arguments.bundle,
         backend=arguments.backend,
@@ -55,11 +64,9 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
                 tuple(arguments.image),
                 arguments.prompt,
                 schedule=arguments.schedule,
-                max_new_tokens=arguments.max_new_tokens,
-                temperature=arguments.temperature,
-                top_p=arguments.top_p,
-                seed=arguments.seed,
                 image_size=arguments.image_size,
+                sampling=GREEDY if arguments.ignore_generation_config else None,
+                **options,
             )
     return {
         "question": arguments.prompt,
@@ -88,6 +95,7 @@ def show(result: dict[str, Any], console: Console) -> None:
     console.print(f"schedule  {receipt['schedule']} ({gates})", markup=False, soft_wrap=True)
     padding = "; ".join(_fitted(image) for image in receipt["images"])
     console.print(f"image     {receipt['image_size']}; {padding}", markup=False, soft_wrap=True)
+    console.print(f"settings  {tables.settings(receipt['sampling'])}", markup=False, soft_wrap=True)
     rows = " -> ".join(str(rows) for rows in receipt["segment_rows"])
     console.print(f"rows      {rows} through {len(receipt['segment_rows'])} segments; ", end="")
     console.print(f"cache {receipt['cache_bytes'] / 1024:.0f} KiB; {receipt['generated_tokens']} tokens generated")

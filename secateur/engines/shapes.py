@@ -21,12 +21,12 @@ from collections.abc import Iterable, Mapping
 from secateur.bundle.graph_plan import USUAL_TEXT, GraphRun, decode, largest, prefill, runs
 from secateur.bundle.manifest import GraphSpec, Manifest
 from secateur.bundle.reader import Bundle
+from secateur.bundle.sampling import Sampling
 from secateur.bundle.symbolic_shape import resolve_shapes
 from secateur.engines.cases import Case
 from secateur.engines.manifest import Limits, Profile, Range
 from secateur.errors import BadBundle, InputError
 from secateur.runtime.cache import rounded
-from secateur.runtime.sampling import Sampling
 from secateur.runtime.tokenizer import Tokenizer
 
 Symbols = dict[str, int]

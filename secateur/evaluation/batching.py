@@ -19,6 +19,7 @@ from secateur.evaluation.tasks.base import Question, Task
 from secateur.progress import Progress
 from secateur.runtime import Answer, Pipeline
 from secateur.runtime.preprocess import whole_image
+from secateur.runtime.sampling import SamplingOptions
 
 BATCH = 25
 WARM_UP = 2
@@ -97,19 +98,20 @@ def ask(
     max_new_tokens: int,
     image_size: str | None = None,
 ) -> list[Answer]:
-    """Answer one batch; images and options are those of Pipeline.ask.
+    """Answer one batch, without random draws; images and options are those of Pipeline.ask.
+
+    Other settings of the checkpoint are in force, such as its repetition penalty.
 
     Raises:
         BadPrompt, BadImage: as Pipeline.ask; the message names the question.
     """
+    options: SamplingOptions = {"max_new_tokens": max_new_tokens, "temperature": 0.0}
     try:
-        return vlm.ask(
-            list(images), [q.prompt for q in questions], schedule, max_new_tokens=max_new_tokens, image_size=image_size
-        )
+        return vlm.ask(list(images), [q.prompt for q in questions], schedule, image_size=image_size, **options)
     except (BadPrompt, BadImage):
         for question, image in zip(questions, images, strict=True):  # find the question that failed
             try:
-                vlm.ask(image, question.prompt, schedule, max_new_tokens=max_new_tokens, image_size=image_size)
+                vlm.ask(image, question.prompt, schedule, image_size=image_size, **options)
             except (BadPrompt, BadImage) as problem:
                 raise _named(problem, question) from None
         raise

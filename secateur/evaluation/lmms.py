@@ -21,7 +21,6 @@ from secateur.errors import InputError
 from secateur.runtime import Pipeline
 
 MAX_NEW_TOKENS = 64
-PLACEHOLDER = "<image>"
 
 
 def manifest() -> ModelManifest:
@@ -72,17 +71,17 @@ class Secateur(lmms):  # type: ignore[misc]
 
     def _batch(self, part: Sequence[tuple[Any, ...]]) -> list[str]:
         images, options = [self._image(*args[2:]) for args in part], part[0][1]
-        prompts = [args[0].replace(PLACEHOLDER, "").strip() for args in part]
+        until = options.get("until") or []
         said = self.vlm.ask(
             images,
-            prompts,
+            [args[0].strip() for args in part],
             schedule=self.schedule,
             max_new_tokens=options.get("max_new_tokens", MAX_NEW_TOKENS),
             temperature=options.get("temperature") or 0.0,
             top_p=options.get("top_p") or 1.0,
+            stop_strings=tuple(filter(None, [until] if isinstance(until, str) else until)),
         )
-        until = options.get("until") or []
-        texts = [_cut(answer.text, [until] if isinstance(until, str) else until) for answer in said]
+        texts = [answer.text.strip() for answer in said]
         for (context, given, *_), text in zip(part, texts, strict=True):
             self.cache_hook.add_partial("generate_until", (context, given), text)
         return texts
@@ -99,9 +98,3 @@ class Secateur(lmms):  # type: ignore[misc]
 
     def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
         raise NotImplementedError("several rounds are not supported; choose a task with one question per image")
-
-
-def _cut(text: str, until: Sequence[str]) -> str:
-    """Return `text` up to the first of the strings that end an answer."""
-    ends = [text.index(stop) for stop in until if stop and stop in text]
-    return text[: min(ends, default=len(text))].strip()

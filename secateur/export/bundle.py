@@ -67,7 +67,7 @@ class Exported:
 
     parity    worst error of each graph and schedule; empty without the check
     seconds   export time of each graph, including the weights that it is the first to use
-    warnings  what will make the bundle slow
+    warnings  what will make the bundle slow, and settings of the checkpoint that it does not follow
     """
 
     manifest: Manifest
@@ -139,7 +139,7 @@ def export(
         parity = check(made, family, progress) if verify else ()
         if not all(each.passed for each in parity):
             raise ExportMismatch(f"{diagnose(made, family, parity)}; nothing was written")
-        warnings = attention_warnings(folder, manifest)
+        warnings = (*attention_warnings(folder, manifest), *family.generation[1])
         schedules = [[full(plan.family), *plan.schedules] for plan in plans]
         text = card(manifest, schedules, Figures.of(folder, manifest, parity))
         (folder / CARD).write_text(text, encoding="utf-8")  # not in the manifest: the owner may edit it

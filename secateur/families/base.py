@@ -24,7 +24,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast, ProcessorMixi
 from secateur.bundle.layout import Dimensions, Layout, ModelIdentity, View
 from secateur.bundle.preprocess import Preprocess
 from secateur.bundle.prompt import Prompt
-from secateur.checkpoints import chat_template, load_processor, tiny_model
+from secateur.bundle.sampling import Sampling
+from secateur.checkpoints import chat_template, generation, load_processor, tiny_model
 from secateur.checkpoints.streaming import fill, stream
 from secateur.checkpoints.tiny_model import TinyTokenizer
 from secateur.checkpoints.weights import check_fits, fingerprint, load_weights
@@ -248,9 +249,14 @@ class Family(ABC):
             has_template=self.has_template,
         )
 
+    @cached_property
+    def generation(self) -> tuple[Sampling, tuple[str, ...]]:
+        """The checkpoint's settings for answers, and warnings of those that a bundle does not follow."""
+        return generation.settings(self.model.generation_config, self.dimensions.vocabulary)
+
     @property
     def prompt(self) -> Prompt:
-        return self.conversation.prompt
+        return replace(self.conversation.prompt, sampling=self.generation[0])
 
     @cached_property
     def preprocess(self) -> Preprocess:

@@ -10,6 +10,7 @@ import numpy as np
 
 from secateur.bundle.graph_plan import prefill, runs
 from secateur.bundle.layout import Layout
+from secateur.bundle.sampling import Sampling
 from secateur.errors import InputError
 from secateur.profiling.chains import chain, compared, kinds, with_shares
 from secateur.profiling.results import STAGES, ChainTimes, GraphTimes, spread
@@ -74,7 +75,11 @@ def clock(
             size = every[label].manifest.layout.size
             for _ in range(1 + UNTIMED if vlm.records_steps else 1):
                 answer = vlm.ask(
-                    asked[label], prompt, every[label].schedule, max_new_tokens=settings.new_tokens, image_size=size
+                    asked[label],
+                    prompt,
+                    every[label].schedule,
+                    image_size=size,
+                    sampling=Sampling(max_new_tokens=settings.new_tokens),
                 )
             if turn >= settings.warmup:
                 found[label].append(answer.timings)

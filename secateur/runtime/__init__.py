@@ -6,9 +6,9 @@ with Pipeline.load("build/demo-btp") as vlm:
 """
 
 from secateur.bundle.reader import Bundle
+from secateur.bundle.sampling import Sampling
 from secateur.runtime.chat import Chat
 from secateur.runtime.pipeline import Pipeline
 from secateur.runtime.receipt import Answer, GateReceipt, Receipt
-from secateur.runtime.sampling import Sampling
 
 __all__ = ["Answer", "Bundle", "Chat", "GateReceipt", "Pipeline", "Receipt", "Sampling"]

@@ -4,17 +4,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from secateur.bundle.layout import Ints
+from secateur.bundle.sampling import GREEDY, Sampling
 from secateur.errors import BadPrompt, InputError
 from secateur.runtime.cache import KVCache, no_room
 from secateur.runtime.chain import Chain, Walk
 from secateur.runtime.decoder_inputs import EncodedImages, TokenBatch
 from secateur.runtime.preprocess import Fitted
 from secateur.runtime.receipt import Answer, GateReceipt, Receipt, Stopwatch
-from secateur.runtime.sampling import Sampler, Sampling, merge
-from secateur.runtime.tokenizer import TextStream, Tokenizer
+from secateur.runtime.sampling import Sampler, merge
+from secateur.runtime.tokenizer import TextStream, Tokenizer, before_stop
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -69,7 +71,7 @@ class Chat:
             InputError: an option is out of bounds, or the chat is closed.
             UnknownName: there is no such option.
         """
-        return self.begin([prompt], merge(sampling, options)).answers()[0]
+        return self.begin([prompt], sampling, options).answers()[0]
 
     def stream(
         self, prompt: str, *, sampling: Sampling | None = None, **options: Unpack[SamplingOptions]
@@ -78,36 +80,45 @@ class Chat:
 
         Tokens that were not consumed are not added to the chat.
         """
-        return self.begin([prompt], merge(sampling, options)).text()
+        return self.begin([prompt], sampling, options).text()
 
-    def begin(self, questions: Sequence[str], sampling: Sampling) -> Turn:
+    def begin(
+        self, questions: Sequence[str], sampling: Sampling | None = None, options: SamplingOptions | None = None
+    ) -> Turn:
         """Run the prefill of one question per sample; iterate over the returned turn to generate the answers.
 
         Raises:
-            BadPrompt: a question is empty, or the cache or the model's context is too small; the chat is unchanged.
-            InputError: the chat is closed.
+            BadPrompt: a question is empty, or the cache or the model's context is too small; or the chat template
+                changes an earlier answer. The chat is unchanged.
+            InputError: an option is out of bounds, or the chat is closed.
         """
+        chosen = merge(self.tokenizer.prompt.sampling if sampling is None else sampling, options or {})
+        given = sampling is not None or "max_new_tokens" in (options or {})
         if self._closed:
             raise InputError("this chat is closed; open a new one")
         cache, turn, watch = self._cache, self.turn, Stopwatch()
         if cache is None or turn is None:
             watch = self._watch  # device times are added at the next synchronization
             layout, pad = self.chain.manifest.layout, self.tokenizer.prompt.pad
-            rows = TokenBatch.prompt(layout, [self.tokenizer.first(q) for q in questions], pad)
-            needed = rows.input_ids.shape[1] + sampling.max_new_tokens
-            capacity = needed if self.capacity is None else self.capacity
-            most = self.chain.backend.most_rows
-            self._check(rows, sampling, capacity if most is None else min(capacity, most), layout.rows)
-            cache = self.chain.cache(len(self.fitted), capacity, self.schedule)
+            tails = [self.tokenizer.first(q) for q in questions]
+            before = [[*layout.ids(self.tokenizer.image_id), *tail] for tail in tails]
+            rows = TokenBatch.prompt(layout, tails, pad)
+            limits = [n for n in (self.capacity, self.chain.backend.most_rows) if n is not None]
+            chosen = self._checked(rows, chosen, given, min(limits, default=None), layout.rows)
+            needed = rows.input_ids.shape[1] + chosen.max_new_tokens
+            cache = self.chain.cache(len(self.fitted), self.capacity or needed, self.schedule)
             walk = self.chain.prefill(rows, self._encoded, self.schedule, cache, watch)
             self._cache, self.gates, self.kept = cache, walk.gates, walk.kept
         else:
-            left = turn.not_cached(cache.position)
-            tails = [[*u, *self.tokenizer.next(q)] for u, q in zip(left, questions, strict=True)]
+            further = [self.tokenizer.next(q) for q in questions]
+            for answer in turn.answered:
+                self.tokenizer.check_repeated(answer)
+            before = [[*b, *a, *q] for b, a, q in zip(turn.before, turn.answered, further, strict=True)]
+            tails = [[*u, *q] for u, q in zip(turn.not_cached(cache.position), further, strict=True)]
             rows = TokenBatch.pad(tails, self.tokenizer.prompt.pad, cache.position)
-            self._check(rows, sampling, cache.room())
+            chosen = self._checked(rows, chosen, given, cache.room())
             walk = self.chain.extend(rows, cache, watch)
-        self.turn = Turn(self, cache, rows, walk, sampling, watch)
+        self.turn = Turn(self, cache, rows, walk, chosen, watch, before)
         return self.turn
 
     def __enter__(self) -> Chat:
@@ -125,9 +136,14 @@ class Chat:
             self.chain.give_back(self._cache)
         self._cache, self.turn, self._closed = None, None, True
 
-    def _check(self, rows: TokenBatch, sampling: Sampling, room: int, image: int = 0) -> None:
-        """Check that the rows and the answer fit; the first `image` rows are the images and the text before them."""
-        new, context = sampling.max_new_tokens, self.chain.manifest.dimensions.context
+    def _checked(self, rows: TokenBatch, sampling: Sampling, given: bool, room: int | None, image: int = 0) -> Sampling:
+        """Check that the rows and the answer fit, and return the settings.
+
+        given  whether the user gave max_new_tokens; else a longer default of the checkpoint is lowered to what fits
+        room   free rows of the cache; None: as many as needed
+        image  number of first rows that are the images and the text before them
+        """
+        context = self.chain.manifest.dimensions.context
         text, most = rows.input_ids.shape[1] - image, self.chain.backend.most_text
         if most is not None and text > most:
             raise BadPrompt(
@@ -135,23 +151,39 @@ class Chat:
                 "build them with a larger --max-text"
             )
         first = self.chain.manifest.layout.numbered(1)[0][0]  # some models count positions from 1
-        needed = int(rows.position_ids.max()) + 1 - first + new
-        if needed > context:
+        used, length = int(rows.position_ids.max()) + 1 - first, rows.input_ids.shape[1]
+        new = sampling.max_new_tokens
+        if not given and new > GREEDY.max_new_tokens:
+            free = min(context - used, new if room is None else room - length)
+            new = max(GREEDY.max_new_tokens, min(new, free))
+        if used + new > context:
             raise BadPrompt(
-                f"the prompt and {new} new tokens need {needed} positions, the model has {context}; "
+                f"the prompt and {new} new tokens need {used + new} positions, the model has {context}; "
                 "shorten the prompt, begin a new chat, or lower max_new_tokens"
             )
-        if rows.input_ids.shape[1] + new > room:
-            raise no_room(rows.input_ids.shape[1], room, new)
+        if room is not None and length + new > room:
+            raise no_room(length, room, new)
+        return replace(sampling, max_new_tokens=new)
 
 
 class Turn:
-    """One question per sample; iterating generates the answers token by token."""
+    """One question per sample; iterating generates the answers token by token.
+
+    before  ids of each sample's rows before the answer, with those of dropped vision tokens
+    """
 
     def __init__(
-        self, chat: Chat, cache: KVCache, rows: TokenBatch, walk: Walk, sampling: Sampling, watch: Stopwatch
+        self,
+        chat: Chat,
+        cache: KVCache,
+        rows: TokenBatch,
+        walk: Walk,
+        sampling: Sampling,
+        watch: Stopwatch,
+        before: list[list[int]],
     ) -> None:
         self.tokens: list[list[int]] = [[] for _ in rows.lengths]
+        self.before = before
         self._chat, self._cache, self._rows, self._walk, self._watch = chat, cache, rows, walk, watch
         self._sampling = sampling
         self._start = cache.position
@@ -160,8 +192,8 @@ class Turn:
 
     def __iter__(self) -> Iterator[list[int | None]]:
         """Yield the next token of each sample, None for a sample that has ended."""
-        prompt = self._chat.tokenizer.prompt
-        samplers = [Sampler(self._sampling) for _ in self.tokens]
+        tokenizer, prompt = self._chat.tokenizer, self._chat.tokenizer.prompt
+        samplers = [Sampler(self._sampling, prompt.stop, ids) for ids in self.before]
         live = [True] * len(samplers)
         logits = self._walk.logits
         for step in range(self._sampling.max_new_tokens):
@@ -177,7 +209,8 @@ class Turn:
             for b, token in enumerate(new):
                 if token is not None:
                     self.tokens[b].append(token)
-                    live[b] = token not in prompt.stop
+                    said = tokenizer.stops(self.before[b], self.tokens[b], self._sampling.stop_strings)
+                    live[b] = token not in prompt.stop and not said
             self.ended = not any(live) or step + 1 == self._sampling.max_new_tokens
             yield new
             if self.ended:
@@ -185,7 +218,7 @@ class Turn:
 
     def text(self) -> Iterator[str]:
         """Yield the answer of the only sample in pieces."""
-        stream = TextStream(self._chat.tokenizer)
+        stream = TextStream(self._chat.tokenizer, self._sampling.stop_strings)
         for (token,) in self:
             if token is not None and token not in self._chat.tokenizer.prompt.stop and (piece := stream.push(token)):
                 yield piece
@@ -198,15 +231,19 @@ class Turn:
             pass
         return [self._answer(b) for b in range(len(self.tokens))]
 
+    @property
+    def answered(self) -> list[list[int]]:
+        """The generated tokens of each sample without stop tokens."""
+        stop = self._chat.tokenizer.prompt.stop
+        return [[t for t in tokens if t not in stop] for tokens in self.tokens]
+
     def not_cached(self, position: Ints) -> list[list[int]]:
         """Return the generated tokens of each sample after cache position `position` [B], without stop tokens."""
-        stop = self._chat.tokenizer.prompt.stop
-        done = position - self._start
-        return [[t for t in tokens[n:] if t not in stop] for tokens, n in zip(self.tokens, done, strict=True)]
+        return [tokens[n:] for tokens, n in zip(self.answered, position - self._start, strict=True)]
 
     def _answer(self, b: int) -> Answer:
         chat, tokens = self._chat, self.tokens[b]
-        text_tokens = [t for t in tokens if t not in chat.tokenizer.prompt.stop]
+        text = before_stop(chat.tokenizer.decode(self.answered[b]), self._sampling.stop_strings)
         receipt = Receipt(
             schedule=chat.schedule,
             image_size=chat.chain.manifest.layout.size,
@@ -217,9 +254,10 @@ class Turn:
             prompt_rows=int(self._rows.lengths[b]),
             generated_tokens=len(tokens),
             milliseconds=self._milliseconds(),
+            sampling=self._sampling,
         )
         kept = tuple(tuple(int(i) for i in indices[b]) for indices in chat.kept)
-        return Answer(chat.tokenizer.decode(text_tokens), tuple(tokens), kept, receipt, self._walk.logits[b])
+        return Answer(text, tuple(tokens), kept, receipt, self._walk.logits[b])
 
     def _milliseconds(self) -> dict[str, float]:
         spent = dict(self._watch.milliseconds)

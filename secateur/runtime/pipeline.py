@@ -13,6 +13,7 @@ import numpy as np
 
 from secateur import plugins
 from secateur.bundle.reader import Bundle
+from secateur.bundle.sampling import Sampling
 from secateur.errors import InputError, UnknownName
 from secateur.runtime import backends
 from secateur.runtime.backends.base import Backend
@@ -21,7 +22,7 @@ from secateur.runtime.image import ImageLike
 from secateur.runtime.image_sizes import ImageSizes, Prepared
 from secateur.runtime.range_check import RangeCheck
 from secateur.runtime.receipt import Answer, Stopwatch
-from secateur.runtime.sampling import Sampling, merge
+from secateur.runtime.sampling import merge
 from secateur.runtime.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -166,7 +167,8 @@ class Pipeline:
 
         schedule    name of a schedule in the bundle; None: the only one besides "full"
         image_size  one of `image_sizes`; None: the size that fits the (first) image best, see `image_sizes.choose`
-        sampling    options for generating; keywords such as `max_new_tokens=16` override them, see `Sampling`
+        sampling    settings for the answer; None: those of the checkpoint (`bundle.prompt.sampling`). `Sampling()` is
+                    greedy without any. Keywords such as `max_new_tokens=16` override them, see `Sampling`
 
         Raises:
             BadImage: it is not an image.
@@ -174,7 +176,7 @@ class Pipeline:
             UnknownName: there is no such schedule, image size or option.
             InputError: lists differ in length, an option is out of bounds, or a schedule must be named.
         """
-        chosen = merge(sampling, options)
+        self._check(sampling, options)
         images = image if isinstance(image, list) else [image]
         prompts = prompt if isinstance(prompt, list) else [prompt]
         batch = max(len(images), len(prompts))
@@ -189,7 +191,7 @@ class Pipeline:
             )
         prompts = prompts if len(prompts) == batch else prompts * batch
         prepared = [self._sizes.prepare(i, image_size) for i in images]
-        answers = self._answers(prepared * (batch // len(images)), prompts, schedule, chosen)
+        answers = self._answers(prepared * (batch // len(images)), prompts, schedule, sampling, options)
         return answers if isinstance(image, list) or isinstance(prompt, list) else answers[0]
 
     def stream(
@@ -203,9 +205,9 @@ class Pipeline:
         **options: Unpack[SamplingOptions],
     ) -> Iterator[str]:
         """Yield the answer in pieces while it is generated; options and errors are those of `ask`."""
-        chosen = merge(sampling, options)
+        self._check(sampling, options)
         chat = self._chat([self._sizes.prepare(image, image_size)], 1, schedule, None)
-        return _to_the_end(chat, chat.begin([prompt], chosen).text())
+        return _to_the_end(chat, chat.begin([prompt], sampling, options).text())
 
     def open(
         self,
@@ -247,8 +249,17 @@ class Pipeline:
     ) -> None:
         self.close()
 
+    def _check(self, sampling: Sampling | None, options: SamplingOptions) -> None:
+        """Refuse wrong options before an image is read."""
+        merge(sampling or self.bundle.prompt.sampling, options)
+
     def _answers(
-        self, prepared: list[Prepared], prompts: list[str], schedule: str | None, sampling: Sampling
+        self,
+        prepared: list[Prepared],
+        prompts: list[str],
+        schedule: str | None,
+        sampling: Sampling | None,
+        options: SamplingOptions,
     ) -> list[Answer]:
         """Run one batch per image size; the answers are in the order of the prompts."""
         answers: dict[int, Answer] = {}
@@ -257,7 +268,7 @@ class Pipeline:
             chosen = [prepared[i] for i in numbers]
             shared = len({id(each) for each in chosen}) == 1
             chat = self._chat(chosen[:1] if shared else chosen, len(numbers), schedule, None)
-            found = chat.begin([prompts[i] for i in numbers], sampling).answers()
+            found = chat.begin([prompts[i] for i in numbers], sampling, options).answers()
             chat.close()
             answers |= dict(zip(numbers, found, strict=True))
         return [answers[i] for i in range(len(prompts))]

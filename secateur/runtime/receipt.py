@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from secateur.bundle.layout import Ints, Layout
 from secateur.bundle.manifest import GateRef
+from secateur.bundle.sampling import GREEDY, Sampling
 from secateur.errors import BadBundle
 from secateur.runtime.preprocess import Fitted
 
@@ -75,6 +76,7 @@ class Receipt:
     milliseconds      times of the whole batch. First turn: preprocess, encode (pixels to vision tokens), prefill (embed
                       to logits), and every graph in the latter two by its name. Every turn: prefill, first_token
                       (preprocess, encode and prefill), decode, decode_per_token, total
+    sampling          settings of the answer
     """
 
     schedule: str
@@ -86,6 +88,7 @@ class Receipt:
     prompt_rows: int
     generated_tokens: int
     milliseconds: dict[str, float]
+    sampling: Sampling = GREEDY
 
     def as_dict(self) -> dict[str, Any]:
         """Return the receipt as plain values for JSON."""
@@ -96,8 +99,8 @@ class Receipt:
 class Answer:
     """One answer.
 
-    text          the answer, without special tokens
-    tokens        generated ids; the last one is a stop token, unless max_new_tokens ended the answer
+    text          the answer, without special tokens, up to the first stop string
+    tokens        generated ids; the last one is a stop token, unless max_new_tokens or a stop string ended the answer
     kept          original vision-token indices (raster order, ascending) kept by each gate
     timings       milliseconds per stage, see `Receipt`
     first_logits  [V] float32 logits of the first token

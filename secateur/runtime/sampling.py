@@ -1,45 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Choice of the next token: greedy, or by temperature and top-p with a seed."""
+"""Choice of the next token by the rules of transformers' `generate`, in its order."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, fields, replace
+from collections.abc import Collection, Sequence
+from dataclasses import fields, replace
 from typing import Any, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
-from secateur.errors import InputError, SecateurError, UnknownName
+from secateur.bundle.sampling import Sampling
+from secateur.errors import SecateurError, UnknownName
 
-
-@dataclass(frozen=True)
-class Sampling:
-    """Options for generating one answer.
-
-    max_new_tokens  maximum number of generated tokens, at least 1
-    temperature     0: the most likely token; above 0: divides the logits before a random draw
-    top_p           the draw is among the most likely tokens whose probabilities add up to this, in (0, 1]
-    seed            of the random draw; every sample of a batch has its own generator with this seed
-
-    Raises:
-        InputError: an option is out of bounds.
-    """
-
-    max_new_tokens: int = 64
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not _whole(self.max_new_tokens) or self.max_new_tokens < 1:
-            raise InputError(f"max_new_tokens must be an integer of at least 1, got {self.max_new_tokens!r}")
-        if not _real(self.temperature) or self.temperature < 0:
-            raise InputError(f"temperature must be a number of at least 0 (0 is greedy), got {self.temperature!r}")
-        if not _real(self.top_p) or not 0 < self.top_p <= 1:
-            raise InputError(f"top_p must be above 0 and at most 1, got {self.top_p!r}")
-        if not _whole(self.seed) or self.seed < 0:
-            raise InputError(f"seed must be an integer of at least 0, got {self.seed!r}")
+Scores = NDArray[np.float64]
 
 
 class SamplingOptions(TypedDict, total=False):
@@ -49,10 +23,22 @@ class SamplingOptions(TypedDict, total=False):
     temperature: float
     top_p: float
     seed: int
+    top_k: int
+    min_p: float
+    typical_p: float
+    epsilon_cutoff: float
+    repetition_penalty: float
+    no_repeat_ngram_size: int
+    min_new_tokens: int
+    min_length: int
+    stop_strings: tuple[str, ...]
+    suppress_tokens: tuple[int, ...]
+    begin_suppress_tokens: tuple[int, ...]
+    bad_words_ids: tuple[tuple[int, ...], ...]
 
 
-def merge(sampling: Sampling | None, options: SamplingOptions) -> Sampling:
-    """Return `sampling` (default: `Sampling()`) with the given options replaced.
+def merge(sampling: Sampling, options: SamplingOptions) -> Sampling:
+    """Return `sampling` with the given options replaced.
 
     Raises:
         UnknownName: no such option.
@@ -62,46 +48,120 @@ def merge(sampling: Sampling | None, options: SamplingOptions) -> Sampling:
     for name in options:
         if name not in known:
             raise UnknownName("option", name, known)
-    return replace(sampling or Sampling(), **options)
-
-
-def _whole(value: object) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
-
-
-def _real(value: object) -> bool:
-    return _whole(value) or (isinstance(value, float | np.floating) and math.isfinite(value))
+    return replace(sampling, **options)
 
 
 class Sampler:
-    """Draws the tokens of one sample."""
+    """Chooses the tokens of one sample.
 
-    def __init__(self, options: Sampling) -> None:
-        self._options = options
+    options  settings of the answer
+    stop     token ids that end an answer
+    prompt   ids of all rows before the answer, as transformers counts them; ids below 0 are unknown
+    """
+
+    def __init__(self, options: Sampling, stop: Collection[int] = (), prompt: Sequence[int] = ()) -> None:
+        self._options, self._stop, self._prompt = options, tuple(stop), len(prompt)
+        self._ids = list(prompt)
         self._random = np.random.default_rng(options.seed)
 
     def pick(self, logits: NDArray[Any]) -> int:
         """Choose the next token from logits [V]; ties go to the lowest index.
 
         Raises:
-            SecateurError: the logits contain NaN.
+            SecateurError: the logits contain NaN, or the settings forbid every token.
         """
         if np.isnan(logits).any():
             raise SecateurError("the decoder returned NaN; its values may overflow in this dtype: export with fp32")
+        scores = self.scores(logits)
+        if np.max(scores) == -np.inf:
+            changed = self._options.changed()
+            raise SecateurError(f"the settings forbid all {len(scores)} tokens; change one of {changed}")
         if self._options.temperature == 0:
-            return int(np.argmax(logits))
-        probability = self.probabilities(logits)
-        return int(self._random.choice(len(probability), p=probability))
+            token = int(np.argmax(scores))
+        else:
+            probability = self.probabilities(scores)
+            token = int(self._random.choice(len(probability), p=probability))
+        self.add(token)
+        return token
 
-    def probabilities(self, logits: NDArray[Any]) -> NDArray[np.float64]:
-        """Return the probabilities [V] after temperature and top-p; their sum is 1."""
+    def add(self, token: int) -> None:
+        """Add a generated token to the ids that later choices depend on."""
+        self._ids.append(token)
+
+    def scores(self, logits: NDArray[Any]) -> NDArray[np.float32]:
+        """Return logits [V] after penalties and bans, -inf for banned tokens; for greedy decoding, too."""
+        options, generated = self._options, len(self._ids) - self._prompt
+        scores = logits.astype(np.float32)  # a copy
+        if options.repetition_penalty != 1:
+            seen = self._known(self._ids, scores)
+            penalty = np.float32(options.repetition_penalty)
+            scores[seen] = np.where(scores[seen] < 0, scores[seen] * penalty, scores[seen] / penalty)
+        banned = list(options.suppress_tokens) + (list(options.begin_suppress_tokens) if not generated else [])
+        if options.no_repeat_ngram_size:
+            banned += self._repeating(options.no_repeat_ngram_size)
+        for word in options.bad_words_ids:
+            if (len(word) > 1 or word[0] not in self._stop) and self._ends_with(word[:-1]):
+                banned.append(word[-1])
+        if generated < options.min_new_tokens or (not options.min_new_tokens and len(self._ids) < options.min_length):
+            banned += self._stop
+        scores[self._known(banned, scores)] = -np.inf
+        return scores
+
+    def probabilities(self, scores: NDArray[Any]) -> Scores:
+        """Return the probabilities [V] after temperature and the filters of a random draw; their sum is 1.
+
+        As in transformers, each filter sees what the one before it left.
+        """
+        options = self._options
         # The maximum is subtracted first, so that a division by a tiny temperature cannot overflow.
-        scaled = (logits.astype(np.float64) - np.max(logits)) / self._options.temperature
-        weight = np.exp(scaled)
-        probability: NDArray[np.float64] = weight / weight.sum()
-        if self._options.top_p < 1:
-            order = np.argsort(-probability, kind="stable")
-            before = np.cumsum(probability[order]) - probability[order]
-            probability[order[before >= self._options.top_p]] = 0
-            probability /= probability.sum()
-        return probability
+        warped: Scores = (scores.astype(np.float64) - np.max(scores)) / options.temperature
+        if 0 < options.top_k < len(warped):
+            warped[warped < np.partition(warped, -options.top_k)[-options.top_k]] = -np.inf
+        if options.top_p < 1:
+            order = np.argsort(warped, kind="stable")
+            gone = np.cumsum(_softmax(warped)[order]) <= 1 - options.top_p
+            gone[-1] = False
+            warped[order[gone]] = -np.inf
+        if options.min_p:
+            probability = _softmax(warped)
+            warped[probability < options.min_p * probability.max()] = -np.inf
+        if options.typical_p < 1:
+            warped[_atypical(_softmax(warped), options.typical_p)] = -np.inf
+        if options.epsilon_cutoff:
+            warped[(_softmax(warped) < options.epsilon_cutoff) & (warped < warped.max())] = -np.inf
+        return _softmax(warped)
+
+    def _repeating(self, size: int) -> list[int]:
+        """Return the ids that would complete a sequence of `size` ids that occurred."""
+        if len(self._ids) < size:
+            return []
+        windows = np.lib.stride_tricks.sliding_window_view(np.array(self._ids), size)
+        last = self._ids[len(self._ids) - size + 1 :]
+        return [int(token) for token in windows[(windows[:, :-1] == last).all(axis=1), -1]]
+
+    def _ends_with(self, sequence: Sequence[int]) -> bool:
+        return not sequence or self._ids[-len(sequence) :] == list(sequence)
+
+    @staticmethod
+    def _known(ids: Sequence[int], scores: NDArray[Any]) -> list[int]:
+        """Return each of `ids` once, without those that have no score."""
+        return [token for token in set(ids) if 0 <= token < len(scores)]
+
+
+def _softmax(scores: Scores) -> Scores:
+    weight = np.exp(scores - np.max(scores))
+    probability: Scores = weight / weight.sum()
+    return probability
+
+
+def _atypical(probability: Scores, mass: float) -> NDArray[np.bool_]:
+    """Return [V] whether a token is outside of the most typical ones with the total probability `mass`."""
+    with np.errstate(divide="ignore"):
+        information = -np.log(probability)
+    entropy = float(np.sum(probability * np.where(probability > 0, information, 0)))
+    distance = np.abs(information - entropy)
+    order = np.argsort(distance, kind="stable")
+    last = min(int((np.cumsum(probability[order]) < mass).sum()), len(order) - 1)
+    gone: NDArray[np.bool_] = distance > distance[order[last]]
+    gone[order[0]] = False
+    return gone

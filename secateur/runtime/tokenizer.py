@@ -12,6 +12,7 @@ import tokenizers
 
 from secateur.bundle.prompt import Prompt
 from secateur.errors import BadBundle, BadPrompt
+from secateur.runtime.image_marker import without_markers
 
 ANCHOR = "\U0010fffe"
 """A Unicode noncharacter: text from other programs should not contain it."""
@@ -30,6 +31,9 @@ class Tokenizer:
         self._special = {n: t.content for n, t in added.items() if t.special or n in (prompt.pad, *prompt.stop)}
         plain = (n for n in self._special if not (added[n].lstrip or added[n].rstrip or added[n].single_word))
         self._anchor = next(plain, None)
+        image = self._tokenizer.token_to_id(prompt.image_token) if prompt.image_token else None
+        self.image_id: int = -1 if image is None else image
+        """Id of a vision token in a prompt; -1: not known."""
         unknown = getattr(self._tokenizer.model, "unk_token", None)
         self._unknown = None if unknown is None else self._tokenizer.token_to_id(unknown)
         self._plain: LiteralTokenizer | None = None
@@ -61,8 +65,33 @@ class Tokenizer:
             BadPrompt: the question is empty, or the model supports only one question.
         """
         if self.prompt.next is None:
-            raise BadPrompt("this model takes one question only; start a new conversation")
+            reason = f" ({self.prompt.one_question})" if self.prompt.one_question else ""
+            raise BadPrompt(f"this model takes one question only{reason}; start a new conversation")
         return self._encode(question, self.prompt.next)
+
+    def check_repeated(self, answer: Sequence[int]) -> None:
+        """Check that the chat template shows a generated answer as it is when another question follows.
+
+        Raises:
+            BadPrompt: it does not, so the cached rows of the answer would be wrong.
+        """
+        rules, text = self.prompt.answer, self.decode(answer)
+        if part := rules.rewrites(self._tokenizer.decode(list(answer), skip_special_tokens=False)):
+            what = f"rewrites an earlier answer that contains {part!r}"
+        elif (kept := rules.trim(text)) != text and text != self.prompt.gap + kept:
+            what = "removes white space around an earlier answer"
+        else:
+            return
+        raise BadPrompt(f"the chat template {what}, so the cached answer does not fit; start a new conversation")
+
+    def stops(self, before: Sequence[int], answer: Sequence[int], strings: Sequence[str]) -> bool:
+        """Return whether one of `strings` ends in `answer`, which follows the ids `before`; special tokens count."""
+        if not strings:
+            return False
+        told = [n for n in before[-max(map(len, strings)) :] if n >= 0]
+        known = len(self._tokenizer.decode(told, skip_special_tokens=False))
+        text = self._tokenizer.decode([*told, *answer], skip_special_tokens=False)
+        return any(text.find(each, max(0, known - len(each) + 1)) >= 0 for each in strings)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of `ids`, without special tokens."""
@@ -78,6 +107,10 @@ class Tokenizer:
             raise BadPrompt("the prompt is not valid UTF-8; send it as UTF-8 text") from None
         if not question.strip():
             raise BadPrompt("the prompt is empty; give a question")
+        question = without_markers(question, self.prompt.image_token, self._special.values())
+        question = self.prompt.question.trim(question)
+        if part := self.prompt.question.rewrites(question):
+            raise BadPrompt(f"the chat template rewrites a question that contains {part!r}; leave it out")
         before, after = self._template(around[0]), self._template(around[1])
         whole = self._template(around[0] + question + around[1])
         if self._specials(whole, question) == self._specials(before + after, question):
@@ -115,28 +148,40 @@ class Tokenizer:
 
 
 class TextStream:
-    """Decodes tokens one at a time; the joined pieces are the text of all tokens."""
+    """Decodes tokens one at a time; the joined pieces are the text of all tokens before the first of `stop_strings`."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer, stop_strings: Sequence[str] = ()) -> None:
+        self._tokenizer, self._strings = tokenizer, stop_strings
         self._ids: list[int] = []
         self._given = ""
 
     def push(self, token: int) -> str:
-        """Return the text that `token` completes; "" while a character is incomplete."""
+        """Return the text that `token` completes; "" while a character is incomplete or may begin a stop string."""
         self._ids.append(token)
         text = self._tokenizer.decode(self._ids)
-        if text.endswith("\ufffd") or not text.startswith(self._given):
+        settled = _settled(before_stop(text, self._strings), self._strings)
+        if text.endswith("\ufffd") or not settled.startswith(self._given):
             return ""
-        return self._give(text)
+        return self._give(settled)
 
     def finish(self) -> str:
         """Return the remaining text."""
-        return self._give(self._tokenizer.decode(self._ids))
+        return self._give(before_stop(self._tokenizer.decode(self._ids), self._strings))
 
     def _give(self, text: str) -> str:
         piece, self._given = text[len(self._given) :], text
         return piece
+
+
+def before_stop(text: str, stop_strings: Sequence[str]) -> str:
+    """Return `text` up to the first of the stop strings in it."""
+    return text[: min((at for each in stop_strings if (at := text.find(each)) >= 0), default=len(text))]
+
+
+def _settled(text: str, stop_strings: Sequence[str]) -> str:
+    """Return `text` without an end that may be the beginning of a stop string."""
+    starts = (each[:n] for each in stop_strings for n in range(len(each) - 1, 0, -1))
+    return text[: len(text) - max((len(start) for start in starts if text.endswith(start)), default=0)]
 
 
 class LiteralTokenizer:

@@ -9,6 +9,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from secateur.bundle.sampling import Sampling
+from secateur.errors import LONGEST
+
+DRAWS = ("top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "seed")
+"""Settings without effect on the most likely tokens."""
 KINDS = {"prune": "", "route": " (route)", "vision": " (encoder)", "downsample": " (smaller image)"}
 
 
@@ -65,6 +70,18 @@ def receipt(gates: list[dict[str, Any]]) -> str:
             f"layers {gates[0]['layer']} to {gates[-1]['layer']}: {made[-1].partition(': ')[2]}, chosen again at each"
         )
     return "; ".join(made) or "nothing pruned"
+
+
+def settings(sampling: dict[str, Any]) -> str:
+    """Return the settings of an answer that are in force in one line."""
+    changed = Sampling(**sampling).changed()
+    changed.pop("max_new_tokens", None)
+    if not sampling["temperature"]:
+        changed = {name: value for name, value in changed.items() if name not in DRAWS}
+    how = "random draws" if sampling["temperature"] else "the most likely tokens"
+    listed = "".join(f", {name} {list(v) if isinstance(v, tuple) else v}" for name, v in changed.items())
+    listed = listed if len(listed) <= LONGEST else listed[:LONGEST] + "..."
+    return f"{how}, at most {sampling['max_new_tokens']}{listed}"
 
 
 def _alike(gates: list[dict[str, Any]], count: str) -> bool:

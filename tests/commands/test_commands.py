@@ -46,6 +46,30 @@ def test_run_answers_and_shows_its_receipt(demo_bundle: Bundle, capsys: pytest.C
     assert code == 0 and f"answer    {result['answer']}" in out and "144 -> 72 vision tokens" in out
 
 
+def test_settings_of_an_answer(demo_bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
+    """Flags for the settings, their place in the receipt, and the marker of another program in the prompt."""
+    folder, _ = demo_bundle
+    image, question = sample_directory() / "scene_1.png", "what color is the seven ?"
+    ask = ["run", folder, "--image", image, "--prompt"]
+    code, out, err = call(capsys, *ask, f"<image>\n{question}", "--json")
+    assert code == 0 and err.count("secateur: warning: image markers such as '<image>' are removed") == 1
+    plain = json.loads(out)
+    assert plain["receipt"]["sampling"]["top_k"] == 50 and plain["receipt"]["sampling"]["temperature"] == 0
+    first = plain["answer"].split()[0]
+    flags = ["--stop-strings", "nowhere", first[1:], "--max-new-tokens", "7", "--repetition-penalty", "1.2"]
+    code, out, err = call(capsys, *ask, question, *flags)
+    assert code == 0 and err == "" and f"answer    {first[0]}\n" in out
+    settings = f"repetition_penalty 1.2, stop_strings ['nowhere', '{first[1:]}']"
+    assert f"settings  the most likely tokens, at most 7, {settings}" in out
+    code, out, _ = call(capsys, *ask, question, "--ignore-generation-config", "--temperature", "0.7", "--seed", "3")
+    assert code == 0 and "settings  random draws, at most 64, temperature 0.7, seed 3\n" in out
+    assert "top_p must be above 0 and at most 1, got 2.0" in refused(capsys, *ask, question, "--top-p", "2")
+    assert "image marker '<image>' inside its text" in refused(capsys, *ask, "is <image> red ?")
+    code, out, _ = call(capsys, "inspect", folder)
+    assert code == 0 and "answers: the most likely tokens, at most 64\n" in out
+    assert "one question" not in out and "no further question" not in out
+
+
 def test_inspect(demo_bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
     folder, printed = demo_bundle
     code, out, _ = call(capsys, "inspect", folder, "--json")

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from secateur.bundle.graph_plan import USUAL_TEXT, prefill, usual_schedule
 from secateur.bundle.manifest import GateRef, GraphSpec, Manifest, ScheduleRef
+from secateur.bundle.sampling import Sampling
 from secateur.engines.cases import KINDS, Case
 from secateur.engines.manifest import Limits, Profile
 from secateur.engines.shapes import cases, dynamic, profiles
@@ -23,7 +24,6 @@ from secateur.export.bundle import Exported
 from secateur.runtime import Bundle, Pipeline
 from secateur.runtime.backends import ort
 from secateur.runtime.backends.base import Buffer
-from secateur.runtime.sampling import Sampling
 
 Shapes = dict[str, tuple[int, ...]]
 Trt = tuple[Path, Exported]

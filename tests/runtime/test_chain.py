@@ -12,11 +12,11 @@ import pytest
 from numpy.typing import NDArray
 
 from secateur.bundle.layout import Dimensions, Layout
+from secateur.bundle.sampling import Sampling
 from secateur.errors import BadBundle, SecateurError
 from secateur.runtime import Answer, Pipeline
 from secateur.runtime.image import load_image
 from secateur.runtime.preprocess import pixel_values
-from secateur.runtime.sampling import Sampling
 from secateur.runtime.tokenizer import Tokenizer
 
 Array = NDArray[Any]

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from secateur.bundle.sampling import Sampling
 from secateur.errors import InputError, SecateurError, UnknownName
-from secateur.runtime.sampling import Sampler, Sampling, SamplingOptions, merge
+from secateur.runtime.sampling import Sampler, SamplingOptions, merge
 
 LOGITS = np.log(np.array([0.1, 0.4, 0.2, 0.3], np.float32))
 
@@ -88,10 +89,10 @@ def test_options_out_of_bounds(options: dict[str, Any]) -> None:
 def test_options_replace_those_of_a_sampling() -> None:
     merged = merge(Sampling(max_new_tokens=5, seed=3), {"temperature": 1.5})
     assert merged == Sampling(max_new_tokens=5, temperature=1.5, seed=3)
-    assert merge(None, {}) == Sampling()
+    assert merge(Sampling(), {}) == Sampling()
     assert list(SamplingOptions.__annotations__) == [field.name for field in fields(Sampling)]
 
 
 def test_a_misspelt_option_is_refused_with_a_hint() -> None:
     with pytest.raises(UnknownName, match="max_new_token.*max_new_tokens"):
-        merge(None, {"max_new_token": 5})  # type: ignore[typeddict-unknown-key]
+        merge(Sampling(), {"max_new_token": 5})  # type: ignore[typeddict-unknown-key]

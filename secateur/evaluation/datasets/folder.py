@@ -7,7 +7,6 @@ questions by `keys`; never in both.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,8 +18,7 @@ from secateur.evaluation.datasets.records import Record
 from secateur.evaluation.tasks import base
 from secateur.evaluation.tasks.base import Question, Source
 from secateur.runtime.image import check_header, load_image
-
-PLACEHOLDER = re.compile(r"<image>\s*")
+from secateur.runtime.image_marker import without_markers
 
 
 class FolderTask(base.Task):
@@ -80,7 +78,7 @@ class FolderTask(base.Task):
         return type(self).__module__.rpartition(".")[2]
 
     def prompt(self, record: Record, where: str) -> str:
-        return PLACEHOLDER.sub("", records.text(record, where, "text", "question")).strip()
+        return without_markers(records.text(record, where, "text", "question")).strip()
 
     def identity(self, record: Record, where: str) -> str:
         """Return a text that identifies the question."""
@@ -137,7 +135,7 @@ class FolderTask(base.Task):
 
 def first_line(text: str) -> str:
     """Return the first line of a prompt: the question without the instructions after it."""
-    return PLACEHOLDER.sub("", text).strip().partition("\n")[0].strip()
+    return without_markers(text).strip().partition("\n")[0].strip()
 
 
 def _image_file(image: str, where: str, folders: Sequence[Path]) -> Path:

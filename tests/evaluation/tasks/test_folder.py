@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 
 from secateur import plugins
-from secateur.errors import BadImage, InputError, UnknownName
+from secateur.errors import BadImage, InputError, SecateurWarning, UnknownName
 from secateur.evaluation import tasks
 from secateur.evaluation.tasks import base, demo, gqa
 from secateur.evaluation.tasks.base import Source
 
 Write = Callable[..., Source]
 ONE = {"question_id": 1, "image": "a.png", "text": "what ?\nAnswer shortly.", "answer": "cat", "category": "x"}
-TWO = {"question_id": "2", "image": "b.png", "text": "<image>\nwho ?", "answers": ["dog", "hound"]}
+TWO = {"question_id": "2", "image": "b.png", "text": "who ?", "answers": ["dog", "hound"]}
 
 
 def test_every_file_is_a_task() -> None:
@@ -46,6 +46,15 @@ def test_reads_questions_and_headers_of_images(folder: Write, tmp_path: Path) ->
         (tmp_path / "b.png").write_bytes(data)
         with pytest.raises(BadImage, match=rf"questions.jsonl line 2: image .*b.png {reason}"):
             gqa.Task(Source(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "text", ["<image>\nwho ?", "who ?\n<image>", "<|vision_start|><|image_pad|><|vision_end|>who ?"]
+)
+def test_image_markers_of_a_data_set_are_removed(folder: Write, text: str) -> None:
+    with pytest.warns(SecateurWarning, match="image markers such as .* are removed"):
+        (one,) = gqa.Task(folder([TWO | {"text": text}])).questions
+    assert one.prompt == "who ?"
 
 
 def test_only_images_of_chosen_questions_are_opened(folder: Write, tmp_path: Path) -> None:
