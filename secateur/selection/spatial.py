@@ -15,7 +15,7 @@ PATTERNS = ("manhattan", "euclidean", "lattice")
 
 
 def spatial_points(pattern: str, grid: tuple[int, int], count: int) -> tuple[int, ...]:
-    """Return `count` raster indices in the order of farthest-point sampling, so that the first are spread evenly too."""
+    """Return `count` raster indices in the order of farthest-point sampling: the first are spread evenly too."""
     if pattern != "lattice":
         return farthest_points(grid, count, pattern)
     return farthest_points(grid, count, pattern, among=farthest_points(grid, count, pattern, lattice(grid, count)))
