@@ -93,7 +93,7 @@ def part(share: float, count: int) -> int:
 def union_quotas(
     tokens: int, keep: int, attention: float, over: float, fills: int, spatial: tuple[int, ...], early: int
 ) -> Quotas:
-    """Return the quotas of preset "released": those of the released LLaVA-1.5 code.
+    """Return the quotas of the released LLaVA-1.5 code.
 
     Of k kept tokens, the first gate takes 0.3 k by attention and 0.3 k by greedy picks, the second 0.9 k and 0.1 k, the
     last all by attention: the share of picks is min(0.3, 1 - attention). `spatial` are the constant points of the gate.
@@ -116,9 +116,14 @@ def union_quotas(
     )
 
 
-def disjoint_quotas(tokens: int, keep: int, weight: float, over: float, spatial: tuple[int, ...], early: int) -> Quotas:
-    """Return the quotas of preset "paper": a share `weight` (lambda) by attention, spatial points, then diversity."""
-    by_attention = min(round(weight * keep), keep)
+def disjoint_quotas(
+    tokens: int, keep: int, attention: int, over: float, spatial: tuple[int, ...], early: int
+) -> Quotas:
+    """Return quotas that add up to k: `attention` tokens by attention, spatial points, the rest by diversity.
+
+    This is the form of preset "paper", and of the first gates of the released Qwen2.5-VL code.
+    """
+    by_attention = min(attention, keep)
     points = min(len(spatial), keep - by_attention)
     return Quotas(
         merge="disjoint",

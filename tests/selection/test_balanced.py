@@ -202,7 +202,7 @@ def test_disjoint(grid: tuple[int, int], seed: int, coarse: bool, data: st.DataO
     pattern = data.draw(st.sampled_from(["off", "manhattan", "euclidean"]))
     points = first_points(pattern, grid, tokens, keep)
     weight, over = data.draw(st.sampled_from([0.0, 0.2, 0.6, 1.0])), data.draw(st.sampled_from([1.0, 1.5]))
-    quotas = disjoint_quotas(tokens, keep, weight, over, points, (tokens + 1) // 2)
+    quotas = disjoint_quotas(tokens, keep, round(weight * keep), over, points, (tokens + 1) // 2)
     quotas = Quotas(**vars(quotas) | {"pattern": pattern if quotas.spatial else "off"})
     order = spatial_points(pattern, grid, tokens) if quotas.spatial else ()
     selector = BalancedSelector(parameters(Quotas, vars(quotas), "btp"), site_of(quotas, keep, grid))
