@@ -126,6 +126,7 @@ class Calibration:
     sample_count  samples to read (None: the default of each method)
     seed          seed of the samples and the controls
     work          folder for the state that a killed calibration resumes from
+    compare       compare each schedule with random tokens on a few samples, and warn if it loses
 
     Raises:
         InputError: a value is outside its bounds, or settings exclude each other.
@@ -141,6 +142,7 @@ class Calibration:
     sample_count: int | None = None
     seed: int = 0
     work: Path | None = None
+    compare: bool = True
 
     def __post_init__(self) -> None:
         if wrong := next((each for each in self.methods if not isinstance(each, Method)), None):
@@ -168,7 +170,8 @@ class Calibration:
             raise InputError(f"--sample-count is {self.sample_count}; it must be at least 1")
         if isinstance(self.samples, Sequence) and not self.samples:
             raise InputError("the list of calibration samples is empty; give at least one")
-        if self.samples is not None and not any(method.statistics for method in self.methods):
+        needed = any(method.statistics or self.compare and method.name != "random" for method in self.methods)
+        if self.samples is not None and not needed:
             raise InputError(f"--samples changes nothing: --method {names} measures no pictures; leave it out")
 
     @property
@@ -188,13 +191,11 @@ class Calibration:
             InputError: the samples cannot be read.
             BadSchedule: a budget cannot be met, or two schedules would have the same name.
         """
-        made = make_schedules(
-            family, self.methods, self.requests, self.samples, self.sample_count, self.seed, progress, self.work
-        )
+        how = self.samples, self.sample_count, self.seed, progress, self.work, self.compare
+        made = make_schedules(family, self.methods, self.requests, *how)
         if self.name:
             made = [dataclasses.replace(made[0], name=self.name)]
-        seeds = range(self.seed, self.seed + self.controls)
-        made += [Random(seed=seed).like(schedule) for schedule in made for seed in seeds]
+        made += [Random(seed=self.seed + i).like(schedule) for schedule in made for i in range(self.controls)]
         names = [schedule.name for schedule in made]
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise BadSchedule(f"two schedules would be called '{twice}'; choose compressions further apart")
@@ -213,6 +214,7 @@ def calibrate(
     sample_count: int | None = None,
     seed: int = 0,
     work: Path | None = None,
+    compare: bool = True,
     progress: Progress = silent,
     **options: Any,
 ) -> Schedule:
@@ -220,12 +222,9 @@ def calibrate(
 
     For several methods or compressions use `Calibration`, for other prompt shapes give a model from `load`.
     """
-    if isinstance(method, Method):
-        if options:
-            raise InputError(f"option '{next(iter(options))}' needs the method's name; it is already made")
-        chosen = method
-    else:
-        chosen = make_method(method, seed, **options)
+    if isinstance(method, Method) and options:
+        raise InputError(f"option '{next(iter(options))}' needs the method's name; it is already made")
+    chosen = method if isinstance(method, Method) else make_method(method, seed, **options)
     calibration = Calibration(
         methods=[chosen],
         keep=keep,
@@ -236,6 +235,7 @@ def calibrate(
         sample_count=sample_count,
         seed=seed,
         work=work,
+        compare=compare,
     )
     return calibration.run(load(model) if isinstance(model, str) else model, progress)[0]
 
@@ -251,8 +251,7 @@ def plan_bundle(
     Raises:
         BadSchedule: a schedule is of another model or image size.
     """
-    plans: list[ExportPlan] = []
-    known = [family.identity for family in families]
+    plans, known = list[ExportPlan](), [family.identity for family in families]
     for family in families:  # the first family refuses a schedule that fits none
         own = [s for s in schedules if s.model == family.identity or (not plans and s.model not in known)]
         check_schedules(family, own)

@@ -70,8 +70,8 @@ def masked_run(
         image = image.index_copy(1, torch.tensor(list(kept[0]), dtype=torch.int64), vision)
     ids = [*layout.ids(family.prompt.pad), *tokens]
     hidden: Tensor = family.embed()(torch.tensor([ids])).index_copy(1, at, image)
-    added = [torch.zeros_like(hidden).index_copy(1, at, plane) for plane in planes]
     rows = hidden.shape[1]
+    images = torch.zeros(1, rows, dtype=torch.bool).index_fill(1, at, True)
     alive = torch.ones(rows, dtype=torch.bool)
     numbered = torch.tensor(layout.numbered(rows))
     original = numbered if len(numbered) == 1 else numbered[:, None]
@@ -96,8 +96,8 @@ def masked_run(
         mask = torch.zeros(rows, rows).masked_fill(~visible, torch.finfo(torch.float32).min)[None, None]
         after = layer(hidden, attention_mask=mask, position_ids=positions, position_embeddings=rotary)
         hidden = torch.where(alive[None, :, None], after, hidden) if route else after
-        if number < len(added):  # not added to rows that are dropped or skip the layer
-            hidden = hidden + added[number] * alive[None, :, None]
+        if number < len(planes):  # transformers adds them after the layer, so that rows that skip it get them too
+            hidden = family.model.model.language_model._deepstack_process(hidden, images, planes[number][0])
     logits: NDArray[np.float32] = text.head(text.norm(hidden))[0].float().numpy()
     return Seen(logits, before, queries, keys)
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,10 +14,14 @@ import torch
 from secateur import methods, plugins
 from secateur.bundle.schedule import ENCODER_GATES
 from secateur.bundle.schedule_file import read_schedule
+from secateur.calibration.against_random import compared
+from secateur.calibration.samples import Sample
+from secateur.errors import SecateurWarning
 from secateur.export.bundle import Exported, ExportPlan, export
 from secateur.export.targets import target
 from secateur.families.base import Family
 from secateur.runtime import Pipeline
+from secateur.runtime.receipt import Answer
 from secateur.selection.selector import GateInputs, GateSite
 from tests import checks
 from tests.checks import LONGER, QUESTION, close, picture
@@ -147,6 +152,32 @@ def _read(seen: Seen, layer: int, stay: list[int], text: list[int]) -> dict[str,
         "key": key[:, stay].transpose(0, 1)[:, None],
         "layer_input": seen.before[layer - 1][:, stay],
     }
+
+
+def test_calibration_compares_what_the_bundle_does(ort: Pipeline, tiny: Family, tmp_path: Path) -> None:
+    """The divergence of the next token from `full` is that of the bundle's answers, with every method."""
+    names = [name for name in SCHEDULES if name not in ("random", "vtw")]
+    schedules = [read_schedule(ort.bundle.path(f"schedules/{name}.json")) for name in names]
+    samples = [Sample(picture(i), question) for i, question in enumerate((QUESTION, LONGER))]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SecateurWarning)
+        found = compared(tiny, schedules, samples, work=tmp_path)
+    for name, schedule in zip(names, found, strict=True):
+        every = [
+            divergence(*(ort.ask(s.image, s.question, schedule=n, max_new_tokens=1) for n in ("full", name)))
+            for s in samples
+        ]
+        block = schedule.calibration["against_random"]
+        assert block["samples"] == 2 and block["random"] > 0
+        assert block["method"] == pytest.approx(np.mean(every), rel=0.02, abs=2e-6), name
+    assert not list(tmp_path.iterdir())
+
+
+def divergence(full: Answer, pruned: Answer) -> float:
+    """Return KL(full || pruned) of the first token in nats."""
+    logs = [answer.first_logits.astype(np.float64) for answer in (full, pruned)]
+    one, other = (log - np.log(np.exp(log - log.max()).sum()) - log.max() for log in logs)
+    return float((np.exp(one) * (one - other)).sum())
 
 
 @pytest.mark.parametrize("method", [*SCHEDULES, "full"])

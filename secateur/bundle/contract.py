@@ -11,7 +11,8 @@ segment    hidden_states, attention_mask, past_key.l, past_value.l, rotary_cos, 
            -> hidden_states (the last one: logits), new_key.l, new_value.l, and the inputs of gates
 gate       prune: hidden_states, position_ids, attention_mask, vision_index, outputs of the preceding segment
                   -> hidden_states, position_ids, attention_mask, vision_index
-           route: the same and full_states, full_position_ids, full_attention_mask
+           route: the same and full_states, full_position_ids, full_attention_mask, full_deepstack.i of the layers from
+                  the previous gate on
                   -> the same as prune and, from the second one on, full_states
            vision: features, vision_index, and other outputs of vision -> features, vision_index
            downsample: pixel_values -> features, vision_index
@@ -65,10 +66,10 @@ def _check_bucket(manifest: Manifest) -> None:
     if manifest.schedules.get("full") is None or manifest.schedules["full"].gates:
         raise BadBundle("it lacks the schedule 'full', the one without gates")
     for name, schedule in manifest.schedules.items():
-        alive = manifest.layout.vision_tokens
-        for gate in schedule.gates:
-            _check_gate(manifest, name, gate, alive)
-            alive = gate.keep
+        alive, last = manifest.layout.vision_tokens, 0
+        for number, gate in enumerate(schedule.gates):
+            _check_gate(manifest, name, gate, alive, last if number else gate.layer)
+            alive, last = gate.keep, gate.layer
 
 
 def _check_tensors(graph: GraphSpec) -> None:
@@ -114,7 +115,8 @@ def _check_segments(manifest: Manifest) -> None:
         raise BadBundle(f"its segments end at layer {start}, the model has {layers}")
 
 
-def _check_gate(manifest: Manifest, schedule: str, gate: GateRef, alive: int) -> None:
+def _check_gate(manifest: Manifest, schedule: str, gate: GateRef, alive: int, last: int) -> None:
+    """Check one gate; `last` is the layer of the gate before it, or its own if it is the first."""
     graph = manifest.graph(gate.graph)
     where = f"gate '{graph.name}' of schedule '{schedule}'"
     if graph.kind != "gate":
@@ -137,10 +139,10 @@ def _check_gate(manifest: Manifest, schedule: str, gate: GateRef, alive: int) ->
         before = next((s for s in manifest.segments if s.layers and s.layers[1] == gate.layer), None)
         offered = {t.flows_to for t in before.outputs} if before else set()
         planes = _planes(manifest, gate.layer)
-        full = {"full_states", "full_position_ids", "full_attention_mask"} | {f"full_{name}" for name in planes}
-        full = full if gate.kind == "route" else set()
-        needed = ROWS | {"vision_index"} | planes
-        reads = {"hidden_states"} if gate.kind == "route" else {"hidden_states", "vision_index"}
+        every = {f"full_{name}" for name in _planes(manifest, last)} if gate.kind == "route" else set()
+        full = {"full_states", "full_position_ids", "full_attention_mask"} if gate.kind == "route" else set()
+        full, needed = full | every, ROWS | {"vision_index"} | planes
+        reads = {"hidden_states"} | (every if gate.kind == "route" else {"vision_index"})
         _check_names(graph, reads, needed | {"last_index"} | offered | full, needed)
     if len(gate.of_views) != len(manifest.layout.views):
         raise BadBundle(f"{where} is for {len(gate.of_views)} views, the prompt has {len(manifest.layout.views)}")

@@ -14,9 +14,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from secateur.bundle.schedule import ENCODER_GATES, Array, Gate, Schedule, ViewGate
+from secateur.calibration.against_random import SAMPLES, chooses, compared
 from secateur.calibration.capture import alike, capture
 from secateur.calibration.samples import Sample
 from secateur.calibration.samples import samples as read_samples
+from secateur.checkpoints.hub import DEMO
 from secateur.errors import BadSchedule
 from secateur.families.base import Family
 from secateur.methods.base import Method
@@ -47,12 +49,14 @@ def make_schedules(
     seed: int = 0,
     progress: Progress = silent,
     work: Path | None = None,
+    compare: bool = False,
 ) -> list[Schedule]:
     """Return the schedule of each method for each request; methods with the same number of samples share one run.
 
     samples       all samples to use, or where `samples.samples` reads them
     sample_count  samples to read (None: as many as each method wants)
     work          folder for the state that a killed run resumes from
+    compare       compare each schedule with random tokens, if there are samples; see `against_random.compared`
 
     Raises:
         InputError: see `samples.samples`.
@@ -63,16 +67,26 @@ def make_schedules(
     path = samples if isinstance(samples, Path) else None
     fixed = sample_count if given is None else len(given)
     counts = [method.samples if fixed is None else fixed for method in methods]
-    measured: dict[int, list[Statistics]] = {}
+    measured, drawn = dict[int, list[Statistics]](), dict[int, Sequence[Sample]]()
     for count in sorted(set(counts)):
         wanted = frozenset[str]().union(*(m.statistics for m, n in zip(methods, counts, strict=True) if n == count))
-        data = given or (read_samples(family.source, path, count, seed) if wanted else [])
-        measured[count] = measure(family, data, wanted, seed, progress, work)
-    return [
-        calibrate(method, family, measured[count], request)
+        drawn[count] = given or (read_samples(family.source, path, count, seed) if wanted else [])
+        measured[count] = measure(family, drawn[count], wanted, seed, progress, work)
+    made = [
+        (count, calibrate(method, family, measured[count], request))
         for method, count in zip(methods, counts, strict=True)
         for request in requests
     ]
+    found = [schedule for _, schedule in made]
+    for count in sorted(set(counts)) if compare else ():
+        own = [i for i, (number, schedule) in enumerate(made) if number == count and chooses(schedule)]
+        if own and not drawn[count] and (path or family.source == DEMO):
+            drawn[count] = read_samples(family.source, path, min(count, SAMPLES), seed)
+        if own and drawn[count]:
+            against = compared(family, [found[i] for i in own], drawn[count], progress, work)
+            for i, schedule in zip(own, against, strict=True):
+                found[i] = schedule
+    return found
 
 
 def check(family: Family, methods: Sequence[Method], requests: Sequence[BudgetRequest]) -> None:

@@ -29,6 +29,7 @@ class PlacedGate:
                empty for a downsample gate
     before     the views before the gate, one after the other; complete for a routing gate
     routed     the views as left by a preceding routing gate, if any
+    since      layer of that gate; for others the gate's own
     """
 
     name: str
@@ -37,6 +38,7 @@ class PlacedGate:
     selectors: tuple[Selector, ...]
     before: Spans
     routed: Spans | None
+    since: int
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -81,7 +83,7 @@ def place_gates(family: Family, layout: Layout, schedule: Schedule, suffix: str 
             "use --positions original"
         )
     whole = spans(layout, [view.tokens for view in layout.views])
-    alive, routed = whole, None
+    alive, routed, since = whole, None, 0
     for number, gate in enumerate(schedule.gates):
         if len(gate.of_views) != len(layout.views):
             raise BadSchedule(
@@ -100,9 +102,10 @@ def place_gates(family: Family, layout: Layout, schedule: Schedule, suffix: str 
         if gate.kind != "downsample":
             selectors = _selectors(method, family, layout, schedule, gate, before)
         _check_reads(schedule, gate, selectors)
-        placed.append(PlacedGate(f"{schedule.name}{suffix}.{number}", schedule, gate, selectors, before, routed))
+        name, since = f"{schedule.name}{suffix}.{number}", since if routed else gate.layer
+        placed.append(PlacedGate(name, schedule, gate, selectors, before, routed, since))
         left = spans(layout, [part.keep for part in gate.of_views])
-        alive, routed = (whole, left) if gate.kind == "route" else (left, None)
+        alive, routed, since = *((whole, left) if gate.kind == "route" else (left, None)), gate.layer
     return placed
 
 

@@ -12,7 +12,8 @@ RouteGate, between two segments: some vision tokens go through the next layers, 
     full_states [B, S, D]         the full stream at the previous gate
     hidden_states [B, S-N+k', D]  the rows selected by the previous gate, after the layers since then
     vision_index [B, k']          vision indices of these rows
-    full_position_ids, full_attention_mask [B, S], full planes [B, S, D]
+    full_position_ids, full_attention_mask [B, S], full planes [B, S, D] of the layers since the previous gate, which
+                                  skipped rows get too, and of those that follow
     -> full_states [B, S, D] and the outputs of a PruneGate
     The first gate of a schedule has no previous gate: it takes hidden_states [B, S, D] and returns no full_states.
 
@@ -131,20 +132,23 @@ class RouteGate(SelectingGate):
 
     arXiv 2606.14277, section 3.2. All counts are constants of the graph.
 
-    spans   the complete views
-    before  the views as left by the previous gate; None for the first gate
+    spans    the complete views
+    before   the views as left by the previous gate; None for the first gate
+    skipped  number of DeepStack planes that layers since the previous gate added to the rows that went through them
     """
 
-    def __init__(self, selectors: Sequence[Selector], spans: Spans, before: Spans | None) -> None:
+    def __init__(self, selectors: Sequence[Selector], spans: Spans, before: Spans | None, skipped: int = 0) -> None:
         super().__init__(selectors, spans)
-        self.before = before
+        self.before, self.skipped = before, skipped
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         if self.before is None:
             full, positions, mask, *planes = tensors
             return self._choose(full, positions, mask, planes)
         full, compact, index, positions, mask, *planes = tensors
-        full = self._put_back(full, compact, index, self.before)
+        for plane in planes[: self.skipped]:
+            full = full + plane
+        full, planes = self._put_back(full, compact, index, self.before), planes[self.skipped :]
         return (full, *self._choose(full, positions, mask, planes))
 
     def _choose(self, full: Tensor, positions: Tensor, mask: Tensor, planes: Sequence[Tensor]) -> tuple[Tensor, ...]:

@@ -165,8 +165,9 @@ def _gate(bucket: SizedModel, interface: Interface, placed: PlacedGate) -> Graph
         inputs, outputs = interface.encoder(before, keep)
         module = EncoderGate(placed.selectors, placed.before, interface.dimensions.planes)
     elif gate.kind == "route":
-        inputs, outputs = interface.route(layer, placed.routed.tokens if placed.routed else None, keep)
-        module = RouteGate(placed.selectors, placed.before, placed.routed)
+        inputs, outputs = interface.route(layer, (placed.since, placed.routed.tokens) if placed.routed else None, keep)
+        skipped = max(0, min(layer, interface.dimensions.planes) - placed.since)
+        module = RouteGate(placed.selectors, placed.before, placed.routed, skipped)
     else:
         inputs, outputs = interface.prune(layer, before, keep)
         module = PruneGate(placed.selectors, placed.before, left, schedule.positions == "compact")

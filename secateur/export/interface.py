@@ -117,24 +117,26 @@ class Interface:
         """Return the inputs and outputs of a gate before `layer` that keeps `keep` of `before` tokens."""
         return self.rows("S", before, layer), self.rows(less("S", before - keep), keep, layer, ".out")
 
-    def route(self, layer: int, before: int | None, keep: int) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    def route(
+        self, layer: int, last: tuple[int, int] | None, keep: int
+    ) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
         """Return the inputs and outputs of a routing gate before `layer`.
 
-        before  tokens selected by the previous routing gate, None for the first
+        last  layer of the previous routing gate and the tokens that it selected, None for the first
         """
         d = self.dimensions
         full = (
             self.positions("full_position_ids", "S"),
             TensorSpec("full_attention_mask", "int64", ("B", "S")),
-            *self.planes("full_deepstack", "S", range(layer, d.planes)),
+            *self.planes("full_deepstack", "S", range(last[0] if last else layer, d.planes)),
         )
         outputs = self.rows(less("S", self.tokens - keep), keep, layer, ".out")
-        if before is None:
+        if last is None:
             return (self.floats("hidden_states", "B", "S", d.width), *full), outputs
         states = self.floats("full_states", "B", "S", d.width)
-        compact = self.floats("hidden_states", "B", less("S", self.tokens - before), d.width)
+        compact = self.floats("hidden_states", "B", less("S", self.tokens - last[1]), d.width)
         given = self.floats("full_states.out", "B", "S", d.width)
-        return (states, compact, index(before), *full), (given, *outputs)
+        return (states, compact, index(last[1]), *full), (given, *outputs)
 
 
 def index(vision: int, suffix: str = "") -> TensorSpec:

@@ -44,8 +44,12 @@ class Method(base.Method):
         default="calibrated",
         metadata={"help": "tuned to the layers' own scores, or the plain singular value decomposition"},
     )
-    score: Literal["product", "v2v"] = field(
-        default="product", metadata={"help": "attention from vision times attention from text, or from vision alone"}
+    score: Literal["product", "v2v", "t2v"] = field(
+        default="product",
+        metadata={
+            "help": "attention from vision times attention from text (paper), from vision alone (v2v), or from text "
+            "alone (t2v), which does not prefer the top of the image"
+        },
     )
     dense_layers: int = field(default=0, metadata={"help": "number of first layers that see every token"})
     group: int = field(default=1, metadata={"help": "consecutive layers that share a selection (above 1: a deviation)"})
@@ -95,7 +99,7 @@ class Method(base.Method):
             return self.schedule(statistics, gates, report | {"note": "every layer keeps all tokens or none"})
         text, chosen = _choose(statistics, layers, keep, options)
         report |= {"dense_layers": self.dense_layers, "group": self.group, "loss": self.loss}
-        report |= _cost(dimensions, rank, text, tokens, keep, self.group)
+        report |= _cost(dimensions, gates[0], text, tokens, self.group)
         report |= {
             "mean_jaccard": mean_jaccard(list(chosen.values()), tokens),
             "layers": [each.report(layer) for layer, each in chosen.items()],
@@ -170,11 +174,12 @@ def _tensors(chosen: Mapping[int, ChosenCandidate]) -> dict[str, Array]:
     }
 
 
-def _cost(dimensions: Dimensions, rank: int, text: int, tokens: int, keep: int, group: int) -> Json:
+def _cost(dimensions: Dimensions, gate: Gate, text: int, tokens: int, group: int) -> Json:
     """Report the parameters and FLOPs of a selector relative to its layers; two operations per multiplication."""
+    rank, asking = gate.selector["rank"], text if gate.selector["score"] == "t2v" else None
     weights = low_rank.parameters(dimensions, rank)
-    selector = low_rank.selector_macs(dimensions, rank, text + tokens)
-    dense, pruned = (group * low_rank.layer_macs(dimensions, text + count) for count in (tokens, keep))
+    selector = low_rank.selector_macs(dimensions, rank, text + tokens, asking)
+    dense, pruned = (group * low_rank.layer_macs(dimensions, text + count) for count in (tokens, gate.keep))
     return {
         "rank": rank,
         "selector_parameters": weights,

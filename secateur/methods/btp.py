@@ -7,8 +7,9 @@ that are far apart in feature space ("global"); the share of the former grows wi
 The paper prunes immediately before and immediately after the layers that change the meaning of vision tokens (section
 4.3). It gives the statistic and, for LLaVA-1.5, the layers, but no rule that computes these; the rule here is ours.
 
-Preset "released" has the constants of the authors' LLaVA-1.5 code, with duplicate tokens merged. Preset "paper" gives
-every gate disjoint quotas, set by lambda.
+Preset "released" has the constants of the authors' code: for Qwen-VL families those of their Qwen2.5-VL file, for
+others those of their LLaVA-1.5 file, with duplicate tokens merged. Preset "paper" gives every gate disjoint quotas, set
+by lambda.
 """
 
 from __future__ import annotations
@@ -24,17 +25,13 @@ from secateur.bundle.schedule import Gate, Schedule
 from secateur.bundle.strict_json import Json
 from secateur.errors import BadSchedule
 from secateur.methods import base
-from secateur.selection.balanced import BalancedSelector, Quotas, disjoint_quotas, first_points, union_quotas
+from secateur.selection.balanced import BalancedSelector, Quotas, disjoint_quotas, first_points, part, union_quotas
+from secateur.selection.balanced_presets import LLAVA, Published, published
 from secateur.selection.budget import BudgetRequest, GatePlan, increasing, plan, spread
 from secateur.selection.selector import GateSite, Selector
 from secateur.selection.statistics import Statistics
 
-LLAVA_LAYERS = (3, 6, 14)  # of 32, released constants
-LLAVA_DROP = 22
-LLAVA_SHARES = (1 / 2, 1 / 4, 1 / 12)
 TAU = 0.93  # the paper's, for LLaVA-1.5
-RELEASED_ATTENTION = (0.3, 0.9, 1.0)
-PAPER_LAMBDAS = (0.6, 0.8, 1.0)
 Numbers = tuple[float, ...]
 
 
@@ -46,7 +43,8 @@ class Method(base.Method):
     statistics: ClassVar[frozenset[str]] = frozenset({"similarity", "attention"})
 
     preset: Literal["released", "paper"] = field(
-        default="released", metadata={"help": "quotas of the released code, or the paper's disjoint lambda quotas"}
+        default="released",
+        metadata={"help": "quotas of the code released for the model's family, or the paper's disjoint lambda quotas"},
     )
     tau: float | None = field(
         default=None,
@@ -55,22 +53,32 @@ class Method(base.Method):
         },
     )
     epsilon: float = field(default=0.05, metadata={"help": "share of changed tokens that counts as no change"})
-    score: Literal["logits", "softmax"] = field(
-        default="logits", metadata={"help": "importance: mean over heads of q.k, or of its softmax"}
+    score: Literal["logits", "softmax"] | None = field(
+        default=None,
+        metadata={"help": "importance: mean over heads of q.k, or of its softmax (default: softmax for Qwen-VL)"},
     )
     attention: Numbers | None = field(
-        default=None, metadata={"help": "preset released: share of kept tokens by attention (default 0.3,0.9,1.0)"}
+        default=None,
+        metadata={
+            "help": "preset released: share of kept tokens by attention (default 0.3,0.9,1.0; Qwen-VL 0.12,0.4,1.0)"
+        },
     )
     lambdas: Numbers | None = field(
-        default=None, metadata={"help": "preset paper: weight of attention at each gate (default 0.6,0.8,1.0)"}
+        default=None, metadata={"help": "preset paper: weight of attention at each gate (default: of the family)"}
     )
-    over: Numbers = field(
-        default=(3.7, 1.5, 1.2), metadata={"help": "candidates of the rebalancing, as a multiple of the quota"}
+    over: Numbers | None = field(
+        default=None,
+        metadata={
+            "help": "candidates of the rebalancing, as a multiple of the quota (default 3.7,1.5,1.2; Qwen-VL 1,1,1.2)"
+        },
     )
     spatial: Literal["manhattan", "euclidean", "lattice", "off"] | None = field(
-        default=None, metadata={"help": "spatial points at the first gate (default: manhattan if released, else off)"}
+        default=None,
+        metadata={
+            "help": "spatial points at the first gate (default: manhattan if released, off for Qwen-VL or paper)"
+        },
     )
-    fills: int = field(default=64, metadata={"help": "preset released: greedy picks reserved for overlapping sets"})
+    fills: int = field(default=64, metadata={"help": "greedy picks reserved for overlapping sets, where sets overlap"})
     features: Literal["hidden", "key"] = field(
         default="hidden", metadata={"help": "distance on hidden states, or on cached keys (cheaper; a deviation)"}
     )
@@ -89,7 +97,7 @@ class Method(base.Method):
         for name, values in (("attention", self.attention), ("lambdas", self.lambdas)):
             if values is not None and (not values or not all(0 <= value <= 1 for value in values)):
                 raise BadSchedule(f"{name} {values} must be shares from 0 to 1, one for each gate")
-        if not self.over or not all(1 <= value < 1e6 for value in self.over):
+        if self.over is not None and (not self.over or not all(1 <= value < 1e6 for value in self.over)):
             raise BadSchedule(f"over {self.over} must be at least 1 for each gate")
         if self.fills < 0:
             raise BadSchedule(f"fills {self.fills} must be at least 0")
@@ -97,7 +105,12 @@ class Method(base.Method):
             raise BadSchedule("attention belongs to the preset 'released'; use lambdas with 'paper'")
         if self.preset == "released" and self.lambdas is not None:
             raise BadSchedule("lambdas belong to the preset 'paper'; use attention with 'released'")
-        if self.query == "text" and self.score == "softmax":
+        if self.preset == "paper":
+            self.refuse(["fills"], "with the preset 'paper', whose sets do not overlap")
+        self._check_query(self.score)
+
+    def _check_query(self, score: str | None) -> None:
+        if self.query == "text" and score == "softmax":
             raise BadSchedule(
                 "query 'text' is the mean of many queries, which is exact for logits only; use --score logits"
             )
@@ -107,23 +120,28 @@ class Method(base.Method):
             super().check(statistics, request)
 
     def calibrate(self, statistics: Statistics, request: BudgetRequest) -> Schedule:
-        """Take layers from the stage rule, counts from the request, and quotas from the preset."""
+        """Take layers from the stage rule, counts from the request, and quotas from the preset of the family."""
         model, dimensions = statistics.model, statistics.dimensions
         tokens, depth = model.vision_tokens, dimensions.layers
-        scaled = scaled_layers(depth)
+        constants = published(model.family)
+        self._check_query(self.score or constants.score)
+        if constants.merge == "disjoint":
+            self.refuse(["fills"], f"for {constants.source}, whose sets do not overlap")
+        scaled = scaled_layers(depth, constants)
         report, found = self._measure(statistics)
         layers = found.layers if found is not None and found.layers else scaled
-        drop = self._drop(found, layers, request, depth)
-        placed = plan(request, depth, tokens, layers, LLAVA_SHARES, drop)
+        drop = self._drop(found, layers, request, depth, constants)
+        placed = plan(request, depth, tokens, layers, constants.shares, drop)
 
-        gates = self._gates(placed, tokens, statistics.layout.grid)
+        gates = self._gates(placed, tokens, statistics.layout.grid, constants)
         if drop is not None:
             gates = (*gates, Gate(drop, 0))
         source = "request" if request.layers is not None else "calibration" if layers is not scaled else "depth"
         report |= {
+            "preset": f"{self.preset}, {constants.source}",
             "layers": list(placed.layers),
             "layers_from": source,
-            "layers_scaled": [*scaled, scaled_drop(depth, scaled[-1])],
+            "layers_scaled": [*scaled, scaled_drop(depth, scaled[-1], constants)],
         }
         return self.schedule(statistics, gates, report | placed.report())
 
@@ -149,40 +167,45 @@ class Method(base.Method):
             "note": found.problem,
         }, found
 
-    def _drop(self, found: Stages | None, layers: Sequence[int], request: BudgetRequest, depth: int) -> int | None:
+    def _drop(
+        self,
+        found: Stages | None,
+        layers: Sequence[int],
+        request: BudgetRequest,
+        depth: int,
+        constants: Published,
+    ) -> int | None:
         """Return the layer from which no vision token is left, or None without the option."""
         if not self.final_drop:
             return None
         last = (request.layers or layers)[-1]
-        drop = found.drop if found is not None and found.drop is not None else scaled_drop(depth, last)
+        drop = found.drop if found is not None and found.drop is not None else scaled_drop(depth, last, constants)
         if drop is None:
             raise BadSchedule(f"no layer is left for a final drop after layer {last} of {depth}; use --no-final-drop")
         return drop
 
-    def _gates(self, placed: GatePlan, tokens: int, grid: tuple[int, int]) -> tuple[Gate, ...]:
+    def _gates(self, placed: GatePlan, tokens: int, grid: tuple[int, int], constants: Published) -> tuple[Gate, ...]:
         """Return the gates with their constants; a gate that keeps all tokens or none has no constants."""
-        number = len(placed.layers)
-        over = spread(self.over, number)
-        weights = spread(
-            (self.attention or RELEASED_ATTENTION) if self.preset == "released" else (self.lambdas or PAPER_LAMBDAS),
-            number,
-        )
-        pattern = self.spatial or ("manhattan" if self.preset == "released" else "off")
+        number, released = len(placed.layers), self.preset == "released"
+        over = spread(self.over or constants.over, number)
+        shares = (self.attention or constants.attention) if released else (self.lambdas or constants.lambdas)
+        weights = spread(shares, number)
+        pattern = self.spatial or (constants.spatial if released else "off")
         gates = []
         for i, gate in enumerate(placed.gates()):
             if 0 < gate.keep < tokens:
                 points = first_points(pattern, grid, tokens, gate.keep) if i == 0 else ()
                 # The released boundary is k, which is half of the tokens until the last gate.
-                early = gate.keep if self.preset == "released" and 0 < i == number - 1 else (tokens + 1) // 2
-                quotas = (
-                    union_quotas(tokens, gate.keep, weights[i], over[i], self.fills, points, early)
-                    if self.preset == "released"
-                    else disjoint_quotas(tokens, gate.keep, weights[i], over[i], points, early)
-                )
+                early = gate.keep if released and 0 < i == number - 1 else (tokens + 1) // 2
+                if released and constants.merge == "union":
+                    quotas = union_quotas(tokens, gate.keep, weights[i], over[i], self.fills, points, early)
+                else:
+                    by_attention = part(weights[i], gate.keep) if released else round(weights[i] * gate.keep)
+                    quotas = disjoint_quotas(tokens, gate.keep, by_attention, over[i], points, early)
                 quotas = replace(
                     quotas,
                     pattern=pattern if quotas.spatial else "off",
-                    score=self.score,
+                    score=self.score or constants.score,
                     query=self.query,
                     features=self.features,
                 )
@@ -257,13 +280,13 @@ def _is_low(inner: Sequence[float], i: int, epsilon: float) -> bool:
     return inner[i] <= inner[i - 1] and (rises or inner[i] <= epsilon)
 
 
-def scaled_layers(model_layers: int) -> tuple[int, ...]:
-    """Return the released LLaVA-1.5 layers, scaled by depth and kept distinct, for a model that was not measured."""
-    room = max(1, min(len(LLAVA_LAYERS), model_layers - 1))
-    return increasing([layer * model_layers / 32 for layer in LLAVA_LAYERS[:room]], model_layers)
+def scaled_layers(model_layers: int, constants: Published = LLAVA) -> tuple[int, ...]:
+    """Return the released layers, scaled by depth and kept distinct, for a model that was not measured."""
+    room = max(1, min(len(constants.layers), model_layers - 1))
+    return increasing([layer * model_layers / constants.depth for layer in constants.layers[:room]], model_layers)
 
 
-def scaled_drop(model_layers: int, after: int) -> int | None:
+def scaled_drop(model_layers: int, after: int, constants: Published = LLAVA) -> int | None:
     """Return the released layer of the final drop, scaled by depth, after layer `after`; None if there is no room."""
-    layer = max(round(LLAVA_DROP * model_layers / 32), after + 1)
+    layer = max(round(constants.drop * model_layers / constants.depth), after + 1)
     return layer if layer < model_layers else None

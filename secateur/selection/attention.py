@@ -46,14 +46,15 @@ def visible(rows: Tensor, mask: Tensor, bidirectional: bool = False) -> Tensor:
 def attention_logits(query: Tensor, key: Tensor) -> Tensor:
     """Return the mean over heads of q.k / sqrt(dh): query [B, H, dh], vision keys [N, B, Hkv, dh] -> [B, N].
 
-    Queries that share a key head are summed first, so that one matrix-vector product of the concatenated heads is
-    enough.
+    Queries that share a key head are summed first, so that one product of the concatenated heads is enough. It is a
+    multiplication and a sum, not a MatMul: that of ONNX Runtime adds up the last rows of an odd number in another
+    order, so that identical tokens would not tie.
     """
     heads, width = query.shape[1:]
     kv_heads = key.shape[2]
     grouped = query.float().reshape(-1, kv_heads, heads // kv_heads, width).sum(2).flatten(1)
     rows = key.float().flatten(2).transpose(0, 1)
-    return torch.matmul(rows, grouped.unsqueeze(-1)).squeeze(-1) / (heads * math.sqrt(width))
+    return (rows * grouped.unsqueeze(1)).sum(-1) / (heads * math.sqrt(width))
 
 
 def attention_softmax(query: Tensor, key: Tensor, mask: Tensor, start: int, count: int) -> Tensor:

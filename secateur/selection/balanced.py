@@ -31,7 +31,7 @@ class Quotas:
     attention  tokens by importance
     over       candidates of the rebalancing, attention <= over <= N
     early      slots below it come first among the candidates
-    spatial    points of the constant `pattern` on the token grid
+    spatial    points of the constant `pattern` on the token grid; in a union the last of them give way to other sets
     diversity  greedy picks: in a union from an empty set, in disjoint sets from the tokens already chosen
     fills      further greedy picks to fill a union
     score      "logits" or "softmax"
@@ -76,6 +76,11 @@ class Quotas:
             raise BadSchedule(f"the disjoint quotas of a btp gate add up to {total}, not to {keep}, its keep")
         if self.merge == "union" and total == 0:
             raise BadSchedule("the quotas of a btp gate are all 0; give one at least 1")
+        if self.merge == "union" and self.attention + self.diversity > keep:
+            raise BadSchedule(
+                f"attention {self.attention} and diversity {self.diversity} of a btp gate add up to more than {keep}, "
+                "its keep; lower one of them"
+            )
         if not 0 <= self.fills <= keep:
             raise BadSchedule(f"fills {self.fills} of a btp gate must be within 0 and {keep}, its keep")
 
@@ -88,7 +93,7 @@ def part(share: float, count: int) -> int:
 def union_quotas(
     tokens: int, keep: int, attention: float, over: float, fills: int, spatial: tuple[int, ...], early: int
 ) -> Quotas:
-    """Return the quotas of preset "released": those of the released LLaVA-1.5 code.
+    """Return the quotas of the released LLaVA-1.5 code.
 
     Of k kept tokens, the first gate takes 0.3 k by attention and 0.3 k by greedy picks, the second 0.9 k and 0.1 k, the
     last all by attention: the share of picks is min(0.3, 1 - attention). `spatial` are the constant points of the gate.
@@ -111,9 +116,14 @@ def union_quotas(
     )
 
 
-def disjoint_quotas(tokens: int, keep: int, weight: float, over: float, spatial: tuple[int, ...], early: int) -> Quotas:
-    """Return the quotas of preset "paper": a share `weight` (lambda) by attention, spatial points, then diversity."""
-    by_attention = min(round(weight * keep), keep)
+def disjoint_quotas(
+    tokens: int, keep: int, attention: int, over: float, spatial: tuple[int, ...], early: int
+) -> Quotas:
+    """Return quotas that add up to k: `attention` tokens by attention, spatial points, the rest by diversity.
+
+    This is the form of preset "paper", and of the first gates of the released Qwen2.5-VL code.
+    """
+    by_attention = min(attention, keep)
     points = min(len(spatial), keep - by_attention)
     return Quotas(
         merge="disjoint",
@@ -140,6 +150,7 @@ class BalancedSelector(Selector):
     """Keeps tokens by attention, spatial points and diversity, in fixed quotas."""
 
     points: Tensor
+    worth: Tensor
     priority: Tensor
     slots: Tensor
 
@@ -155,6 +166,9 @@ class BalancedSelector(Selector):
         if points and self.tokens != site.grid[0] * site.grid[1]:
             raise BadSchedule(f"spatial points need all tokens of the {site.grid} grid, not {self.tokens} of them")
         self.register_buffer("points", torch.tensor(sorted(points), dtype=torch.int64))
+        place = torch.zeros(self.tokens)  # n for the first of n points, 1 for the last, 0 for other tokens
+        place[list(points)] = torch.arange(len(points), 0, -1, dtype=torch.float32)
+        self.register_buffer("worth", torch.where(place > 0, quotas.fills + place, 0.0))
         if points and quotas.merge == "disjoint":
             # Attention may have taken some of the points: the rest of the grid follows as replacements.
             points = farthest_points(site.grid, self.tokens, quotas.pattern, points)
@@ -190,19 +204,17 @@ class BalancedSelector(Selector):
 
         The number of picks that a union needs depends on the image, but in a graph it is constant. So the graph always
         makes `fills` picks, and one key per token lets top-k take as many as fit: first members of a set, then picks
-        in their order, then the rest by distance to all. If the sets alone exceed k, attention has priority over
-        diversity, and diversity over spatial points.
+        in their order, then the rest by distance to all. If the sets alone exceed k, spatial points are left out, the
+        last ones of the farthest-point sampling first.
         """
         quotas = self.quotas
         reaches = []  # per set: distance to its nearest member, below 0 at the members
-        if quotas.spatial:
-            reaches.append(diversity.nearest_constant(distance, self.points))
         if quotas.diversity:
             reaches.append(diversity.farthest(distance, quotas.diversity)[1])
         if chosen is not None:
             reaches.append(diversity.nearest(distance, chosen))
-        reach = reaches[0]
-        for other in reaches[1:]:
+        reach = diversity.nearest_constant(distance, self.points) if quotas.spatial else reaches[0]
+        for other in reaches:
             reach = torch.minimum(reach, other)
         key = reach  # at most 0.5: the rest stays below every pick
         if quotas.fills:
@@ -210,8 +222,10 @@ class BalancedSelector(Selector):
             order = torch.arange(quotas.fills, 0, -1, dtype=torch.float32, device=distance.device).unsqueeze(1)
             matches = (picks.unsqueeze(2) == self.slots).float() * order
             key = torch.maximum(matches.amax(1), reach)
-        for i, members in enumerate(reaches):
-            key = torch.where(members < 0, float(quotas.fills + 1 + i), key)
+        if quotas.spatial:
+            key = torch.maximum(key, self.worth)
+        for members in reaches:
+            key = torch.where(members < 0, float(quotas.fills + quotas.spatial + 1), key)
         return top(key, self.keep)
 
     def _disjoint(self, distance: Tensor, chosen: Tensor | None) -> Tensor:

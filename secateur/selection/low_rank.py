@@ -23,7 +23,7 @@ from secateur.selection.selector import GateInputs, GateSite, Selector
 from secateur.selection.statistics import Projections
 from secateur.selection.topk import best
 
-SCORES = ("product", "v2v")
+SCORES = ("product", "v2v", "t2v")
 STEP = 32
 SHARE = 0.02
 # (width, heads, kv heads, head width, MLP width) of the models in table 4 of the paper, with its ranks
@@ -125,9 +125,13 @@ def layer_macs(dimensions: Dimensions, rows: int) -> int:
     return rows * layer_parameters(dimensions) + 2 * rows**2 * dimensions.heads * dimensions.head_dim
 
 
-def selector_macs(dimensions: Dimensions, rank: int, rows: int) -> int:
-    """Return the multiplications of a selector on all `rows` rows: thin projections and one score map."""
-    return rows * parameters(dimensions, rank) + rows**2 * dimensions.heads * dimensions.head_dim
+def selector_macs(dimensions: Dimensions, rank: int, rows: int, asking: int | None = None) -> int:
+    """Return the multiplications of a selector on all `rows` rows: thin projections and one score map.
+
+    asking  rows whose attention counts (None: all)
+    """
+    asking = rows if asking is None else asking
+    return rows * parameters(dimensions, rank) + asking * rows * dimensions.heads * dimensions.head_dim
 
 
 def importance(
@@ -141,22 +145,28 @@ def importance(
 ) -> Tensor:
     """Return attention received from the vision rows, times attention received from the text rows: [B, N] fp32.
 
+    With score "v2v" or "t2v" only the attention from the vision rows, or only that from the text rows.
+
     query [B, H, S, dh], key [B, Hkv, S, dh] post-RoPE, attention_mask [B, S] (1 = valid); causal unless
     `bidirectional`. Softmax over all rows for each head, then the mean over heads, then sums over the querying rows.
     The paper takes means instead of sums: they differ by a factor, and a product of means is too small for 16 bits.
 
     Text before the image is not counted; with a causal mask it sees no vision token. Without text after the image the
-    product is zero; score "v2v" leaves the text out.
+    product is zero. With a causal mask the first tokens are visible to more vision rows than the last, so "product" and
+    "v2v" prefer the top of the image; all text after the image sees every token, so "t2v" does not.
     """
-    rows = torch.arange(image_start, query.shape[2], device=query.device)
+    image_end = image_start + vision_tokens
+    first = image_end if score == "t2v" else image_start
+    rows = torch.arange(first, query.shape[2], device=query.device)
     seen = visible(rows, attention_mask, bidirectional)
-    shares = attention_map(query[:, :, image_start:], key.transpose(-1, -2), seen)
-    shares = shares[..., image_start : image_start + vision_tokens].mean((1, 2))
-    from_vision = shares[:, :vision_tokens].sum(1)
+    shares = attention_map(query[:, :, first:], key.transpose(-1, -2), seen)
+    shares = shares[..., image_start:image_end].mean((1, 2))
+    from_vision = shares[:, : image_end - first].sum(1)
     if score == "v2v":
         return from_vision
-    asking = attention_mask[:, image_start + vision_tokens :, None].to(torch.float32)
-    return from_vision * (shares[:, vision_tokens:] * asking).sum(1)
+    asking = attention_mask[:, image_end:, None].to(torch.float32)
+    from_text = (shares[:, image_end - first :] * asking).sum(1)
+    return from_text if score == "t2v" else from_vision * from_text
 
 
 @dataclass(frozen=True)

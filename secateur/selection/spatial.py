@@ -15,15 +15,23 @@ PATTERNS = ("manhattan", "euclidean", "lattice")
 
 
 def spatial_points(pattern: str, grid: tuple[int, int], count: int) -> tuple[int, ...]:
-    """Return `count` raster indices in the order of their choice."""
-    start = lattice(grid, count) if pattern == "lattice" else ()
-    return farthest_points(grid, count, pattern, start)
+    """Return `count` raster indices in the order of farthest-point sampling: the first are spread evenly too."""
+    if pattern != "lattice":
+        return farthest_points(grid, count, pattern)
+    return farthest_points(grid, count, pattern, among=farthest_points(grid, count, pattern, lattice(grid, count)))
 
 
-def farthest_points(grid: tuple[int, int], count: int, pattern: str, start: Sequence[int] = ()) -> tuple[int, ...]:
-    """Return `start`, or index 0, and then greedily the farthest points on an h x w grid, ties to the lower index."""
+def farthest_points(
+    grid: tuple[int, int], count: int, pattern: str, start: Sequence[int] = (), among: Sequence[int] | None = None
+) -> tuple[int, ...]:
+    """Return `start`, or the first point, and then greedily the farthest points on an h x w grid.
+
+    Ties go to the lower index. `among` are the indices of the grid to choose from (None: all).
+    """
     y, x = np.divmod(np.arange(grid[0] * grid[1]), grid[1])
     nearest: NDArray[np.int64] = np.full(y.shape, np.iinfo(np.int64).max)
+    if among is not None:
+        nearest[np.setdiff1d(np.arange(y.size), among)] = -1
     points: list[int] = []
     while len(points) < min(count, y.size):
         pick = start[len(points)] if len(points) < len(start) else int(nearest.argmax())

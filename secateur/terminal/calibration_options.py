@@ -53,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     data.add_argument("--samples", type=Path, help="folder of images, or .jsonl of image and text (default: generated)")
     data.add_argument("--sample-count", type=int, help="number of samples (default: the method's)")
     data.add_argument("--seed", type=int, default=0, help="seed of all random choices (default: 0)")
+    data.add_argument("--no-compare", action="store_true", help="do not compare the schedules with random tokens")
     data.add_argument("--work", type=Path, default=WORK, help=f"state of a killed calibration (default: {WORK})")
 
     peek = type(parser)(add_help=False, allow_abbrev=False)
@@ -157,6 +158,7 @@ def calibration(arguments: argparse.Namespace) -> Calibration:
         sample_count=arguments.sample_count,
         seed=arguments.seed,
         work=arguments.work,
+        compare=not arguments.no_compare,
     )
 
 
@@ -168,7 +170,7 @@ def _fields(cls: type[Method]) -> list[str]:
 def given_flags(arguments: argparse.Namespace) -> list[str]:
     """Return the given flags that only affect calibration."""
     own = {name for cls in method_classes(arguments.method).values() for name in _fields(cls)}
-    shared = ("keep", "compression", "layers", "name", "control", "samples", "sample_count")
+    shared = ("keep", "compression", "layers", "name", "control", "samples", "sample_count", "no_compare")
     found = [n for n in shared if getattr(arguments, n) not in (None, 0)] + [n for n in own if hasattr(arguments, n)]
     return sorted("--" + name.replace("_", "-") for name in found)
 

@@ -123,7 +123,10 @@ def test_encoder(planes: int) -> None:
 
 @pytest.mark.parametrize("axes", [1, 3])
 def test_route(axes: int) -> None:
-    """Two gates: the second writes the computed rows back and selects again among all tokens."""
+    """Two gates: the second writes the computed rows back and selects again among all tokens.
+
+    A plane is added to the rows that skipped its layer; the others got it there.
+    """
     whole = Spans((ViewSpan(2, 3, 0), ViewSpan(6, 4, 3)))
     between = Spans((ViewSpan(2, 2, 0), ViewSpan(5, 1, 3)))
     full, where, mask = random(2, ROWS, WIDTH), positions(axes), mask_of_two()
@@ -132,11 +135,11 @@ def test_route(axes: int) -> None:
     compact, some, valid, index, some_plane = first(full, where, mask, plane)
     slots = [_check_routed(b, full, where, mask, plane, (compact, some, valid, index, some_plane)) for b in range(2)]
 
-    changed = compact * 3 + 1
-    second = RouteGate([Loudest(2), Loudest(1)], whole, between)
-    again, *routed = second(full, changed, index, where, mask, plane)
+    changed, added = compact * 3 + 1, random(2, ROWS, WIDTH, seed=5)
+    second = RouteGate([Loudest(2), Loudest(1)], whole, between, skipped=1)
+    again, *routed = second(full, changed, index, where, mask, added, plane)
     for b in range(2):
-        expected, rows = full[b].clone(), stay(slots[b])
+        expected, rows = full[b] + added[b], stay(slots[b])
         expected[rows] = changed[b]
         assert torch.equal(again[b], expected)
         _check_routed(b, again, where, mask, plane, tuple(routed))

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from secateur.errors import BadSchedule
 from secateur.methods.btp import Method, changed, scaled_drop, scaled_layers, stages, tuned_tau
 from secateur.selection.budget import BudgetRequest
 from secateur.selection.selector import Fixed
+from secateur.selection.statistics import Statistics
 
 CHANGE = [0, 0, 0, 0, 0.1, 0.4, 0.6, 0.3, 0.2, 0.25, 0.1, 0.02, 0, 0, 0, 0.9]
 SIXTEEN = (12, 12)
@@ -74,6 +76,58 @@ def test_released_constants(measured: Any) -> None:
     ]
 
 
+def of_family(statistics: Statistics, family: str) -> Statistics:
+    return replace(statistics, model=replace(statistics.model, family=family))
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_released_constants_of_qwen(family: str, measured: Any) -> None:
+    """Those of the authors' Qwen2.5-VL file: int(0.12 k) and int(0.4 k) tokens by softmax, then picks far from them."""
+    schedule = Method().calibrate(of_family(measured(28, (32, 32)), family), BudgetRequest())
+    assert [(gate.layer, gate.keep) for gate in schedule.gates] == [(3, 512), (6, 256), (15, 128)]
+    names = ("merge", "score", "attention", "over", "early", "spatial", "pattern", "diversity", "fills")
+    assert [tuple(gate.selector[name] for name in names) for gate in schedule.gates] == [
+        ("disjoint", "softmax", 61, 61, 512, 0, "off", 451, 0),
+        ("disjoint", "softmax", 102, 102, 256, 0, "off", 154, 0),
+        ("disjoint", "softmax", 128, 153, 128, 0, "off", 0, 0),
+    ]
+    assert schedule.calibration["preset"] == "released, Qwen2.5-VL"
+    assert schedule.calibration["layers_scaled"] == [3, 6, 15, 22]
+    parity = Method(final_drop=True).calibrate(of_family(measured(28, (32, 32)), family), BudgetRequest())
+    assert (parity.gates[-1].layer, parity.gates[-1].keep) == (22, 0)
+
+
+def test_options_override_the_preset_of_the_family(measured: Any) -> None:
+    qwen = of_family(measured(28, (32, 32)), "qwen2_5_vl")
+    options = Method(score="logits", attention=(0.5,), over=(2.0,), spatial="lattice")
+    gate = options.calibrate(qwen, BudgetRequest()).gates[0]
+    names = ("score", "attention", "over", "spatial", "pattern", "diversity")
+    assert tuple(gate.selector[name] for name in names) == ("logits", 256, 512, 256, "lattice", 0)
+    assert Method(score="logits", query="text").calibrate(qwen, BudgetRequest()).gates[0].selector["query"] == "text"
+    with pytest.raises(BadSchedule, match="exact for logits only; use --score logits"):
+        Method(query="text").calibrate(qwen, BudgetRequest())
+    with pytest.raises(BadSchedule, match="fills 8 changes nothing for Qwen2.5-VL"):
+        Method(fills=8).calibrate(qwen, BudgetRequest())
+
+
+@pytest.mark.parametrize("family", ["llava", "internvl", "a_family_of_tomorrow"])
+def test_other_families_get_the_constants_of_llava(family: str, measured: Any) -> None:
+    known, other = (of_family(measured(32, (24, 24)), name) for name in ("llava", family))
+    assert Method().calibrate(other, BudgetRequest()).gates == Method().calibrate(known, BudgetRequest()).gates
+    assert Method().calibrate(other, BudgetRequest()).calibration["preset"] == "released, LLaVA-1.5"
+
+
+@pytest.mark.parametrize(
+    ("family", "shares"),
+    [("llava", (0.6, 0.8, 1.0)), ("llava_next", (0.4, 0.7, 1.0)), ("qwen2_5_vl", (0.2, 0.65, 1.0))],
+)
+def test_lambdas_of_the_family(family: str, shares: tuple[float, ...], measured: Any) -> None:
+    """Table 7 of the paper. It has four values for Qwen, which are interpolated for three gates."""
+    statistics = of_family(measured(28, (20, 20)), family)
+    gates = Method(preset="paper").calibrate(statistics, BudgetRequest(keep=(200, 100, 40))).gates
+    assert [gate.selector["attention"] / gate.keep for gate in gates] == pytest.approx(shares)
+
+
 def test_paper_constants_and_lambda(measured: Any) -> None:
     gates = Method(preset="paper").calibrate(measured(32, (24, 24)), BudgetRequest()).gates
     names = ("merge", "attention", "over", "early", "spatial", "diversity")
@@ -122,6 +176,7 @@ def test_final_drop_that_does_not_fit(measured: Any) -> None:
         ({"lambdas": (0.3,)}, "use attention"),
         ({"over": (0.5,)}, "over"),
         ({"fills": -1}, "fills -1"),
+        ({"fills": 8, "preset": "paper"}, "fills 8 changes nothing with the preset 'paper'"),
         ({"query": "text", "score": "softmax"}, "exact for logits only"),
     ],
 )

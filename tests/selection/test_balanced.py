@@ -54,13 +54,28 @@ def farthest(distance: Matrix, count: int, start: Iterable[int] = ()) -> list[in
     return picks
 
 
-def union(distance: Matrix, score: Sequence[float], q: Quotas, points: Sequence[int], keep: int) -> list[int]:
-    by_attention = set(rebalance(score, q.attention, q.over, q.early))
-    cold = set(farthest(distance, q.diversity))
-    chosen: list[int] = []
-    for members in (by_attention, cold, set(points)):
-        chosen += [slot for slot in sorted(members) if slot not in chosen]
-    chosen = chosen[:keep]
+def from_afar(points: Iterable[int], columns: int, euclidean: bool) -> list[int]:
+    """Sort points of a grid as farthest-point sampling picks them from the first one on, ties to the lower index."""
+    at = {point: np.array(divmod(point, columns)) for point in points}
+
+    def apart(one: int, other: int) -> float:
+        return float(np.linalg.norm(at[one] - at[other], ord=2 if euclidean else 1))
+
+    found = [min(at)] if at else []
+    while len(found) < len(at):
+        reach = {point: min(apart(point, other) for other in found) for point in at if point not in found}
+        found.append(max(reach, key=lambda point: (round(reach[point], 6), -point)))
+    return found
+
+
+def union(
+    distance: Matrix, score: Sequence[float], q: Quotas, points: Sequence[int], keep: int, columns: int
+) -> list[int]:
+    sets = {*rebalance(score, q.attention, q.over, q.early), *farthest(distance, q.diversity)}
+    for point in from_afar(points, columns, q.pattern == "euclidean"):
+        if len(sets) < keep:
+            sets.add(point)
+    chosen = sorted(sets)
     picks = farthest(distance, min(q.fills, keep - len(chosen)), chosen)
     chosen += picks
     reach = [min(distance[j, i] for i in chosen) for j in range(len(distance))]
@@ -153,7 +168,28 @@ def test_union(grid: tuple[int, int], seed: int, coarse: bool, data: st.DataObje
     quotas = Quotas(**vars(quotas) | {"pattern": pattern if points else "off"})
     selector = BalancedSelector(parameters(Quotas, vars(quotas), "btp"), site_of(quotas, keep, grid))
     rows = rows_of(np.random.default_rng(seed), tokens, data.draw(st.integers(1, 3)), coarse)
-    compare(selector, rows, lambda d, a: union(d, a, quotas, points, keep))
+    compare(selector, rows, lambda d, a: union(d, a, quotas, points, keep, grid[1]))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "points", "left"),
+    [
+        ("manhattan", [0, 15, 3, 9], [0, 3, 15]),
+        ("euclidean", [0, 15, 3, 12], [0, 3, 15]),
+        ("lattice", [0, 10, 2, 8], [0, 2, 10]),
+    ],
+)
+def test_a_union_that_is_too_large_keeps_the_first_points(pattern: str, points: list[int], left: list[int]) -> None:
+    """Tokens 5, 7 and 13 by attention and 6 by diversity leave room for three of four points on a 4 x 4 grid."""
+    assert list(spatial_points(pattern, (4, 4), 4)) == points == from_afar(points, 4, pattern == "euclidean")
+    quotas = Quotas("union", 3, 3, 0, spatial=4, pattern=pattern, diversity=1, fills=1)
+    rows = rows_of(np.random.default_rng(0), 16, 1, coarse=False)
+    vision, key = torch.ones(1, 18, 4), torch.zeros(18, 1, 1, 4)
+    vision[:, 1 + 6, 0] = -9
+    key[[1 + 5, 1 + 7, 1 + 13]] = 1
+    rows = rows._replace(hidden_states=vision, read={"query": torch.ones(1, 2, 4), "key": key})
+    chosen = BalancedSelector(quotas, site_of(quotas, 7, (4, 4)))(rows)
+    assert chosen[0].tolist() == sorted([5, 7, 13, 6, *left])
 
 
 @FUZZ
@@ -166,7 +202,7 @@ def test_disjoint(grid: tuple[int, int], seed: int, coarse: bool, data: st.DataO
     pattern = data.draw(st.sampled_from(["off", "manhattan", "euclidean"]))
     points = first_points(pattern, grid, tokens, keep)
     weight, over = data.draw(st.sampled_from([0.0, 0.2, 0.6, 1.0])), data.draw(st.sampled_from([1.0, 1.5]))
-    quotas = disjoint_quotas(tokens, keep, weight, over, points, (tokens + 1) // 2)
+    quotas = disjoint_quotas(tokens, keep, round(weight * keep), over, points, (tokens + 1) // 2)
     quotas = Quotas(**vars(quotas) | {"pattern": pattern if quotas.spatial else "off"})
     order = spatial_points(pattern, grid, tokens) if quotas.spatial else ()
     selector = BalancedSelector(parameters(Quotas, vars(quotas), "btp"), site_of(quotas, keep, grid))
@@ -284,6 +320,7 @@ def test_padding_gets_no_attention() -> None:
         ({"merge": "union", "attention": 2, "over": 1, "early": 2}, "over 1 of a btp gate must be within 2 and 6"),
         ({"merge": "union", "attention": 4, "over": 4, "early": 2}, "within 0 and 3"),
         ({"merge": "union", "attention": 0, "over": 4, "early": 2}, "all 0"),
+        ({"merge": "union", "attention": 2, "over": 4, "early": 2, "diversity": 2}, "add up to more than 3"),
         ({"merge": "union", "attention": 1, "over": 4, "early": 2, "fills": 9}, "fills 9"),
     ],
 )

@@ -56,7 +56,8 @@ def plain_importance(
                     attention[r, c] += weight / sum(weights) / heads
         by_vision = [sum(attention[j, i] for j in vision) / count for i in vision]
         by_text = [sum(attention[j, i] for j in text) / len(text) for i in vision]
-        out.append(by_vision if score == "v2v" else [a * b for a, b in zip(by_vision, by_text, strict=True)])
+        product = [a * b for a, b in zip(by_vision, by_text, strict=True)]
+        out.append({"product": product, "v2v": by_vision, "t2v": by_text}[score])
     return out
 
 
@@ -125,7 +126,7 @@ def rows_of(seed: int, rows: int = START + TOKENS + 3, batch: int = 2) -> GateIn
     start=st.integers(0, 3),
     count=st.integers(1, 6),
     tail=st.integers(1, 4),
-    score=st.sampled_from(["product", "v2v"]),
+    score=st.sampled_from(["product", "v2v", "t2v"]),
     data=st.data(),
 )
 def test_importance_equals_loops(
@@ -143,7 +144,7 @@ def test_importance_equals_loops(
     np.testing.assert_allclose(ratio, ratio[:, :1].repeat(count, 1), rtol=1e-4)
 
 
-@pytest.mark.parametrize("score", ["product", "v2v"])
+@pytest.mark.parametrize("score", ["product", "v2v", "t2v"])
 def test_selector_equals_loops(score: str) -> None:
     """The whole gate: norm, thin weights, grouped heads, RoPE, scores, and the k best tokens."""
     layer, rows = projections(), rows_of(0)

@@ -34,3 +34,5 @@ def test_spatial_points_are_distinct(height: int, width: int, data: st.DataObjec
     for pattern in ("manhattan", "euclidean", "lattice"):
         points = spatial_points(pattern, (height, width), count)
         assert len(set(points)) == count and all(0 <= p < height * width for p in points)
+        if pattern == "lattice" and count:
+            assert points[0] == 0 and set(lattice((height, width), count)) <= set(points)
