@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> None:
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from secateur.api import plan_bundle
     from secateur.bundle.atomic import check_folder_free
-    from secateur.bundle.reader import MANIFEST
+    from secateur.bundle.reader import BUNDLE_FOLDER
     from secateur.bundle.schedule_file import read_schedule
     from secateur.errors import InputError
     from secateur.export.bundle import export, shared_weight_files
@@ -67,7 +67,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     calibration = calibration_options.calibration(arguments)
     method = arguments.method or (schedules[0].method if schedules else calibration_options.METHOD)
     out = arguments.out or Path("build") / f"{Path(arguments.model.partition('@')[0]).name}-{method.replace(',', '-')}"
-    check_folder_free(out, arguments.force, MANIFEST)
+    check_folder_free(out, arguments.force, BUNDLE_FOLDER)
     family = load(arguments.model, revision=arguments.revision)
     if arguments.share:
         shared_weight_files(arguments.share, family, kind)
