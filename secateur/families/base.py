@@ -27,7 +27,7 @@ from secateur.bundle.prompt import Prompt
 from secateur.checkpoints import chat_template, load_processor, tiny_model
 from secateur.checkpoints.streaming import fill, stream
 from secateur.checkpoints.tiny_model import TinyTokenizer
-from secateur.checkpoints.weights import check_fits, fingerprint, load_weights
+from secateur.checkpoints.weights import check_fits, fingerprint, load_weights, reset_settings
 from secateur.decoder import pieces
 from secateur.decoder.pieces import Decoder
 from secateur.errors import BadModel
@@ -65,6 +65,7 @@ class Family(ABC):
     fit: str | None = None
 
     def __init__(self, model: PreTrainedModel, processor: ProcessorMixin, source: str) -> None:
+        reset_settings(model.config)
         self.model: Any = model.eval()
         self.processor: Any = processor
         self.tokenizer: PreTrainedTokenizerFast = self.processor.tokenizer

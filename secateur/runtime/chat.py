@@ -7,11 +7,12 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from secateur.bundle.layout import Ints
-from secateur.errors import BadPrompt, InputError
-from secateur.runtime.cache import KVCache, no_room
+from secateur.errors import InputError
+from secateur.runtime.cache import KVCache
 from secateur.runtime.chain import Chain, Walk
 from secateur.runtime.decoder_inputs import EncodedImages, TokenBatch
 from secateur.runtime.preprocess import Fitted
+from secateur.runtime.prompt_limits import check_fits
 from secateur.runtime.receipt import Answer, GateReceipt, Receipt, Stopwatch
 from secateur.runtime.sampling import Sampler, Sampling, merge
 from secateur.runtime.tokenizer import TextStream, Tokenizer
@@ -97,7 +98,8 @@ class Chat:
             needed = rows.input_ids.shape[1] + sampling.max_new_tokens
             capacity = needed if self.capacity is None else self.capacity
             most = self.chain.backend.most_rows
-            self._check(rows, sampling, capacity if most is None else min(capacity, most), layout.rows)
+            room = capacity if most is None else min(capacity, most)
+            check_fits(self.chain, rows, sampling.max_new_tokens, room, layout.rows)
             cache = self.chain.cache(len(self.fitted), capacity, self.schedule)
             walk = self.chain.prefill(rows, self._encoded, self.schedule, cache, watch)
             self._cache, self.gates, self.kept = cache, walk.gates, walk.kept
@@ -105,7 +107,7 @@ class Chat:
             left = turn.not_cached(cache.position)
             tails = [[*u, *self.tokenizer.next(q)] for u, q in zip(left, questions, strict=True)]
             rows = TokenBatch.pad(tails, self.tokenizer.prompt.pad, cache.position)
-            self._check(rows, sampling, cache.room())
+            check_fits(self.chain, rows, sampling.max_new_tokens, cache.room())
             walk = self.chain.extend(rows, cache, watch)
         self.turn = Turn(self, cache, rows, walk, sampling, watch)
         return self.turn
@@ -124,25 +126,6 @@ class Chat:
         if self._cache is not None and self.turn is not None and self.turn.ended:
             self.chain.give_back(self._cache)
         self._cache, self.turn, self._closed = None, None, True
-
-    def _check(self, rows: TokenBatch, sampling: Sampling, room: int, image: int = 0) -> None:
-        """Check that the rows and the answer fit; the first `image` rows are the images and the text before them."""
-        new, context = sampling.max_new_tokens, self.chain.manifest.dimensions.context
-        text, most = rows.input_ids.shape[1] - image, self.chain.backend.most_text
-        if most is not None and text > most:
-            raise BadPrompt(
-                f"the question has {text} rows with its template, the engines take at most {most}; shorten it, or "
-                "build them with a larger --max-text"
-            )
-        first = self.chain.manifest.layout.numbered(1)[0][0]  # some models count positions from 1
-        needed = int(rows.position_ids.max()) + 1 - first + new
-        if needed > context:
-            raise BadPrompt(
-                f"the prompt and {new} new tokens need {needed} positions, the model has {context}; "
-                "shorten the prompt, begin a new chat, or lower max_new_tokens"
-            )
-        if rows.input_ids.shape[1] + new > room:
-            raise no_room(rows.input_ids.shape[1], room, new)
 
 
 class Turn:

@@ -13,9 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
+from secateur.bundle.user_files import Record, text, text_or_number, visible_files
 from secateur.errors import BadImage, InputError
 from secateur.evaluation.datasets import records
-from secateur.evaluation.datasets.records import Record
 from secateur.evaluation.tasks import base
 from secateur.evaluation.tasks.base import Question, Source
 from secateur.runtime.image import check_header, load_image
@@ -51,8 +51,8 @@ class FolderTask(base.Task):
         self, record: Record, where: str, folders: Sequence[Path], table: dict[str, tuple[str, ...]] | None
     ) -> Question:
         """Return the question of one line; `table` has the answers, or is None if the line has them."""
-        number = records.text(record, where, "question_id", "id")
-        image = records.text(record, where, "image")
+        number = text_or_number(record, where, "question_id", "id")
+        image = text_or_number(record, where, "image")
         path = _image_file(image, where, folders)
         answers = self.answers(record, where)
         if table is not None:
@@ -80,11 +80,11 @@ class FolderTask(base.Task):
         return type(self).__module__.rpartition(".")[2]
 
     def prompt(self, record: Record, where: str) -> str:
-        return PLACEHOLDER.sub("", records.text(record, where, "text", "question")).strip()
+        return PLACEHOLDER.sub("", text(record, where, "text", "question")).strip()
 
     def identity(self, record: Record, where: str) -> str:
         """Return a text that identifies the question."""
-        return records.text(record, where, "question_id", "id")
+        return text_or_number(record, where, "question_id", "id")
 
     def unit(self, record: Record, where: str) -> str:
         """Return the unit of the question; questions of one unit belong together."""
@@ -92,7 +92,7 @@ class FolderTask(base.Task):
 
     def keys(self, record: Record, where: str) -> tuple[str, ...]:
         """Return the keys of the answers in the table, best first; a record of answers is stored under the first."""
-        return (records.text(record, where, "question_id", "id"),)
+        return (text_or_number(record, where, "question_id", "id"),)
 
     def answers(self, record: Record, where: str) -> tuple[str, ...]:
         """Return the reference answers in a record; () if it has none.
@@ -124,7 +124,7 @@ class FolderTask(base.Task):
     def answer_records(self, path: Path) -> Iterator[tuple[str, Record]]:
         files = [path]
         if path.is_dir():
-            files = sorted(p for p in path.iterdir() if p.suffix in (".json", ".jsonl"))
+            files = visible_files(path, (".json", ".jsonl"))
             if not files:
                 raise InputError(f"{path} has no .json or .jsonl file with answers")
         for file in files:
@@ -168,7 +168,7 @@ def _question_file(path: Path) -> Path:
         raise InputError(f"{path} does not exist; give a .jsonl of questions, or its folder")
     if not path.is_dir():
         return path
-    files = sorted(path.glob("*.jsonl"))
+    files = visible_files(path, (".jsonl",))
     if len(files) != 1:
         listed = ", ".join(file.name for file in files) or "none"
         raise InputError(f"{path} must have one .jsonl of questions, it has {listed}; give the file")

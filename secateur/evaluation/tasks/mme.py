@@ -13,9 +13,9 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
+from secateur.bundle.user_files import Record, read_text, text_or_number
 from secateur.errors import InputError
-from secateur.evaluation.datasets import folder, records
-from secateur.evaluation.datasets.records import Record
+from secateur.evaluation.datasets import folder
 from secateur.evaluation.tasks.base import Array, Question, mean
 
 COGNITION = ("code_reasoning", "commonsense_reasoning", "numerical_calculation", "text_translation")
@@ -69,13 +69,13 @@ class Task(folder.FolderTask):
         return f"{super().identity(record, where)}\n{_asked(self.prompt(record, where))}"
 
     def unit(self, record: Record, where: str) -> str:
-        return f"{records.text(record, where, 'category')}/{records.text(record, where, 'image')}"
+        return f"{text_or_number(record, where, 'category')}/{text_or_number(record, where, 'image')}"
 
     def keys(self, record: Record, where: str) -> tuple[str, ...]:
         if "image" not in record:
             return super().keys(record, where)
-        image = PurePosixPath(records.text(record, where, "image")).stem
-        return (f"{records.text(record, where, 'category')}/{image}\n{_asked(self.prompt(record, where))}",)
+        image = PurePosixPath(text_or_number(record, where, "image")).stem
+        return (f"{text_or_number(record, where, 'category')}/{image}\n{_asked(self.prompt(record, where))}",)
 
     def answer_records(self, path: Path) -> Iterator[tuple[str, Record]]:
         texts = sorted(path.rglob("*.txt")) if path.is_dir() else []
@@ -83,7 +83,7 @@ class Task(folder.FolderTask):
             yield from super().answer_records(path)
         for file in texts:
             category = file.relative_to(path).parts[0]
-            for i, line in enumerate(records.read(file).splitlines(), start=1):
+            for i, line in enumerate(read_text(file).splitlines(), start=1):
                 question, tab, answer = line.strip().rpartition("\t")
                 if line.strip() and not tab:
                     raise InputError(f"{file} line {i} is not a question, a tab and its answer")

@@ -11,9 +11,9 @@ import re
 
 import numpy as np
 
+from secateur.bundle.user_files import Record, text, text_or_number
 from secateur.errors import InputError
-from secateur.evaluation.datasets import folder, records
-from secateur.evaluation.datasets.records import Record
+from secateur.evaluation.datasets import folder
 from secateur.evaluation.tasks.base import Array, Question, mean, ratio
 
 
@@ -49,7 +49,7 @@ class Task(folder.FolderTask):
         number = super().keys(record, where)
         if "image" not in record or "text" not in record:
             return number
-        seen = records.text(record, where, "image"), folder.first_line(records.text(record, where, "text"))
+        seen = text_or_number(record, where, "image"), folder.first_line(text(record, where, "text"))
         return ("\n".join(seen), *number)
 
     def checked(self, questions: list[Question]) -> list[Question]:

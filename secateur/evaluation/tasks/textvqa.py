@@ -15,9 +15,9 @@ from __future__ import annotations
 import itertools
 import re
 
+from secateur.bundle.user_files import Record, text_or_number
 from secateur.errors import InputError
-from secateur.evaluation.datasets import folder, records
-from secateur.evaluation.datasets.records import Record
+from secateur.evaluation.datasets import folder
 from secateur.evaluation.tasks.base import Question
 
 ANNOTATORS = 10
@@ -62,9 +62,9 @@ class Task(folder.FolderTask):
         return f"{super().identity(record, where)}\n{_asked(self.prompt(record, where))}"
 
     def keys(self, record: Record, where: str) -> tuple[str, ...]:
-        number = records.text(record, where, "question_id", "id")
+        number = text_or_number(record, where, "question_id", "id")
         if "image_id" in record:  # a record of the annotations
-            number = records.text(record, where, "image_id")
+            number = text_or_number(record, where, "image_id")
         elif "text" not in record and "question" not in record:
             return (number,)
         return (f"{number}\n{_asked(self.prompt(record, where))}", number)
