@@ -33,7 +33,7 @@ from secateur.demo._language import LanguageStage
 from secateur.demo._loop import Stage, train
 from secateur.demo.build import build_model, build_processor
 from secateur.demo.scenes import KINDS, SceneSample, samples
-from secateur.errors import BadModel, BadOutput, InputError
+from secateur.errors import BadModel, BadOutput, InputError, printable
 
 __all__ = ["accuracy", "answers", "main", "make", "save", "train_model"]
 
@@ -62,7 +62,8 @@ def main(argv: list[str] | None = None) -> int:
         shares = accuracy(options.out, options.questions) if options.evaluate else make(options, console)
         console.print(_table(shares))
     except InputError as mistake:
-        console.print(f"secateur: error: {mistake}", highlight=False, soft_wrap=True)
+        said = printable(str(mistake))
+        console.print(f"secateur: error: {said}", highlight=False, markup=False, soft_wrap=True)
         return mistake.exit_code
     return 0
 
