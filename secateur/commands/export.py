@@ -34,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     parser.add_argument("--out", type=Path, help="bundle folder (default: build/MODEL-METHOD)")
     parser.add_argument("--share", type=Path, help="bundle of the same model and dtype whose weight files are linked")
     parser.add_argument("--force", action="store_true", help="replace an existing bundle")
+    parser.add_argument("--all-rows", action="store_true", help="show every check, also passed ones of one kind")
     parser.add_argument("--no-check", action="store_true", help="skip the comparison with torch")
     group = parser.add_argument_group("integer weights of the decoder layers")
     group.add_argument("--quantize", help="int8 or int4 (default: weights stay in --dtype)")
@@ -101,13 +102,14 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "bytes": sum(path.stat().st_size for path in out.rglob("*") if path.is_file()),
         "graph_seconds": exported.seconds,
         "seconds": round(time.perf_counter() - start, 1),
+        **({"all_rows": True} if arguments.all_rows else {}),
     }
 
 
 def show(result: dict[str, Any], console: Console) -> None:
     console.print(tables.schedules(result["schedules"]))
     if result["parity"]:
-        console.print(tables.parity(result["parity"]))
+        console.print(tables.parity(result["parity"], result.get("all_rows", False)))
     else:
         console.print("not checked against torch (--no-check)")
     for warning in result["warnings"]:
