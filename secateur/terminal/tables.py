@@ -68,8 +68,12 @@ def parity(checks: list[dict[str, Any]], every: bool = False) -> Table:
     return made
 
 
-GROUPS = (("chain, .*", "chains"), ("other tokens kept, .*", "of other tokens kept"))
-GROUPS += ((r"segment_\d+", "segments"), (r".*\.\d+", "gates"))
+GROUPS = {
+    "chain, .*": "chains",
+    "other tokens kept, .*": "chains, other tokens kept",
+    r"segment_\d+": "segments",
+    r".*\.\d+": "gates",
+}
 """Patterns of the names of checks that are shown in one row, and the names of these rows."""
 
 
@@ -80,7 +84,7 @@ def alike(rows: list[dict[str, Any]], name: str, every: bool = False) -> dict[st
     """
     groups = dict[str, list[dict[str, Any]]]()
     for row in rows:
-        kind = next((group for pattern, group in GROUPS if re.fullmatch(pattern, row[name])), row[name])
+        kind = next((group for pattern, group in GROUPS.items() if re.fullmatch(pattern, row[name])), row[name])
         groups.setdefault(row[name] if every or not row["passed"] else kind, []).append(row)
     return {f"{len(own)} {group}" if len(own) > 1 else own[0][name]: own for group, own in groups.items()}
 

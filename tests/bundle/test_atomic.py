@@ -64,11 +64,15 @@ def test_leftovers_of_killed_processes_are_removed(tmp_path: Path) -> None:
 def test_files_that_another_thread_or_container_writes_are_left_alone(tmp_path: Path) -> None:
     """They have no common process numbers; the lock is what both see."""
     path = tmp_path / "a.txt"
-    first, second = [], []
+    first, second = list[Path](), list[Path]()
+
+    def inner(partial: Path) -> None:
+        partial.write_text("inner")
+        second.append(partial)
 
     def outer(partial: Path) -> None:
         partial.write_text("outer")
-        atomic.write_with(path, lambda inner: (inner.write_text("inner"), second.append(inner)))
+        atomic.write_with(path, inner)
         first.append(partial)
         assert partial.read_text() == "outer" and path.read_text() == "inner"
 

@@ -218,8 +218,8 @@ def test_what_libraries_log_of_a_checkpoint(tmp_path: Path) -> None:
     shutil.copytree(model_directory(), folder)
     document = json.loads((folder / "config.json").read_text()) | {"use_return_dict": PLANTED}
     (folder / "config.json").write_text(json.dumps(document))
-    words = [sys.executable, "-m", "secateur", "calibrate", "--model", folder, "--method", "random"]
-    done = subprocess.run([*words, "--out", tmp_path / "s.json"], capture_output=True)
+    words = [sys.executable, "-m", "secateur", "calibrate", "--model", str(folder), "--method", "random"]
+    done = subprocess.run([*words, "--out", str(tmp_path / "s.json")], capture_output=True)
     text = done.stderr.decode()
     check(done.stdout.decode(), text)
     assert done.returncode == 2 and r"use_return_dict with value \x1b[2K\rall checks passed" in text

@@ -14,7 +14,7 @@ from secateur.terminal import tables
 
 
 def printed(table: Table) -> list[list[str]]:
-    return [list(cells) for cells in zip(*(column.cells for column in table.columns), strict=True)]  # type: ignore[arg-type]
+    return [list(cells) for cells in zip(*(column.cells for column in table.columns), strict=True)]
 
 
 def one(name: str, error: float, passed: bool = True) -> dict[str, Any]:
