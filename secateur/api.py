@@ -12,7 +12,7 @@ from typing import Any
 
 from secateur import methods, plugins
 from secateur.bundle.atomic import check_folder_free
-from secateur.bundle.reader import MANIFEST
+from secateur.bundle.reader import BUNDLE_FOLDER
 from secateur.bundle.schedule import Schedule
 from secateur.bundle.schedule_file import read_schedule
 from secateur.bundle.strict_json import convert
@@ -287,7 +287,7 @@ def export_bundle(
     how = quantize_weights(quantize, kind, block_size, symmetric, accuracy_level)
     given = [schedules] if isinstance(schedules, Schedule | str | Path) else schedules
     read = [each if isinstance(each, Schedule) else read_schedule(Path(each)) for each in given]
-    check_folder_free(Path(out), force, MANIFEST)
+    check_folder_free(Path(out), force, BUNDLE_FOLDER)
     families = [load(model) if isinstance(model, str) else model] if isinstance(model, str | Family) else model
     if not families:
         raise InputError("no model is given; give a name or a model from secateur.load")

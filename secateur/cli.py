@@ -10,17 +10,18 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 from rich.console import Console
 
 from secateur import commands, plugins
-from secateur.errors import InputError, SecateurError, SecateurWarning
+from secateur.errors import InputError, SecateurError, SecateurWarning, escaped, printable
 from secateur.version import __version__
 
 BASE = ("numpy", "PIL", "tokenizers", "onnxruntime", "rich", "jinja2", "markupsafe")
@@ -47,12 +48,12 @@ def one_line(command: Callable[[], object]) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # characters that the terminal lacks are escaped
     try:
-        with _warnings_in_one_line():
+        with _warnings_in_one_line(), _log_in_lines():
             command()
         if sys.stdout is not None:
             sys.stdout.flush()
     except SecateurError as problem:
-        print(f"secateur: error: {problem}", file=sys.stderr)
+        print(f"secateur: error: {printable(str(problem))}", file=sys.stderr)
         return problem.exit_code
     except ModuleNotFoundError as problem:
         if problem.name is None or problem.name.partition(".")[0] == "secateur":
@@ -67,11 +68,11 @@ def one_line(command: Callable[[], object]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except MemoryError as problem:
-        reason = f" ({problem})" if str(problem) else ""
+        reason = f" ({printable(str(problem))})" if str(problem) else ""
         print(f"secateur: error: out of memory{reason}; close other programs, or ask for less", file=sys.stderr)
         return 2
     except OSError as problem:
-        print(f"secateur: error: {problem}", file=sys.stderr)
+        print(f"secateur: error: {printable(str(problem))}", file=sys.stderr)
         return 2
     return 0
 
@@ -84,14 +85,32 @@ def _warnings_in_one_line() -> Iterator[None]:
 
         def show(message: Warning | str, category: type[Warning], *where: Any, **further: Any) -> None:
             if not issubclass(category, SecateurWarning):
-                usual(message, category, *where, **further)
+                usual(escaped(str(message)), category, *where, **further)
             elif str(message) not in shown:
                 shown.add(str(message))
-                print(f"secateur: warning: {message}", file=sys.stderr)
+                print(f"secateur: warning: {printable(str(message))}", file=sys.stderr)
 
         warnings.simplefilter("always", SecateurWarning)
         warnings.showwarning = show
         yield
+
+
+@contextmanager
+def _log_in_lines() -> Iterator[None]:
+    """Within the block, messages that libraries log are `printable`: they quote files."""
+    usual = logging.getLogRecordFactory()
+
+    def record(*arguments: Any, **further: Any) -> logging.LogRecord:
+        made = usual(*arguments, **further)
+        with suppress(TypeError, ValueError):  # logging reports a wrong format
+            made.msg, made.args = printable(made.getMessage()), ()
+        return made
+
+    logging.setLogRecordFactory(record)
+    try:
+        yield
+    finally:
+        logging.setLogRecordFactory(usual)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -109,9 +128,24 @@ def _run(argv: list[str]) -> None:
     if arguments.json:
         print(json.dumps(result, indent=2))
     else:
-        command.show(result, Printer(highlight=False))
+        console = Printer(highlight=False, markup=False, emoji=False)  # what is printed may be of untrusted files
+        command.show(_for_terminal(result, getattr(command, "TEXTS", ())), console)
     if "failed" in result:  # a check failed; its result is printed above
         raise SecateurError(result["failed"])
+
+
+def _for_terminal(value: Any, texts: Collection[str], shown: Callable[[str], str] = printable) -> Any:
+    """Return a result with every text `printable`; those in the fields `texts` keep their length and lines."""
+    if isinstance(value, str):
+        return shown(value)
+    if isinstance(value, list | tuple):
+        return type(value)(_for_terminal(each, texts, shown) for each in value)
+    if isinstance(value, dict):
+        return {
+            _for_terminal(key, texts): _for_terminal(each, texts, escaped if key in texts else shown)
+            for key, each in value.items()
+        }
+    return value
 
 
 def _parser(argv: list[str]) -> argparse.ArgumentParser:

@@ -17,6 +17,8 @@
         ├── BadPrompt             a prompt that does not fit
         └── BadOutput             an output that exists, or cannot be written
 
+Text of files that others wrote is quoted as it is, and made `printable` where it is printed.
+
 A message is one line: what is wrong, the value, the bound, the fix. What the user should know but is no error is a
 `warnings.warn(text, SecateurWarning)`; the commands print each as one line on stderr, programs may filter them.
 """
@@ -24,10 +26,13 @@ A message is one line: what is wrong, the value, the bound, the fix. What the us
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Iterable
 
 LONGEST = 300
-"""Characters shown of an error of another library."""
+"""Characters shown of an error of another library, and of each end of a longer text."""
+JOINERS = "\u200c\u200d"
+"""Invisible characters that belong to words and emoji."""
 
 
 class SecateurError(Exception):
@@ -101,6 +106,27 @@ class BadPrompt(InputError):
 
 class BadOutput(InputError):
     pass
+
+
+def printable(text: str) -> str:
+    """Return a text of untrusted files for one line of a terminal: escaped, and without its middle if it is long."""
+    shown = escaped(text, keep="")
+    return shown if len(shown) <= 2 * LONGEST else f"{shown[:LONGEST]} ... {shown[-LONGEST:]}"
+
+
+def escaped(text: str, keep: str = "\n\t") -> str:
+    """Return `text` with escapes for the characters that a terminal or browser acts on instead of showing them.
+
+    These are control characters, ends of lines, halves of surrogate pairs, and invisible characters such as those that
+    change the direction of writing.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c in keep or _is_shown(c) else c.encode("unicode_escape").decode() for c in text)
+
+
+def _is_shown(character: str) -> bool:
+    return character in JOINERS or unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
 def first_line(problem: BaseException) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from codecs import BOM_UTF8
 from typing import Any
 
 import torch
@@ -139,6 +140,11 @@ def _check_files(found: Found) -> None:
             f"model '{name}' has no {SINGLE}, and pickles (.bin, .pt) are not read, as they can run code; if you "
             f"trust it, convert it: {fetch}`{_conversion(folder_name)}`, and give --model {folder_name}"
         )
+    for path in sorted(path for path in folder.glob("*.json") if path.is_file()):
+        with path.open("rb") as file:
+            start = file.read(len(BOM_UTF8))
+        if start == BOM_UTF8:
+            raise BadModel(f"{path} begins with a byte order mark, which transformers does not read; save it without")
     for row in PROCESSOR:
         if not any((folder / file).is_file() for file in row):
             raise BadModel(f"model '{name}' has no {' or '.join(row)}; copy it from where the model comes from")

@@ -113,6 +113,10 @@ def write(name: str, content: str) -> Spoil:
     return lambda folder: (folder / name).write_text(content)
 
 
+def mark(name: str) -> Spoil:
+    return lambda folder: write(name, "\ufeff" + (folder / name).read_text())(folder)
+
+
 def config(**fields: Any) -> Spoil:
     """Change fields of config.json; None removes one."""
 
@@ -257,6 +261,11 @@ BAD: dict[str, tuple[Spoil, str]] = {
         config(vision_feature_select_strategy="full"),
         "vision_feature_select_strategy 'full' in config.json is not supported for CLIP, whose .* do not change it",
     ),
+    "a byte order mark": (
+        mark("config.json"),
+        "config.json begins with a byte order mark, which transformers does not",
+    ),
+    "one in a tokenizer": (mark("tokenizer.json"), "tokenizer.json begins with a byte order mark"),
     "no tokenizer": (remove("tokenizer.json"), "has no tokenizer.json or tokenizer.model or vocab.json; copy it from"),
     "no tokenizer settings": (remove("tokenizer_config.json"), "has no tokenizer_config.json; copy it from"),
     "no processor": (remove("processor_config.json"), "has no preprocessor_config.json or processor_config.json; copy"),
@@ -272,6 +281,29 @@ def test_broken_checkpoints(copy: Path, spoil: Spoil, message: str) -> None:
     with pytest.raises(BadModel, match=message) as problem:
         check_usable(load(str(copy)))
     assert "\n" not in str(problem.value)
+
+
+HOW: dict[str, dict[str, Any]] = {
+    "flash attention": {"_attn_implementation": "flash_attention_2"},
+    "flash attention in parts": {"attn_implementation": {"text_config": "flash_attention_2"}},
+    "flash attention, in other words": {"use_flash_attn": True, "attention_implementation": "flash_attention_2"},
+    "a wider dtype": {"dtype": "float32"},
+    "outputs": {"return_dict": False, "output_hidden_states": True, "output_attentions": True},
+    "memory": {"use_cache": False, "chunk_size_feed_forward": 4, "torchscript": True},
+}
+
+
+@pytest.mark.parametrize("fields", HOW.values(), ids=HOW)
+def test_settings_of_how_a_model_runs_change_nothing(copy: Path, demo: Family, fields: dict[str, Any]) -> None:
+    """None of them needs a library, such as flash-attn, or makes another model of it."""
+    config(**fields)(copy)
+    for part in ("text_config", "vision_config"):
+        found = json.loads((copy / "config.json").read_text())[part]
+        config(**{part: found | fields})(copy)
+    other = load(str(copy))
+    assert other.identity == demo.identity
+    ids, pixels = [*demo.conversation.head_ids, 5, 6], np.ones((1, *demo.pixels), np.float32)
+    assert np.allclose(other.logits(ids, pixels), demo.logits(ids, pixels), rtol=0, atol=0)
 
 
 def test_an_index_needs_only_its_weight_map(copy: Path, demo: Family) -> None:

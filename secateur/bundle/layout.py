@@ -214,6 +214,11 @@ class Layout:
         further = range(self.next_position, self.next_position + max(0, rows - self.rows))
         return [[*axis, *further][:rows] for axis in known]
 
+    def positions_used(self, rows: int) -> int:
+        """Return the number of positions of a prompt of `rows` rows; with M-RoPE an image has fewer than rows."""
+        numbered = self.numbered(rows)  # some models count from 1
+        return max(max(axis) for axis in numbered) + 1 - numbered[0][0]
+
     def text_rows(self) -> Iterator[int]:
         """Yield the text rows before the question."""
         row = 0

@@ -9,6 +9,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from secateur.bundle.atomic import OwnFolder
 from secateur.bundle.contract import check_graphs
 from secateur.bundle.manifest import SCHEMA, Manifest
 from secateur.bundle.preprocess import Preprocess
@@ -167,6 +168,23 @@ def _check_file(root: Path, name: str, digest: str | None) -> None:
         raise BadBundle(f"{path} cannot be read ({problem}); {MEND}") from None
     if digest is not None and found != digest.removeprefix("sha256:"):
         raise BadBundle(f"{path} is damaged or was changed: its sha256 differs from the manifest; {MEND}")
+
+
+def is_bundle(folder: Path) -> bool:
+    """Return whether a folder has a manifest as `secateur export` writes it, of any version, damaged or not."""
+    try:
+        if not (folder / MANIFEST).is_file():
+            return False
+        found = json.loads((folder / MANIFEST).read_bytes())
+        graphs, model = found["graphs"], found["model"]
+        known = isinstance(found["schema"], int) and isinstance(model["fingerprint"], str)
+        return known and bool(graphs) and all({"name", "kind", "file"} <= set(graph) for graph in graphs)
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return False
+
+
+BUNDLE_FOLDER = OwnFolder("a bundle", is_bundle, keep="engines")
+"""Bundles may be replaced by `--force`; plans of unchanged graphs stay valid."""
 
 
 def sha256(path: Path) -> str:

@@ -105,7 +105,7 @@ def read_json(cls: type[T], path: Path, error: type[InputError]) -> T:
         error: the file is missing, not JSON, or does not describe a `cls`; names the file and the field.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8-sig"))  # an editor may write a byte order mark
     except FileNotFoundError:
         raise error(f"{path} does not exist") from None
     except (OSError, ValueError, RecursionError) as problem:

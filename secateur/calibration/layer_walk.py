@@ -19,6 +19,7 @@ from secateur.calibration.samples import Sample
 from secateur.checkpoints.streaming import held
 from secateur.decoder import attention
 from secateur.decoder.pieces import Decoder
+from secateur.errors import BadPrompt
 from secateur.families.base import Family
 from secateur.runtime.image import load_image
 from secateur.runtime.preprocess import pixel_values
@@ -73,19 +74,37 @@ def prompts(family: Family, samples: Iterable[Sample], reads: tuple[str, ...] = 
 
     Raises:
         BadImage: the file of a sample is damaged.
+        BadPrompt: the question of a sample is empty, or too long for the model; known before any is encoded.
     """
+    samples = list(samples)
     tokenizer = Tokenizer(family.prompt, copy.deepcopy(family.tokenizer.backend_tokenizer))
+    questions = [_question(sample, tokenizer, family) for sample in samples]
     vision, projector, embed = family.vision(reads), family.projector(), family.embed()
     layout, planes = family.layout, family.dimensions.planes
     at = torch.tensor(layout.vision_rows)
     with held(vision, projector, embed):  # weights of a streamed model are read once for all samples
-        for sample in samples:
+        for sample, question in zip(samples, questions, strict=True):
             pixels = pixel_values(load_image(sample.image), family.preprocess).repeat(layout.images, axis=0)
             encoded = vision(torch.from_numpy(pixels))
             features, *read = encoded if isinstance(encoded, tuple) else (encoded,)
-            ids = torch.tensor([[*layout.ids(family.prompt.pad), *tokenizer.first(sample.question)]])
+            ids = torch.tensor([[*layout.ids(family.prompt.pad), *question]])
             tokens, *read = (x.flatten(0, 1)[None] for x in (projector(features), *read))
             yield Start(embed(ids).index_copy(1, at, tokens), tuple(read[:planes]), tuple(read[planes:]))
+
+
+def _question(sample: Sample, tokenizer: Tokenizer, family: Family) -> list[int]:
+    """Return the token ids after the images, if the prompt fits the model."""
+    layout, context = family.layout, family.dimensions.context
+    try:
+        ids = tokenizer.first(sample.question)
+    except BadPrompt as problem:
+        raise BadPrompt(f"{sample.where}: {problem}") from None
+    if (needed := layout.positions_used(layout.rows + len(ids))) > context:
+        raise BadPrompt(
+            f"{sample.where}: the prompt needs {needed} positions with its images, the model has {context}; shorten "
+            "the text, or leave it out"
+        )
+    return ids
 
 
 def walk(family: Family, start: Sequence[Start], views: Sequence[View]) -> Iterator[LayerRows]:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,8 +10,9 @@ from pathlib import Path
 
 from PIL import Image
 
+from secateur.bundle.user_files import json_lines, text, visible_files
 from secateur.checkpoints.hub import DEMO
-from secateur.errors import InputError
+from secateur.errors import BadImage, InputError
 from secateur.runtime.image import check_header
 
 QUESTION = "Describe the image."
@@ -21,10 +21,14 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 @dataclass(frozen=True)
 class Sample:
-    """`image` may be a file, which is read when it is encoded: hundreds of photographs would fill the memory."""
+    """`image` may be a file, which is read when it is encoded: hundreds of photographs would fill the memory.
+
+    where  file and line, for messages
+    """
 
     image: Image.Image | Path
     question: str
+    where: str = "a sample"
 
 
 def samples(source: str, path: Path | None, count: int, seed: int) -> list[Sample]:
@@ -44,30 +48,28 @@ def samples(source: str, path: Path | None, count: int, seed: int) -> list[Sampl
         from secateur.demo.scenes import samples as generate
 
         return [Sample(s.image, s.question) for s in generate("calibration", count, seed)]
-    pairs = list(_pairs(path))
-    if len(pairs) < count:
-        raise InputError(f"{path} holds {len(pairs)} samples, fewer than {count}; lower --sample-count or add some")
-    chosen = random.Random(seed).sample(pairs, count)
-    for image, _ in chosen:
-        check_header(image)
-    return [Sample(image, question) for image, question in chosen]
+    given = list(_given(path))
+    if len(given) < count:
+        raise InputError(f"{path} holds {len(given)} samples, fewer than {count}; lower --sample-count or add some")
+    chosen = random.Random(seed).sample(given, count)
+    for sample in chosen:
+        _check_header(sample)
+    return chosen
 
 
-def _pairs(path: Path) -> Iterator[tuple[Path, str]]:
+def _check_header(sample: Sample) -> None:
+    assert isinstance(sample.image, Path)
+    try:
+        check_header(sample.image)
+    except BadImage as problem:
+        raise BadImage(str(problem) if sample.where == str(sample.image) else f"{sample.where}: {problem}") from None
+
+
+def _given(path: Path) -> Iterator[Sample]:
     if not path.exists():
         raise InputError(f"samples {path} does not exist; give a folder of images or a .jsonl file")
     if path.is_dir():
-        yield from ((p, QUESTION) for p in sorted(path.iterdir()) if p.suffix.lower() in SUFFIXES)
+        yield from (Sample(image, QUESTION, str(image)) for image in visible_files(path, SUFFIXES))
         return
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as problem:
-        raise InputError(f"samples {path} cannot be read: {problem}") from None
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-            yield path.parent / entry["image"], str(entry["text"] if "text" in entry else entry["question"])
-        except (ValueError, KeyError, TypeError):
-            raise InputError(f'{path} line {number} is not {{"image": ..., "text": ...}}') from None
+    for where, record in json_lines(path):
+        yield Sample(path.parent / text(record, where, "image"), text(record, where, "text", "question"), where)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from secateur.checkpoints.checkpoint import Checkpoint
@@ -19,7 +19,11 @@ from secateur.checkpoints.streaming import value
 from secateur.errors import BadModel
 from secateur.machine import free_memory
 
-PASSING = ("dtype", "torch_dtype", "transformers_version", "architectures", "use_cache", "output_attentions")
+PASSING = {"dtype", "torch_dtype", "transformers_version", "architectures", "use_cache", "output_attentions"}
+PASSING |= {"attn_implementation", "attention_implementation", "use_flash_attn", "use_flash_attention_2", "torchscript"}
+"""Settings that are not part of the fingerprint: they say how a model runs, and not what it computes."""
+USUAL = {"return_dict": True, "output_hidden_states": False, "output_attentions": False, "chunk_size_feed_forward": 0}
+"""Further ones, and the values that transformers gives every model; others would change the type of its outputs."""
 Model = TypeVar("Model", bound=PreTrainedModel)
 
 
@@ -33,6 +37,16 @@ def fingerprint(model: PreTrainedModel) -> str:
         digest.update(f"{name} {tuple(weight.shape)} ".encode())
         digest.update(value(weight).to(torch.float32).contiguous().numpy().data)
     return f"sha256:{digest.hexdigest()}"
+
+
+def reset_settings(config: PretrainedConfig) -> None:
+    """Set the settings in `USUAL` of a configuration and its parts, whatever the checkpoint says."""
+    for name, usual in USUAL.items():
+        if getattr(config, name, usual) != usual:
+            setattr(config, name, usual)
+    for name in config.sub_configs:
+        if isinstance(part := getattr(config, name, None), PretrainedConfig):
+            reset_settings(part)
 
 
 def _lasting(config: Any) -> Any:

@@ -23,6 +23,8 @@ from secateur.terminal.progress_bars import bars
 if TYPE_CHECKING:
     from secateur.runtime import Bundle
 
+TEXTS = ("build", "time")
+"""Fields of the result that are shown whole: commands."""
 HELP = "build TensorRT engines of a bundle, or print the commands"
 
 

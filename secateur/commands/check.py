@@ -36,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     )
     parser.add_argument("--model", help="checkpoint, for the backend torch (default: where the bundle came from)")
     parser.add_argument("--schedules", default="all", help="schedules, as a,b; full is always included (default: all)")
+    parser.add_argument("--all-rows", action="store_true", help="show every graph, also equal ones of one kind")
     parser.add_argument("--atol", type=float, help="allowed difference (default: largest value times 1e-4, fp16 3e-2)")
     parser.add_argument("--rtol", type=float, help="allowed difference relative to the reference (default: 0)")
 
@@ -74,6 +75,8 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "schedules": schedules,
         "graphs": [{**dataclasses.asdict(graph), "passed": graph.passed, "worst": graph.worst.name} for graph in found],
     }
+    if arguments.all_rows:
+        result["all_rows"] = True
     if failed := [f"{graph.graph} ({graph.worst.walk})" for graph in found if not graph.passed]:
         result["failed"] = f"{arguments.backend} differs from {arguments.against} in {', '.join(failed)}"
     return result
@@ -88,15 +91,21 @@ def _open(name: str, bundle: Bundle, device: str | None = None) -> Backend:
 
 
 def show(result: dict[str, Any], console: Console) -> None:
-    """Print one row per graph: the output that differs most, and its schedule. --json has all outputs."""
+    """Print the output that differs most, and its schedule: of each graph, or of all equal ones of a kind."""
     place = f" on {result['device']}" if result["device"] else ""
     title = f"{result['backend']}{place} against {result['against']}"
     made = tables.table(title, "graph", "runs", "worst output", "in", "absolute", "relative", "")
     for column in made.columns:
         column.overflow = "fold"
-    for graph in result["graphs"]:
-        worst = next(output for output in graph["outputs"] if output["name"] == graph["worst"])
+    for name, graphs in tables.alike(result["graphs"], "graph", result.get("all_rows", False)).items():
+        worst = max((_worst(graph) for graph in graphs), key=lambda output: output["relative"])
         figures = f"{worst['absolute']:.2g}", f"{worst['relative']:.2g}"
-        verdict = "ok" if graph["passed"] else "FAILED"
-        made.add_row(graph["graph"], str(graph["runs"]), worst["name"], worst["walk"], *figures, verdict)
+        verdict = "ok" if graphs[0]["passed"] else "FAILED"
+        runs = str(sum(graph["runs"] for graph in graphs))
+        made.add_row(name, runs, worst["name"], worst["walk"], *figures, verdict)
     console.print(made)
+
+
+def _worst(graph: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = next(output for output in graph["outputs"] if output["name"] == graph["worst"])
+    return found

@@ -34,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     parser.add_argument("--out", type=Path, help="bundle folder (default: build/MODEL-METHOD)")
     parser.add_argument("--share", type=Path, help="bundle of the same model and dtype whose weight files are linked")
     parser.add_argument("--force", action="store_true", help="replace an existing bundle")
+    parser.add_argument("--all-rows", action="store_true", help="show every check, also passed ones of one kind")
     parser.add_argument("--no-check", action="store_true", help="skip the comparison with torch")
     group = parser.add_argument_group("integer weights of the decoder layers")
     group.add_argument("--quantize", help="int8 or int4 (default: weights stay in --dtype)")
@@ -46,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> None:
 def run(arguments: argparse.Namespace) -> dict[str, Any]:
     from secateur.api import plan_bundle
     from secateur.bundle.atomic import check_folder_free
-    from secateur.bundle.reader import MANIFEST
+    from secateur.bundle.reader import BUNDLE_FOLDER
     from secateur.bundle.schedule_file import read_schedule
     from secateur.errors import InputError
     from secateur.export.bundle import export, shared_weight_files
@@ -68,7 +69,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
     calibration = calibration_options.calibration(arguments)
     method = arguments.method or (schedules[0].method if schedules else calibration_options.METHOD)
     out = arguments.out or Path("build") / f"{Path(arguments.model.partition('@')[0]).name}-{method.replace(',', '-')}"
-    check_folder_free(out, arguments.force, MANIFEST)
+    check_folder_free(out, arguments.force, BUNDLE_FOLDER)
     family = load(arguments.model, revision=arguments.revision)
     check_blocks(family.decoder.layers, integers)
     if arguments.share:
@@ -103,13 +104,14 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         "bytes": sum(path.stat().st_size for path in out.rglob("*") if path.is_file()),
         "graph_seconds": exported.seconds,
         "seconds": round(time.perf_counter() - start, 1),
+        **({"all_rows": True} if arguments.all_rows else {}),
     }
 
 
 def show(result: dict[str, Any], console: Console) -> None:
     console.print(tables.schedules(result["schedules"]))
     if result["parity"]:
-        console.print(tables.parity(result["parity"]))
+        console.print(tables.parity(result["parity"], result.get("all_rows", False)))
     else:
         console.print("not checked against torch (--no-check)")
     for warning in result["warnings"]:

@@ -17,6 +17,8 @@ from rich.console import Console
 
 from secateur.terminal.progress_bars import bars
 
+TEXTS = ("markdown",)
+"""Fields of the result that are shown whole."""
 HELP = "accuracy and size of one model in several precisions"
 
 

@@ -17,6 +17,8 @@ from rich.console import Console
 from secateur.bundle.sampling import GREEDY, Sampling
 from secateur.terminal import tables
 
+TEXTS = ("question", "answer")
+"""Fields of the result that are shown whole, with their lines; control characters in them are escaped too."""
 HELP = "ask a bundle a question about an image"
 
 
@@ -87,10 +89,15 @@ def _fitted(image: dict[str, Any]) -> str:
     return f"{way}, {scaled}{shown}"
 
 
+def _indented(text: str) -> str:
+    """Indent the further lines of a text, so that none of them looks like a line of ours."""
+    return text.replace("\n", "\n" + " " * 10)
+
+
 def show(result: dict[str, Any], console: Console) -> None:
     receipt = result["receipt"]
-    console.print(f"question  {result['question']}", markup=False, soft_wrap=True)
-    console.print(f"answer    {result['answer']}", markup=False, soft_wrap=True, style="bold")
+    console.print(f"question  {_indented(result['question'])}", soft_wrap=True)
+    console.print(f"answer    {_indented(result['answer'])}", soft_wrap=True, style="bold")
     gates = tables.receipt(receipt["gates"])
     console.print(f"schedule  {receipt['schedule']} ({gates})", markup=False, soft_wrap=True)
     padding = "; ".join(_fitted(image) for image in receipt["images"])

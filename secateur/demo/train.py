@@ -26,16 +26,31 @@ from rich.console import Console
 from rich.table import Table
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
-from secateur.bundle.atomic import atomic_folder, check_folder_free
+from secateur.bundle.atomic import OwnFolder, atomic_folder, check_folder_free
 from secateur.demo import model_directory
 from secateur.demo._dense import DenseStage
 from secateur.demo._language import LanguageStage
 from secateur.demo._loop import Stage, train
 from secateur.demo.build import build_model, build_processor
 from secateur.demo.scenes import KINDS, SceneSample, samples
-from secateur.errors import BadModel, BadOutput, InputError
+from secateur.errors import BadModel, BadOutput, InputError, printable
 
 __all__ = ["accuracy", "answers", "main", "make", "save", "train_model"]
+
+
+REPORT = "training.json"
+
+
+def _is_trained(folder: Path) -> bool:
+    """Return whether a folder has a report of this recipe."""
+    try:
+        found = json.loads((folder / REPORT).read_bytes())
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and {"dense", "language", "accuracy"} <= set(found)
+
+
+TRAINED = OwnFolder("a model of this recipe", _is_trained)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -47,7 +62,8 @@ def main(argv: list[str] | None = None) -> int:
         shares = accuracy(options.out, options.questions) if options.evaluate else make(options, console)
         console.print(_table(shares))
     except InputError as mistake:
-        console.print(f"secateur: error: {mistake}", highlight=False, soft_wrap=True)
+        said = printable(str(mistake))
+        console.print(f"secateur: error: {said}", highlight=False, markup=False, soft_wrap=True)
         return mistake.exit_code
     return 0
 
@@ -55,10 +71,10 @@ def main(argv: list[str] | None = None) -> int:
 def make(options: argparse.Namespace, console: Console) -> dict[str, float]:
     """Train, write and measure the model, and only then replace the old one."""
     model, report = train_model(options, console)
-    with atomic_folder(options.out, options.force, "config.json") as fresh:
+    with atomic_folder(options.out, options.force, TRAINED) as fresh:
         save(model, fresh)
         shares = accuracy(fresh, options.questions)
-        (fresh / "training.json").write_text(json.dumps({**report, "accuracy": shares}, indent=2) + "\n")
+        (fresh / REPORT).write_text(json.dumps({**report, "accuracy": shares}, indent=2) + "\n")
     return shares
 
 
@@ -73,7 +89,7 @@ def _check(options: argparse.Namespace) -> None:
             raise InputError(f"--{name.replace('_', '-')} is {getattr(options, name)}; it must be at least 1")
     if options.workers < 0 or not 0 <= options.seed < 2**32:
         raise InputError("--workers must be at least 0, and --seed between 0 and 4294967295")
-    check_folder_free(options.out, options.force, "config.json")
+    check_folder_free(options.out, options.force, TRAINED)
     if options.resume and not any(options.work.glob("*.pt")):
         raise InputError(f"{options.work} contains no checkpoint; omit --resume")
     if any(options.work.glob("*.pt")) and not options.resume:

@@ -23,10 +23,11 @@ from typing import Any
 
 from secateur.bundle.layout import Layout
 from secateur.bundle.manifest import GraphSpec, Manifest
+from secateur.bundle.reader import BUNDLE_FOLDER
 from secateur.engines.platforms import Platform
 from secateur.errors import BadEngine, InputError
 
-ENGINES = "engines"
+ENGINES = BUNDLE_FOLDER.keep
 ENGINES_FILE = "engines.json"
 TIMING_CACHE = "timing.cache"
 ONNX, WEIGHTS = ".onnx", ".data"

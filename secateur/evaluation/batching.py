@@ -33,6 +33,19 @@ class Timed:
     cache_bytes: int
 
 
+def check_prompts(vlm: Pipeline, task: Task, max_new_tokens: int) -> None:
+    """Check that the bundle takes every question, before the first is asked.
+
+    Raises:
+        BadPrompt: a question is too long; the message names it.
+    """
+    for question in task.questions:
+        try:
+            vlm.check(question.prompt, max_new_tokens)
+        except BadPrompt as problem:
+            raise _named(problem, question) from None
+
+
 def scores(
     vlm: Pipeline, task: Task, names: Sequence[str], max_new_tokens: int, batch: int, progress: Progress
 ) -> dict[str, NDArray[np.float64]]:

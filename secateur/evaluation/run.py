@@ -89,6 +89,7 @@ def evaluate(
     manifest = vlm.bundle.manifest
     longest = settings.max_new_tokens or task.max_new_tokens
     batch = min(settings.batch, vlm.most_batch or settings.batch)
+    batching.check_prompts(vlm, task, longest)
     scores = batching.scores(vlm, task, names, longest, batch, progress)
     times = batching.timed(vlm, task.questions[: settings.timed], names, progress)
     schedules = {name: vlm.bundle.schedule(name) for name in names}

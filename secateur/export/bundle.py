@@ -12,11 +12,10 @@ from pathlib import Path
 from secateur.bundle.atomic import atomic_folder
 from secateur.bundle.layout import VISION, ModelIdentity
 from secateur.bundle.manifest import Bucket, GraphSpec, Manifest, Quantization, ScheduleRef
-from secateur.bundle.reader import MANIFEST, Bundle, sha256
+from secateur.bundle.reader import BUNDLE_FOLDER, MANIFEST, Bundle, sha256
 from secateur.bundle.schedule import FULL, Schedule
 from secateur.bundle.schedule_file import encode
 from secateur.bundle.strict_json import to_json
-from secateur.engines.manifest import ENGINES
 from secateur.engines.version import TARGET as TENSORRT
 from secateur.engines.version import floor
 from secateur.errors import BadBundle, BadSchedule, ExportMismatch, Unparsable
@@ -111,7 +110,7 @@ def export(
     family, graphs = plans[0].family, build_graphs(buckets, target)
     check_blocks(family.decoder.layers, quantization)
     shared = shared_weight_files(share, family, target) if share else {}
-    with atomic_folder(out, force, MANIFEST, keep=ENGINES) as folder:  # plans of unchanged graphs stay valid
+    with atomic_folder(out, force, BUNDLE_FOLDER) as folder:
         layers = family.decoder.layers if quantization else ()
         quantized, inputs = quantized_parameters(layers), target.weights == SHARED
         store = WeightStore(folder / ONNX, model_parts(family), shared, progress, quantized, inputs)

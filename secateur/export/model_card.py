@@ -16,6 +16,7 @@ from secateur.bundle.manifest import Manifest
 from secateur.bundle.schedule import FULL, Budget, Schedule
 from secateur.checkpoints.hub import DEMO, base_model
 from secateur.engines.version import TARGET
+from secateur.errors import printable
 from secateur.export.parity import Parity
 
 CARD = "README.md"
@@ -88,7 +89,7 @@ def _front_matter(manifest: Manifest, schedules: Sequence[Sequence[Schedule]]) -
 
 def _title(source: str) -> str:
     """Return the name of the model, without its local folders."""
-    return " ".join(PurePath(base_model(source) or source).name.split()) or "model"
+    return printable(" ".join(PurePath(base_model(source) or source).name.split())) or "model"
 
 
 def _origin(manifest: Manifest) -> str:

@@ -28,7 +28,7 @@ from secateur.bundle.sampling import Sampling
 from secateur.checkpoints import chat_template, generation, load_processor, tiny_model
 from secateur.checkpoints.streaming import fill, stream
 from secateur.checkpoints.tiny_model import TinyTokenizer
-from secateur.checkpoints.weights import check_fits, fingerprint, load_weights
+from secateur.checkpoints.weights import check_fits, fingerprint, load_weights, reset_settings
 from secateur.decoder import pieces
 from secateur.decoder.check import check_decoder, check_structure, entry_scale, scaled
 from secateur.decoder.pieces import Decoder
@@ -67,6 +67,7 @@ class Family(ABC):
     fit: str | None = None
 
     def __init__(self, model: PreTrainedModel, processor: ProcessorMixin, source: str) -> None:
+        reset_settings(model.config)
         self.model: Any = model.eval()
         self.processor: Any = processor
         self.tokenizer: PreTrainedTokenizerFast = self.processor.tokenizer

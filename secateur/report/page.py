@@ -9,6 +9,8 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from secateur.errors import escaped
+
 Filter = Callable[..., str]
 
 
@@ -22,4 +24,4 @@ def render(folder: Path, filters: Mapping[str, Filter], **values: Any) -> str:
         lstrip_blocks=True,
     )
     page.filters |= filters
-    return page.get_template("page.html").render(**values)
+    return escaped(page.get_template("page.html").render(**values))  # control characters too

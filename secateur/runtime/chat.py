@@ -8,12 +8,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from secateur.bundle.layout import Ints
-from secateur.bundle.sampling import GREEDY, Sampling
-from secateur.errors import BadPrompt, InputError
-from secateur.runtime.cache import KVCache, no_room
+from secateur.bundle.sampling import Sampling
+from secateur.errors import InputError
+from secateur.runtime.cache import KVCache
 from secateur.runtime.chain import Chain, Walk
 from secateur.runtime.decoder_inputs import EncodedImages, TokenBatch
 from secateur.runtime.preprocess import Fitted
+from secateur.runtime.prompt_limits import answer_length
 from secateur.runtime.receipt import Answer, GateReceipt, Receipt, Stopwatch
 from secateur.runtime.sampling import Sampler, merge
 from secateur.runtime.tokenizer import TextStream, Tokenizer, before_stop
@@ -104,8 +105,8 @@ class Chat:
             before = [[*layout.ids(self.tokenizer.image_id), *tail] for tail in tails]
             rows = TokenBatch.prompt(layout, tails, pad)
             limits = [n for n in (self.capacity, self.chain.backend.most_rows) if n is not None]
-            chosen = self._checked(rows, chosen, given, min(limits, default=None), layout.rows)
-            needed = rows.input_ids.shape[1] + chosen.max_new_tokens
+            new = answer_length(self.chain, rows, chosen, given, min(limits, default=None), layout.rows)
+            needed = rows.input_ids.shape[1] + new
             cache = self.chain.cache(len(self.fitted), self.capacity or needed, self.schedule)
             walk = self.chain.prefill(rows, self._encoded, self.schedule, cache, watch)
             self._cache, self.gates, self.kept = cache, walk.gates, walk.kept
@@ -116,9 +117,9 @@ class Chat:
             before = [[*b, *a, *q] for b, a, q in zip(turn.before, turn.answered, further, strict=True)]
             tails = [[*u, *q] for u, q in zip(turn.not_cached(cache.position), further, strict=True)]
             rows = TokenBatch.pad(tails, self.tokenizer.prompt.pad, cache.position)
-            chosen = self._checked(rows, chosen, given, cache.room())
+            new = answer_length(self.chain, rows, chosen, given, cache.room())
             walk = self.chain.extend(rows, cache, watch)
-        self.turn = Turn(self, cache, rows, walk, chosen, watch, before)
+        self.turn = Turn(self, cache, rows, walk, replace(chosen, max_new_tokens=new), watch, before)
         return self.turn
 
     def __enter__(self) -> Chat:
@@ -135,35 +136,6 @@ class Chat:
         if self._cache is not None and self.turn is not None and self.turn.ended:
             self.chain.give_back(self._cache)
         self._cache, self.turn, self._closed = None, None, True
-
-    def _checked(self, rows: TokenBatch, sampling: Sampling, given: bool, room: int | None, image: int = 0) -> Sampling:
-        """Check that the rows and the answer fit, and return the settings.
-
-        given  whether the user gave max_new_tokens; else a longer default of the checkpoint is lowered to what fits
-        room   free rows of the cache; None: as many as needed
-        image  number of first rows that are the images and the text before them
-        """
-        context = self.chain.manifest.dimensions.context
-        text, most = rows.input_ids.shape[1] - image, self.chain.backend.most_text
-        if most is not None and text > most:
-            raise BadPrompt(
-                f"the question has {text} rows with its template, the engines take at most {most}; shorten it, or "
-                "build them with a larger --max-text"
-            )
-        first = self.chain.manifest.layout.numbered(1)[0][0]  # some models count positions from 1
-        used, length = int(rows.position_ids.max()) + 1 - first, rows.input_ids.shape[1]
-        new = sampling.max_new_tokens
-        if not given and new > GREEDY.max_new_tokens:
-            free = min(context - used, new if room is None else room - length)
-            new = max(GREEDY.max_new_tokens, min(new, free))
-        if used + new > context:
-            raise BadPrompt(
-                f"the prompt and {new} new tokens need {used + new} positions, the model has {context}; "
-                "shorten the prompt, begin a new chat, or lower max_new_tokens"
-            )
-        if room is not None and length + new > room:
-            raise no_room(length, room, new)
-        return replace(sampling, max_new_tokens=new)
 
 
 class Turn:

@@ -18,8 +18,10 @@ from secateur.errors import InputError, UnknownName
 from secateur.runtime import backends
 from secateur.runtime.backends.base import Backend
 from secateur.runtime.chat import Chat
+from secateur.runtime.decoder_inputs import TokenBatch
 from secateur.runtime.image import ImageLike
 from secateur.runtime.image_sizes import ImageSizes, Prepared
+from secateur.runtime.prompt_limits import answer_length
 from secateur.runtime.range_check import RangeCheck
 from secateur.runtime.receipt import Answer, Stopwatch
 from secateur.runtime.sampling import merge
@@ -236,6 +238,18 @@ class Pipeline:
                 f"model and backend), got {capacity!r}"
             )
         return self._chat([prepared], 1, schedule, capacity)
+
+    def check(self, prompt: str, max_new_tokens: int) -> None:
+        """Check that a first question fits, without an image: for the smallest of the image sizes.
+
+        Raises:
+            BadPrompt: it is empty, or too long for the model or the engines.
+        """
+        chain = min(map(self._sizes.chain, self.image_sizes), key=lambda chain: chain.manifest.layout.rows)
+        layout = chain.manifest.layout
+        rows = TokenBatch.prompt(layout, [self._tokenizer.first(prompt)], self._tokenizer.prompt.pad)
+        asked = Sampling(max_new_tokens=max_new_tokens)
+        answer_length(chain, rows, asked, True, self._backend.most_rows, layout.rows)
 
     def close(self) -> None:
         """Free all graphs; the pipeline and its chats cannot be used afterwards."""

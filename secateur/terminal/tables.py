@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import groupby
 from typing import Any
 
@@ -89,14 +90,35 @@ def _alike(gates: list[dict[str, Any]], count: str) -> bool:
     return len(gates) > 2 and {(g["kind"], g[count]) for g in gates} == {("route", gates[0][count])}
 
 
-def parity(checks: list[dict[str, Any]]) -> Table:
-    """Return the worst error of each graph and of the whole chain."""
+def parity(checks: list[dict[str, Any]], every: bool = False) -> Table:
+    """Return the worst error of each graph and of the whole chain, see `alike`."""
     made = table("Difference from torch", "checked", "worst relative", "allowed", "")
-    for check in checks:
-        made.add_row(
-            check["name"], f"{check['error']:.2g}", f"{check['tolerance']:.2g}", "ok" if check["passed"] else "FAILED"
-        )
+    for name, rows in alike(checks, "name", every).items():
+        worst = max(rows, key=lambda check: check["error"])
+        numbers = f"{worst['error']:.2g}", f"{worst['tolerance']:.2g}"
+        made.add_row(name, *numbers, "ok" if worst["passed"] else "FAILED")
     return made
+
+
+GROUPS = {
+    "chain, .*": "chains",
+    "other tokens kept, .*": "chains, other tokens kept",
+    r"segment_\d+": "segments",
+    r".*\.\d+": "gates",
+}
+"""Patterns of the names of checks that are shown in one row, and the names of these rows."""
+
+
+def alike(rows: list[dict[str, Any]], name: str, every: bool = False) -> dict[str, list[dict[str, Any]]]:
+    """Group the passed checks of each kind, as "48 gates"; failed checks, and with `every` all, stay alone.
+
+    name  field of a row with the name of what was checked
+    """
+    groups = dict[str, list[dict[str, Any]]]()
+    for row in rows:
+        kind = next((group for pattern, group in GROUPS.items() if re.fullmatch(pattern, row[name])), row[name])
+        groups.setdefault(row[name] if every or not row["passed"] else kind, []).append(row)
+    return {f"{len(own)} {group}" if len(own) > 1 else own[0][name]: own for group, own in groups.items()}
 
 
 PER_LAYER = ("similarity_below_tau", "attention_to_vision", "mean_kl", "staircase")

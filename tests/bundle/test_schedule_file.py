@@ -37,6 +37,12 @@ def test_a_schedule_is_read_with_its_tensors(tmp_path: Path) -> None:
     assert "tensors" not in json.loads((tmp_path / "s.json").read_text())
 
 
+def test_a_byte_order_mark_of_an_editor_is_skipped(tmp_path: Path) -> None:
+    write_schedule(schedule(tensors={}), tmp_path / "s.json")
+    (tmp_path / "s.json").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "s.json").read_bytes())
+    assert read_schedule(tmp_path / "s.json") == schedule(tensors={})
+
+
 def test_without_tensors_it_is_one_file(tmp_path: Path) -> None:
     write_schedule(schedule(tensors={}), tmp_path / "s.json")
     assert [p.name for p in tmp_path.iterdir()] == ["s.json"]

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -21,7 +22,7 @@ from secateur.calibration.layer_walk import layers, positions, prompts, run
 from secateur.calibration.samples import QUESTION, Sample, samples
 from secateur.checkpoints.checkpoint import Entry
 from secateur.checkpoints.streaming import stream
-from secateur.errors import BadImage, BadModel, InputError
+from secateur.errors import BadImage, BadModel, BadPrompt, InputError
 from secateur.families.base import Family
 from secateur.runtime.image import load_image
 from secateur.runtime.preprocess import pixel_values
@@ -271,14 +272,67 @@ def test_a_sample_in_a_file_is_read_when_it_is_encoded(tiny: Family, tmp_path: P
         list(prompts(tiny, [damaged]))
 
 
+def test_hidden_files_and_byte_order_marks(tmp_path: Path) -> None:
+    """macOS writes `._NAME` into archives, and Windows editors a byte order mark."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.PNG")
+    for name in ("._a.PNG", ".DS_Store", "._b.jpg"):
+        (tmp_path / name).write_bytes(b"\0\5\x16\7")
+    (tmp_path / "folder.png").mkdir()
+    assert [sample.image for sample in samples("m", tmp_path, 1, 0)] == [tmp_path / "a.PNG"]
+    line = json.dumps({"image": "a.PNG", "text": "a\u2028b"}, ensure_ascii=False)  # U+2028 ends no line of JSON lines
+    (tmp_path / "q.jsonl").write_text(f"\ufeff{line}\r\n\n", encoding="utf-8")
+    assert [sample.question for sample in samples("m", tmp_path / "q.jsonl", 1, 0)] == ["a\u2028b"]
+
+
+def test_a_text_beyond_the_context_is_refused_before_the_model_runs(
+    tiny: Family, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = tiny.dimensions.context - tiny.layout.rows
+    Image.new("RGB", (8, 8)).save(tmp_path / "0.png")
+    words = [" ".join(["w1"] * count) for count in (1, 300_000)]
+    lines = [json.dumps({"image": "0.png", "text": text}) for text in words]
+    (tmp_path / "q.jsonl").write_text("\n".join(lines))
+    monkeypatch.setattr(type(tiny), "vision", lambda *_: pytest.fail("an image was encoded"))
+    needed = tiny.layout.rows + len(tail(tiny, Sample(Path(), words[1])))
+    said = (
+        rf"q.jsonl line 2: the prompt needs {needed} positions with its images, the model has {free + tiny.layout.rows}"
+    )
+    with pytest.raises(BadPrompt, match=f"{said}; shorten the text"):
+        capture(tiny, samples("m", tmp_path / "q.jsonl", 2, 0), BOTH)
+    with pytest.raises(BadPrompt, match="a sample: the prompt is empty"):
+        capture(tiny, [Sample(Image.new("RGB", (8, 8)), " ")], BOTH)
+
+
+def test_a_text_that_fills_the_context_is_measured(tiny: Family) -> None:
+    around = len(tail(tiny, Sample(Path(), "w1"))) - 1
+    free = tiny.dimensions.context - tiny.layout.rows - around
+    (start,) = prompts(tiny, [Sample(Image.new("RGB", (8, 8)), " ".join(["w1"] * free))])
+    assert start.rows.shape[1] == tiny.dimensions.context
+    with pytest.raises(BadPrompt, match="positions with its images"):
+        list(prompts(tiny, [Sample(Image.new("RGB", (8, 8)), " ".join(["w1"] * (free + 1)))]))
+
+
+BRACKETS = "[" * 2000 + "]" * 2000
+
+
 @pytest.mark.parametrize(
     ("content", "count", "message"),
     [
         ("", 1, "holds 0 samples, fewer than 1"),
         ('{"image": "0.png", "text": "x"}', 2, "holds 1 samples, fewer than 2"),
-        ("nonsense", 1, "line 1 is not"),
-        ('{"image": "0.png"}', 1, "line 1 is not"),
-        ("[]", 1, "line 1 is not"),
+        ("nonsense", 1, "line 1 is not JSON: Expecting value"),
+        ('{"image": "0.png"}', 1, 'line 1 has no "text" or "question"'),
+        ('{"text": "x"}', 1, 'line 1 has no "image"'),
+        ("[]", 1, "line 1 is not a JSON object"),
+        ('{"image": "0.png", "text": null}', 1, 'line 1 has no "text" or "question"'),
+        ('\n{"image": "0.png", "text": 5}', 1, 'line 2: "text" or "question" is 5; it must be text'),
+        ('{"image": "0.png", "text": ["x"]}', 1, r'"text" or "question" is \["x"\]; it must be text'),
+        ('{"image": "0.png", "text": " "}', 1, '"text" or "question" is " "; it must be text'),
+        ('{"image": "0.png", "text": "\\ud800"}', 1, "line 1: .* has half of a surrogate pair"),
+        ('{"image": 3, "text": "x"}', 1, '"image" is 3; it must be text'),
+        ('{"image": "a\\u0000.png", "text": "x"}', 1, "line 1: image .* does not exist"),
+        (f'{{"image": "0.png", "text": {BRACKETS}}}', 1, "line 1 is nested too deeply|it must be text"),
+        (BRACKETS, 1, "line 1 is nested too deeply|line 1 is not a JSON object"),
     ],
 )
 def test_bad_sample_files(tmp_path: Path, content: str, count: int, message: str) -> None:
@@ -295,5 +349,11 @@ def test_bad_sample_requests(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="does not exist"):
         samples("m", tmp_path / "none.jsonl", 1, 0)
     (tmp_path / "q.jsonl").write_text('{"image": "none.png", "text": "x"}')
-    with pytest.raises(BadImage):
+    with pytest.raises(BadImage, match=r"q.jsonl line 1: image .*none.png does not exist"):
         samples("m", tmp_path / "q.jsonl", 1, 0)
+    (tmp_path / "q.jsonl").write_bytes(b'{"text": "\xe9"}')
+    with pytest.raises(InputError, match="q.jsonl is not UTF-8 at byte 10; save it as UTF-8"):
+        samples("m", tmp_path / "q.jsonl", 1, 0)
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    with pytest.raises(InputError, match="pipe.jsonl is not a file"):
+        samples("m", tmp_path / "pipe.jsonl", 1, 0)

@@ -83,6 +83,12 @@ def test_mistakes_are_refused_before_training(tmp_path: Path, capsys: pytest.Cap
     assert main(["--evaluate", "--out", str(tmp_path)]) == 2
     assert "contains no model" in capsys.readouterr().err
 
+    other = tmp_path / "llava-7b"  # a checkpoint, but not one of this recipe
+    other.mkdir()
+    (other / "config.json").write_text("{}")
+    assert main(["--out", str(other), "--force", "--work", str(tmp_path)]) == 2
+    assert "is not a model of this recipe" in capsys.readouterr().err
+
     (tmp_path / "dense.pt").touch()
     assert main(["--out", str(tmp_path / "model"), "--work", str(tmp_path)]) == 2
     assert "--resume" in capsys.readouterr().err

@@ -72,6 +72,10 @@ class Canned:
     def describe(self) -> dict[str, str]:
         return {"GPU": "Orin"}
 
+    def check(self, prompt: str, max_new_tokens: int) -> None:
+        if len(prompt) > 50:
+            raise BadPrompt("the prompt is too long")
+
     def ask(self, image: Any, prompt: Any, schedule: str, max_new_tokens: int, image_size: str | None = None) -> Any:
         if not isinstance(image, list):
             return self.ask([image], [prompt], schedule, max_new_tokens=max_new_tokens)[0]
@@ -208,6 +212,7 @@ def test_a_question_that_cannot_be_asked_is_named(tmp_path: Path) -> None:
     vlm = Canned({"full": set()})
     with pytest.raises(BadPrompt, match=r"question 'q2' \(q.jsonl line 2\): the prompt is too long"):
         result(vlm, Yes(["p0", "p1", "p" * 60, "p3"]))
+    assert not vlm.calls, "known before the first question is asked"
     (tmp_path / "bad.png").write_text("no image")
     with pytest.raises(
         BadImage, match=r"question 'q0' \(q.jsonl line 0\): image .*bad.png is not an image that Pillow"

@@ -167,6 +167,9 @@ def test_rows_fill_the_context_for_any_first_position(first: int, bundle_path: P
         text, new = rows - layout.rows, bundle.manifest.dimensions.context - rows
         assert limits(bundle.manifest, 1, text, new).capacity(layout) == rows + new
         vlm.ask(picture(0), QUESTION, schedule="full", max_new_tokens=new)
+        vlm.check(QUESTION, new)
+        with pytest.raises(BadPrompt, match="need 129 positions, the model has 128"):
+            vlm.check(QUESTION, new + 1)
         with pytest.raises(BadPrompt, match="need 129 positions, the model has 128"):
             vlm.ask(picture(0), QUESTION, schedule="full", max_new_tokens=new + 1)
     with pytest.raises(InputError, match="are 129 rows; the model's context has 128"):

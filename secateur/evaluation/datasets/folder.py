@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Questions in LLaVA's layout: JSON lines of question_id, image and text, with the images in a folder.
+"""Questions in LLaVA's layout, JSON lines of question_id, image and text, or in that of a task's authors.
 
+The images are in a folder; a record that has image_id or imageId instead of image means the file ID.jpg.
 The reference answers are on the same lines (answers, answer or label), or in a separate file that is matched to the
 questions by `keys`; never in both.
 """
@@ -12,13 +13,16 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
+from secateur.bundle.user_files import Record, text, text_or_number, visible_files
 from secateur.errors import BadImage, InputError
 from secateur.evaluation.datasets import records
-from secateur.evaluation.datasets.records import Record
 from secateur.evaluation.tasks import base
 from secateur.evaluation.tasks.base import Question, Source
 from secateur.runtime.image import check_header, load_image
 from secateur.runtime.image_marker import without_markers
+
+SHORTLY = "Answer the question using a single word or phrase."
+"""Added to questions in the layout of GQA's and TextVQA's authors, as LLaVA does."""
 
 
 class FolderTask(base.Task):
@@ -30,17 +34,19 @@ class FolderTask(base.Task):
     def read(self, source: Source) -> Sequence[Question]:
         if source.data is None:
             raise InputError(f"--task {self.name} needs --data: a .jsonl of question_id, image and text, or its folder")
-        file = _question_file(source.data)
+        if not source.data.exists():
+            raise InputError(f"{source.data} does not exist; give a file of questions, or its folder")
         table = self.answer_table(source.answers) if source.answers else None
-        folders = [source.images] if source.images else [file.parent, file.parent / "images"]
+        own = source.data if source.data.is_dir() else source.data.parent
+        folders = [source.images] if source.images else [own, own / "images"]
         found: dict[str, Question] = {}
-        for where, record in records.records(file):
+        for where, record in self.question_records(source.data):
             identity = self.identity(record, where)
             if identity in found:
                 raise InputError(f"{where} repeats question_id '{found[identity].id}' of {found[identity].where}")
             found[identity] = self.question(record, where, folders, table)
         if not found:
-            raise InputError(f"{file} has no questions")
+            raise InputError(f"{source.data} has no questions")
         chosen = base.choose(self.checked(list(found.values())), source.questions, source.seed)
         _check_headers(chosen, folders)
         return chosen
@@ -49,8 +55,8 @@ class FolderTask(base.Task):
         self, record: Record, where: str, folders: Sequence[Path], table: dict[str, tuple[str, ...]] | None
     ) -> Question:
         """Return the question of one line; `table` has the answers, or is None if the line has them."""
-        number = records.text(record, where, "question_id", "id")
-        image = records.text(record, where, "image")
+        number = text_or_number(record, where, "question_id", "id")
+        image = self.image(record, where)
         path = _image_file(image, where, folders)
         answers = self.answers(record, where)
         if table is not None:
@@ -68,7 +74,7 @@ class FolderTask(base.Task):
             load=partial(load_image, path),
             prompt=self.prompt(record, where),
             answers=answers,
-            group=str(next((record[name] for name in self.groups if record.get(name)), "")),
+            group=self.group(record),
             unit=self.unit(record, where),
         )
 
@@ -77,12 +83,26 @@ class FolderTask(base.Task):
         """Name of the task, as in --task."""
         return type(self).__module__.rpartition(".")[2]
 
+    def question_records(self, path: Path) -> Iterator[tuple[str, Record]]:
+        """Yield the place and the record of each question in a file or folder."""
+        yield from records.records(_question_file(path) if path.is_dir() else path)
+
+    def image(self, record: Record, where: str) -> str:
+        """Return the name of the image file."""
+        if record.get("image") is not None:
+            return text_or_number(record, where, "image")
+        return f"{text_or_number(record, where, 'image', 'image_id', 'imageId')}.jpg"
+
+    def group(self, record: Record) -> str:
+        """Return the kind of the question; "" if it has none."""
+        return str(next((record[name] for name in self.groups if record.get(name)), ""))
+
     def prompt(self, record: Record, where: str) -> str:
-        return without_markers(records.text(record, where, "text", "question")).strip()
+        return without_markers(text(record, where, "text", "question")).strip()
 
     def identity(self, record: Record, where: str) -> str:
         """Return a text that identifies the question."""
-        return records.text(record, where, "question_id", "id")
+        return text_or_number(record, where, "question_id", "id")
 
     def unit(self, record: Record, where: str) -> str:
         """Return the unit of the question; questions of one unit belong together."""
@@ -90,7 +110,7 @@ class FolderTask(base.Task):
 
     def keys(self, record: Record, where: str) -> tuple[str, ...]:
         """Return the keys of the answers in the table, best first; a record of answers is stored under the first."""
-        return (records.text(record, where, "question_id", "id"),)
+        return (text_or_number(record, where, "question_id", "id"),)
 
     def answers(self, record: Record, where: str) -> tuple[str, ...]:
         """Return the reference answers in a record; () if it has none.
@@ -122,7 +142,7 @@ class FolderTask(base.Task):
     def answer_records(self, path: Path) -> Iterator[tuple[str, Record]]:
         files = [path]
         if path.is_dir():
-            files = sorted(p for p in path.iterdir() if p.suffix in (".json", ".jsonl"))
+            files = visible_files(path, (".json", ".jsonl"))
             if not files:
                 raise InputError(f"{path} has no .json or .jsonl file with answers")
         for file in files:
@@ -161,13 +181,9 @@ def _check_headers(questions: Sequence[Question], folders: Sequence[Path]) -> No
             raise BadImage(f"{question.where}: {problem}") from None
 
 
-def _question_file(path: Path) -> Path:
-    if not path.exists():
-        raise InputError(f"{path} does not exist; give a .jsonl of questions, or its folder")
-    if not path.is_dir():
-        return path
-    files = sorted(path.glob("*.jsonl"))
+def _question_file(folder: Path) -> Path:
+    files = visible_files(folder, (".jsonl",)) or visible_files(folder, (".json",))
     if len(files) != 1:
         listed = ", ".join(file.name for file in files) or "none"
-        raise InputError(f"{path} must have one .jsonl of questions, it has {listed}; give the file")
+        raise InputError(f"{folder} must have one .jsonl or .json of questions, it has {listed}; give the file")
     return files[0]

@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from secateur.errors import InputError
+from secateur.bundle.user_files import Record, checked_record, json_lines, read_text, text_or_number
 
-Record = dict[str, Any]
 LISTS = ("data", "annotations", "questions")  # names of the list of records in documents of TextVQA, VQA and others
 ANSWERS = ("answers", "answer", "label")
 
@@ -21,39 +20,13 @@ def records(path: Path) -> Iterator[tuple[str, Record]]:
     Raises:
         InputError: the file cannot be read, or a line is not a JSON object.
     """
-    text = read(path)
-    document = _document(text) if path.suffix == ".json" else None
-    if document is not None:
-        for i, record in enumerate(document, start=1):
-            yield _checked(f"{path} entry {i}", record)
+    document = _document(read_text(path)) if path.suffix.lower() == ".json" else None
+    if document is None:
+        yield from json_lines(path)
         return
-    for i, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            try:
-                record = json.loads(line)
-            except (ValueError, RecursionError) as problem:
-                raise InputError(f"{path} line {i} is not JSON: {problem}") from None
-            yield _checked(f"{path} line {i}", record)
-
-
-def read(path: Path) -> str:
-    """Return the text of a file.
-
-    Raises:
-        InputError: it is missing, or cannot be read as UTF-8.
-    """
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist; give a JSON-lines file") from None
-    except (OSError, UnicodeDecodeError) as problem:
-        raise InputError(f"{path} cannot be read: {problem}") from None
-
-
-def _checked(where: str, record: Any) -> tuple[str, Record]:
-    if not isinstance(record, dict):
-        raise InputError(f'{where} is not a JSON object {{"question_id": ..., "image": ..., "text": ...}}')
-    return where, record
+    for i, record in enumerate(document, start=1):
+        where = f"{path} entry {i}"
+        yield where, checked_record(record, where)
 
 
 def _document(text: str) -> list[Any] | None:
@@ -75,21 +48,6 @@ def _document(text: str) -> list[Any] | None:
     ]
 
 
-def text(record: Record, where: str, *names: str) -> str:
-    """Return the first of the fields `names` that the record has, as text.
-
-    Raises:
-        InputError: it has none of them, or the value is empty, or neither text nor number.
-    """
-    value = next((record[name] for name in names if record.get(name) is not None), None)
-    listed = " or ".join(f'"{name}"' for name in names)
-    if value is None:
-        raise InputError(f"{where} has no {listed}")
-    if isinstance(value, bool) or not isinstance(value, str | int | float) or not str(value).strip():
-        raise InputError(f"{where}: {listed} is {json.dumps(value)}; it must be text")
-    return str(value)
-
-
 def answers(record: Record, where: str) -> tuple[str, ...]:
     """Return the reference answers in a record, as text; () if it has none.
 
@@ -101,6 +59,6 @@ def answers(record: Record, where: str) -> tuple[str, ...]:
         return ()
     value = record[name]
     return tuple(
-        text(one if isinstance(one, dict) else {"answer": one}, where, "answer")
+        text_or_number(one if isinstance(one, dict) else {"answer": one}, where, "answer")
         for one in (value if isinstance(value, list) else [value])
     )

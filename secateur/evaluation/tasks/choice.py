@@ -14,9 +14,9 @@ import string
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from secateur.bundle.user_files import Record, text, text_or_number
 from secateur.errors import InputError
-from secateur.evaluation.datasets import folder, records
-from secateur.evaluation.datasets.records import Record
+from secateur.evaluation.datasets import folder
 from secateur.evaluation.tasks.base import Question
 
 INSTRUCTION = "Answer with the option's letter from the given choices directly."
@@ -43,7 +43,7 @@ class Task(folder.FolderTask):
         if record.get("text") is not None:
             return super().prompt(record, where)
         lines = [f"{letter}. {option}" for letter, option in _options(record, where).items()]
-        return "\n".join([records.text(record, where, "question"), *lines, INSTRUCTION])
+        return "\n".join([text(record, where, "question"), *lines, INSTRUCTION])
 
     def score(self, question: Question, answer: str) -> float:
         return float(chosen(answer, question.options) == question.answers[0])
@@ -85,7 +85,7 @@ def _options(record: Record, where: str) -> dict[str, str]:
     for letter, option in lettered:
         if letter not in list(string.ascii_uppercase) or letter in options:
             raise InputError(f"{where}: the options have the letter '{letter}'; each must be one of A to Z, given once")
-        options[letter] = records.text({"option": option}, where, "option")
+        options[letter] = text_or_number({"option": option}, where, "option")
     return options
 
 

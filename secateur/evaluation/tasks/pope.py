@@ -1,25 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
 """POPE (arXiv 2305.10355): questions whether an object is in the image; F1 of "yes", averaged over the categories.
 
-Labels are yes and no. POPE has one file per category (coco_pope_random.json ...): give the folder as --answers. Answers
-are matched by image and question, since the question numbers of the files overlap.
+Labels are yes and no. POPE has one file per category (coco_pope_random.json ...): give the folder as --data, or as
+--answers to questions in LLaVA's layout. Answers are matched by image and question, since the question numbers of the
+files overlap.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 
+from secateur.bundle.user_files import Record, text, text_or_number, visible_files
 from secateur.errors import InputError
 from secateur.evaluation.datasets import folder, records
-from secateur.evaluation.datasets.records import Record
 from secateur.evaluation.tasks.base import Array, Question, mean, ratio
+
+CATEGORY = re.compile("random|popular|adversarial")
 
 
 class Task(folder.FolderTask):
     metric = "f1"
     one_answer = True
+
+    def question_records(self, path: Path) -> Iterator[tuple[str, Record]]:
+        own = [path] if path.is_file() else visible_files(path, (".json",))
+        own = [file for file in own if CATEGORY.search(file.stem) and file.suffix == ".json"]
+        if not own:
+            yield from super().question_records(path)
+        for file in own:
+            category = {"category": CATEGORY.findall(file.stem)[-1]}
+            yield from ((where, category | record) for where, record in records.records(file))
+
+    def identity(self, record: Record, where: str) -> str:
+        return f"{super().identity(record, where)}\n{self.group(record)}"
 
     def score(self, question: Question, answer: str) -> float:
         return float(says_yes(answer) == (question.answers[0].lower() == "yes"))
@@ -49,7 +66,7 @@ class Task(folder.FolderTask):
         number = super().keys(record, where)
         if "image" not in record or "text" not in record:
             return number
-        seen = records.text(record, where, "image"), folder.first_line(records.text(record, where, "text"))
+        seen = text_or_number(record, where, "image"), folder.first_line(text(record, where, "text"))
         return ("\n".join(seen), *number)
 
     def checked(self, questions: list[Question]) -> list[Question]:

@@ -2,8 +2,9 @@
 """TextVQA (arXiv 1904.08920): accuracy against ten annotators.
 
 Each annotator in turn is left out, and the answer scores 1/3 for every other annotator who gave it, at most 1; the
-score is the mean of the ten. TextVQA's annotations (TextVQA_0.5.1_val.json) can be given as --answers. LLaVA uses the
-name of the image as question_id, so questions are identified and matched by image and question.
+score is the mean of the ten. TextVQA's annotations (TextVQA_0.5.1_val.json) can be given as --data, or as --answers to
+questions in LLaVA's layout. LLaVA uses the name of the image as question_id, so questions are identified and matched by
+image and question.
 
 Answers are normalized as in the VQA evaluation (visualqa.org/evaluation.html): lower case, no periods and articles,
 number words as digits, contractions with their apostrophe; punctuation next to a space is removed, other punctuation is
@@ -15,9 +16,9 @@ from __future__ import annotations
 import itertools
 import re
 
+from secateur.bundle.user_files import Record, text_or_number
 from secateur.errors import InputError
-from secateur.evaluation.datasets import folder, records
-from secateur.evaluation.datasets.records import Record
+from secateur.evaluation.datasets import folder
 from secateur.evaluation.tasks.base import Question
 
 ANNOTATORS = 10
@@ -58,13 +59,17 @@ class Task(folder.FolderTask):
         others = (sum(same) - one for one in same)
         return sum(min(1.0, n / 3) for n in others) / len(same)
 
+    def prompt(self, record: Record, where: str) -> str:
+        asked = super().prompt(record, where)
+        return f"{asked}\n{folder.SHORTLY}" if record.get("image") is None and "image_id" in record else asked
+
     def identity(self, record: Record, where: str) -> str:
         return f"{super().identity(record, where)}\n{_asked(self.prompt(record, where))}"
 
     def keys(self, record: Record, where: str) -> tuple[str, ...]:
-        number = records.text(record, where, "question_id", "id")
+        number = text_or_number(record, where, "question_id", "id")
         if "image_id" in record:  # a record of the annotations
-            number = records.text(record, where, "image_id")
+            number = text_or_number(record, where, "image_id")
         elif "text" not in record and "question" not in record:
             return (number,)
         return (f"{number}\n{_asked(self.prompt(record, where))}", number)

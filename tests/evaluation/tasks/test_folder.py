@@ -125,7 +125,7 @@ def test_answers_must_be_in_one_place(folder: Write, tmp_path: Path) -> None:
         (["", "  "], "has no questions"),
         ([ONE, "{"], "line 2 is not JSON"),
         ([ONE, "[1]"], "line 2 is not a JSON object"),
-        ([ONE, "[" * 100_000], "line 2 is not JSON"),
+        ([ONE, "[" * 100_000], "line 2 is nested too deeply"),
         ([{**ONE, "question_id": None}], 'line 1 has no "question_id" or "id"'),
         ([{**ONE, "image": ["a.png"]}], 'line 1: "image" is ["a.png"]; it must be text'),
         ([{**ONE, "text": " "}], "it must be text"),
@@ -171,7 +171,7 @@ def test_wrong_folders(folder: Write, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="it has none"):
         gqa.Task(Source(tmp_path))
     (tmp_path / "latin.jsonl").write_bytes(b'{"text": "\xe9"}')
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="latin.jsonl is not UTF-8 at byte 10"):
         gqa.Task(Source(tmp_path))
     (tmp_path / "other.jsonl").write_text("")
     with pytest.raises(InputError, match="it has latin.jsonl, other.jsonl; give the file"):

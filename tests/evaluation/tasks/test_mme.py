@@ -76,5 +76,5 @@ def test_answers_from_mme_s_own_folder(folder: Write, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"1.txt line 1 is not a question, a tab and its answer"):
         Task(folder(pair("count", "1.png", False), answers=gold))
     (gold / "count" / "1.txt").write_bytes(b"\xff")
-    with pytest.raises(InputError, match=r"1.txt cannot be read"):
+    with pytest.raises(InputError, match=r"1.txt is not UTF-8"):
         Task(folder(pair("count", "1.png", False), answers=gold))
