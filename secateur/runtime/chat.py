@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from secateur.bundle.layout import Ints
@@ -32,6 +32,7 @@ class Chat:
     fitted    how the images of each sample were fitted to the canvas
     capacity  cache rows of the whole chat, before any gate; None: the rows of the first turn
     watch     has the time already spent on the images
+    check     called before each follow-up question
     """
 
     def __init__(
@@ -43,7 +44,9 @@ class Chat:
         schedule: str,
         capacity: int | None,
         watch: Stopwatch,
+        check: Callable[[], None],
     ) -> None:
+        self._check_files = check
         self.chain, self.tokenizer, self.schedule, self.capacity = chain, tokenizer, schedule, capacity
         self.turn: Turn | None = None
         self.gates: tuple[GateReceipt, ...] = ()
@@ -86,6 +89,7 @@ class Chat:
         Raises:
             BadPrompt: a question is empty, or the cache or the model's context is too small; the chat is unchanged.
             InputError: the chat is closed.
+            BadBundle: a file of the bundle was changed or replaced after it was loaded.
         """
         if self._closed:
             raise InputError("this chat is closed; open a new one")
@@ -102,6 +106,7 @@ class Chat:
             walk = self.chain.prefill(rows, self._encoded, self.schedule, cache, watch)
             self._cache, self.gates, self.kept = cache, walk.gates, walk.kept
         else:
+            self._check_files()
             left = turn.not_cached(cache.position)
             tails = [[*u, *self.tokenizer.next(q)] for u, q in zip(left, questions, strict=True)]
             rows = TokenBatch.pad(tails, self.tokenizer.prompt.pad, cache.position)

@@ -164,6 +164,7 @@ class Pipeline:
         Raises:
             BadImage: it is not an image.
             BadPrompt: the prompt is empty, or too long for the model.
+            BadBundle: a file of the bundle was changed or replaced after it was loaded.
             UnknownName: there is no such schedule, image size or option.
             InputError: lists differ in length, an option is out of bounds, or a schedule must be named.
         """
@@ -257,11 +258,12 @@ class Pipeline:
 
     def _chat(self, prepared: list[Prepared], batch: int, schedule: str | None, capacity: int | None) -> Chat:
         """Return a chat about the images of `batch` samples, or of one sample that all share; of one image size."""
+        self.bundle.check_unchanged()
         name, chain, watch = self._schedule(schedule), self._sizes.chain(prepared[0].size), Stopwatch()
         watch.add("preprocess", sum(each.milliseconds for each in prepared))
         encoded = chain.encode(np.concatenate([each.pixels for each in prepared]), name, watch)
         fitted = [each.fitted for each in prepared] * (batch // len(prepared))
-        return Chat(chain, self._tokenizer, encoded, fitted, name, capacity, watch)
+        return Chat(chain, self._tokenizer, encoded, fitted, name, capacity, watch, self.bundle.check_unchanged)
 
     def _schedule(self, name: str | None) -> str:
         names = self.schedules
