@@ -5,6 +5,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+LONGEST_TEXT = 1 << 16
+"""Characters before or after a question; the system prompt is in the head of the layout, as token ids."""
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -21,3 +24,12 @@ class Prompt:
     next: tuple[str, str] | None
     stop: tuple[int, ...]
     pad: int
+
+    def __post_init__(self) -> None:
+        for text in (*self.first, *(self.next or ())):
+            if len(text) > LONGEST_TEXT:
+                raise ValueError(f"a text of the template has {len(text)} characters, the most is {LONGEST_TEXT}")
+            try:
+                text.encode("utf-8")
+            except UnicodeEncodeError:
+                raise ValueError("a text of the template is not valid UTF-8") from None

@@ -38,7 +38,8 @@ class Pipeline:
     def __init__(self, bundle: Bundle, backend: Backend, schedules: Sequence[str] | None = None) -> None:
         self.bundle = bundle
         self._backend = backend
-        self._tokenizer = Tokenizer.read(bundle.prompt, bundle.path("tokenizer.json"))
+        vocabulary = bundle.manifest.dimensions.vocabulary
+        self._tokenizer = Tokenizer.read(bundle.prompt, bundle.path("tokenizer.json"), vocabulary)
         self._sizes = ImageSizes(bundle, backend, schedules)
 
     @classmethod
