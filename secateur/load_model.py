@@ -14,6 +14,8 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from secateur import families, plugins
+from secateur.bundle.regular_file import read_text
+from secateur.checkpoints import config_bounds
 from secateur.checkpoints.checkpoint import INDEX, PICKLES, SINGLE, Checkpoint
 from secateur.checkpoints.hub import DEMO, Found, base_model, resolve
 from secateur.errors import BadModel, SecateurError, first_line
@@ -37,7 +39,9 @@ def load(source: str = DEMO, dtype: torch.dtype = torch.float32, revision: str |
             family that is not supported.
     """
     found = resolve(source, revision)
+    config_bounds.check_files(found.folder)
     config = _read_config(found)
+    config_bounds.check_sizes(found.folder / "config.json")
     family = _family(found, config)
     _check_config(found, config, family.architecture.__name__)
     _check_files(found)
@@ -59,7 +63,7 @@ def _read_config(found: Found) -> dict[str, Any]:
     """Return config.json, which must name a model_type."""
     path = found.folder / "config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(read_text(path))
     except FileNotFoundError:
         raise BadModel(f"model '{found.name}' has no config.json; give the directory that has it") from None
     except (OSError, ValueError, RecursionError) as problem:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from secateur.bundle.regular_file import LARGEST_LIST, read_text
 from secateur.checkpoints.hub import DEMO
 from secateur.errors import InputError
 from secateur.runtime.image import check_header
@@ -60,7 +61,7 @@ def _pairs(path: Path) -> Iterator[tuple[Path, str]]:
         yield from ((p, QUESTION) for p in sorted(path.iterdir()) if p.suffix.lower() in SUFFIXES)
         return
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_text(path, LARGEST_LIST).splitlines()
     except (OSError, UnicodeDecodeError) as problem:
         raise InputError(f"samples {path} cannot be read: {problem}") from None
     for number, line in enumerate(lines, start=1):

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from secateur.bundle.regular_file import LARGEST_LIST, read_text
 from secateur.errors import InputError
 
 Record = dict[str, Any]
@@ -43,7 +44,7 @@ def read(path: Path) -> str:
         InputError: it is missing, or cannot be read as UTF-8.
     """
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return read_text(path, LARGEST_LIST, "utf-8-sig")
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; give a JSON-lines file") from None
     except (OSError, UnicodeDecodeError) as problem:
