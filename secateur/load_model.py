@@ -16,6 +16,8 @@ from transformers.models.auto.modeling_auto import (
 
 from secateur import families, plugins
 from secateur.bundle.reader import Bundle
+from secateur.bundle.regular_file import read_text
+from secateur.checkpoints import config_bounds
 from secateur.checkpoints.checkpoint import PICKLES, SINGLE, Checkpoint
 from secateur.checkpoints.hub import DEMO, Found, base_model, resolve, resolve_again
 from secateur.checkpoints.inventory import Item, check_adapter, files, inventory, warn_unread
@@ -41,8 +43,10 @@ def load(source: str = DEMO, dtype: torch.dtype = torch.float32, revision: str |
             family that is not supported.
     """
     found = resolve(source, revision)
+    config_bounds.check_files(found.folder)
     check_adapter(found.folder, found.name)
     config = _read_config(found)
+    config_bounds.check_sizes(found.folder / "config.json")
     family = _family(found, config)
     _check_config(found, config, family.architecture.__name__)
     _check_files(found)
@@ -96,7 +100,7 @@ def _read_config(found: Found) -> dict[str, Any]:
     """Return config.json, which must name a model_type."""
     path = found.folder / CONFIG
     try:
-        config = json.loads(path.read_text(encoding="utf-8-sig"))
+        config = json.loads(read_text(path, encoding="utf-8-sig"))
     except FileNotFoundError:
         raise BadModel(f"model '{found.name}' has no config.json; give the directory that has it") from None
     except (OSError, ValueError, RecursionError) as problem:

@@ -21,10 +21,12 @@ gate       prune: hidden_states, position_ids, attention_mask, vision_index, out
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from secateur.bundle.manifest import GateRef, GraphSpec, Manifest, TensorSpec
 from secateur.bundle.schedule import ENCODER_GATES, KINDS
+from secateur.bundle.size_limits import MOST_ELEMENTS, MOST_RANK, MOST_ROWS
 from secateur.bundle.symbolic_shape import terms
 from secateur.errors import BadBundle
 
@@ -37,6 +39,7 @@ FRONT = {
 ROTARY = {"rotary_cos", "rotary_sin"}
 CACHED, POSITIONS = ("past_", "new_"), ("position_ids", "full_position_ids", "question_position")
 """Prefixes of tensors whose first two dimensions are dynamic, and of those whose first one may be fixed (axes)."""
+DTYPES = ("float32", "float16", "bfloat16", "int64", "int32", "uint8", "bool")
 ROWS = {"hidden_states", "position_ids", "attention_mask"}
 
 
@@ -51,6 +54,7 @@ def check_graphs(manifest: Manifest) -> None:
             raise BadBundle(f"graph '{graph.name}' has the unknown kind '{graph.kind}'")
         _check_tensors(graph)
     _check_segments(manifest)
+    _check_flow(manifest)
     for bucket in manifest.buckets:
         _check_bucket(bucket)
 
@@ -73,8 +77,19 @@ def _check_bucket(manifest: Manifest) -> None:
 
 
 def _check_tensors(graph: GraphSpec) -> None:
-    if any(not t.shape for t in (*graph.inputs, *graph.outputs)):
-        raise BadBundle(f"graph '{graph.name}' has a tensor without dimensions")
+    for t in (*graph.inputs, *graph.outputs):
+        if not t.shape:
+            raise BadBundle(f"graph '{graph.name}' has a tensor without dimensions")
+        if t.dtype not in DTYPES:
+            raise BadBundle(
+                f"graph '{graph.name}', tensor '{t.name}' has the dtype '{t.dtype[:20]}', not one of {DTYPES}"
+            )
+        elements = math.prod(size for size in t.shape if isinstance(size, int))
+        if len(t.shape) > MOST_RANK or elements > MOST_ELEMENTS:
+            raise BadBundle(
+                f"graph '{graph.name}', tensor '{t.name}' has {len(t.shape)} dimensions and {elements} elements; the "
+                f"most is {MOST_RANK} and {MOST_ELEMENTS}"
+            )
     names = [t.name for t in (*graph.all_inputs, *graph.outputs)]
     if len(set(names)) != len(names):
         raise BadBundle(f"graph '{graph.name}' has two tensors of the same name")
@@ -87,11 +102,34 @@ def _check_tensors(graph: GraphSpec) -> None:
         for dimension in tensor.shape:
             try:
                 if isinstance(dimension, str):
-                    terms(dimension)
+                    largest = max((term for _, term in terms(dimension) if isinstance(term, int)), default=0)
+                    if largest > MOST_ROWS:
+                        raise ValueError(f"dimension '{dimension}' has a number above {MOST_ROWS}")
                 elif dimension < 0:
                     raise ValueError(f"dimension {dimension} is below 0")
             except ValueError as problem:
                 raise BadBundle(f"graph '{graph.name}', tensor '{tensor.name}': {problem}") from None
+
+
+def _check_flow(manifest: Manifest) -> None:
+    """Check that a tensor has the same dtype, rank and fixed sizes in every graph; rows and tokens may differ."""
+    sizes = manifest.dimensions
+    row = [sizes.kv_heads, sizes.head_dim]
+    known: dict[str, tuple[str, list[int], str]] = {}
+    widths = {"hidden_states": sizes.width, "vision_tokens": sizes.width, "logits": sizes.vocabulary}
+    for graph in manifest.graphs:
+        for tensor in (*graph.inputs, *graph.outputs):
+            name, where = tensor.flows_to, f"graph '{graph.name}', tensor '{tensor.name}'"
+            fixed = [size for size in tensor.shape[1 if name == "logits" else 2 :] if isinstance(size, int)]
+            wanted = row if name.startswith(CACHED) else [widths[name]] if name in widths else fixed
+            if fixed != wanted:
+                raise BadBundle(f"{where} ends with {fixed}, the model's dimensions say {wanted}")
+            kind = (f"{tensor.dtype} of {len(tensor.shape)} dimensions", fixed)
+            *other, first = known.setdefault(name, (*kind, graph.name))
+            if name != "pixel_values" and (*other,) != kind:  # the images of each size have their own shape
+                raise BadBundle(
+                    f"{where} is {kind[0]} ending with {fixed}; in graph '{first}' it is {other[0]}, {other[1]}"
+                )
 
 
 def _check_segments(manifest: Manifest) -> None:

@@ -11,6 +11,7 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
+from secateur.bundle.size_limits import DIMENSIONS, MOST_POSITION, MOST_ROWS, check_sizes
 from secateur.errors import BadBundle
 
 Ints = NDArray[np.int64]
@@ -48,7 +49,8 @@ class View:
     stride: int = 0
 
     def __post_init__(self) -> None:
-        if self.start < 0 or min(self.grid) < 1 or self.grid[0] * self.grid[1] != self.tokens:
+        check_sizes("of a view, ", {"start": self.start, "tokens": self.tokens, "stride": self.stride}, MOST_ROWS)
+        if min(self.grid) < 1 or self.grid[0] * self.grid[1] != self.tokens:
             raise BadBundle(
                 f"a view of {self.tokens} tokens from row {self.start} on does not fit the grid {list(self.grid)}"
             )
@@ -92,6 +94,9 @@ class Layout:
 
     def __post_init__(self) -> None:
         row = 0
+        check_sizes("of a prompt, ", {"rows": self.rows}, MOST_ROWS)
+        ends = {f"position {p}": p for axis in self.positions for p in (min(axis, default=0), max(axis, default=0))}
+        check_sizes("of a prompt, ", ends | {"next_position": self.next_position}, MOST_POSITION, -1)
         for run in self.runs:
             first, row = run[0].start, max(view.end for view in run)
             tokens, starts = sum(view.tokens for view in run), [view.start for view in run]
@@ -281,7 +286,6 @@ class Dimensions:
     planes: int = 0
 
     def __post_init__(self) -> None:
-        for name, size in vars(self).items():
-            least = 0 if name == "planes" else 1
-            if type(size) is int and size < least:
-                raise BadBundle(f"{name} is {size}; it must be at least {least}")
+        sizes = {name: getattr(self, name) for name in DIMENSIONS}
+        check_sizes("", {"planes": sizes.pop("planes")}, DIMENSIONS)
+        check_sizes("", sizes, DIMENSIONS, 1)

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import PurePosixPath
 
 from secateur.bundle.layout import Dimensions, Layout, ModelIdentity
+from secateur.bundle.names import check_file, check_names, check_tensor
+from secateur.bundle.size_limits import MOST_LISTED, check_sizes
 from secateur.errors import BadBundle, InputError, UnknownName
 
 SCHEMA = 2
@@ -196,10 +198,7 @@ class Manifest:
                     f"{known[name]}; export the bundle again"
                 )
         schedules = [*self.schedules.items(), *(s for other in self.others for s in other.schedules.items())]
-        for path in (*self.files, *(g.file for g in self.graphs), *(s.file for _, s in schedules)):
-            parts = PurePosixPath(path).parts
-            if not parts or path.startswith("/") or ".." in parts or "\\" in path or ":" in path:
-                raise BadBundle(f"the manifest has the path '{path}' outside of the bundle; export the bundle again")
+        self._check_names([name for name, _ in schedules], [schedule.file for _, schedule in schedules])
         graphs = {g.name for g in self.graphs}
         if len(graphs) != len(self.graphs):
             raise BadBundle("the manifest has a graph twice; export the bundle again")
@@ -207,6 +206,18 @@ class Manifest:
             for gate in schedule.gates:
                 if gate.graph not in graphs:
                     raise BadBundle(f"schedule '{name}' needs the graph '{gate.graph}', which is not in the manifest")
+
+    def _check_names(self, schedules: Sequence[str], files: Sequence[str]) -> None:
+        counts = {"graphs": len(self.graphs), "schedules": len(self.schedules), "files": len(self.files)}
+        check_sizes("the number of ", counts | {"image sizes": 1 + len(self.others)}, MOST_LISTED)
+        weights = self.weights
+        check_names("graph", [graph.name for graph in self.graphs])
+        check_names("schedule", schedules)
+        for file in (*self.files, *(g.file for g in self.graphs), *files, *(w.file for w in weights)):
+            check_file(file)
+        for graph in self.graphs:
+            for tensor in graph.all_inputs + graph.outputs:
+                check_tensor(graph.name, tensor.name)
 
     def graph(self, name: str) -> GraphSpec:
         """Return the graph named `name`.

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from PIL import Image
@@ -14,6 +13,8 @@ Window = tuple[int, int, int, int]
 BLACK = (0, 0, 0)
 MAX_PIXELS = 64_000_000
 """Maximum number of pixels after any step."""
+LARGEST_FACTOR = 1e6
+"""Of rescale, mean and std."""
 FITS = ("letterbox", "stretch", "crop", "square")
 """Ways to fit an image to a canvas; "square" makes its own canvas, the others use that of a bucket.
 
@@ -81,17 +82,20 @@ class Preprocess:
             raise ValueError(f"resample '{self.resample}' is not a filter of Pillow")
         if self.resize is not None and (len(self.resize) not in (1, 2) or min(self.resize) < 1):
             raise ValueError(f"resize {self.resize} must be (edge,) or (height, width), at least 1")
+        if self.resize is not None and max(self.resize) * min(self.resize) > MAX_PIXELS:
+            raise ValueError(f"resize {self.resize} must have at most {MAX_PIXELS} pixels")
         if self.crop is not None and (min(self.crop) < 1 or self.crop[0] * self.crop[1] > MAX_PIXELS):
             raise ValueError(f"crop {self.crop} must be at least 1 x 1, and at most {MAX_PIXELS} pixels")
-        if self.rescale is not None and not 0 < self.rescale < math.inf:
-            raise ValueError(f"rescale {self.rescale} must be a number above 0")
+        if self.rescale is not None and not 0 < self.rescale <= LARGEST_FACTOR:
+            raise ValueError(f"rescale {self.rescale} must be a number above 0, at most {LARGEST_FACTOR}")
         if (self.mean is None) != (self.std is None):
             raise ValueError("mean and std must be given together")
         for name, values in (("mean", self.mean), ("std", self.std)):
+            least = 1 / LARGEST_FACTOR if name == "std" else 0
             if values is not None and (
-                len(values) != 3 or not all(map(math.isfinite, values)) or (name == "std" and 0 in values)
+                len(values) != 3 or not all(least <= abs(value) <= LARGEST_FACTOR for value in values)
             ):
-                raise ValueError(f"{name} {values} must be three numbers{', none of them 0' if name == 'std' else ''}")
+                raise ValueError(f"{name} {values} must be three numbers of {least} to {LARGEST_FACTOR}")
         if self.fit is not None and self.fit not in FITS:
             raise ValueError(f"fit '{self.fit}' is not known; use one of {', '.join(FITS)}")
         if (self.canvas is None) != (self.fit in (None, "square")):
@@ -101,6 +105,10 @@ class Preprocess:
         if self.canvas is not None and (min(self.canvas) < 1 or self.canvas[0] * self.canvas[1] > MAX_PIXELS):
             raise ValueError(f"canvas {self.canvas} must have 1 to {MAX_PIXELS} pixels")
         _check_color(self.fill)
+        made = {tile.resizes[:n] for tile in self.tiles for n in range(1, 1 + len(tile.resizes))}
+        sizes = [*(resizes[-1] for resizes in made), *(tile.window[2:] for tile in self.tiles if tile.window)]
+        if (pixels := sum(height * width for height, width in sizes)) > MAX_PIXELS:
+            raise ValueError(f"the tiles have {pixels} pixels in all, the most is {MAX_PIXELS}")
         if self.tiles and self.whole is None:
             raise ValueError("tiles need a canvas or a fixed size, so that their number does not depend on the image")
         if self.whole is not None and len({tile.size(self.whole) for tile in self.tiles}) > 1:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from secateur.bundle.sampling import Sampling
 
 SCHEMA = 2
+LONGEST_TEXT = 1 << 16
+"""Characters before or after a question; the system prompt is in the head of the layout, as token ids."""
 
 
 @dataclass(frozen=True)
@@ -65,3 +67,10 @@ class Prompt:
     def __post_init__(self) -> None:
         if not 1 <= self.schema <= SCHEMA:
             raise ValueError(f"prompt has schema {self.schema}, this version reads up to {SCHEMA}; install a newer one")
+        for text in (*self.first, *(self.next or ())):
+            if len(text) > LONGEST_TEXT:
+                raise ValueError(f"a text of the template has {len(text)} characters, the most is {LONGEST_TEXT}")
+            try:
+                text.encode("utf-8")
+            except UnicodeEncodeError:
+                raise ValueError("a text of the template is not valid UTF-8") from None

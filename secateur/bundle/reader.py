@@ -6,14 +6,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 from secateur.bundle.atomic import OwnFolder
 from secateur.bundle.contract import check_graphs
+from secateur.bundle.external_data import external_files
 from secateur.bundle.manifest import SCHEMA, Manifest
 from secateur.bundle.preprocess import Preprocess
 from secateur.bundle.prompt import Prompt
+from secateur.bundle.regular_file import Unreadable, open_regular, read_text
 from secateur.bundle.schedule import Schedule
 from secateur.bundle.strict_json import read_json
 from secateur.errors import BadBundle, BadSchedule, UnknownName
@@ -23,12 +27,17 @@ REQUIRED = ("prompt.json", "tokenizer.json")
 MEND = "export the bundle again"
 
 
+Stamp = tuple[int, int, int, int]
+"""Device, inode, size and time of modification (ns) of a file."""
+
+
 @dataclass(frozen=True)
 class Bundle:
     """A checked bundle in the folder `root` (absolute).
 
     steps       preprocessing of every image size
     checkpoint  folder of the model, for the backend that runs it; None: where the manifest says
+    stamps      of graphs and weights, which stay open, by path
     """
 
     root: Path
@@ -36,6 +45,7 @@ class Bundle:
     prompt: Prompt
     steps: tuple[Preprocess, ...]
     checkpoint: str | None = None
+    stamps: Mapping[str, Stamp] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def preprocess(self) -> Preprocess:
@@ -69,8 +79,10 @@ class Bundle:
         for data in (root / "onnx").rglob("*.data"):
             if data.relative_to(root).as_posix() not in manifest.files:
                 raise BadBundle(f"{data} is not in the manifest, so its sha256 cannot be checked; {MEND}")
-        for name, digest in manifest.files.items():
-            _check_file(root, name, digest if verify else None)
+        found = {name: _check_file(root, name, digest if verify else None) for name, digest in manifest.files.items()}
+        stamps = {str(root / name): stamp for name, stamp in found.items() if not name.endswith(".json")}
+        for graph in manifest.graphs:
+            _check_external(root, graph.file, manifest.files)
         for weight in manifest.weights:
             if weight.file not in manifest.files:
                 raise BadBundle(f"{root / MANIFEST} does not list the weight file '{weight.file}'; {MEND}")
@@ -84,7 +96,24 @@ class Bundle:
             _check_schedules(root, bucket)
         prompt = read_json(Prompt, root / "prompt.json", BadBundle)
         _check_tokens(root, manifest, prompt)
-        return cls(root, manifest, prompt, tuple(_steps(root, bucket) for bucket in manifest.buckets))
+        return cls(root, manifest, prompt, tuple(_steps(root, bucket) for bucket in manifest.buckets), stamps)
+
+    def check_unchanged(self) -> None:
+        """Compare inode, size and time of graphs and weights with those at loading; takes microseconds.
+
+        Raises:
+            BadBundle: a file was changed, replaced or removed: a process that maps it would mix old and new weights.
+        """
+        for path, stamp in self.stamps.items():
+            try:
+                same = _stamp(os.stat(path)) == stamp
+            except OSError:
+                same = False
+            if not same:
+                raise BadBundle(
+                    f"{path} was changed, replaced or removed after it was loaded; load the bundle again, and replace "
+                    "a bundle by renaming a new folder, never by writing into its files"
+                )
 
     def path(self, name: str) -> Path:
         """Return the path of the file `name` of the manifest.
@@ -139,7 +168,9 @@ def _manifest(root: Path, given: Path) -> Manifest:
     if not (root / MANIFEST).is_file():
         raise BadBundle(f"{given} is not a bundle, it has no {MANIFEST}; give the folder that `secateur export` wrote")
     try:
-        schema = json.loads((root / MANIFEST).read_text(encoding="utf-8")).get("schema", SCHEMA)
+        schema = json.loads(read_text(root / MANIFEST)).get("schema", SCHEMA)
+    except Unreadable as problem:
+        raise BadBundle(f"{root / MANIFEST} cannot be read: {problem}") from None
     except (OSError, ValueError, AttributeError, RecursionError):
         raise BadBundle(f"{root / MANIFEST} is not a JSON object, it may be truncated; {MEND}") from None
     if schema != SCHEMA:
@@ -147,7 +178,21 @@ def _manifest(root: Path, given: Path) -> Manifest:
     return read_json(Manifest, root / MANIFEST, BadBundle)
 
 
-def _check_file(root: Path, name: str, digest: str | None) -> None:
+def _check_external(root: Path, file: str, listed: Mapping[str, str]) -> None:
+    """Check that a graph takes its weights from files of the manifest, whose hashes are checked."""
+    try:
+        unlisted = sorted(external_files(root / file, file) - listed.keys())
+    except (OSError, ValueError) as problem:
+        raise BadBundle(f"{root / file} is not an ONNX file ({problem}); {MEND}") from None
+    if unlisted:
+        raise BadBundle(f"{root / file} refers to the file {unlisted[0]!r:.300}, which is not in the manifest; {MEND}")
+
+
+def _stamp(status: os.stat_result) -> Stamp:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _check_file(root: Path, name: str, digest: str | None) -> Stamp:
     """Check that a file is a regular file inside the bundle and, unless `digest` is None, has this sha256."""
     path = root / name
     try:
@@ -161,13 +206,16 @@ def _check_file(root: Path, name: str, digest: str | None) -> None:
             raise BadBundle(f"{path} is missing; {MEND}")
         if not path.is_file():
             raise BadBundle(f"{path} is not a regular file; {MEND}")
-        found = None if digest is None else sha256(path)
+        with open_regular(path) as file:
+            stamp = _stamp(os.fstat(file.fileno()))
+            found = None if digest is None else _digest(file)
     except (OSError, RuntimeError, ValueError) as problem:
         if isinstance(problem, BadBundle):
             raise
         raise BadBundle(f"{path} cannot be read ({problem}); {MEND}") from None
     if digest is not None and found != digest.removeprefix("sha256:"):
         raise BadBundle(f"{path} is damaged or was changed: its sha256 differs from the manifest; {MEND}")
+    return stamp
 
 
 def is_bundle(folder: Path) -> bool:
@@ -188,11 +236,15 @@ BUNDLE_FOLDER = OwnFolder("a bundle", is_bundle, keep="engines")
 
 
 def sha256(path: Path) -> str:
-    """Return the hex digest of a file, which is read in pieces."""
+    """Return the hex digest of a regular file, which is read in pieces."""
+    with open_regular(path) as file:
+        return _digest(file)
+
+
+def _digest(file: BinaryIO) -> str:
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
+    while piece := file.read(1 << 20):
+        digest.update(piece)
     return digest.hexdigest()
 
 

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from numpy.typing import NDArray
 
 from secateur.bundle.layout import ModelIdentity
+from secateur.bundle.names import LONGEST_SCHEDULE, is_plain
 from secateur.bundle.strict_json import Json
 from secateur.errors import BadSchedule
 
@@ -133,10 +134,10 @@ class Schedule:
             raise BadSchedule(
                 "positions 'compact' cannot be used with gates of kind 'route', whose rows differ in every layer"
             )
-        if not self.name or not all(c.isalnum() or c in "._-" for c in self.name) or self.name[0] in ".-":
+        if not is_plain(self.name, LONGEST_SCHEDULE):
             raise BadSchedule(
-                f"schedule name '{self.name}' must be of letters, digits, '.', '_' and '-', without '.' or '-' at the "
-                "start"
+                f"schedule name {self.name[:LONGEST_SCHEDULE]!r} must be of letters, digits, '.', '_' and '-', without "
+                f"'.' or '-' at the start, and have at most {LONGEST_SCHEDULE} bytes"
             )
         check_gates(self.gates, self.model.layers, self.model.vision_tokens)
 

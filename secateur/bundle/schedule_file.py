@@ -11,11 +11,14 @@ from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
 from secateur.bundle.atomic import check_file_free, write_bytes
+from secateur.bundle.regular_file import read_bytes
 from secateur.bundle.schedule import Schedule
 from secateur.bundle.strict_json import read_json, to_json
 from secateur.errors import BadOutput, BadSchedule
 
 WEIGHTS = ".safetensors"
+LARGEST_TENSORS = 1 << 30
+"""Bytes of the tensors of a schedule."""
 
 
 def encode(schedule: Schedule) -> dict[str, bytes]:
@@ -63,7 +66,7 @@ def read_schedule(path: Path) -> Schedule:
         return schedule
     beside = path.with_suffix(WEIGHTS)
     try:
-        data = beside.read_bytes()
+        data = read_bytes(beside, LARGEST_TENSORS)
         if f"sha256:{hashlib.sha256(data).hexdigest()}" != schedule.weights:
             raise BadSchedule(f"{beside} is not the file that {path.name} was written with; calibrate again")
         tensors = load(data)

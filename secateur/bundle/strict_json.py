@@ -11,6 +11,7 @@ import typing
 from pathlib import Path
 from typing import Any, TypeVar
 
+from secateur.bundle.regular_file import read_text
 from secateur.errors import InputError
 
 T = TypeVar("T")
@@ -102,10 +103,11 @@ def read_json(cls: type[T], path: Path, error: type[InputError]) -> T:
     """Read a dataclass from a file.
 
     Raises:
-        error: the file is missing, not JSON, or does not describe a `cls`; names the file and the field.
+        error: the file is missing, not a regular file, too large, not JSON, or does not describe a `cls`; names the
+            file and the field.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8-sig"))  # an editor may write a byte order mark
+        data = json.loads(read_text(path, encoding="utf-8-sig"))  # an editor may write a byte order mark
     except FileNotFoundError:
         raise error(f"{path} does not exist") from None
     except (OSError, ValueError, RecursionError) as problem:

@@ -8,6 +8,8 @@ from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
+from secateur.bundle import regular_file
+from secateur.bundle.regular_file import LARGEST_LIST
 from secateur.errors import InputError, first_line
 
 Record = dict[str, Any]
@@ -20,9 +22,7 @@ def read_text(path: Path) -> str:
         InputError: it is missing, is no regular file, or is not UTF-8.
     """
     try:
-        if path.exists() and not path.is_file():
-            raise InputError(f"{path} is not a file; give a text file in UTF-8")
-        return path.read_text(encoding="utf-8-sig")
+        return regular_file.read_text(path, LARGEST_LIST, "utf-8-sig")
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; give the path of a file") from None
     except UnicodeDecodeError as problem:

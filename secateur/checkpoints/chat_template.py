@@ -10,11 +10,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from jinja2 import TemplateError
 from PIL import Image
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from secateur.bundle.prompt import SCHEMA, Prompt, TurnRules
+from secateur.checkpoints.bounded import OutOfBounds, bounded
 from secateur.checkpoints.template_rules import ANSWER, FURTHER, QUESTION, FurtherTurns, further_turns
 from secateur.errors import BadModel, first_line
 from secateur.runtime.tokenizer import Tokenizer
@@ -195,8 +195,8 @@ def _render(processor: Any, messages: list[Message]) -> str:
             )
         template = template["default"]
     try:
-        text = str(processor.apply_chat_template(messages, template, add_generation_prompt=True))
-    except (TemplateError, ValueError, TypeError) as problem:
+        text = bounded(lambda: str(processor.apply_chat_template(messages, template, add_generation_prompt=True)))
+    except OutOfBounds as problem:
         raise BadModel(
             f"the chat template cannot be rendered ({first_line(problem)}); correct chat_template.jinja"
         ) from None

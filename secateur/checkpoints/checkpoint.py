@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
+from secateur.bundle.regular_file import LARGEST_JSON, open_regular, read_text
 from secateur.errors import BadModel
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
@@ -40,7 +42,8 @@ DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-LARGEST_HEADER = 100 << 20
+LARGEST_HEADER = LARGEST_JSON
+MOST_TENSORS = 1 << 18
 MEND = "download it again"
 UNMERGED = re.compile(r"^base_model\.model\.|\.lora_|\.base_layer\.")
 """Names of tensors of an adapter, or of a model that still has one."""
@@ -84,17 +87,19 @@ def entries(path: Path) -> dict[str, Entry]:
         BadModel: it is not a safetensors file, or it is truncated.
     """
     try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
             length = int.from_bytes(file.read(8), "little")
             if not 2 <= length <= min(LARGEST_HEADER, size - 8):
                 raise BadModel(f"{path} is not a safetensors file, or it is truncated; {MEND}")
             header = json.loads(file.read(length))
+        if len(header) > MOST_TENSORS:
+            raise BadModel(f"{path} has {len(header)} tensors, the most is {MOST_TENSORS}; {MEND}")
         header.pop("__metadata__", None)
         found = {name: _entry(path, name, 8 + length, fields) for name, fields in header.items()}
     except OSError as problem:
         raise BadModel(f"{path} cannot be read ({problem.strerror}); {MEND}") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as problem:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as problem:
         if isinstance(problem, BadModel):
             raise
         raise BadModel(f"{path} has a damaged header; {MEND}") from None
@@ -232,9 +237,9 @@ def _checked(folder: Path, tensors: dict[str, Entry]) -> dict[str, Entry]:
 
 def _sharded(folder: Path) -> dict[str, Entry]:
     try:
-        places = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].items()
+        places = json.loads(read_text(folder / INDEX))["weight_map"].items()
         shards = {name: str(file) for name, file in places}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise BadModel(f"{folder / INDEX} has no 'weight_map'; {MEND}") from None
     found = dict[str, Entry]()
     for file in sorted(set(shards.values())):

@@ -138,13 +138,16 @@ def build_lock(folder: Path) -> Iterator[int]:
     Yields the file descriptor of the lock. A process that inherits it also holds the lock, until it exits.
 
     Raises:
-        BadOutput: another build is running there, or the folder cannot be written.
+        BadOutput: another build is running there, the folder cannot be written, or it or something in it is a link.
         BackendMissing: this system is not Linux.
     """
     try:
         import fcntl
     except ImportError:
         raise BackendMissing("plans are built on Linux, also in WSL; this system has no file locks of Unix") from None
+    for path in (folder.parent, folder, *(folder.iterdir() if folder.is_dir() else ())):
+        if path.is_symlink() and (path != folder.parent or path.name == ENGINES):  # a bundle may come with links
+            raise BadOutput(f"{path} is a link, which could lead out of the bundle; remove it")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / ".lock").open("w") as lock:

@@ -23,6 +23,7 @@ from typing import Any
 
 from secateur.bundle.layout import Layout
 from secateur.bundle.manifest import GraphSpec, Manifest
+from secateur.bundle.names import is_plain
 from secateur.bundle.reader import BUNDLE_FOLDER
 from secateur.engines.platforms import Platform
 from secateur.errors import BadEngine, InputError
@@ -32,6 +33,8 @@ ENGINES_FILE = "engines.json"
 TIMING_CACHE = "timing.cache"
 ONNX, WEIGHTS = ".onnx", ".data"
 MAX_WORKSPACE_MIB = 1 << 20
+LONGEST_PLAN = 255
+"""Bytes of the name of a plan."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +73,8 @@ class EnginePlan:
     seconds: float
 
     def __post_init__(self) -> None:
-        if "/" in self.file or "\\" in self.file or self.file in ("", ".", ".."):
-            raise BadEngine(f"{ENGINES_FILE} names '{self.file}', which is outside its folder")
+        if not is_plain(self.file, LONGEST_PLAN, "._-@"):
+            raise BadEngine(f"{ENGINES_FILE} names {self.file[:LONGEST_PLAN]!r}, which is outside its folder")
         if self.memory < 0 or not self.seconds >= 0:
             raise BadEngine(f"the plan '{self.graph}' needs {self.memory} bytes and took {self.seconds} s")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur.bundle.atomic import write_bytes
+from secateur.bundle.regular_file import LARGEST_LIST, read_bytes
 from secateur.errors import BadOutput
 
 logger = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ class RuntimeCache:
 
     def _read(self) -> None:
         try:
-            data = self._path.read_bytes()
+            data = read_bytes(self._path, LARGEST_LIST)
         except OSError:
             return
         digest, blob = data[:DIGEST], data[DIGEST:]

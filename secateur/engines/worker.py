@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from secateur.bundle.atomic import write_bytes
+from secateur.bundle.regular_file import LARGEST_LIST, read_bytes
 from secateur.engines.builder import Build, one_line
 from secateur.engines.device import profile_difference
 from secateur.engines.jobs import serve
@@ -68,7 +69,7 @@ def build(job: Job) -> Result:
 
 def _use_timing_cache(config: Any, path: Path) -> str:
     """Use the timing cache in the file, or a new one. Return a warning if the file is not usable, else ""."""
-    blob = path.read_bytes() if path.exists() else b""
+    blob = read_bytes(path, LARGEST_LIST) if path.exists() else b""
     cache = config.create_timing_cache(blob)
     if cache is not None and config.set_timing_cache(cache, ignore_mismatch=False):
         return ""

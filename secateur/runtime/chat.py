@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -35,6 +35,7 @@ class Chat:
     fitted    how the images of each sample were fitted to the canvas
     capacity  cache rows of the whole chat, before any gate; None: the rows of the first turn
     watch     has the time already spent on the images
+    check     called before each follow-up question
     """
 
     def __init__(
@@ -46,7 +47,9 @@ class Chat:
         schedule: str,
         capacity: int | None,
         watch: Stopwatch,
+        check: Callable[[], None],
     ) -> None:
+        self._check_files = check
         self.chain, self.tokenizer, self.schedule, self.capacity = chain, tokenizer, schedule, capacity
         self.turn: Turn | None = None
         self.gates: tuple[GateReceipt, ...] = ()
@@ -92,6 +95,7 @@ class Chat:
             BadPrompt: a question is empty, or the cache or the model's context is too small; or the chat template
                 changes an earlier answer. The chat is unchanged.
             InputError: an option is out of bounds, or the chat is closed.
+            BadBundle: a file of the bundle was changed or replaced after it was loaded.
         """
         chosen = merge(self.tokenizer.prompt.sampling if sampling is None else sampling, options or {})
         given = sampling is not None or "max_new_tokens" in (options or {})
@@ -111,6 +115,7 @@ class Chat:
             walk = self.chain.prefill(rows, self._encoded, self.schedule, cache, watch)
             self._cache, self.gates, self.kept = cache, walk.gates, walk.kept
         else:
+            self._check_files()
             further = [self.tokenizer.next(q) for q in questions]
             for answer in turn.answered:
                 self.tokenizer.check_repeated(answer)

@@ -42,7 +42,8 @@ class Pipeline:
     def __init__(self, bundle: Bundle, backend: Backend, schedules: Sequence[str] | None = None) -> None:
         self.bundle = bundle
         self._backend = backend
-        self._tokenizer = Tokenizer.read(bundle.prompt, bundle.path("tokenizer.json"))
+        vocabulary = bundle.manifest.dimensions.vocabulary
+        self._tokenizer = Tokenizer.read(bundle.prompt, bundle.path("tokenizer.json"), vocabulary)
         self._sizes = ImageSizes(bundle, backend, schedules)
 
     @classmethod
@@ -175,6 +176,7 @@ class Pipeline:
         Raises:
             BadImage: it is not an image.
             BadPrompt: the prompt is empty, or too long for the model.
+            BadBundle: a file of the bundle was changed or replaced after it was loaded.
             UnknownName: there is no such schedule, image size or option.
             InputError: lists differ in length, an option is out of bounds, or a schedule must be named.
         """
@@ -289,11 +291,12 @@ class Pipeline:
 
     def _chat(self, prepared: list[Prepared], batch: int, schedule: str | None, capacity: int | None) -> Chat:
         """Return a chat about the images of `batch` samples, or of one sample that all share; of one image size."""
+        self.bundle.check_unchanged()
         name, chain, watch = self._schedule(schedule), self._sizes.chain(prepared[0].size), Stopwatch()
         watch.add("preprocess", sum(each.milliseconds for each in prepared))
         encoded = chain.encode(np.concatenate([each.pixels for each in prepared]), name, watch)
         fitted = [each.fitted for each in prepared] * (batch // len(prepared))
-        return Chat(chain, self._tokenizer, encoded, fitted, name, capacity, watch)
+        return Chat(chain, self._tokenizer, encoded, fitted, name, capacity, watch, self.bundle.check_unchanged)
 
     def _schedule(self, name: str | None) -> str:
         names = self.schedules

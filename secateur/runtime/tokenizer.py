@@ -11,8 +11,9 @@ from typing import Any
 import tokenizers
 
 from secateur.bundle.prompt import Prompt
-from secateur.errors import BadBundle, BadPrompt
+from secateur.errors import BadBundle, BadPrompt, InputError
 from secateur.runtime.image_marker import without_markers
+from secateur.runtime.tokenizer_file import panics, read_tokenizer
 
 ANCHOR = "\U0010fffe"
 """A Unicode noncharacter: text from other programs should not contain it."""
@@ -39,16 +40,22 @@ class Tokenizer:
         self._plain: LiteralTokenizer | None = None
 
     @classmethod
-    def read(cls, prompt: Prompt, path: Path) -> Tokenizer:
-        """Read a tokenizer.json.
+    def read(cls, prompt: Prompt, path: Path, vocabulary: int | None = None) -> Tokenizer:
+        """Read a tokenizer.json, and encode and decode a question.
+
+        vocabulary  number of token ids of the model; None: not compared
 
         Raises:
-            BadBundle: `path` is not a tokenizer.json.
+            BadBundle: see `read_tokenizer`; or it cannot encode a question.
         """
+        made = read_tokenizer(path, BadBundle, vocabulary)
+        with panics(f"{path} is not a tokenizer.json of this bundle", BadBundle):
+            tokenizer = cls(prompt, made)
         try:
-            return cls(prompt, tokenizers.Tokenizer.from_file(str(path)))
-        except Exception as problem:
-            raise BadBundle(f"{path} is not a tokenizer.json ({problem}); export the bundle again") from None
+            tokenizer.decode(tokenizer.first("What is 1 + 1?"))
+        except InputError as problem:
+            raise BadBundle(f"{path}: {problem}; export the bundle again") from None
+        return tokenizer
 
     def first(self, question: str) -> list[int]:
         """Return the token ids between the last image token and the answer.
@@ -95,7 +102,8 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of `ids`, without special tokens."""
-        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        with panics("the tokenizer cannot decode the answer", BadBundle):
+            text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
         return text
 
     def _encode(self, question: str, around: tuple[str, str]) -> list[int]:
@@ -111,6 +119,10 @@ class Tokenizer:
         question = self.prompt.question.trim(question)
         if part := self.prompt.question.rewrites(question):
             raise BadPrompt(f"the chat template rewrites a question that contains {part!r}; leave it out")
+        with panics("the tokenizer cannot encode the question", BadBundle):
+            return self._question(question, around)
+
+    def _question(self, question: str, around: tuple[str, str]) -> list[int]:
         before, after = self._template(around[0]), self._template(around[1])
         whole = self._template(around[0] + question + around[1])
         if self._specials(whole, question) == self._specials(before + after, question):

@@ -38,6 +38,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from secateur.bundle.regular_file import LARGEST_LIST, read_bytes
 from secateur.errors import BadMeasurement
 
 TIMES, PROFILE, INFO = "--exportTimes", "--exportProfile", "--exportLayerInfo"
@@ -65,7 +66,7 @@ def read(path: Path, flag: str) -> str:
         BadMeasurement: it cannot be read, is empty, or another flag wrote it.
     """
     try:
-        text = path.read_bytes().decode("utf-8", errors="backslashreplace")
+        text = read_bytes(path, LARGEST_LIST).decode("utf-8", errors="backslashreplace")
     except FileNotFoundError:
         raise BadMeasurement(f"{path} does not exist; {_mend(path, flag)}") from None
     except OSError as problem:

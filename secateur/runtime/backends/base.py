@@ -124,23 +124,27 @@ def check_buffers(graph: GraphSpec, inputs: Mapping[str, Any], outputs: Mapping[
     """Check that buffers have the type `kind` and match `graph`; a run uses addresses only and cannot check them.
 
     Raises:
-        ValueError: a tensor is missing, unknown, not contiguous, or of another dtype or shape.
+        InputError: a tensor is missing, unknown, not contiguous, or of another dtype or shape.
     """
     for specs, buffers in ((graph.inputs, inputs), (graph.outputs, outputs)):
         if {spec.name for spec in specs} != buffers.keys():
             wanted = ", ".join(spec.name for spec in specs)
-            raise ValueError(f"graph '{graph.name}' takes {wanted}; got {', '.join(buffers)}")
+            raise InputError(f"graph '{graph.name}' takes {wanted}; got {', '.join(buffers)}")
         for spec in specs:
             buffer = buffers[spec.name]
             if not isinstance(buffer, kind) or not buffer.contiguous:
-                raise ValueError(f"graph '{graph.name}': {spec.name} is not a contiguous buffer of this backend")
+                raise InputError(f"graph '{graph.name}': {spec.name} is not a contiguous buffer of this backend")
             if buffer.dtype != np.dtype(spec.dtype):
-                raise ValueError(f"graph '{graph.name}': {spec.name} is {buffer.dtype}, not {spec.dtype}")
-    symbols = bind(graph.inputs, {name: buffer.shape for name, buffer in inputs.items()})
-    for name, shape in resolve_shapes(graph.outputs, symbols).items():
+                raise InputError(f"graph '{graph.name}': {spec.name} is {buffer.dtype}, not {spec.dtype}")
+    try:
+        symbols = bind(graph.inputs, {name: buffer.shape for name, buffer in inputs.items()})
+        shapes = resolve_shapes(graph.outputs, symbols)
+    except ValueError as problem:
+        raise InputError(f"graph '{graph.name}' does not support these inputs: {problem}") from None
+    for name, shape in shapes.items():
         if shape != outputs[name].shape:
             got = list(outputs[name].shape)
-            raise ValueError(f"graph '{graph.name}': {name} needs the shape {list(shape)}, not {got}")
+            raise InputError(f"graph '{graph.name}': {name} needs the shape {list(shape)}, not {got}")
 
 
 def register_dtype(dtype: str) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 
 from secateur.bundle.manifest import GraphSpec, TensorSpec, WeightSpec
 from secateur.bundle.reader import Bundle
-from secateur.errors import BackendMissing, BadBundle, SecateurError, first_line
+from secateur.errors import BackendMissing, BadBundle, InputError, SecateurError, first_line
 from secateur.machine import free_memory
 from secateur.runtime.backends import base
 from secateur.runtime.backends.base import BF16, Array, check_buffers, check_device, check_slices
@@ -66,7 +66,7 @@ class HostBuffer:
     def write(self, source: base.Buffer | Array) -> None:
         array = source if isinstance(source, np.ndarray) else source.numpy()
         if array.shape != self.shape or array.dtype != self.dtype:
-            raise ValueError(
+            raise InputError(
                 f"cannot write {array.dtype} {list(array.shape)} into a buffer of {self.dtype} {list(self.shape)}"
             )
         np.copyto(self._array, array)

@@ -13,6 +13,7 @@ from typing import Any
 
 from secateur.bundle.manifest import GraphSpec, TensorSpec
 from secateur.bundle.reader import Bundle
+from secateur.bundle.regular_file import open_regular
 from secateur.bundle.strict_json import read_json
 from secateur.engines.builder import one_line
 from secateur.engines.device import Recorder, profile_difference, recorder
@@ -98,7 +99,7 @@ class Plans:
         if plan.source != self._key(graph, plan, self.engines):
             raise BadEngine(f"{path} was built from another export of this bundle; {self.mend}")
         try:
-            with path.open("rb") as file:
+            with open_regular(path) as file:
                 blob = mmap(file.fileno(), 0, access=ACCESS_READ)
         except OSError as problem:
             raise BadEngine(f"{path} cannot be read ({problem.strerror}); {self.mend}") from None
