@@ -96,7 +96,8 @@ class Bundle:
             _check_schedules(root, bucket)
         prompt = read_json(Prompt, root / "prompt.json", BadBundle)
         _check_tokens(root, manifest, prompt)
-        return cls(root, manifest, prompt, tuple(_steps(root, bucket) for bucket in manifest.buckets), stamps)
+        steps = tuple(_steps(root, bucket) for bucket in manifest.buckets)
+        return cls(root, manifest, prompt, steps, stamps=stamps)
 
     def check_unchanged(self) -> None:
         """Compare inode, size and time of graphs and weights with those at loading; takes microseconds.

@@ -355,5 +355,5 @@ def test_bad_sample_requests(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="q.jsonl is not UTF-8 at byte 10; save it as UTF-8"):
         samples("m", tmp_path / "q.jsonl", 1, 0)
     os.mkfifo(tmp_path / "pipe.jsonl")
-    with pytest.raises(InputError, match="pipe.jsonl is not a file"):
+    with pytest.raises(InputError, match="pipe.jsonl cannot be read: it is not a regular file"):
         samples("m", tmp_path / "pipe.jsonl", 1, 0)
