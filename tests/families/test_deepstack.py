@@ -87,7 +87,10 @@ def test_pruned_logits(case: tuple[Family, Pipeline], name: str) -> None:
         ids = [*family.layout.ids(family.image_token_id), *checks.tokenizer(family).first(checks.QUESTION)]
         given = family.inputs(torch.tensor([ids]), checks.pixels(family, (checks.picture(seed),)))
         image = torch.tensor(ids).eq(family.image_token_id).nonzero()[:, 0]
-        with torch.inference_mode(), hooked(list(family.decoder.layers), image, kept_by_layer(gates, answer.kept), route):
+        with (
+            torch.inference_mode(),
+            hooked(list(family.decoder.layers), image, kept_by_layer(gates, answer.kept), route),
+        ):
             expected = family.model(**given).logits[0, -1].numpy()
         assert checks.close(answer.first_logits, expected)
         with torch.inference_mode():
