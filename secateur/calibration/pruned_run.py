@@ -86,7 +86,7 @@ def pruned_prompts(
         BadImage: the file of a sample is damaged.
     """
     layout, planes = family.layout, family.dimensions.planes
-    embed, projector = family.decoder.embed, family.projector()
+    embed, projector = family.embed(), family.projector()
     tokenizer = Tokenizer(family.prompt, copy.deepcopy(family.tokenizer.backend_tokenizer))
     whole, every = [view.tokens for view in layout.image_views], {each for own in schedules for each in own}
     chosen = {each: each.of(gate, whole) for each in every if (gate := each.gate(0, "vision"))}
