@@ -105,7 +105,8 @@ def place_gates(family: Family, layout: Layout, schedule: Schedule, suffix: str 
         name, since = f"{schedule.name}{suffix}.{number}", since if routed else gate.layer
         placed.append(PlacedGate(name, schedule, gate, selectors, before, routed, since))
         left = spans(layout, [part.keep for part in gate.of_views])
-        alive, routed, since = *((whole, left) if gate.kind == "route" else (left, None)), gate.layer
+        alive, routed = (whole, left) if gate.kind == "route" else (left, None)
+        since = gate.layer
     return placed
 
 
