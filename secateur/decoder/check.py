@@ -30,23 +30,6 @@ class _Entered(Exception):
     """Carries the rows that enter the first layer."""
 
 
-class Scaled(nn.Module):
-    """Multiply the rows of a module by a factor."""
-
-    def __init__(self, module: nn.Module, factor: float) -> None:
-        super().__init__()
-        self.module, self.factor = module, factor
-
-    def forward(self, given: Tensor) -> Tensor:
-        rows: Tensor = self.module(given)
-        return rows * self.factor
-
-
-def scaled(module: nn.Module, factor: float) -> nn.Module:
-    """Return `module` with its rows multiplied by `factor`; itself if that is 1."""
-    return module if factor == 1 else Scaled(module, factor)
-
-
 def check_structure(text: nn.Module) -> None:
     """Check that a language model of transformers has the pieces of a segment, and dense layers.
 

@@ -51,6 +51,23 @@ def dimensions(text: Any, vision_width: int, **further: Any) -> Dimensions:
     )
 
 
+class Scaled(nn.Module):
+    """Multiply the rows of a module by a factor."""
+
+    def __init__(self, module: nn.Module, factor: float) -> None:
+        super().__init__()
+        self.module, self.factor = module, factor
+
+    def forward(self, given: Tensor) -> Tensor:
+        rows: Tensor = self.module(given)
+        return rows * self.factor
+
+
+def scaled(module: nn.Module, factor: float) -> nn.Module:
+    """Return `module` with its rows multiplied by `factor`; itself if that is 1."""
+    return module if factor == 1 else Scaled(module, factor)
+
+
 @dataclass(frozen=True)
 class Decoder:
     """Modules of the language model, named as in transformers' decoder-only classes.

@@ -30,8 +30,8 @@ from secateur.checkpoints.streaming import fill, stream
 from secateur.checkpoints.tiny_model import TinyTokenizer
 from secateur.checkpoints.weights import check_fits, fingerprint, load_weights, reset_settings
 from secateur.decoder import pieces
-from secateur.decoder.check import check_decoder, check_structure, entry_scale, scaled
-from secateur.decoder.pieces import Decoder
+from secateur.decoder.check import check_decoder, check_structure, entry_scale
+from secateur.decoder.pieces import Decoder, scaled
 from secateur.errors import BadModel
 from secateur.vision.preprocessing import StepsFunction, preprocess
 
