@@ -76,9 +76,18 @@ class Canned:
         if len(prompt) > 50:
             raise BadPrompt("the prompt is too long")
 
-    def ask(self, image: Any, prompt: Any, schedule: str, max_new_tokens: int, image_size: str | None = None) -> Any:
+    def ask(
+        self,
+        image: Any,
+        prompt: Any,
+        schedule: str,
+        max_new_tokens: int,
+        temperature: float,
+        image_size: str | None = None,
+    ) -> Any:
+        assert temperature == 0, "an evaluation draws nothing at random, whatever the checkpoint says"
         if not isinstance(image, list):
-            return self.ask([image], [prompt], schedule, max_new_tokens=max_new_tokens)[0]
+            return self.ask([image], [prompt], schedule, max_new_tokens=max_new_tokens, temperature=0)[0]
         self.calls.append((schedule, len(image), max_new_tokens))
         if any(len(p) > 50 for p in prompt):
             raise BadPrompt("the prompt is too long")

@@ -13,6 +13,7 @@ import pytest
 from secateur.bundle.graph_plan import prefill
 from secateur.bundle.layout import Layout, View
 from secateur.bundle.reader import Bundle
+from secateur.bundle.sampling import Sampling
 from secateur.errors import InputError
 from secateur.export.bundle import Exported
 from secateur.profiling.clocked import ClockSettings, clock, noise
@@ -31,8 +32,9 @@ class Canned:
         self.bundle, self.records_steps = bundle, records_steps
         self.asked: list[str] = []
 
-    def ask(self, image: Any, prompt: str, schedule: str, max_new_tokens: int, image_size: str) -> Answered:
+    def ask(self, image: Any, prompt: str, schedule: str, image_size: str, sampling: Sampling) -> Answered:
         assert image_size == self.bundle.manifest.layout.size
+        assert sampling == Sampling(sampling.max_new_tokens), "times do not depend on the checkpoint's settings"
         self.asked.append(schedule)
         ms = float(self.asked.count(schedule)) + (schedule == "full")
         encode, rest = 2 * ms, 10 * ms
