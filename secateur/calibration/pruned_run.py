@@ -27,7 +27,7 @@ from secateur.runtime.tokenizer import Tokenizer
 from secateur.selection.selector import GateInputs, GateSite, Selector
 
 
-class Prompt(NamedTuple):
+class DecoderInput(NamedTuple):
     """One sample as it enters the decoder under one schedule.
 
     rows    input rows of layer 0 [1, S, D]
@@ -77,7 +77,7 @@ class Selectors:
 @torch.no_grad()
 def pruned_prompts(
     family: Family, samples: Sequence[Sample], schedules: Sequence[Sequence[Selectors]]
-) -> Iterator[list[Prompt]]:
+) -> Iterator[list[DecoderInput]]:
     """Encode each sample, and yield its prompt under each of its own schedules, after a gate in the encoder.
 
     If the prompt has several images, all of them are the sample's image.
@@ -134,14 +134,14 @@ def _encoder_gate(
     return torch.cat(kept, 1)[:, order], found[order]
 
 
-def _prompt(layout: Layout, rows: Tensor, tokens: Tensor, numbers: Tensor, planes: Sequence[Tensor]) -> Prompt:
+def _prompt(layout: Layout, rows: Tensor, tokens: Tensor, numbers: Tensor, planes: Sequence[Tensor]) -> DecoderInput:
     """Return the prompt with the vision tokens [k, D] of one image at the places `numbers` [k] of every image."""
     vision, images = torch.tensor(layout.vision_rows), layout.images
     every = torch.cat([numbers + image * layout.image_tokens for image in range(images)])
     rows = rows.index_copy(1, vision[every], tokens.repeat(images, 1)[None])
     there = torch.ones(rows.shape[1], dtype=torch.bool).index_fill(0, vision, False).index_fill(0, vision[every], True)
     at = there.nonzero()[:, 0]
-    return Prompt(rows[:, at], at, tuple(plane.repeat(1, images, 1) for plane in planes))
+    return DecoderInput(rows[:, at], at, tuple(plane.repeat(1, images, 1) for plane in planes))
 
 
 class PrunedRun:
@@ -150,7 +150,7 @@ class PrunedRun:
     A token that skips a layer stays in `rows`, one that is dropped does not.
     """
 
-    def __init__(self, prompt: Prompt, selectors: Selectors) -> None:
+    def __init__(self, prompt: DecoderInput, selectors: Selectors) -> None:
         self.selectors, self.decoder, self.layout = selectors, selectors.family.decoder, selectors.family.layout
         self.rows, self.at, self.planes = prompt.rows, prompt.at, prompt.planes
         self.taken: Tensor | None = None  # places of the rows that go through the next layers; None: all
