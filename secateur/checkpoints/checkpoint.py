@@ -222,6 +222,7 @@ def _sharded(folder: Path) -> dict[str, Entry]:
     for file in sorted(set(shards.values())):
         if not is_plain(file, LONGEST_FILE):
             raise BadModel(f"{folder / INDEX} names {file[:LONGEST_FILE]!r}, which leaves the folder; {MEND}")
+    for file in sorted(set(shards.values())):
         if not (folder / file).is_file():
             missing = sorted(f for f in set(shards.values()) if not (folder / f).is_file())
             raise BadModel(f"model '{folder}' lacks {len(missing)} of its files, the first is {file}; {MEND}")
