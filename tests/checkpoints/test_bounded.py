@@ -25,7 +25,7 @@ def test_results_and_errors_come_back() -> None:
     with pytest.raises(OutOfBounds, match="division by zero"):
         bounded(rendered("{{ 1 / 0 }}"))
     with pytest.raises(OutOfBounds, match="^KeyError 'a'$"):
-        bounded(lambda: {}["a"])
+        bounded(lambda: dict[str, str]()["a"])
 
 
 @pytest.mark.parametrize(

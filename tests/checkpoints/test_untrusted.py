@@ -17,7 +17,7 @@ from secateur.calibration.samples import samples
 from secateur.checkpoints.checkpoint import INDEX, Checkpoint
 from secateur.errors import InputError
 
-EXAMPLES = 100 if hypothesis.settings.default.derandomize else 2000
+EXAMPLES = 100 if hypothesis.settings().derandomize else 2000
 SCALARS = st.none() | st.booleans() | st.sampled_from([-1, 0, 1, 4, 8, 16, 2**31, 2**63, 10**30, 0.5, 1e308, -4])
 TEXTS = st.sampled_from(
     ["F32", "F16", "I64", "X", "", "a", "a.png", "../a.png", "/dev/zero", "\0", "\ud800", "x" * 5000]

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 ROOT = Path(__file__).parent.parent.parent
 FILES = ("manifest.json", "schedules/prune.json", "preprocess.json", "prompt.json", "tokenizer.json")
-EXAMPLES = 60 if hypothesis.settings.default.derandomize else 1500  # in make test and in make fuzz
+EXAMPLES = 60 if hypothesis.settings().derandomize else 1500  # in make test and in make fuzz
 SECONDS = 60
 HOSTILE: list[Any] = [
     None, True, -1, 0, 1, 2, 3, 17, 2**31 - 1, 2**31, 2**63, 10**18, 10**400, 0.5, -1e308, 1e308, 1e-308, "", "a", "B",
