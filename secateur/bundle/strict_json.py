@@ -74,7 +74,7 @@ def _decode_dataclass(cls: type, data: Any, where: str) -> Any:
     fields = {_key(f): f for f in dataclasses.fields(cls) if f.metadata.get("json", True)}
     for key in entries:
         if key not in fields:
-            raise ValueError(f"{where} has an unknown field '{key}'")
+            raise ValueError(f"{where} has an unknown field {key!r:.100}")
     for key, spec in fields.items():
         if key not in entries and spec.default is spec.default_factory is dataclasses.MISSING:
             raise ValueError(f"{where} lacks the field '{key}'")
@@ -88,7 +88,7 @@ def _key(field: dataclasses.Field[Any]) -> str:
 
 
 def _wrong(where: str, data: Any, wanted: str) -> Any:
-    raise ValueError(f"{where} is {data!r}, not {wanted}")
+    raise ValueError(f"{where} is {data!r:.100}, not {wanted}")
 
 
 def to_json(value: Any) -> str:

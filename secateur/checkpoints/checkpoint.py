@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
+from secateur.bundle.names import is_plain
 from secateur.bundle.regular_file import LARGEST_JSON, open_regular, read_text
 from secateur.errors import BadModel
 
@@ -44,6 +45,8 @@ DTYPES = {
 }
 LARGEST_HEADER = LARGEST_JSON
 MOST_TENSORS = 1 << 18
+LONGEST_FILE = 255
+"""Bytes of the name of a file."""
 MEND = "download it again"
 UNMERGED = re.compile(r"^base_model\.model\.|\.lora_|\.base_layer\.")
 """Names of tensors of an adapter, or of a model that still has one."""
@@ -114,6 +117,8 @@ def entries(path: Path) -> dict[str, Entry]:
 def _entry(path: Path, name: str, start: int, fields: dict[str, Any]) -> Entry:
     begin, end = fields["data_offsets"]
     shape, dtype = tuple(fields["shape"]), str(fields["dtype"])
+    if not all(type(number) is int and number >= 0 for number in (*shape, begin, end)):
+        raise ValueError
     if dtype in DTYPES and math.prod(shape) * DTYPES[dtype].itemsize != end - begin or not 0 <= begin <= end:
         raise BadModel(f"{path} says that '{name}' is {dtype} {list(shape)} in {end - begin} bytes; {MEND}")
     return Entry(path, name, dtype, shape, start + begin, end - begin)
@@ -243,8 +248,9 @@ def _sharded(folder: Path) -> dict[str, Entry]:
         raise BadModel(f"{folder / INDEX} has no 'weight_map'; {MEND}") from None
     found = dict[str, Entry]()
     for file in sorted(set(shards.values())):
-        if Path(file).name != file or file in ("", ".", ".."):
-            raise BadModel(f"{folder / INDEX} names '{file}', which leaves the folder; {MEND}")
+        if not is_plain(file, LONGEST_FILE):
+            raise BadModel(f"{folder / INDEX} names {file[:LONGEST_FILE]!r}, which leaves the folder; {MEND}")
+    for file in sorted(set(shards.values())):
         if not (folder / file).is_file():
             missing = sorted(f for f in set(shards.values()) if not (folder / f).is_file())
             raise BadModel(f"model '{folder}' lacks {len(missing)} of its files, the first is {file}; {MEND}")
