@@ -7,6 +7,8 @@ around images, between tiles and after lines come from transformers' own code.
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +16,7 @@ from PIL import Image
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from secateur.bundle.prompt import SCHEMA, Prompt, TurnRules
+from secateur.bundle.strict_json import convert
 from secateur.checkpoints.bounded import OutOfBounds, bounded
 from secateur.checkpoints.template_rules import ANSWER, FURTHER, QUESTION, FurtherTurns, further_turns
 from secateur.errors import BadModel, first_line
@@ -160,12 +163,49 @@ def _check_system(tokenizer: PreTrainedTokenizerBase, system: str) -> None:
 
 
 def _rendered(processor: Any, marker: str, images: int, system: str) -> tuple[str, FurtherTurns]:
-    """Return the chat up to the first answer, and how further turns follow."""
+    """Return the chat up to the first answer, and how further turns follow.
+
+    The template is rendered some hundred times, all within one bound on time and memory.
+    """
+    template = _template(processor)
+
+    def probe() -> str:
+        try:
+            opening, further = _probed(processor, template, marker, images, system)
+        except BadModel as problem:
+            return json.dumps({"refused": str(problem)})
+        return json.dumps({"opening": opening, "further": dataclasses.asdict(further)})
+
+    try:
+        found = json.loads(bounded(probe))
+    except OutOfBounds as problem:
+        raise BadModel(_unrendered(problem)) from None
+    if "refused" in found:
+        raise BadModel(found["refused"])
+    return found["opening"], convert(FurtherTurns, found["further"], "chat_template")
+
+
+def _template(processor: Any) -> str:
+    """Return the chat template of a checkpoint: the one called "default", if there are several."""
+    template = processor.chat_template or processor.tokenizer.chat_template
+    if not template:
+        raise BadModel("the processor has no chat template; add chat_template.jinja next to its config.json")
+    if not isinstance(template, dict):
+        return str(template)
+    if "default" not in template:
+        raise BadModel(
+            f"the chat templates are called {', '.join(sorted(map(str, template)))}; name one of them 'default' in "
+            "tokenizer_config.json"
+        )
+    return str(template["default"])
+
+
+def _probed(processor: Any, template: str, marker: str, images: int, system: str) -> tuple[str, FurtherTurns]:
     first = [_message("system", system)] if system.strip() else []
 
     def say(*texts: str) -> str:
         turns = [_message(("user", "assistant")[n % 2], text, 0 if n else images) for n, text in enumerate(texts)]
-        return _render(processor, [*first, *turns])
+        return _render(processor, template, [*first, *turns])
 
     opening = say(QUESTION)
     if opening.count(marker) != images:
@@ -179,30 +219,23 @@ def _rendered(processor: Any, marker: str, images: int, system: str) -> tuple[st
         )
     if system.strip() not in opening.partition(marker)[0]:
         raise BadModel("the chat template does not show a system prompt before the image; leave it out")
-    source = processor.chat_template or processor.tokenizer.chat_template
-    return opening, further_turns(say, source if isinstance(source, str) else "")
+    return opening, further_turns(say, template)
 
 
-def _render(processor: Any, messages: list[Message]) -> str:
-    template = processor.chat_template or processor.tokenizer.chat_template
-    if not template:
-        raise BadModel("the processor has no chat template; add chat_template.jinja next to its config.json")
-    if isinstance(template, dict):  # several by name, for example one for tools
-        if "default" not in template:
-            raise BadModel(
-                f"the chat templates are called {', '.join(sorted(map(str, template)))}; name one of them 'default' in "
-                "tokenizer_config.json"
-            )
-        template = template["default"]
+def _render(processor: Any, template: str, messages: list[Message]) -> str:
     try:
-        text = bounded(lambda: str(processor.apply_chat_template(messages, template, add_generation_prompt=True)))
-    except OutOfBounds as problem:
-        raise BadModel(
-            f"the chat template cannot be rendered ({first_line(problem)}); correct chat_template.jinja"
-        ) from None
+        text = str(processor.apply_chat_template(messages, template, add_generation_prompt=True))
+    except MemoryError:
+        raise
+    except Exception as problem:  # a template can raise anything
+        raise BadModel(_unrendered(problem)) from None
     if "'type': 'text'" in text:
         raise BadModel("the chat template prints message parts as they are; correct chat_template.jinja")
     return text
+
+
+def _unrendered(problem: Exception) -> str:
+    return f"the chat template cannot be rendered ({first_line(problem)}); correct chat_template.jinja"
 
 
 def _message(role: str, text: str, images: int = 0) -> Message:
