@@ -21,6 +21,7 @@ from secateur.checkpoints import config_bounds
 from secateur.checkpoints.checkpoint import PICKLES, SINGLE, Checkpoint
 from secateur.checkpoints.hub import DEMO, Found, base_model, resolve, resolve_again
 from secateur.checkpoints.inventory import Item, check_adapter, files, inventory, warn_unread
+from secateur.decoder.check import check_decoder
 from secateur.errors import BadBundle, BadModel, SecateurError, first_line
 from secateur.families.base import Family
 
@@ -63,7 +64,7 @@ def load(source: str = DEMO, dtype: torch.dtype = torch.float32, revision: str |
         ) from problem
     warn_unread(listed, found.name)
     loaded.to(dtype)
-    loaded.check_decoder()
+    check_decoder(loaded.model.get_decoder(), loaded.decoder, loaded.entry_scale)
     return loaded
 
 

@@ -352,7 +352,7 @@ def test_a_checkpoint_that_must_be_converted_has_to_fit_into_memory(
     """A large checkpoint that cannot be streamed is loaded if memory is free, else refused; the suggested fix works."""
     folder, found = mixture(tmp_path / "experts"), list[int | None]()
     monkeypatch.setattr(base, "check_structure", lambda text: None)  # today only experts are converted
-    monkeypatch.setattr(base, "STREAMED", 0)
+    monkeypatch.setattr(weights_module, "STREAMED", 0)
     monkeypatch.setattr(weights_module, "free_memory", lambda: found[-1])
     for free in (1 << 30, None):
         found.append(free)

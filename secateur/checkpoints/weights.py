@@ -15,7 +15,7 @@ from transformers.utils import logging
 
 from secateur.checkpoints.checkpoint import Checkpoint
 from secateur.checkpoints.inventory import report_extra
-from secateur.checkpoints.streaming import value
+from secateur.checkpoints.streaming import Check, fill, silent, stream, value
 from secateur.errors import BadModel
 from secateur.machine import free_memory
 
@@ -24,6 +24,8 @@ PASSING |= {"attn_implementation", "attention_implementation", "use_flash_attn",
 """Settings that are not part of the fingerprint: they say how a model runs, and not what it computes."""
 USUAL = {"return_dict": True, "output_hidden_states": False, "output_attentions": False, "chunk_size_feed_forward": 0}
 """Further ones, and the values that transformers gives every model; others would change the type of its outputs."""
+STREAMED = 1 << 30
+"""Size in bytes above which the weights of a checkpoint stay in its files and are read when a module runs."""
 Model = TypeVar("Model", bound=PreTrainedModel)
 
 
@@ -54,6 +56,21 @@ def _lasting(config: Any) -> Any:
     if not isinstance(config, dict):
         return config
     return {k: _lasting(v) for k, v in config.items() if k not in PASSING and str(k)[:1] != "_"}
+
+
+def read_model(cls: type[Model], folder: Path, check: Check = silent) -> Model:
+    """Load `cls` in its stored dtype; the weights of a large checkpoint stay in its files.
+
+    check  sees the model before any weight is read
+
+    Raises:
+        BadModel: see `streaming.stream`, `load_weights` and `check_fits`.
+    """
+    large = sum(file.stat().st_size for file in folder.glob("*.safetensors")) > STREAMED
+    model = (stream if large else fill)(cls, folder, check)
+    if large and model is None:
+        check_fits(folder)
+    return model or load_weights(cls, str(folder))
 
 
 def load_weights(cls: type[Model], path: str) -> Model:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from secateur.decoder import attention
 from secateur.decoder.pieces import Decoder
@@ -30,18 +31,18 @@ class _Entered(Exception):
     """Carries the rows that enter the first layer."""
 
 
-def check_structure(text: nn.Module) -> None:
-    """Check that a language model of transformers has the pieces of a segment, and dense layers.
+def check_structure(model: PreTrainedModel) -> None:
+    """Check that the decoder of a model has the pieces of a segment, and dense layers.
 
     Raises:
         BadModel: it has not, or it has experts.
     """
+    text: Any = model.get_decoder()  # type: ignore[no-untyped-call]
     kind = type(text).__name__
     for name in PIECES:
         if not isinstance(getattr(text, name, None), nn.Module):
             raise BadModel(f"the decoder {kind} has no '{name}', so it cannot be cut into segments; {MEND}")
-    layers: Any = text.layers
-    for name, _ in layers.named_modules():
+    for name, _ in text.layers.named_modules():
         if name.rpartition(".")[2] in ("experts", "block_sparse_moe"):
             raise BadModel(
                 f"the decoder {kind} has experts (layers.{name}): each row takes other weights, which no graph of "

@@ -26,19 +26,16 @@ from secateur.bundle.preprocess import Preprocess
 from secateur.bundle.prompt import Prompt
 from secateur.bundle.sampling import Sampling
 from secateur.checkpoints import chat_template, generation, load_processor, tiny_model
-from secateur.checkpoints.streaming import fill, stream
 from secateur.checkpoints.tiny_model import TinyTokenizer
-from secateur.checkpoints.weights import check_fits, fingerprint, load_weights, reset_settings
+from secateur.checkpoints.weights import fingerprint, read_model, reset_settings
 from secateur.decoder import pieces
-from secateur.decoder.check import check_decoder, check_structure, entry_scale
+from secateur.decoder.check import check_structure, entry_scale
 from secateur.decoder.pieces import Decoder, scaled
 from secateur.errors import BadModel
 from secateur.vision.preprocessing import StepsFunction, preprocess
 
 Size = tuple[int, int]
 AnyFamily = TypeVar("AnyFamily", bound="Family")
-STREAMED = 1 << 30
-"""Size in bytes above which the weights of a checkpoint stay in its files and are read when a module runs."""
 
 
 class Family(ABC):
@@ -89,19 +86,11 @@ class Family(ABC):
         """Load a checkpoint directory in its stored dtype; the weights of a large checkpoint stay in its files.
 
         Raises:
-            BadModel: see `load_weights`, `load_processor.read` and `check_structure`; or a large checkpoint must be
-                converted as a whole and does not fit into memory.
+            BadModel: see `read_model`, `load_processor.read` and `check_structure`.
         """
-
-        def dense(model: Any) -> None:
-            check_structure(model.get_decoder())
-
         config: Any = cls.architecture.config_class
-        large = sum(file.stat().st_size for file in Path(path).glob("*.safetensors")) > STREAMED
-        model: PreTrainedModel | None = (stream if large else fill)(cls.architecture, Path(path), dense)
-        if large and model is None:
-            check_fits(Path(path))
-        return cls(model or load_weights(cls.architecture, path), load_processor.read(config.model_type, path), source)
+        model = read_model(cls.architecture, Path(path), check_structure)
+        return cls(model, load_processor.read(config.model_type, path), source)
 
     def at(self, image_size: Size | None = None, images: int = 1, system: str = "", fit: str | None = None) -> Family:
         """Return the same model for another image size and number of images; the weights are shared."""
@@ -187,14 +176,6 @@ class Family(ABC):
     def embed(self) -> nn.Module:
         """Embedding, as the first layer sees its rows: input_ids [B, T] -> hidden_states [B, T, D]."""
         return scaled(self.decoder.embed, self.entry_scale)
-
-    def check_decoder(self) -> None:
-        """Check that the decoder can be cut into segments.
-
-        Raises:
-            BadModel: see `decoder.check.check_decoder`.
-        """
-        check_decoder(self.model.get_decoder(), self.decoder, self.entry_scale)
 
     @property
     def decoder(self) -> Decoder:

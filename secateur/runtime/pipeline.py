@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
@@ -18,10 +17,9 @@ from secateur.errors import InputError, UnknownName
 from secateur.runtime import backends
 from secateur.runtime.backends.base import Backend
 from secateur.runtime.chat import Chat
-from secateur.runtime.decoder_inputs import TokenBatch
 from secateur.runtime.image import ImageLike
 from secateur.runtime.image_sizes import ImageSizes, Prepared
-from secateur.runtime.prompt_limits import answer_length
+from secateur.runtime.prompt_limits import chat_capacity, check_question
 from secateur.runtime.range_check import RangeCheck
 from secateur.runtime.receipt import Answer, Stopwatch
 from secateur.runtime.sampling import merge
@@ -32,7 +30,6 @@ if TYPE_CHECKING:
 
     from secateur.runtime.sampling import SamplingOptions
 
-CHAT_ROWS = 1024
 MAX_THREADS = 1024
 
 
@@ -180,7 +177,7 @@ class Pipeline:
             UnknownName: there is no such schedule, image size or option.
             InputError: lists differ in length, an option is out of bounds, or a schedule must be named.
         """
-        self._check(sampling, options)
+        merge(sampling or self.bundle.prompt.sampling, options)  # refuses wrong ones before an image is read
         images = image if isinstance(image, list) else [image]
         prompts = prompt if isinstance(prompt, list) else [prompt]
         batch = max(len(images), len(prompts))
@@ -209,7 +206,7 @@ class Pipeline:
         **options: Unpack[SamplingOptions],
     ) -> Iterator[str]:
         """Yield the answer in pieces while it is generated; options and errors are those of `ask`."""
-        self._check(sampling, options)
+        merge(sampling or self.bundle.prompt.sampling, options)  # refuses wrong ones before an image is read
         chat = self._chat([self._sizes.prepare(image, image_size)], 1, schedule, None)
         return _to_the_end(chat, chat.begin([prompt], sampling, options).text())
 
@@ -229,17 +226,7 @@ class Pipeline:
             BadImage, UnknownName, InputError: as for `ask`.
         """
         prepared = self._sizes.prepare(image, image_size)
-        context = self.bundle.manifest.dimensions.context
-        context = min(context, self._backend.most_rows or context)
-        image_rows = self._sizes.chain(prepared.size).manifest.layout.rows
-        if capacity is None:
-            capacity = min(context, image_rows + CHAT_ROWS)
-        if not isinstance(capacity, int) or not image_rows < capacity <= context:
-            raise InputError(
-                f"capacity must be above {image_rows} (the rows of the images) and at most {context} (the limit of "
-                f"model and backend), got {capacity!r}"
-            )
-        return self._chat([prepared], 1, schedule, capacity)
+        return self._chat([prepared], 1, schedule, chat_capacity(self._sizes.chain(prepared.size), capacity))
 
     def check(self, prompt: str, max_new_tokens: int) -> None:
         """Check that a first question fits, without an image: for the smallest of the image sizes.
@@ -248,10 +235,7 @@ class Pipeline:
             BadPrompt: it is empty, or too long for the model or the engines.
         """
         chain = min(map(self._sizes.chain, self.image_sizes), key=lambda chain: chain.manifest.layout.rows)
-        layout = chain.manifest.layout
-        rows = TokenBatch.prompt(layout, [self._tokenizer.first(prompt)], self._tokenizer.prompt.pad)
-        asked = Sampling(max_new_tokens=max_new_tokens)
-        answer_length(chain, rows, asked, True, self._backend.most_rows, layout.rows)
+        check_question(chain, self._tokenizer, prompt, Sampling(max_new_tokens=max_new_tokens))
 
     def close(self) -> None:
         """Free all graphs; the pipeline and its chats cannot be used afterwards."""
@@ -260,14 +244,8 @@ class Pipeline:
     def __enter__(self) -> Pipeline:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _check(self, sampling: Sampling | None, options: SamplingOptions) -> None:
-        """Refuse wrong options before an image is read."""
-        merge(sampling or self.bundle.prompt.sampling, options)
 
     def _answers(
         self,

@@ -4,10 +4,42 @@
 from __future__ import annotations
 
 from secateur.bundle.sampling import GREEDY, Sampling
-from secateur.errors import BadPrompt
+from secateur.errors import BadPrompt, InputError
 from secateur.runtime.cache import no_room
 from secateur.runtime.chain import Chain
 from secateur.runtime.decoder_inputs import TokenBatch
+from secateur.runtime.tokenizer import Tokenizer
+
+CHAT_ROWS = 1024
+"""Rows of a chat after its images, if the user does not say."""
+
+
+def chat_capacity(chain: Chain, rows: int | None) -> int:
+    """Return the cache rows of a chat: `rows`, or by default as many as `CHAT_ROWS` and the model allow.
+
+    Raises:
+        InputError: `rows` are no more than the images need, or more than model and backend take.
+    """
+    images, context = chain.manifest.layout.rows, chain.manifest.dimensions.context
+    most = min(context, chain.backend.most_rows or context)
+    chosen = min(most, images + CHAT_ROWS) if rows is None else rows
+    if not isinstance(chosen, int) or not images < chosen <= most:
+        raise InputError(
+            f"capacity must be above {images} (the rows of the images) and at most {most} (the limit of model and "
+            f"backend), got {chosen!r}"
+        )
+    return chosen
+
+
+def check_question(chain: Chain, tokenizer: Tokenizer, question: str, sampling: Sampling) -> None:
+    """Check that a first question and its answer fit.
+
+    Raises:
+        BadPrompt: the question is empty, or they do not.
+    """
+    layout = chain.manifest.layout
+    rows = TokenBatch.prompt(layout, [tokenizer.first(question)], tokenizer.prompt.pad)
+    answer_length(chain, rows, sampling, True, chain.backend.most_rows, layout.rows)
 
 
 def answer_length(

@@ -55,20 +55,18 @@ def with_decoder(kind: str, **further: Any) -> Family:
 @pytest.mark.parametrize("kind", FITTING)
 def test_segments_equal_generate(kind: str) -> None:
     family = with_decoder(kind, **FITTING[kind])
-    text = family.model.get_decoder()
-    check.check_structure(text)
-    family.check_decoder()
+    check.check_structure(family.model)
+    check.check_decoder(family.model.get_decoder(), family.decoder, family.entry_scale)
     assert family.entry_scale == FITTING[kind].get("embedding_multiplier", 1)
     check_steps(family)
 
 
 @pytest.mark.parametrize("kind", REFUSED)
 def test_others_are_refused(kind: str) -> None:
-    text = with_decoder(kind).model.get_decoder()
+    family = with_decoder(kind)
     with pytest.raises(BadModel, match=REFUSED[kind]) as problem:
-        check.check_structure(text)
-        family = with_decoder(kind)
-        family.check_decoder()
+        check.check_structure(family.model)
+        check.check_decoder(family.model.get_decoder(), family.decoder, family.entry_scale)
     assert "\n" not in str(problem.value) and "choose a checkpoint with another decoder, such as" in str(problem.value)
 
 
@@ -82,7 +80,7 @@ def test_one_odd_layer_is_found() -> None:
     whole = family.model.get_decoder().forward
     family.model.get_decoder().forward = lambda **given: _moved(whole(**given))
     with pytest.raises(BadModel, match=r"computes something beside its layers \(error 5.0e-01 without it\)"):
-        family.check_decoder()
+        check.check_decoder(family.model.get_decoder(), family.decoder, family.entry_scale)
     assert len(family.decoder.layers) == 4
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from secateur.families.base import STREAMED
+from secateur.checkpoints.weights import STREAMED
 from tests.full_size import config, write
 
 GIB = 1 << 30
