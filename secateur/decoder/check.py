@@ -37,7 +37,7 @@ def check_structure(model: PreTrainedModel) -> None:
     Raises:
         BadModel: it has not, or it has experts.
     """
-    text: Any = model.get_decoder()  # type: ignore[no-untyped-call]
+    text: Any = model.get_decoder()
     kind = type(text).__name__
     for name in PIECES:
         if not isinstance(getattr(text, name, None), nn.Module):
