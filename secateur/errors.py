@@ -122,7 +122,8 @@ def escaped(text: str, keep: str = "\n\t") -> str:
     """
     if text.isprintable():
         return text
-    return "".join(c if c in keep or _is_shown(c) else c.encode("unicode_escape").decode() for c in text)
+    found = {c for c in set(text) - set(keep) if not _is_shown(c)}
+    return text.translate({ord(c): c.encode("unicode_escape").decode() for c in found}) if found else text
 
 
 def _is_shown(character: str) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import shlex
-from codecs import BOM_UTF8
 from typing import Any
 
 import torch
@@ -47,7 +46,7 @@ def load(source: str = DEMO, dtype: torch.dtype = torch.float32, revision: str |
     config_bounds.check_files(found.folder)
     check_adapter(found.folder, found.name)
     config = _read_config(found)
-    config_bounds.check_sizes(found.folder / "config.json")
+    config_bounds.check_config(found.folder / CONFIG)
     family = _family(found, config)
     _check_config(found, config, family.architecture.__name__)
     _check_files(found)
@@ -62,22 +61,25 @@ def load(source: str = DEMO, dtype: torch.dtype = torch.float32, revision: str |
             f"model '{found.name}' cannot be loaded ({first_line(problem)}); compare its .json files with "
             "those of its source"
         ) from problem
-    warn_unread(listed, found.name)
+    warn_unread([*listed, *loaded.unread], found.name)
     loaded.to(dtype)
     check_decoder(loaded.model.get_decoder(), loaded.decoder, loaded.entry_scale)
     return loaded
 
 
 def contents(source: str, revision: str | None = None) -> list[Item]:
-    """List what a checkpoint has, and what becomes of each; the model is not loaded.
+    """List the files of a checkpoint and, if its config.json can be read, the settings there; nothing is loaded.
 
     Raises:
-        BadModel: there is no such model, or its config.json cannot be read.
+        BadModel: there is no such model.
     """
     found = resolve(source, revision)
-    if not (found.folder / CONFIG).is_file():
+    try:
+        config_bounds.check_files(found.folder)
+        config_bounds.check_config(found.folder / CONFIG)
+        return inventory(found.folder, _read_config(found))
+    except Exception:  # `load` says what is wrong
         return files(found.folder)
-    return inventory(found.folder, _read_config(found))
 
 
 def load_again(bundle: Bundle, dtype: torch.dtype = torch.float32) -> Family:
@@ -101,7 +103,7 @@ def _read_config(found: Found) -> dict[str, Any]:
     """Return config.json, which must name a model_type."""
     path = found.folder / CONFIG
     try:
-        config = json.loads(read_text(path, encoding="utf-8-sig"))
+        config = json.loads(read_text(path))
     except FileNotFoundError:
         raise BadModel(f"model '{found.name}' has no config.json; give the directory that has it") from None
     except (OSError, ValueError, RecursionError) as problem:
@@ -145,11 +147,6 @@ def _check_files(found: Found) -> None:
             f"model '{name}' has no {SINGLE}, and pickles (.bin, .pt) are not read, as they can run code; if you "
             f"trust it, convert it: {fetch}`{_conversion(folder_name)}`, and give --model {folder_name}"
         )
-    for path in sorted(path for path in folder.glob("*.json") if path.is_file()):
-        with path.open("rb") as file:
-            start = file.read(len(BOM_UTF8))
-        if start == BOM_UTF8:
-            raise BadModel(f"{path} begins with a byte order mark, which transformers does not read; save it without")
     for row in PROCESSOR:
         if not any((folder / file).is_file() for file in row):
             raise BadModel(f"model '{name}' has no {' or '.join(row)}; copy it from where the model comes from")

@@ -209,7 +209,8 @@ def check_folder_free(target: Path, force: bool, own: OwnFolder) -> None:
             raise BadOutput(f"output {target} exists; add --force to replace it, or choose another --out")
         if any(target.iterdir()) and not own.is_one(target):
             raise BadOutput(
-                f"output {target} is not {own.name} of Secateur, so --force does not replace it; choose another --out"
+                f"output {target} is not {own.name} of Secateur, so --force does not replace it; choose another --out, "
+                "or delete it"
             )
     except OSError as problem:
         raise BadOutput(f"output {target} cannot be used: {problem.strerror}; choose another --out") from None

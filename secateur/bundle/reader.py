@@ -169,7 +169,7 @@ def _manifest(root: Path, given: Path) -> Manifest:
     if not (root / MANIFEST).is_file():
         raise BadBundle(f"{given} is not a bundle, it has no {MANIFEST}; give the folder that `secateur export` wrote")
     try:
-        schema = json.loads(read_text(root / MANIFEST)).get("schema", SCHEMA)
+        schema = json.loads(read_text(root / MANIFEST, encoding="utf-8-sig")).get("schema", SCHEMA)
     except Unreadable as problem:
         raise BadBundle(f"{root / MANIFEST} cannot be read: {problem}") from None
     except (OSError, ValueError, AttributeError, RecursionError):
@@ -220,11 +220,11 @@ def _check_file(root: Path, name: str, digest: str | None) -> Stamp:
 
 
 def is_bundle(folder: Path) -> bool:
-    """Return whether a folder has a manifest as `secateur export` writes it, of any version, damaged or not."""
+    """Return whether a folder has a manifest that `secateur export` wrote; other files may be damaged."""
     try:
         if not (folder / MANIFEST).is_file():
             return False
-        found = json.loads((folder / MANIFEST).read_bytes())
+        found = json.loads(read_text(folder / MANIFEST, encoding="utf-8-sig"))
         graphs, model = found["graphs"], found["model"]
         known = isinstance(found["schema"], int) and isinstance(model["fingerprint"], str)
         return known and bool(graphs) and all({"name", "kind", "file"} <= set(graph) for graph in graphs)
@@ -232,7 +232,9 @@ def is_bundle(folder: Path) -> bool:
         return False
 
 
-BUNDLE_FOLDER = OwnFolder("a bundle", is_bundle, keep="engines")
+ENGINES = "engines"
+"""Subfolder of a bundle with the plans that `secateur build` writes."""
+BUNDLE_FOLDER = OwnFolder("a bundle", is_bundle, keep=ENGINES)
 """Bundles may be replaced by `--force`; plans of unchanged graphs stay valid."""
 
 

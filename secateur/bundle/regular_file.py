@@ -43,9 +43,9 @@ def open_regular(path: str | os.PathLike[str], most: int | None = None) -> Binar
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise Unreadable("it is not a regular file, but a folder, pipe or device; put a file there")
+            raise Unreadable("it is not a regular file, but a folder, pipe or device")
         if most is not None and status.st_size > most:
-            raise Unreadable(f"it has {status.st_size} bytes, and the most is {most}; give a smaller file")
+            raise Unreadable(f"it has {status.st_size} bytes, and the most is {most}")
         return os.fdopen(descriptor, "rb")
     except BaseException:
         os.close(descriptor)

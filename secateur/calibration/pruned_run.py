@@ -205,7 +205,7 @@ class PrunedRun:
         for selector, view in zip(selectors, self.layout.views, strict=True):
             mine = self._of(view)
             seen = torch.tensor([*head, *mine, *tail])
-            index = torch.tensor([[view.rows.index(int(row)) for row in self.at[mine]]], dtype=torch.int64)
+            index = torch.searchsorted(torch.tensor(view.rows), self.at[mine])[None]
             where, mask = self._positions(places)[..., seen], torch.ones(1, len(seen), dtype=torch.int64)
             read = self._read(selector.reads, seen, tap, before)
             slots, kept = selector.kept(GateInputs(self.rows[:, seen], where, mask, index, len(head), read))

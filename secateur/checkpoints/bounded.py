@@ -19,6 +19,8 @@ from contextlib import suppress
 from secateur.errors import first_line
 
 SECONDS = 20
+"""Of the processor; the clock may show five times as much on a busy machine."""
+PATIENCE = 5
 MEMORY = 1 << 30
 """Bytes beyond those of this process."""
 LONGEST = 1 << 20
@@ -41,6 +43,7 @@ def bounded(work: Callable[[], str], seconds: float = SECONDS) -> str:
             return work()
         except Exception as problem:
             raise OutOfBounds(first_line(problem)) from None
+    answer: bytes | None = None
     source, sink = os.pipe()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of forks with threads: the copy only runs Python code
@@ -50,18 +53,20 @@ def bounded(work: Callable[[], str], seconds: float = SECONDS) -> str:
         _work(work, sink, seconds)
     os.close(sink)
     try:
-        answer = _read(source, time.monotonic() + seconds)
+        answer = _read(source, time.monotonic() + PATIENCE * seconds)
     finally:
         os.close(source)
-        with suppress(ProcessLookupError):
-            os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-    if answer is None:
+        if answer != b"":  # else it ends by itself, and its status says why
+            with suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+        status = os.waitpid(child, 0)[1]
+    if answer is None or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU):
         raise OutOfBounds(f"it takes more than {seconds:g} seconds")
     if len(answer) > LONGEST:
         raise OutOfBounds(f"it makes more than {LONGEST} bytes of text")
     if answer[:1] != FINISHED:
-        raise OutOfBounds(answer[1:].decode() or f"it takes more than {MEMORY >> 20} MiB of memory")
+        ended = f"it takes more than {MEMORY >> 20} MiB of memory" if answer else "the process that ran it was stopped"
+        raise OutOfBounds(answer[1:].decode() or ended)
     return answer[1:].decode()
 
 

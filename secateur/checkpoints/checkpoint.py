@@ -26,7 +26,7 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, dot
 
 from secateur.bundle.names import is_plain
 from secateur.bundle.regular_file import LARGEST_JSON, open_regular, read_text
-from secateur.errors import BadModel
+from secateur.errors import BadModel, first_line
 
 INDEX, SINGLE = "model.safetensors.index.json", "model.safetensors"
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -244,12 +244,17 @@ def _sharded(folder: Path) -> dict[str, Entry]:
     try:
         places = json.loads(read_text(folder / INDEX))["weight_map"].items()
         shards = {name: str(file) for name, file in places}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (KeyError, TypeError, AttributeError):
         raise BadModel(f"{folder / INDEX} has no 'weight_map'; {MEND}") from None
+    except (OSError, ValueError, RecursionError) as problem:
+        raise BadModel(f"{folder / INDEX} cannot be read ({first_line(problem)}); {MEND}") from None
     found = dict[str, Entry]()
     for file in sorted(set(shards.values())):
         if not is_plain(file, LONGEST_FILE):
-            raise BadModel(f"{folder / INDEX} names {file[:LONGEST_FILE]!r}, which leaves the folder; {MEND}")
+            raise BadModel(
+                f"{folder / INDEX} names {file[:LONGEST_FILE]!r}; a name has letters, digits, '.', '_' and '-', so "
+                "that it stays in the folder; rename the file, there and in the index"
+            )
     for file in sorted(set(shards.values())):
         if not (folder / file).is_file():
             missing = sorted(f for f in set(shards.values()) if not (folder / f).is_file())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,6 @@ from secateur.checkpoints.hub import FILES
 from secateur.errors import BadModel, first_line
 from secateur.runtime.tokenizer_file import read_tokenizer
 
-WEIGHTS = ".safetensors"
 LARGE = {"tokenizer.json": LARGEST_TOKENIZER, "vocab.json": LARGEST_TOKENIZER, "merges.txt": LARGEST_TOKENIZER}
 BOUNDS = (
     (re.compile(r"layers?$|depth|num_blocks|n_layer"), 1024),
@@ -30,21 +30,24 @@ MEND = "compare it with that of its source"
 
 
 def check_files(folder: Path) -> None:
-    """Check that what transformers may read in the folder are regular files, and that its texts are not too large.
+    """Check that what transformers may read in the folder are regular files of UTF-8 without a mark, and not too large.
 
     Raises:
         BadModel: one is not; or tokenizer.json could take unbounded time or memory, see `read_tokenizer`.
     """
     for path in sorted(path for pattern in FILES for path in folder.glob(pattern)):
         try:
-            open_regular(path, None if path.suffix == WEIGHTS else LARGE.get(path.name, LARGEST_JSON)).close()
+            with open_regular(path, LARGE.get(path.name, LARGEST_JSON)) as file:
+                marked = path.suffix == ".json" and file.read(len(BOM_UTF8)) == BOM_UTF8
         except OSError as problem:
             raise BadModel(f"{path} cannot be read: {problem.strerror}; download it again") from None
+        if marked:
+            raise BadModel(f"{path} begins with a byte order mark, which transformers does not read; save it without")
     if (folder / "tokenizer.json").exists():
         read_tokenizer(folder / "tokenizer.json", BadModel)
 
 
-def check_sizes(path: Path) -> None:
+def check_config(path: Path) -> None:
     """Check the integers in a config.json before anything of that size is made.
 
     Raises:

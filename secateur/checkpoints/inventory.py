@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the folder of a checkpoint says: files, settings and tensors, each of which is used, reported or refused.
 
+The settings of answers (generation_config.json) and the chat template are read by modules of their own; `about` lists
+what they found.
+
 `load_model.load` refuses and warns by this list, and `secateur inspect CHECKPOINT` prints it.
 """
 
@@ -9,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import shlex
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -19,6 +23,8 @@ from typing import Any, Literal
 from torch import nn
 from transformers import AutoConfig, GenerationConfig, PreTrainedConfig
 
+from secateur.bundle.prompt import Prompt
+from secateur.bundle.sampling import Sampling
 from secateur.checkpoints.checkpoint import INDEX, PICKLES, SINGLE
 from secateur.checkpoints.hub import FILES, weight_files
 from secateur.errors import BadModel, SecateurWarning
@@ -55,9 +61,9 @@ Use = Literal["used", "not read", "refused"]
 
 @dataclass(frozen=True)
 class Item:
-    """A file, setting or tensor of a checkpoint, and what becomes of it. `told`: the user is warned of it."""
+    """A part of a checkpoint, and what becomes of it. `told`: the user is warned of it."""
 
-    kind: Literal["file", "setting", "tensor"]
+    kind: Literal["file", "setting", "tensor", "answers", "template"]
     name: str
     use: Use
     note: str = ""
@@ -82,6 +88,16 @@ def check_adapter(folder: Path, name: str) -> None:
         f"model '{name}' has an adapter ({found}, {kind}) for {base}, which would be left out; merge it into the base "
         "with peft's merge_and_unload(), write that with save_pretrained, and give the new folder"
     )
+
+
+def about(sampling: Sampling, prompt: Prompt) -> list[Item]:
+    """List the settings of answers that differ from plain greedy decoding, and the limits of the chat template."""
+    found = [Item("answers", f"{name} {value}", "used") for name, value in sampling.changed().items()]
+    if prompt.one_question:
+        found.append(Item("template", "further questions", "refused", prompt.one_question))
+    for who, rules in (("question", prompt.question), ("answer", prompt.answer)):
+        found += [Item("template", f"a {who} with {text!r}", "refused", "it is rewritten") for text in rules.rewritten]
+    return found
 
 
 def files(folder: Path) -> list[Item]:
@@ -140,12 +156,13 @@ def warn_unread(items: Iterable[Item], name: str) -> None:
             more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
             said.append(f"{kind}{'s' * (len(names) > 1)} {', '.join(names[:LISTED])}{more}")
     if said:
-        text = f"model '{name}' has what nothing reads: {'; '.join(said)} (all: secateur inspect {name})"
+        shown = f"secateur inspect --model {shlex.quote(name)}"
+        text = f"model '{name}' has what nothing reads: {'; '.join(said)} (all: {shown})"
         warnings.warn(text, SecateurWarning, stacklevel=2)
 
 
-def report_extra(names: Iterable[str], model: nn.Module, source: str) -> None:
-    """Warn of the tensors that `model` has no parameter for, except buffers that it makes itself.
+def extra_tensors(names: Iterable[str], model: nn.Module, source: str) -> tuple[Item, ...]:
+    """List the tensors that `model` has no parameter for, except buffers that it makes itself.
 
     Raises:
         BadModel: one could be a parameter of a module that exists, such as a bias that config.json turns off, or of one
@@ -169,4 +186,4 @@ def report_extra(names: Iterable[str], model: nn.Module, source: str) -> None:
                 "or download it again"
             )
         extra.append(Item("tensor", name, "not read", told=True))
-    warn_unread(extra, source)
+    return tuple(extra)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, GenerationConfig, PreTrainedModel
 
 from secateur.checkpoints.checkpoint import DTYPES, FLOATS, Checkpoint, Entry
-from secateur.checkpoints.inventory import report_extra
+from secateur.checkpoints.inventory import extra_tensors
 from secateur.errors import BadModel
 
 Model = TypeVar("Model", bound=PreTrainedModel)
@@ -30,7 +30,7 @@ HELD_BYTES = 64 << 20
 Check = Callable[[PreTrainedModel], None]
 
 
-def silent(model: PreTrainedModel) -> None:
+def unchecked(model: PreTrainedModel) -> None:
     """Check nothing."""
 
 
@@ -42,7 +42,7 @@ class Stored:
     dtype: torch.dtype
 
 
-def stream(cls: type[Model], folder: Path, check: Check = silent) -> Model | None:
+def stream(cls: type[Model], folder: Path, check: Check = unchecked) -> Model | None:
     """Return `cls` with weights that stay in the checkpoint in `folder`; `check` sees the model before any is read.
 
     None: transformers must convert weights of this checkpoint, so it must be loaded as a whole.
@@ -57,7 +57,7 @@ def stream(cls: type[Model], folder: Path, check: Check = silent) -> Model | Non
     return model
 
 
-def fill(cls: type[Model], folder: Path, check: Check = silent) -> Model | None:
+def fill(cls: type[Model], folder: Path, check: Check = unchecked) -> Model | None:
     """Return `cls` as `stream` does, with all weights in memory."""
     model = _placed(cls, folder, check)
     if model is not None:
@@ -83,7 +83,7 @@ def _placed(cls: type[Model], folder: Path, check: Check) -> Model | None:
     if found is None:
         return None
     places, extra = found
-    report_extra(extra, model, str(folder))
+    model.unread = extra_tensors(extra, model, str(folder))  # type: ignore[assignment]
     _place(model, places)
     if (folder / GENERATION).exists():  # else the defaults of the config
         model.generation_config = GenerationConfig.from_pretrained(folder)

@@ -14,8 +14,8 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 from secateur.checkpoints.checkpoint import Checkpoint
-from secateur.checkpoints.inventory import report_extra
-from secateur.checkpoints.streaming import Check, fill, silent, stream, value
+from secateur.checkpoints.inventory import extra_tensors
+from secateur.checkpoints.streaming import Check, fill, stream, unchecked, value
 from secateur.errors import BadModel
 from secateur.machine import free_memory
 
@@ -58,7 +58,7 @@ def _lasting(config: Any) -> Any:
     return {k: _lasting(v) for k, v in config.items() if k not in PASSING and str(k)[:1] != "_"}
 
 
-def read_model(cls: type[Model], folder: Path, check: Check = silent) -> Model:
+def read_model(cls: type[Model], folder: Path, check: Check = unchecked) -> Model:
     """Load `cls` in its stored dtype; the weights of a large checkpoint stay in its files.
 
     check  sees the model before any weight is read
@@ -100,7 +100,7 @@ def load_weights(cls: type[Model], path: str) -> Model:
     lost = sorted({str(key) for kind in ("missing_keys", "mismatched_keys") for key in report[kind]})
     if lost:
         raise BadModel(f"model '{path}' lacks {len(lost)} weights, the first is {lost[0]}; download it again")
-    report_extra(report["unexpected_keys"], model, path)
+    model.unread = extra_tensors(report["unexpected_keys"], model, path)
     found: Model = model
     return found
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Check the files of a bundle and list its contents; lint it for TensorRT; compare it with fp32.
 
-Of a checkpoint, list its files, settings and tensors, and what becomes of each.
+Of a checkpoint, list what it has, and what becomes of each: files, settings, tensors, rules of answers and template.
 
 secateur inspect build/demo-btp
 secateur inspect build/demo-tensorrt --tensorrt 10.16
@@ -83,18 +83,24 @@ def is_checkpoint(folder: Path) -> bool:
 
 def _checkpoint(source: str) -> dict[str, Any]:
     """Return the contents of a checkpoint, and whether it can be used."""
+    from secateur.checkpoints.inventory import about
     from secateur.errors import SecateurError
     from secateur.load_model import check_usable, contents, load
 
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", SecateurWarning)
-        result: dict[str, Any] = {"checkpoint": source, "items": [dataclasses.asdict(x) for x in contents(source)]}
+        items, result = contents(source), dict[str, Any]()
         try:
             family = load(source)
             check_usable(family)
+            sampling, unsupported = family.generation
+            items += [*family.unread, *about(sampling, family.prompt)]
+            for text in unsupported:
+                warnings.warn(text, SecateurWarning, stacklevel=1)
             result |= {"family": family.name, "vision_tokens": family.layout.vision_tokens}
         except SecateurError as problem:
             result["failed"] = str(problem)
+    result |= {"checkpoint": source, "items": [dataclasses.asdict(item) for item in items]}
     result["warnings"] = [str(x.message) for x in told if issubclass(x.category, SecateurWarning)]
     return result
 

@@ -62,7 +62,7 @@ def entry_scale(text: nn.Module) -> float:
     scale = float(_entering(text, ones)[0, 0, 0])
     rows = _random(1, width, weight.dtype)
     found = _entering(text, rows)
-    if found.shape != rows.shape or _error(found, rows * scale) > TOLERANCE[weight.dtype]:
+    if found.shape != rows.shape or not _error(found, rows * scale) <= TOLERANCE[weight.dtype]:
         raise BadModel(
             f"the decoder {type(text).__name__} changes its rows before the first layer, and not only by a factor; "
             f"{MEND}"

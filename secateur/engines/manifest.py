@@ -24,11 +24,10 @@ from typing import Any
 from secateur.bundle.layout import Layout
 from secateur.bundle.manifest import GraphSpec, Manifest
 from secateur.bundle.names import is_plain
-from secateur.bundle.reader import BUNDLE_FOLDER
+from secateur.bundle.reader import ENGINES as ENGINES
 from secateur.engines.platforms import Platform
 from secateur.errors import BadEngine, InputError
 
-ENGINES = BUNDLE_FOLDER.keep
 ENGINES_FILE = "engines.json"
 TIMING_CACHE = "timing.cache"
 ONNX, WEIGHTS = ".onnx", ".data"

@@ -18,6 +18,7 @@ from lmms_eval.models.registry_v2 import ModelManifest
 from PIL import Image
 
 from secateur.errors import InputError
+from secateur.evaluation.datasets.folder import without_placeholders
 from secateur.runtime import Pipeline
 
 MAX_NEW_TOKENS = 64
@@ -74,7 +75,7 @@ class Secateur(lmms):  # type: ignore[misc]
         until = options.get("until") or []
         said = self.vlm.ask(
             images,
-            [args[0].strip() for args in part],
+            [without_placeholders(args[0]) for args in part],
             schedule=self.schedule,
             max_new_tokens=options.get("max_new_tokens", MAX_NEW_TOKENS),
             temperature=options.get("temperature") or 0.0,

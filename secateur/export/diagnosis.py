@@ -34,7 +34,7 @@ def diagnose(bundle: Bundle, family: Family, parity: Sequence[Parity]) -> str:
             f"{own.tolerance:.0e}), so a bundle of this model would be wrong; {REPORT}"
         )
     if dtype != "fp32":
-        return f"{counted}; worst: {worst}; {dtype} is too coarse for this model: export with --dtype fp32"
+        return f"{counted}; worst: {worst}; export with --dtype fp32; if that fails too, {REPORT}"
     return f"{counted}; worst: {worst}: a graph does not compute what torch computes; {REPORT}"
 
 

@@ -69,6 +69,7 @@ class Family(ABC):
         self.processor: Any = processor
         self.tokenizer: PreTrainedTokenizerFast = self.processor.tokenizer
         self.source = source
+        self.unread: tuple[Any, ...] = getattr(model, "unread", ())  # tensors of the checkpoint that it does not have
         model.requires_grad_(False)
         embeddings: Any = model.get_input_embeddings()
         chat_template.check_vocabulary(self.tokenizer, embeddings.weight.shape[0], self.image_token_id)

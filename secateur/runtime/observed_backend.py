@@ -32,6 +32,9 @@ class ObservedBackend(base.Backend):
     def load(self, graph: GraphSpec) -> None:
         self._inner.load(graph)
 
+    def check_files(self) -> None:
+        self._inner.check_files()
+
     def allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any] | type | str) -> base.Buffer:
         return self._inner.allocate(shape, dtype)
 

@@ -269,12 +269,12 @@ class Pipeline:
 
     def _chat(self, prepared: list[Prepared], batch: int, schedule: str | None, capacity: int | None) -> Chat:
         """Return a chat about the images of `batch` samples, or of one sample that all share; of one image size."""
-        self.bundle.check_unchanged()
+        self._backend.check_files()
         name, chain, watch = self._schedule(schedule), self._sizes.chain(prepared[0].size), Stopwatch()
         watch.add("preprocess", sum(each.milliseconds for each in prepared))
         encoded = chain.encode(np.concatenate([each.pixels for each in prepared]), name, watch)
         fitted = [each.fitted for each in prepared] * (batch // len(prepared))
-        return Chat(chain, self._tokenizer, encoded, fitted, name, capacity, watch, self.bundle.check_unchanged)
+        return Chat(chain, self._tokenizer, encoded, fitted, name, capacity, watch, self._backend.check_files)
 
     def _schedule(self, name: str | None) -> str:
         names = self.schedules

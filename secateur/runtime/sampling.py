@@ -16,6 +16,13 @@ from secateur.errors import SecateurError, UnknownName
 Scores = NDArray[np.float64]
 
 
+RULES = frozenset({
+    "repetition_penalty", "no_repeat_ngram_size", "min_new_tokens", "min_length", "suppress_tokens",
+    "begin_suppress_tokens", "bad_words_ids",
+})  # fmt: skip
+"""Settings that change or forbid logits; the others choose among them, or end an answer."""
+
+
 class SamplingOptions(TypedDict, total=False):
     """The fields of `Sampling` as keyword arguments."""
 
@@ -62,6 +69,8 @@ class Sampler:
     def __init__(self, options: Sampling, stop: Collection[int] = (), prompt: Sequence[int] = ()) -> None:
         self._options, self._stop, self._prompt = options, tuple(stop), len(prompt)
         self._ids = list(prompt)
+        self._seen = np.unique(np.array(prompt, dtype=np.int64))
+        self._is_plain = not RULES.intersection(options.changed())
         self._random = np.random.default_rng(options.seed)
 
     def pick(self, logits: NDArray[Any]) -> int:
@@ -72,8 +81,8 @@ class Sampler:
         """
         if np.isnan(logits).any():
             raise SecateurError("the decoder returned NaN; its values may overflow in this dtype: export with fp32")
-        scores = self.scores(logits)
-        if np.max(scores) == -np.inf:
+        scores = logits if self._is_plain else self.scores(logits)
+        if not self._is_plain and np.max(scores) == -np.inf:
             changed = self._options.changed()
             raise SecateurError(f"the settings forbid all {len(scores)} tokens; change one of {changed}")
         if self._options.temperature == 0:
@@ -87,13 +96,15 @@ class Sampler:
     def add(self, token: int) -> None:
         """Add a generated token to the ids that later choices depend on."""
         self._ids.append(token)
+        if not (self._seen == token).any():
+            self._seen = np.append(self._seen, token)
 
     def scores(self, logits: NDArray[Any]) -> NDArray[np.float32]:
         """Return logits [V] after penalties and bans, -inf for banned tokens; for greedy decoding, too."""
         options, generated = self._options, len(self._ids) - self._prompt
         scores = logits.astype(np.float32)  # a copy
         if options.repetition_penalty != 1:
-            seen = self._known(self._ids, scores)
+            seen = self._seen[(self._seen >= 0) & (self._seen < len(scores))]
             penalty = np.float32(options.repetition_penalty)
             scores[seen] = np.where(scores[seen] < 0, scores[seen] * penalty, scores[seen] / penalty)
         banned = list(options.suppress_tokens) + (list(options.begin_suppress_tokens) if not generated else [])

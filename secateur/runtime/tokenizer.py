@@ -83,7 +83,7 @@ class Tokenizer:
             BadPrompt: it does not, so the cached rows of the answer would be wrong.
         """
         rules, text = self.prompt.answer, self.decode(answer)
-        if part := rules.rewrites(self._tokenizer.decode(list(answer), skip_special_tokens=False)):
+        if part := rules.rewrites(self._decoded(answer, skip_special=False)):
             what = f"rewrites an earlier answer that contains {part!r}"
         elif (kept := rules.trim(text)) != text and text != self.prompt.gap + kept:
             what = "removes white space around an earlier answer"
@@ -92,18 +92,25 @@ class Tokenizer:
         raise BadPrompt(f"the chat template {what}, so the cached answer does not fit; start a new conversation")
 
     def stops(self, before: Sequence[int], answer: Sequence[int], strings: Sequence[str]) -> bool:
-        """Return whether one of `strings` ends in `answer`, which follows the ids `before`; special tokens count."""
+        """Return whether one of `strings` ends in `answer`, which follows the ids `before`; special tokens count.
+
+        It is asked after each token, so it decodes the last ids only: a character has up to four tokens.
+        """
         if not strings:
             return False
-        told = [n for n in before[-max(map(len, strings)) :] if n >= 0]
-        known = len(self._tokenizer.decode(told, skip_special_tokens=False))
-        text = self._tokenizer.decode([*told, *answer], skip_special_tokens=False)
+        last = 4 * max(map(len, strings)) + 4
+        told = [n for n in before[len(before) - max(0, last - len(answer)) :] if n >= 0]
+        known = len(self._decoded(told, skip_special=False))
+        text = self._decoded([*told, *answer[-last:]], skip_special=False)
         return any(text.find(each, max(0, known - len(each) + 1)) >= 0 for each in strings)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of `ids`, without special tokens."""
+        return self._decoded(ids, skip_special=True)
+
+    def _decoded(self, ids: Sequence[int], skip_special: bool) -> str:
         with panics("the tokenizer cannot decode the answer", BadBundle):
-            text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
+            text: str = self._tokenizer.decode(list(ids), skip_special_tokens=skip_special)
         return text
 
     def _encode(self, question: str, around: tuple[str, str]) -> list[int]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,6 +56,7 @@ def read_tokenizer(path: Path, error: type[InputError], vocabulary: int | None =
         text = read_text(path, LARGEST_TOKENIZER)
         description = json.loads(text)
         check(description, vocabulary)
+        del description  # the library needs as much memory again
         return tokenizers.Tokenizer.from_str(text)
 
 
@@ -110,15 +112,17 @@ def _growth(step: dict[str, Any]) -> int:
         return 1
     content = len(step.get("content", step.get("prepend", "")))
     pattern = step.get("pattern") or {}
+    if "Regex" in pattern and not re.search(pattern["Regex"], ""):
+        return max(1, content)
     matched = len(pattern.get("String", ""))
     return max(1, -(-content // matched)) if matched else 1 + content
 
 
 def _longest_replacement(charsmap: str) -> int:
-    """Return the most bytes that SentencePiece's table of replacements has for one character.
+    """Return the most characters that SentencePiece's table of replacements has for one character.
 
     The table: bytes of the trie (4), the trie, the replacements, each of which ends with a zero.
     """
     table = base64.b64decode(charsmap)
     texts = table[4 + int.from_bytes(table[:4], "little") :]
-    return max(map(len, texts.split(b"\0")), default=0) + 1
+    return max((len(text.decode("utf-8", "replace")) for text in texts.split(b"\0")), default=1)

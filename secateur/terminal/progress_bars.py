@@ -14,8 +14,8 @@ from rich.console import Console
 from secateur.errors import printable
 from secateur.progress import Progress
 
-SECONDS, SHARE = 30.0, 0.05
-"""A line is printed when both have passed since the last one, or since the start: none in short work."""
+SECONDS, SHARE, SILENCE = 30.0, 0.05, 300.0
+"""A line is printed 30 s after the last one, or after the start, if 5 % more are done, and after 5 minutes anyway."""
 
 
 @contextmanager
@@ -45,14 +45,16 @@ def bars() -> Iterator[Progress]:
 
 
 def lines(clock: Callable[[], float] = time.monotonic) -> Progress:
-    """Return a callback that prints "measure 41 % (23 of 56), 95 s" at most every 30 s and every 5 % of a stage."""
+    """Return a callback that prints "measure: 41% (23 of 56), 95 s" at most every 30 s, so nothing in short work."""
     start = last = clock()
     shares: dict[str, float] = {}
 
     def show(bar: str, note: str, done: int, total: int) -> None:
         nonlocal last
         now, share = clock(), done / max(total, 1)
-        if now - last < SECONDS or share - shares.get(bar, 0) < SHARE:
+        if share < shares.get(bar, 0):  # the same stage again, for another image size
+            shares[bar] = 0
+        if now - last < SECONDS or (share - shares.get(bar, 0) < SHARE and now - last < SILENCE):
             return
         last, shares[bar] = now, share
         what = " ".join(filter(None, (printable(bar), printable(note))))

@@ -19,7 +19,7 @@ def test_regular_files_and_links_to_them_are_read(tmp_path: Path) -> None:
     assert read_bytes(tmp_path / "b") == b"caf\xc3\xa9" and read_text(tmp_path / "a", 5) == "café"
     with open_regular(tmp_path / "a") as file:
         assert file.read(3) == b"caf"
-    with pytest.raises(Unreadable, match="it has 5 bytes, and the most is 4; give a smaller file"):
+    with pytest.raises(Unreadable, match="it has 5 bytes, and the most is 4"):
         read_bytes(tmp_path / "a", 4)
     with pytest.raises(FileNotFoundError):
         read_bytes(tmp_path / "none")

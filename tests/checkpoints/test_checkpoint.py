@@ -191,7 +191,7 @@ BAD = {
     "truncated": (truncate, "is truncated: it has .* bytes of .*; download it again"),
     "truncated header": (cut_header, "is not a safetensors file, or it is truncated"),
     "missing tensor": (drop_tensor, "lacks '.*', which model.safetensors.index.json says is there"),
-    "path outside": (leave_folder, "names '../model-.*', which leaves the folder"),
+    "path outside": (leave_folder, "names '../model-.*'; a name has letters, .* so that it stays in the folder"),
     "missing weight": (forget, "lacks 1 weights, the first is .*; download it again"),
     "shape": (reconfigure(vocab_size=65), r"has .* of \[64, 48\], its config.json says \[65, 48\]"),
     "more layers": (reconfigure(num_hidden_layers=3), "has .*layers.3.*, for which its config.json has no layer"),

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from secateur.checkpoints.config_bounds import check_files, check_sizes
+from secateur.checkpoints.config_bounds import check_config, check_files
 from secateur.errors import BadModel
 from secateur.load_model import load
 
@@ -33,7 +33,7 @@ def write(folder: Path, **config: Any) -> Path:
 )
 def test_sizes_without_a_model_are_refused(tmp_path: Path, config: dict[str, Any], message: str) -> None:
     path = write(tmp_path, **config)
-    for refuse in (lambda: check_sizes(path), lambda: load(str(tmp_path))):
+    for refuse in (lambda: check_config(path), lambda: load(str(tmp_path))):
         with pytest.raises(BadModel, match=message):
             refuse()
 
@@ -41,7 +41,7 @@ def test_sizes_without_a_model_are_refused(tmp_path: Path, config: dict[str, Any
 def test_usual_sizes_are_accepted(tmp_path: Path) -> None:
     text = {"num_hidden_layers": 128, "vocab_size": 262144, "max_position_embeddings": 10**7, "rope_theta": 10**9}
     vision = {"image_size": 1024, "patch_size": 14, "spatial_merge_size": 2, "layers": [8, 16]}
-    check_sizes(write(tmp_path, text_config=text, vision_config=vision, vision_feature_layer=-2))
+    check_config(write(tmp_path, text_config=text, vision_config=vision, vision_feature_layer=-2))
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors", "chat_template.jinja"])

@@ -19,7 +19,7 @@ def clock(*times: float) -> Callable[[], float]:
 
 @pytest.mark.parametrize(
     ("seconds", "steps", "most", "least"),
-    [(2, 40, 0, 0), (29, 1000, 0, 0), (720, 1000, 20, 12), (720, 12, 12, 11), (36_000, 2000, 20, 19)],
+    [(2, 40, 0, 0), (29, 1000, 0, 0), (720, 1000, 20, 12), (720, 12, 12, 11), (36_000, 2000, 120, 110)],
     ids=["short", "half a minute", "12 minutes", "few steps", "10 hours"],
 )
 def test_lines_of_long_work(
@@ -30,6 +30,15 @@ def test_lines_of_long_work(
         show("export", f"graph {step}", step + 1, steps)
     captured = capsys.readouterr()
     assert captured.out == "" and least <= captured.err.count("\n") <= most
+
+
+def test_the_same_stage_twice(capsys: pytest.CaptureFixture[str]) -> None:
+    """A stage is repeated for each image size; both passes have their lines."""
+    show = lines(clock(0, *range(40, 40 * 21, 40)))
+    for _ in range(2):
+        for step in range(10):
+            show("compare", "", step + 1, 10)
+    assert capsys.readouterr().err.count("\n") == 20
 
 
 def test_a_line_names_stage_share_and_time(capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ questions by `keys`; never in both.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,8 +20,8 @@ from secateur.evaluation.datasets import records
 from secateur.evaluation.tasks import base
 from secateur.evaluation.tasks.base import Question, Source
 from secateur.runtime.image import check_header, load_image
-from secateur.runtime.image_marker import without_markers
 
+PLACEHOLDER = re.compile(r"<image>\s*")
 SHORTLY = "Answer the question using a single word or phrase."
 """Added to questions in the layout of GQA's and TextVQA's authors, as LLaVA does."""
 
@@ -98,7 +99,7 @@ class FolderTask(base.Task):
         return str(next((record[name] for name in self.groups if record.get(name)), ""))
 
     def prompt(self, record: Record, where: str) -> str:
-        return without_markers(text(record, where, "text", "question")).strip()
+        return without_placeholders(text(record, where, "text", "question"))
 
     def identity(self, record: Record, where: str) -> str:
         """Return a text that identifies the question."""
@@ -155,7 +156,12 @@ class FolderTask(base.Task):
 
 def first_line(text: str) -> str:
     """Return the first line of a prompt: the question without the instructions after it."""
-    return without_markers(text).strip().partition("\n")[0].strip()
+    return without_placeholders(text).partition("\n")[0].strip()
+
+
+def without_placeholders(text: str) -> str:
+    """Return a question without LLaVA's `<image>`, which says where the image goes, wherever it is in the text."""
+    return PLACEHOLDER.sub("", text).strip()
 
 
 def _image_file(image: str, where: str, folders: Sequence[Path]) -> Path:

@@ -28,7 +28,8 @@ class Task(folder.FolderTask):
 
     def question_records(self, path: Path) -> Iterator[tuple[str, Record]]:
         own = [path] if path.is_file() else visible_files(path, (".json",))
-        own = [file for file in own if CATEGORY.search(file.stem) and file.suffix == ".json"]
+        own = [file for file in own if CATEGORY.search(file.stem) and file.suffix.lower() == ".json"]
+        own = [] if path.is_dir() and visible_files(path, (".jsonl",)) else own  # LLaVA's layout, with --answers
         if not own:
             yield from super().question_records(path)
         for file in own:

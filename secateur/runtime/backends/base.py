@@ -73,6 +73,13 @@ class Backend(ABC):
             BadBundle: the file is damaged, or its tensors differ from those of `graph`.
         """
 
+    def check_files(self) -> None:  # noqa: B027  # most backends copy what they read
+        """Check, before a question, that the files that stay open have not changed since they were opened.
+
+        Raises:
+            BadBundle: one has.
+        """
+
     @abstractmethod
     def allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any] | type | str) -> Buffer:
         """Return a zero-filled buffer; a dimension may be 0."""

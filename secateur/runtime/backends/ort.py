@@ -180,6 +180,9 @@ class Backend(base.Backend):
             options.execution_order = self._ort.ExecutionOrder.PRIORITY_BASED
         return options
 
+    def check_files(self) -> None:
+        self._bundle.check_unchanged()  # graphs and weights may be mapped
+
     def load(self, graph: GraphSpec) -> None:
         if graph.name in self._graphs:
             return
