@@ -79,7 +79,8 @@ def _work(work: Callable[[], str], sink: int, seconds: float) -> None:
             used = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
         resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY,) * 2)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_CPU, (int(seconds) + int(time.process_time()) + 1,) * 2)
+        most = int(seconds) + int(time.process_time()) + 1
+        resource.setrlimit(resource.RLIMIT_CPU, (most, most + 1))  # the first ends the process with SIGXCPU
         try:
             answer = FINISHED + work().encode("utf-8", "replace")[: LONGEST + 1]
         except MemoryError:

@@ -18,6 +18,7 @@ from secateur.checkpoints.hub import FILES
 from secateur.errors import BadModel, first_line
 from secateur.runtime.tokenizer_file import read_tokenizer
 
+WEIGHTS = ".safetensors"
 LARGE = {"tokenizer.json": LARGEST_TOKENIZER, "vocab.json": LARGEST_TOKENIZER, "merges.txt": LARGEST_TOKENIZER}
 BOUNDS = (
     (re.compile(r"layers?$|depth|num_blocks|n_layer"), 1024),
@@ -35,9 +36,10 @@ def check_files(folder: Path) -> None:
     Raises:
         BadModel: one is not; or tokenizer.json could take unbounded time or memory, see `read_tokenizer`.
     """
-    for path in sorted(path for pattern in FILES for path in folder.glob(pattern)):
+    for path in sorted(path for pattern in (*FILES, f"*{WEIGHTS}") for path in folder.glob(pattern)):
         try:
-            with open_regular(path, LARGE.get(path.name, LARGEST_JSON)) as file:
+            most = None if path.suffix == WEIGHTS else LARGE.get(path.name, LARGEST_JSON)
+            with open_regular(path, most) as file:
                 marked = path.suffix == ".json" and file.read(len(BOM_UTF8)) == BOM_UTF8
         except OSError as problem:
             raise BadModel(f"{path} cannot be read: {problem.strerror}; download it again") from None

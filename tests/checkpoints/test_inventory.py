@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -123,8 +124,8 @@ def test_what_nothing_reads_is_one_warning(copy: Path) -> None:
     with pytest.warns(SecateurWarning) as told:
         load(str(copy))
     said = [str(each.message) for each in told if issubclass(each.category, SecateurWarning)]
-    assert len(said) == 2 and "tensor score_head.weight" in said[0]
-    assert "file second.safetensors; settings text_config.residual_dropout, pruning_ratio" in said[1]
+    listed = "file second.safetensors; settings text_config.residual_dropout, pruning_ratio; tensor score_head.weight"
+    assert len(said) == 1 and listed in said[0] and f"(all: secateur inspect --model {copy})" in said[0]
 
 
 def test_buffers_that_the_model_makes_itself_are_no_news(copy: Path, recwarn: pytest.WarningsRecorder) -> None:
@@ -180,8 +181,34 @@ def test_inspect_shows_it(copy: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert code == 0 and found["family"] == "llava" and found["vision_tokens"] == 144
     assert any("tensor score_head.weight" in warning for warning in found["warnings"])
     assert {"name": SINGLE, "kind": "file", "use": "used", "note": "", "told": False} in found["items"]
+    assert {"name": "score_head.weight", "kind": "tensor", "use": "not read", "note": "", "told": True} in found[
+        "items"
+    ]
     code, out, _ = call(capsys, "inspect", "--model", copy)
     assert code == 0 and "it can be calibrated and exported" in out
     adapter(copy)
     code, out, err = call(capsys, "inspect", copy)
     assert code == 1 and "has an adapter" in err and "adapter_config.json" in out
+
+
+def test_inspect_is_bounded_and_shows_answers(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (copy / "generation_config.json").write_text(
+        json.dumps({"eos_token_id": 2, "repetition_penalty": 1.3, "num_beams": 4})
+    )
+    code, out, _ = call(capsys, "inspect", copy, "--json")
+    found: dict[str, Any] = json.loads(out)
+    assert code == 0 and any("num_beams 4" in warning for warning in found["warnings"])
+    assert "repetition_penalty 1.3" in [item["name"] for item in found["items"] if item["kind"] == "answers"]
+    config = json.loads((copy / "config.json").read_text())
+    for field, message in (
+        ({"model_type": "foo"}, "is a 'foo'; supported"),
+        ({"text_config": config["text_config"] | {"num_hidden_layers": 20_000_000}}, "the most is 1024"),
+    ):
+        (copy / "config.json").write_text(json.dumps(config | field))
+        code, out, err = call(capsys, "inspect", copy, "--json")
+        assert code == 1 and message in err and err.count("\n") == 1
+        assert SINGLE in [item["name"] for item in json.loads(out)["items"]]
+    (copy / "model.safetensors.index.json").unlink(missing_ok=True)
+    os.mkfifo(copy / "model.safetensors.index.json")
+    code, _, err = call(capsys, "inspect", copy)
+    assert code == 1 and "is not a regular file" in err

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from secateur import plugins
-from secateur.errors import BadImage, InputError, SecateurWarning, UnknownName
+from secateur.errors import BadImage, InputError, UnknownName
 from secateur.evaluation import tasks
 from secateur.evaluation.tasks import base, demo, gqa
 from secateur.evaluation.tasks.base import Source
@@ -48,12 +48,10 @@ def test_reads_questions_and_headers_of_images(folder: Write, tmp_path: Path) ->
             gqa.Task(Source(tmp_path))
 
 
-@pytest.mark.parametrize(
-    "text", ["<image>\nwho ?", "who ?\n<image>", "<|vision_start|><|image_pad|><|vision_end|>who ?"]
-)
-def test_image_markers_of_a_data_set_are_removed(folder: Write, text: str) -> None:
-    with pytest.warns(SecateurWarning, match="image markers such as .* are removed"):
-        (one,) = gqa.Task(folder([TWO | {"text": text}])).questions
+@pytest.mark.parametrize("text", ["<image>\nwho ?", "who ?\n<image>", "who <image>?"])
+def test_placeholders_of_a_data_set_are_removed(folder: Write, text: str) -> None:
+    """LLaVA's files say with <image> where the image goes; that is no mistake of a user, so nobody is warned."""
+    (one,) = gqa.Task(folder([TWO | {"text": text}])).questions
     assert one.prompt == "who ?"
 
 
