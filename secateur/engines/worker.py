@@ -69,7 +69,10 @@ def build(job: Job) -> Result:
 
 def _use_timing_cache(config: Any, path: Path) -> str:
     """Use the timing cache in the file, or a new one. Return a warning if the file is not usable, else ""."""
-    blob = read_bytes(path, LARGEST_LIST) if path.exists() else b""
+    try:
+        blob = read_bytes(path, LARGEST_LIST) if path.exists() else b""
+    except OSError as problem:
+        raise BuildFailed(f"{path} cannot be read: {problem.strerror}; remove it") from None
     cache = config.create_timing_cache(blob)
     if cache is not None and config.set_timing_cache(cache, ignore_mismatch=False):
         return ""
