@@ -157,7 +157,7 @@ def test_a_mismatch_fails_and_leaves_nothing(tiny: Family, tmp_path: Path, monke
 
 def _touch(path: Path) -> tuple[()]:
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(b"")
+    path.write_bytes(onnx.ModelProto(ir_version=8).SerializeToString())
     return ()
 
 
