@@ -41,7 +41,8 @@ SILENT = (
 )  # fmt: skip
 """Files that change nothing about what the model answers."""
 COMMON = frozenset({
-    "model_type", "torch_dtype", "attn_implementation", "use_cache", "output_attentions", "rope_theta", "rope_scaling",
+    "model_type", "torch_dtype", "attn_implementation", "attention_implementation", "use_flash_attn", "use_cache",
+    "use_flash_attention_2", "output_attentions", "rope_theta", "rope_scaling",
     "partial_rotary_factor", "torchscript", "pruned_heads", "tie_encoder_decoder", "use_bfloat16", "tf_legacy_loss",
     "is_decoder", "add_cross_attention", "cross_attention_hidden_size", "finetuning_task", "task_specific_params",
     "tokenizer_class", "prefix", "sep_token_id", "quantization_config", "auto_map", "transformers.js_config",

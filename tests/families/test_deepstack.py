@@ -94,7 +94,7 @@ def test_pruned_logits(case: tuple[Family, Pipeline]) -> None:
             kept = kept_by_layer(gates, answer.kept)
             with torch.inference_mode():
                 full = family.model(**given).logits[0, -1].numpy()
-                with hooked(list(family.decoder.layers), image, kept, route):
+                with hooked(family.decoder.layers, image, kept, route):
                     expected = family.model(**given).logits[0, -1].numpy()
             assert checks.close(answer.first_logits, expected), name
             assert not checks.close(answer.first_logits, full), name
