@@ -108,8 +108,9 @@ def read_times(path: Path) -> Times:
     Raises:
         BadMeasurement: it is not such a file, is truncated, or contains no query.
     """
+    text = read(path, TIMES)
     try:
-        queries = json.loads(read(path, TIMES))
+        queries = json.loads(text)
     except (ValueError, RecursionError) as problem:
         raise refused(path, TIMES, f"it is truncated or not JSON ({problem})") from None
     if not isinstance(queries, list) or not queries:
@@ -160,8 +161,9 @@ def read_layer_info(path: Path) -> tuple[Layer, ...]:
     Raises:
         BadMeasurement: it is not such a file, or is truncated.
     """
+    text = read(path, INFO)
     try:
-        data = json.loads(read(path, INFO), strict=False)
+        data = json.loads(text, strict=False)
     except (ValueError, RecursionError) as problem:
         raise refused(path, INFO, f"it is truncated or not JSON ({problem})") from None
     if not isinstance(data, dict) or not isinstance(data.get("Layers"), list):
