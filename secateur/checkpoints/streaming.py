@@ -152,7 +152,8 @@ def _hook(module: nn.Module) -> None:
         running.append(slots)
 
     def after(_: nn.Module, __: Any, ___: Any) -> None:
-        _take_out(running.pop())
+        if running:  # else it was stopped before its weights were read
+            _take_out(running.pop())
 
     module.register_forward_pre_hook(before)
     module.register_forward_hook(after, always_call=True)

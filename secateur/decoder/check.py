@@ -152,7 +152,7 @@ def _entering(text: nn.Module, rows: Tensor) -> Tensor:
         raise _Entered(arguments[0] if arguments else named["hidden_states"])
 
     layers: Any = text.layers
-    hook = layers[0].register_forward_pre_hook(stop, with_kwargs=True)
+    hook = layers[0].register_forward_pre_hook(stop, with_kwargs=True, prepend=True)  # before its weights are read
     try:
         text(inputs_embeds=rows, use_cache=False)
     except _Entered as entered:
