@@ -182,7 +182,7 @@ def test_the_error_names_the_image_size(
     sizes: tuple[Path, Family], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(Slanted, "wrong", Bundle.load(sizes[0]).manifest.buckets[1].layout.image_tokens)
-    monkeypatch.setattr(eager, "load", lambda source, dtype: sizes[1])
+    monkeypatch.setattr(eager, "load_again", lambda bundle, dtype: sizes[1])
     monkeypatch.setattr(ort, "Backend", Slanted)
     code, out, err = call(capsys, "check", sizes[0], "--against", "torch")
     assert code == 1 and "ort differs from torch in projector (full@56x32)" in err
@@ -197,7 +197,7 @@ def call(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, 
 def test_the_command(
     folder: Path, changed: Path, tiny: Family, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(eager, "load", lambda source, dtype: tiny)
+    monkeypatch.setattr(eager, "load_again", lambda bundle, dtype: tiny)
     name = next(name for name in Bundle.load(folder).manifest.schedules if name.startswith("fastv"))
     code, out, err = call(capsys, "check", folder, "--against", "torch", "--schedules", name, "--json")
     result = json.loads(out)

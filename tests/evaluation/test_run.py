@@ -224,7 +224,7 @@ def test_a_question_that_cannot_be_asked_is_named(tmp_path: Path) -> None:
     assert not vlm.calls, "known before the first question is asked"
     (tmp_path / "bad.png").write_text("no image")
     with pytest.raises(
-        BadImage, match=r"question 'q0' \(q.jsonl line 0\): image .*bad.png is not an image that Pillow"
+        BadImage, match=r"question 'q0' \(q.jsonl line 0\): image .*bad.png is not an image that is read"
     ):
         result(vlm, Yes(["p0"], partial(load_image, tmp_path / "bad.png")))
 
