@@ -92,6 +92,7 @@ def of_a_size(where: Layout, suffix: str) -> tuple[list[GraphSpec], dict[str, Sc
         1,
         (
             f16("full_states", "B", "S", D),
+            *plane,
             f16("hidden_states", "B", pruned, D),
             i64("vision_index", "B", half + 1),
             *full,
