@@ -50,7 +50,7 @@ def test_reads_questions_and_headers_of_images(folder: Write, tmp_path: Path) ->
 
 @pytest.mark.parametrize("text", ["<image>\nwho ?", "who ?\n<image>", "who <image>?"])
 def test_placeholders_of_a_data_set_are_removed(folder: Write, text: str) -> None:
-    """LLaVA's files say with <image> where the image goes; that is no mistake of a user, so nobody is warned."""
+    """In LLaVA's files <image> marks the place of the image. The layout requires it, so there is no warning."""
     (one,) = gqa.Task(folder([TWO | {"text": text}])).questions
     assert one.prompt == "who ?"
 
