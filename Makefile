@@ -32,7 +32,7 @@ fuzz: $(INSTALLED)  ## the property tests on other examples than last time
 	$(BIN)/pytest -m "hypothesis and not slow" --hypothesis-profile=fuzz
 
 matrix: $(INSTALLED)  ## every family with every method (half an hour), and docs/matrix.md
-	$(BIN)/pytest -m slow tests/test_matrix.py
+	$(BIN)/pytest -m slow --dist load tests/test_matrix.py
 	$(BIN)/python -m tests.matrix
 
 table: $(INSTALLED)  ## update the README's table of plug-ins, the picture of the packages and the table of the lint

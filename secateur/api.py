@@ -19,7 +19,7 @@ from secateur.bundle.strict_json import convert
 from secateur.calibration.samples import Sample
 from secateur.calibration.schedules import make_schedules
 from secateur.errors import BadSchedule, InputError
-from secateur.export.bundle import Exported, ExportPlan, check_schedules, export, shared_weight_files
+from secateur.export.bundle import Exported, ExportPlan, check_graphs, check_schedules, export, shared_weight_files
 from secateur.export.quantize import quantize_weights
 from secateur.export.targets import target as target_of
 from secateur.families.base import Family
@@ -189,8 +189,9 @@ class Calibration:
 
         Raises:
             InputError: the samples cannot be read.
-            BadSchedule: a budget cannot be met, or two schedules would have the same name.
+            BadModel, BadSchedule: a budget cannot be met, a method cannot be exported, or a name occurs twice.
         """
+        check_graphs(family, make_schedules(family, [m for m in self.methods if not m.statistics], self.requests))
         how = self.samples, self.sample_count, self.seed, progress, self.work, self.compare
         made = make_schedules(family, self.methods, self.requests, *how)
         if self.name:

@@ -136,4 +136,9 @@ def first_line(problem: BaseException) -> str:
     said = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
     if isinstance(problem, LookupError | AttributeError | ArithmeticError) or not said:
         said = f"{type(problem).__name__} {said}".rstrip()
-    return said if len(said) <= LONGEST else said[:LONGEST] + "..."
+    return shortened(said)
+
+
+def shortened(text: str) -> str:
+    """Return at most the first `LONGEST` characters of a text, with dots for the others."""
+    return text if len(text) <= LONGEST else text[:LONGEST] + "..."

@@ -144,8 +144,8 @@ def _check_files(found: Found) -> None:
         else:
             fetch, folder_name = "", str(folder)
         raise BadModel(
-            f"model '{name}' has no {SINGLE}, and pickles (.bin, .pt) are not read, as they can run code; if you "
-            f"trust it, convert it: {fetch}`{_conversion(folder_name)}`, and give --model {folder_name}"
+            f"model '{name}' has no {SINGLE}, and pickles (.bin, .pt) are not read, as they can run code; if it has "
+            f"them and you trust it, convert it: {fetch}`{_conversion(folder_name)}`, and give --model {folder_name}"
         )
     for row in PROCESSOR:
         if not any((folder / file).is_file() for file in row):

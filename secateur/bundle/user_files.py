@@ -45,13 +45,15 @@ def parsed(document: str, where: str) -> Any:
         raise InputError(f"{where} is not JSON: {first_line(problem)}") from None
 
 
-def json_lines(path: Path) -> Iterator[tuple[str, Record]]:
+def json_lines(path: Path, document: str | None = None) -> Iterator[tuple[str, Record]]:
     """Yield the place ("FILE line 3") and the JSON object of each line that is not blank.
+
+    document  the text of the file, if it has been read already
 
     Raises:
         InputError: see `read_text`; or a line is not a JSON object.
     """
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
+    for number, line in enumerate((read_text(path) if document is None else document).split("\n"), start=1):
         if line.strip():
             where = f"{path} line {number}"
             yield where, checked_record(parsed(line, where), where)

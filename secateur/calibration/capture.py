@@ -51,7 +51,7 @@ def capture(
     if unknown := sorted(wanted - KNOWN):
         raise ValueError(f"statistics {unknown} are not measured; known: {', '.join(sorted(KNOWN))}")
     chosen, on_layers = samples if wanted else (), bool(wanted.intersection(ON_LAYERS))
-    sizes = [ViewMeasures(family, views, len(chosen), wanted) for views in alike(family.layout)]
+    sizes = [ViewMeasures(family, views, len(chosen), wanted) for views in sizes_of_views(family.layout)]
     dropped = min(len(chosen), DROPPED) if "drop_divergence" in wanted else 0
     counter = _Counter(progress, len(chosen), family.dimensions.layers * on_layers, dropped)
 
@@ -96,7 +96,7 @@ def capture(
     ]
 
 
-def alike(layout: Layout) -> list[list[View]]:
+def sizes_of_views(layout: Layout) -> list[list[View]]:
     """Return the views grouped by size, in the order in which the sizes first occur in the prompt.
 
     A view of one token leaves nothing to choose, and is in none of the groups unless there is no other.

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from secateur.bundle.schedule import ENCODER_GATES, Array, Gate, Schedule, ViewGate
 from secateur.calibration.against_random import SAMPLES, chooses, compared
-from secateur.calibration.capture import alike, capture
+from secateur.calibration.capture import capture, sizes_of_views
 from secateur.calibration.samples import Sample
 from secateur.calibration.samples import samples as read_samples
 from secateur.checkpoints.hub import DEMO
@@ -124,12 +124,14 @@ def calibrate(method: Method, family: Family, statistics: Sequence[Statistics], 
         return first
     if len(layout.image_views) > 1 and any(gate.kind == "downsample" for gate in first.gates):
         raise BadSchedule(f"a smaller image needs one grid, not {len(layout.image_views)} views; use another method")
-    made = [first, *(method.calibrate(each, _alike(first, statistics[0])) for each in statistics[1:])]
+    made = [first, *(method.calibrate(each, _same_shares(first, statistics[0])) for each in statistics[1:])]
     for other in made[1:]:
         if [(g.layer, g.kind) for g in other.gates] != [(g.layer, g.kind) for g in first.gates]:
             raise BadSchedule(f"{method.name} puts its gates at other layers for views of another size; give --layers")
     prefixes = ["", *(f"view_{number}." for number in range(1, len(made)))]
-    known = dict(zip([views[0].grid for views in alike(layout)], zip(made, prefixes, strict=True), strict=True))
+    known = dict(
+        zip([views[0].grid for views in sizes_of_views(layout)], zip(made, prefixes, strict=True), strict=True)
+    )
     gates = []
     for number, gate in enumerate(first.gates):
         parts = tuple(_part(known.get(view.grid), number, int(gate.keep > 0)) for view in layout.views)
@@ -158,7 +160,7 @@ def _part(known: tuple[Schedule, str] | None, number: int, single: int) -> ViewG
     return ViewGate(schedule.gates[number].keep, schedule.gates[number].selector, prefix)
 
 
-def _alike(schedule: Schedule, statistics: Statistics) -> BudgetRequest:
+def _same_shares(schedule: Schedule, statistics: Statistics) -> BudgetRequest:
     """Request the same layers and shares for another number of tokens."""
     shares = tuple(gate.keep / statistics.model.vision_tokens for gate in schedule.gates)
     if schedule.gates[0].kind in (*ENCODER_GATES, "route"):

@@ -23,7 +23,7 @@ SECONDS = 20
 PATIENCE = 5
 MEMORY = 1 << 30
 """Bytes beyond those of this process."""
-LONGEST = 1 << 20
+MOST_BYTES = 1 << 20
 """Bytes of the result."""
 FINISHED, FAILED = b"+", b"-"
 
@@ -36,7 +36,7 @@ def bounded(work: Callable[[], str], seconds: float = SECONDS) -> str:
     """Return the text that `work` returns.
 
     Raises:
-        OutOfBounds: it raised an exception, or took more than the time, `MEMORY` or `LONGEST`.
+        OutOfBounds: it raised an exception, or took more than the time, `MEMORY` or `MOST_BYTES`.
     """
     if sys.platform != "linux":
         try:
@@ -62,8 +62,8 @@ def bounded(work: Callable[[], str], seconds: float = SECONDS) -> str:
         status = os.waitpid(child, 0)[1]
     if answer is None or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU):
         raise OutOfBounds(f"it takes more than {seconds:g} seconds")
-    if len(answer) > LONGEST:
-        raise OutOfBounds(f"it makes more than {LONGEST} bytes of text")
+    if len(answer) > MOST_BYTES:
+        raise OutOfBounds(f"it makes more than {MOST_BYTES} bytes of text")
     if answer[:1] != FINISHED:
         ended = f"it takes more than {MEMORY >> 20} MiB of memory" if answer else "the process that ran it was stopped"
         raise OutOfBounds(answer[1:].decode() or ended)
@@ -82,7 +82,7 @@ def _work(work: Callable[[], str], sink: int, seconds: float) -> None:
         most = int(seconds) + int(time.process_time()) + 1
         resource.setrlimit(resource.RLIMIT_CPU, (most, most + 1))  # the first ends the process with SIGXCPU
         try:
-            answer = FINISHED + work().encode("utf-8", "replace")[: LONGEST + 1]
+            answer = FINISHED + work().encode("utf-8", "replace")[: MOST_BYTES + 1]
         except MemoryError:
             answer = FAILED
         except Exception as problem:
@@ -96,7 +96,7 @@ def _work(work: Callable[[], str], sink: int, seconds: float) -> None:
 def _read(source: int, end: float) -> bytes | None:
     """Return what is written to a pipe until it is closed or too long; None if that takes longer than until `end`."""
     answer = b""
-    while len(answer) <= LONGEST:
+    while len(answer) <= MOST_BYTES:
         if not select.select([source], [], [], max(0.0, end - time.monotonic()))[0]:
             return None
         piece = os.read(source, 1 << 16)

@@ -73,15 +73,15 @@ def conversation(
     head = ids[: len(ids) - ids[::-1].index(image_id)]
     pad = tokenizer.pad_token_id
     prompt = Prompt(
-        _around(rest, QUESTION),
-        further.next,
-        stop,
-        stop[0] if pad is None else pad,
-        marker,
-        further.one_question,
-        further.question,
-        further.answer,
-        further.gap,
+        first=_around(rest, QUESTION),
+        next=further.next,
+        stop=stop,
+        pad=stop[0] if pad is None else pad,
+        image_token=marker,
+        one_question=further.one_question,
+        question=further.question,
+        answer=further.answer,
+        gap=further.gap,
         schema=SCHEMA,
     )
     if [*head, *Tokenizer(prompt, tokenizer.backend_tokenizer).first(QUESTION)] != ids:

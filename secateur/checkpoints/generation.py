@@ -9,7 +9,7 @@ from typing import Any
 from transformers import GenerationConfig
 
 from secateur.bundle.sampling import Sampling
-from secateur.errors import LONGEST, BadModel, InputError
+from secateur.errors import BadModel, InputError, shortened
 
 FOLLOWED = frozenset(field.name for field in dataclasses.fields(Sampling)) | {"do_sample", "eos_token_id"}
 WITHOUT_EFFECT = frozenset(
@@ -73,6 +73,5 @@ def _not_followed(given: dict[str, Any]) -> tuple[str, ...]:
     found = {n: v for n, v in given.items() if n not in ignored and (n == "max_length" or v != NEUTRAL.get(n))}
     if not found:
         return ()
-    listed = ", ".join(f"{name} {value!r}" for name, value in sorted(found.items()))
-    listed = listed if len(listed) <= LONGEST else listed[:LONGEST] + "..."
+    listed = shortened(", ".join(f"{name} {value!r}" for name, value in sorted(found.items())))
     return (f"{FILE} has settings that a bundle does not follow, so answers may differ from transformers': {listed}",)

@@ -73,11 +73,11 @@ def _rules(say: Callable[[str], str], place: str, literals: list[str]) -> TurnRu
         except BadModel:  # the template refuses the text
             return None
 
-    def same(text: str) -> bool:
-        return shown(text) == around.replace(place, rules.trim(text))
-
     trimmed = (_removed(lambda c: shown(c + place) == around), _removed(lambda c: shown(place + c) == around))
-    rules, rewritten = TurnRules(trimmed), list[str]()
+    trim, rewritten = TurnRules(trimmed).trim, list[str]()
+
+    def same(text: str) -> bool:
+        return shown(text) == around.replace(place, trim(text))
 
     for literal in literals:
         if any(part in literal for part in rewritten):

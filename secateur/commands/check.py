@@ -97,7 +97,7 @@ def show(result: dict[str, Any], console: Console) -> None:
     made = tables.table(title, "graph", "runs", "worst output", "in", "absolute", "relative", "")
     for column in made.columns:
         column.overflow = "fold"
-    for name, graphs in tables.alike(result["graphs"], "graph", result.get("all_rows", False)).items():
+    for name, graphs in tables.grouped(result["graphs"], "graph", result.get("all_rows", False)).items():
         worst = max((_worst(graph) for graph in graphs), key=lambda output: output["relative"])
         figures = f"{worst['absolute']:.2g}", f"{worst['relative']:.2g}"
         verdict = "ok" if graphs[0]["passed"] else "FAILED"

@@ -147,7 +147,9 @@ def build_lock(folder: Path) -> Iterator[int]:
         raise BackendMissing("plans are built on Linux, also in WSL; this system has no file locks of Unix") from None
     for path in (folder.parent, folder, *(folder.iterdir() if folder.is_dir() else ())):
         if path.is_symlink() and (path != folder.parent or path.name == ENGINES):  # a bundle may come with links
-            raise BadOutput(f"{path} is a link, which could lead out of the bundle; remove it")
+            raise BadOutput(
+                f"{path} is a link, which could lead out of the bundle; remove it, or move the bundle as a whole"
+            )
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with (folder / ".lock").open("w") as lock:

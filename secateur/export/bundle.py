@@ -28,6 +28,7 @@ from secateur.export.model_card import CARD, Figures, card
 from secateur.export.parity import Parity, check
 from secateur.export.quantized_graph import check_blocks, quantize_graph, quantized_parameters
 from secateur.export.targets import SHARED, Target
+from secateur.export.targets import target as target_of
 from secateur.export.to_onnx import to_onnx
 from secateur.export.weights import WeightStore, model_parts
 from secateur.families.base import Family
@@ -267,6 +268,16 @@ def check_schedules(family: Family, schedules: Sequence[Schedule]) -> None:
         if schedule.name in names:
             raise BadSchedule(f"two schedules are called '{schedule.name}'; rename one")
         names.append(schedule.name)
+
+
+def check_graphs(family: Family, schedules: Sequence[Schedule]) -> None:
+    """Check, before a long calibration, that each schedule can be exported; nothing is traced.
+
+    Raises:
+        BadModel, BadSchedule: the vision encoder cannot compute what a gate reads, or cannot take a smaller image.
+    """
+    for schedule in schedules:
+        build_graphs([sized_model(family, family.layout, [schedule])], target_of("cpu"))
 
 
 def _differences(made: ModelIdentity, wanted: ModelIdentity) -> str:

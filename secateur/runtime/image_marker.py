@@ -19,7 +19,7 @@ AROUND = (
     r"|\[IMG_BREAK\]|\[IMG_END\]"
 )
 """What some models have around it."""
-LONGEST = 64
+LONGEST_MARKER = 64
 
 
 def without_markers(prompt: str, own: str = "", special: Collection[str] = ()) -> str:
@@ -40,7 +40,7 @@ def without_markers(prompt: str, own: str = "", special: Collection[str] = ()) -
         found += filter(None, [match["image"]])
     start = start if found else 0
     at_start = len(found)
-    while match := last.search(prompt, max(start, len(prompt[start:end].rstrip()) + start - LONGEST), end):
+    while match := last.search(prompt, max(start, len(prompt[start:end].rstrip()) + start - LONGEST_MARKER), end):
         end = match.start()
         found += filter(None, [match["image"]])
     end = end if len(found) > at_start else len(prompt)

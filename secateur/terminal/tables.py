@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from secateur.bundle.sampling import Sampling
-from secateur.errors import LONGEST
+from secateur.errors import shortened
 
 DRAWS = ("top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "seed")
 """Settings without effect on the most likely tokens."""
@@ -60,13 +60,13 @@ def schedules(found: dict[str, Any]) -> Table:
 def _runs(gates: list[dict[str, Any]]) -> list[str]:
     """Return "3: 288" for each gate, or one "0..15: 48" for routing gates with equal counts, with the kind."""
     made = [f"{g['layer']}: {g['keep']}{KINDS[g['kind']]}" for g in gates]
-    return [f"{gates[0]['layer']}..{made[-1]}"] if _alike(gates, "keep") else made
+    return [f"{gates[0]['layer']}..{made[-1]}"] if _equal_routes(gates, "keep") else made
 
 
 def receipt(gates: list[dict[str, Any]]) -> str:
     """Return the effect of the gates in one line, from `Receipt.as_dict`."""
     made = [f"layer {g['layer']}: {g['before']} -> {g['applied']} vision tokens{KINDS[g['kind']]}" for g in gates]
-    if _alike(gates, "applied"):
+    if _equal_routes(gates, "applied"):
         return (
             f"layers {gates[0]['layer']} to {gates[-1]['layer']}: {made[-1].partition(': ')[2]}, chosen again at each"
         )
@@ -81,19 +81,18 @@ def settings(sampling: dict[str, Any]) -> str:
         changed = {name: value for name, value in changed.items() if name not in DRAWS}
     how = "random draws" if sampling["temperature"] else "the most likely tokens"
     listed = "".join(f", {name} {list(v) if isinstance(v, tuple) else v}" for name, v in changed.items())
-    listed = listed if len(listed) <= LONGEST else listed[:LONGEST] + "..."
-    return f"{how}, at most {sampling['max_new_tokens']}{listed}"
+    return f"{how}, at most {sampling['max_new_tokens']}{shortened(listed)}"
 
 
-def _alike(gates: list[dict[str, Any]], count: str) -> bool:
+def _equal_routes(gates: list[dict[str, Any]], count: str) -> bool:
     """Return whether the gates are many routing gates with the same count."""
     return len(gates) > 2 and {(g["kind"], g[count]) for g in gates} == {("route", gates[0][count])}
 
 
 def parity(checks: list[dict[str, Any]], every: bool = False) -> Table:
-    """Return the worst error of each graph and of the whole chain, see `alike`."""
+    """Return the worst error of each graph and of the whole chain, see `grouped`."""
     made = table("Difference from torch", "checked", "worst relative", "allowed", "")
-    for name, rows in alike(checks, "name", every).items():
+    for name, rows in grouped(checks, "name", every).items():
         worst = max(rows, key=lambda check: check["error"])
         numbers = f"{worst['error']:.2g}", f"{worst['tolerance']:.2g}"
         made.add_row(name, *numbers, "ok" if worst["passed"] else "FAILED")
@@ -109,7 +108,7 @@ GROUPS = {
 """Patterns of the names of checks that are shown in one row, and the names of these rows."""
 
 
-def alike(rows: list[dict[str, Any]], name: str, every: bool = False) -> dict[str, list[dict[str, Any]]]:
+def grouped(rows: list[dict[str, Any]], name: str, every: bool = False) -> dict[str, list[dict[str, Any]]]:
     """Group the passed checks of each kind, as "48 gates"; failed checks, and with `every` all, stay alone.
 
     name  field of a row with the name of what was checked

@@ -3,17 +3,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from secateur.api import Calibration
 from secateur.calibration import schedules
+from secateur.calibration.samples import Sample
 from secateur.calibration.schedules import check, make_schedules
 from secateur.cli import main
-from secateur.errors import BadSchedule
+from secateur.errors import BadModel, BadSchedule
 from secateur.families.base import Family
 from secateur.selection.budget import BudgetRequest
-from tests.conftest import METHODS, method
+from secateur.selection.statistics import Statistics
+from tests.conftest import METHODS, method, tiny_family
 
 FROM_LAYER_1 = ("btp", "dart", "fastv", "fitprune", "pdrop", "v2drop")
 """Methods that read a layer, so that the first layer has all tokens: at most 0.72 of 4 layers and 36 tokens."""
@@ -56,7 +61,6 @@ def test_blocks_that_do_not_divide_are_refused_at_once(
     capsys: pytest.CaptureFixture[str], unmeasured: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from secateur.checkpoints import tiny_model
-    from tests.conftest import tiny_family
 
     monkeypatch.setitem(tiny_model.TEXT, "hidden_size", 96)
     made = tiny_family("llava")
@@ -68,3 +72,24 @@ def test_blocks_that_do_not_divide_are_refused_at_once(
     said = capsys.readouterr().err
     assert "a weight of 96 inputs cannot be stored in blocks of 128; use --target cuda" in said
     assert said.count("\n") == 1 and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "why"),
+    [
+        ("llava_next", "visionzip", "would merge newlines with patches"),
+        ("qwen3_vl", "downsample", "gives DeepStack planes, so it cannot take a smaller image"),
+    ],
+)
+def test_what_the_encoder_cannot_do_is_refused_before_others_are_measured(
+    monkeypatch: pytest.MonkeyPatch, family: str, name: str, why: str
+) -> None:
+    def measure(family: Family, samples: Sequence[Sample], wanted: frozenset[str], *rest: Any) -> list[Statistics]:
+        assert not wanted, "something was measured"
+        return whole(family, samples, wanted, *rest)
+
+    whole = schedules.measure
+    monkeypatch.setattr(schedules, "measure", measure)
+    chosen = Calibration(methods=[method(name), method("btp")], compressions=(0.5,))
+    with pytest.raises(BadModel, match=why):
+        chosen.run(tiny_family(family))

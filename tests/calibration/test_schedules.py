@@ -4,7 +4,7 @@ from __future__ import annotations
 import pytest
 
 from secateur.bundle.layout import Layout, View
-from secateur.calibration.capture import alike
+from secateur.calibration.capture import sizes_of_views
 from secateur.errors import BadSchedule
 from secateur.selection.budget import BudgetRequest
 from tests.conftest import method, schedules, tiny_family
@@ -31,5 +31,5 @@ def test_a_view_of_one_token_stays_as_long_as_any() -> None:
 def test_views_of_one_size_are_alike() -> None:
     small, large, single = View(1, 4, (2, 2)), View(6, 6, (2, 3)), View(13, 1, (1, 1))
     other = View(15, 4, (2, 2))
-    assert alike(Layout((9,) * 4, (small, large, single, other))) == [[small, other], [large]]
-    assert alike(Layout((9,) * 13, (single,))) == [[single]]  # there is no other
+    assert sizes_of_views(Layout((9,) * 4, (small, large, single, other))) == [[small, other], [large]]
+    assert sizes_of_views(Layout((9,) * 13, (single,))) == [[single]]  # there is no other

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from secateur.checkpoints.bounded import LONGEST, OutOfBounds, bounded
+from secateur.checkpoints.bounded import MOST_BYTES, OutOfBounds, bounded
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="bounds need Linux")
 
@@ -21,7 +21,7 @@ def rendered(template: str) -> Callable[[], str]:
 
 def test_results_and_errors_come_back() -> None:
     assert bounded(rendered("{{ 'é' * 3 }}")) == "ééé"
-    assert len(bounded(lambda: "x" * (LONGEST - 1))) == LONGEST - 1
+    assert len(bounded(lambda: "x" * (MOST_BYTES - 1))) == MOST_BYTES - 1
     with pytest.raises(OutOfBounds, match="division by zero"):
         bounded(rendered("{{ 1 / 0 }}"))
     with pytest.raises(OutOfBounds, match="^KeyError 'a'$"):

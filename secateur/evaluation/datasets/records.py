@@ -20,9 +20,10 @@ def records(path: Path) -> Iterator[tuple[str, Record]]:
     Raises:
         InputError: the file cannot be read, or a line is not a JSON object.
     """
-    document = _document(read_text(path)) if path.suffix.lower() == ".json" else None
+    text = read_text(path)
+    document = _document(text) if path.suffix.lower() == ".json" else None
     if document is None:
-        yield from json_lines(path)
+        yield from json_lines(path, text)
         return
     for i, record in enumerate(document, start=1):
         where = f"{path} entry {i}"

@@ -69,7 +69,7 @@ class Task(choice.Task):
                 yield where, _turned(row, letters, turn)
 
     def _write(self, name: str, encoded: str, where: str) -> str:
-        """Write an image to a file, so that the memory does not hold all; return its path."""
+        """Write an image to a file, so that the table can be freed after reading; return its path."""
         path = self._images / name
         if not path.exists():
             try:
