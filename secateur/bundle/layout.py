@@ -108,7 +108,7 @@ class Layout:
         if not self.views or row > self.rows:
             raise BadBundle(f"{len(self.views)} views end at row {row}, the prompt has {self.rows} rows")
         shapes = [[(view.grid, view.stride) for view in run] for run in self.runs]
-        if self.images < 1 or shapes != shapes[: len(shapes) // self.images] * self.images:
+        if not 1 <= self.images <= len(self.views) or shapes != shapes[: len(shapes) // self.images] * self.images:
             raise BadBundle(f"{len(self.views)} views do not belong to {self.images} images of the same size")
         if any(len(axis) != self.rows for axis in self.positions):
             raise BadBundle(f"positions must be given for the {self.rows} rows of the prompt")

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from secateur.bundle.regular_file import read_text
-from secateur.errors import InputError
+from secateur.errors import InputError, printable
 
 T = TypeVar("T")
 Json = dict[str, Any]
+LARGEST = 1 << 63
 NAMES = {int: "an integer", float: "a finite number", str: "a string", bool: "true or false"}
 
 
@@ -65,6 +66,8 @@ def convert(hint: Any, data: Any, where: str) -> Any:
         return data
     if hint is float and type(data) in (int, float):
         return float(data) if abs(data) <= sys.float_info.max else _wrong(where, data, "a finite number")
+    if type(data) is int and abs(data) >= LARGEST:
+        _wrong(where, data, "an integer of at most 64 bits")
     return data if type(data) is hint else _wrong(where, data, NAMES.get(hint, hint.__name__))
 
 
@@ -115,4 +118,4 @@ def read_json(cls: type[T], path: Path, error: type[InputError]) -> T:
     try:
         return decode(cls, data)
     except (TypeError, ValueError) as problem:
-        raise error(f"{path}: {problem}") from None
+        raise error(f"{path}: {printable(str(problem))}") from None

@@ -336,6 +336,12 @@ CHANGES: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
         "number of graphs is 4097; it must be from 0 to 4096",
     ),
     ("missing", lambda m: m.pop("layout"), "lacks the field 'layout'"),
+    ("images", lambda m: m["layout"].update(images=1 << 62), "do not belong to 4611686018427387904 images"),
+    (
+        "integer",
+        lambda m: m["layout"].update(images=1 << 63),
+        "manifest.layout.images is 9223372036854775808, not an integer of at most 64 bits",
+    ),
     ("type", lambda m: m.update(opset="20"), "manifest.opset"),
 ]
 

@@ -238,3 +238,14 @@ def test_invalid_steps_are_refused(fields: dict[str, Any], message: str) -> None
 def test_invalid_tiles_are_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="1 to 64000000 pixels|0 to 255"):
         Tile(**fields)
+
+
+def test_a_long_list_is_shown_by_its_ends(tmp_path: Path) -> None:
+    file = tmp_path / "preprocess.json"
+    plan = {"resize": None, "resample": "bicubic", "crop": None, "rescale": None}
+    file.write_text(json.dumps(plan | {"mean": [0.5] * 3000, "std": [1, 1, 1]}))
+    with pytest.raises(
+        BadBundle, match=r"mean \(0.5, 0.5, .* \.\.\. .*must be three numbers of 0 to 1000000"
+    ) as problem:
+        read_json(Preprocess, file, BadBundle)
+    assert len(str(problem.value)) < len(str(file)) + 700
