@@ -24,8 +24,7 @@ try:
     import torch
 
     from secateur.bundle.schedule_file import read_schedule
-    from secateur.checkpoints.streaming import to_device
-    from secateur.export.graphs import build_graphs, sized_model
+    from secateur.export.graphs import build_graphs, move, sized_model
     from secateur.export.quantized_graph import weights_as_stored
     from secateur.export.targets import target
     from secateur.families.base import Family
@@ -105,8 +104,7 @@ class Backend(base.Backend):
             buckets.append(sized_model(seen, each.layout, schedules))
         self._graphs = {graph.spec.name: graph for graph in build_graphs(buckets, kind)}
         if self._device != "cpu":
-            for module in (family.model, *(graph.module for graph in self._graphs.values())):
-                to_device(module, self._device)
+            move(family, self._graphs.values(), self._device)
         self._stored = ExitStack()
         if (how := manifest.quantization) is not None:
             self._stored.enter_context(weights_as_stored(family.decoder.layers, how))
@@ -137,7 +135,9 @@ class Backend(base.Backend):
         return watch(stage) if self._device == "cpu" else _until_done(watch, stage)
 
     def describe(self) -> dict[str, str]:
-        return {} if self._device == "cpu" else {"GPU": torch.cuda.get_device_name(), "torch": str(torch.__version__)}
+        if self._device == "cpu":
+            return {}
+        return {"GPU": torch.cuda.get_device_name(), "CUDA": str(torch.version.cuda), "torch": str(torch.__version__)}
 
     def close(self) -> None:
         self._stored.close()
