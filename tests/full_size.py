@@ -93,7 +93,7 @@ def qwen_config(layers: int = 28) -> Qwen2_5_VLConfig:
         "bos_token_id": 1,
         "eos_token_id": 2,
     }
-    tokenizer: Any = _qwen_processor(152064)
+    tokenizer: Any = qwen_processor(152064)
     return Qwen2_5_VLConfig(
         vision_config=vision,
         text_config=text,
@@ -103,13 +103,15 @@ def qwen_config(layers: int = 28) -> Qwen2_5_VLConfig:
     )
 
 
-def _qwen_processor(vocabulary: int) -> ProcessorMixin:
+def qwen_processor(vocabulary: int) -> ProcessorMixin:
+    """Return a processor of Qwen2.5-VL with at most `vocabulary` ids."""
     images = Qwen2VLImageProcessorPil(size={"shortest_edge": 56 * 56, "longest_edge": 3584 * 3584})
     processor: ProcessorMixin = qwen2_5_vl.Family.tiny_processor(images, vocabulary=vocabulary)
     return processor
 
 
-def _llava_processor(edge: int, vocabulary: int) -> ProcessorMixin:
+def llava_processor(edge: int, vocabulary: int) -> ProcessorMixin:
+    """Return a processor of LLaVA-1.5 for images of `edge` pixels, with at most `vocabulary` ids."""
     images = CLIPImageProcessorPil(size={"shortest_edge": edge}, crop_size={"height": edge, "width": edge})
     return tiny_model.processor(
         "llava",
@@ -136,9 +138,9 @@ def write(
     GenerationConfig(pad_token_id=0, bos_token_id=1, eos_token_id=2).save_pretrained(folder)
     parts: Any = model
     if isinstance(model, LlavaConfig):
-        processor = _llava_processor(parts.vision_config.image_size, parts.text_config.vocab_size)
+        processor = llava_processor(parts.vision_config.image_size, parts.text_config.vocab_size)
     else:
-        processor = _qwen_processor(parts.text_config.vocab_size)
+        processor = qwen_processor(parts.text_config.vocab_size)
     processor.save_pretrained(folder)
     with meta_parameters():
         shapes = architecture(model)

@@ -139,6 +139,23 @@ def _take_out(slots: list[Slot]) -> None:
         parameters[name] = weight
 
 
+def to_device(module: nn.Module, device: str) -> None:
+    """Put all tensors of `module` in the memory of `device`: parameters, those in files too, buffers and attributes."""
+    moved = dict[int, nn.Parameter]()  # tied weights once
+    for parameters, name, weight in _slots(module):
+        if id(weight) not in moved:
+            moved[id(weight)] = nn.Parameter(value(weight).to(device), requires_grad=False)
+        parameters[name] = moved[id(weight)]
+    for part in module.modules():
+        for name, attribute in list(vars(part).items()):
+            if isinstance(attribute, Tensor):
+                setattr(part, name, attribute.to(device))
+        own: Any = type(part)
+        if isinstance(vars(own).get("device"), torch.device):  # see `_report_cpu`
+            own.device = torch.device(device)
+    module.to(device)
+
+
 def _hook(module: nn.Module) -> None:
     """Load the weights of `module` while it runs. Has no effect on modules that are `held`, nor in a trace."""
     small = sum(weight.nbytes for weight in module.parameters()) <= HELD_BYTES

@@ -58,9 +58,10 @@ def entry_scale(text: nn.Module) -> float:
     """
     weight = next(text.parameters())
     width = int(text.config.hidden_size)  # type: ignore[union-attr, arg-type]
-    ones = torch.ones(1, ROWS, width, dtype=weight.dtype)
+    device = "cpu" if weight.is_meta else weight.device  # weights in files are read for each run
+    ones = torch.ones(1, ROWS, width, dtype=weight.dtype, device=device)
     scale = float(_entering(text, ones)[0, 0, 0])
-    rows = _random(1, width, weight.dtype)
+    rows = _random(1, width, weight.dtype).to(device)
     found = _entering(text, rows)
     if found.shape != rows.shape or not _error(found, rows * scale) <= TOLERANCE[weight.dtype]:
         raise BadModel(
@@ -167,7 +168,7 @@ def _entering(text: nn.Module, rows: Tensor) -> Tensor:
 
 
 def _random(batch: int, width: int, dtype: torch.dtype) -> Tensor:
-    return torch.randn(batch, ROWS, width, generator=torch.Generator().manual_seed(0)).to(dtype)
+    return torch.randn(batch, ROWS, width, device="cpu", generator=torch.Generator().manual_seed(0)).to(dtype)
 
 
 def _error(found: Tensor, expected: Tensor) -> float:

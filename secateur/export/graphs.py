@@ -15,6 +15,7 @@ from secateur.bundle.layout import VISION, Layout
 from secateur.bundle.manifest import GraphSpec, TensorSpec
 from secateur.bundle.schedule import ENCODER_GATES, Gate, Schedule
 from secateur.bundle.symbolic_shape import resolve
+from secateur.checkpoints.streaming import to_device
 from secateur.errors import BadSchedule
 from secateur.export.gate_sites import PlacedGate, place_gates
 from secateur.export.gates import EncoderGate, PruneGate, RouteGate
@@ -96,6 +97,12 @@ def build_graphs(buckets: Sequence[SizedModel], target: Target) -> list[Graph]:
     for bucket, tensors in zip(buckets, interfaces, strict=True):
         graphs += [_gate(bucket, tensors, gate) for gate in bucket.placed]
     return graphs
+
+
+def move(family: Family, graphs: Iterable[Graph], device: str) -> None:
+    """Move the whole model, and what the modules of its graphs have beside it, to `device`."""
+    for module in (family.model, *(graph.module for graph in graphs)):
+        to_device(module, device)
 
 
 def _interface(bucket: SizedModel, target: Target) -> Interface:

@@ -108,9 +108,9 @@ def _rounded_when_run(module: nn.Linear, how: Quantization) -> Iterator[None]:
 
 def _rounded(weight: Tensor, how: Quantization) -> Tensor:
     """Quantize and dequantize a weight [out, in] of torch."""
-    plain = weight.float().T.contiguous().numpy()  # through fp32: torch cannot convert bf16 to numpy
+    plain = weight.float().T.contiguous().cpu().numpy()  # through fp32: torch cannot convert bf16 to numpy
     stored = rounded(plain.astype(str(weight.dtype).removeprefix("torch.")), how)
-    return torch.from_numpy(stored.astype("float32")).T.contiguous().to(weight.dtype)
+    return torch.from_numpy(stored.astype("float32")).T.contiguous().to(weight.device, weight.dtype)
 
 
 def _linear(layers: Iterable[nn.Module]) -> list[nn.Linear]:

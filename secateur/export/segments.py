@@ -36,7 +36,7 @@ class Rotary(nn.Module):
         self.rotary, self.dtype = decoder.rotary, dtype
 
     def forward(self, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        cos, sin = self.rotary(torch.zeros((), dtype=self.dtype), position_ids)
+        cos, sin = self.rotary(torch.zeros((), dtype=self.dtype, device=position_ids.device), position_ids)
         return cos.unsqueeze(1), sin.unsqueeze(1)
 
 

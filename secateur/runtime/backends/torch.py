@@ -6,8 +6,8 @@ It needs the `export` extra and the checkpoint that the bundle was made from. No
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -18,12 +18,13 @@ from secateur.bundle.reader import Bundle
 from secateur.errors import BackendMissing, BadBundle
 from secateur.runtime.backends import base
 from secateur.runtime.backends.base import check_device, check_slices, register_dtype
+from secateur.runtime.receipt import Stopwatch
 
 try:
     import torch
 
     from secateur.bundle.schedule_file import read_schedule
-    from secateur.export.graphs import build_graphs, sized_model
+    from secateur.export.graphs import build_graphs, move, sized_model
     from secateur.export.quantized_graph import weights_as_stored
     from secateur.export.targets import target
     from secateur.families.base import Family
@@ -33,7 +34,7 @@ except ImportError as problem:
 
 
 class TensorBuffer:
-    """A torch tensor on the host as a Buffer."""
+    """A torch tensor as a Buffer."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
         self.tensor = tensor
@@ -51,25 +52,31 @@ class TensorBuffer:
         return TensorBuffer(self.tensor[index])
 
     def write(self, source: base.Buffer | base.Array) -> None:
-        array = source if isinstance(source, np.ndarray) else source.numpy()
-        if array.shape != self.shape:
-            raise ValueError(f"cannot write shape {array.shape} into shape {self.shape}")
-        self.tensor.copy_(_from_numpy(np.ascontiguousarray(array)))
+        if source.shape != self.shape:
+            raise ValueError(f"cannot write shape {source.shape} into shape {self.shape}")
+        if not isinstance(source, TensorBuffer):
+            array = source if isinstance(source, np.ndarray) else source.numpy()
+            source = TensorBuffer(_from_numpy(np.ascontiguousarray(array)))
+        self.tensor.copy_(source.tensor)
 
     def numpy(self) -> base.Array:
-        if self.tensor.dtype == torch.bfloat16:
-            return self.tensor.view(torch.int16).numpy().view(self.dtype)
-        array: base.Array = self.tensor.numpy()
+        host = self.tensor.cpu()  # the same memory if it is there
+        if host.dtype == torch.bfloat16:
+            return host.view(torch.int16).numpy().view(self.dtype)
+        array: base.Array = host.numpy()
         return array
 
 
 class Backend(base.Backend):
-    """Runs modules of the loaded checkpoint, by graph name, on the CPU.
+    """Runs modules of the loaded checkpoint, by graph name.
+
+    device  "cpu" (also None) or "cuda", to which the whole model is moved, `family` too
 
     If the bundle has integer weights, the decoder layers of `family` use the dequantized weights until `close`; gates
     use the exact weights.
 
     Raises:
+        BackendMissing: torch finds no CUDA device.
         BadModel: the checkpoint in the manifest cannot be loaded.
         BadBundle: it is not the model that the bundle was made from.
     """
@@ -77,7 +84,9 @@ class Backend(base.Backend):
     def __init__(
         self, bundle: Bundle, threads: int | None = None, family: Family | None = None, device: str | None = None
     ) -> None:
-        check_device("torch", device, ("cpu",))
+        self._device = check_device("torch", device, ("cpu", "cuda"))
+        if self._device == "cuda":
+            check_cuda("backend 'torch'")
         manifest = bundle.manifest
         register_dtype(manifest.dtype)
         kind = target(manifest.target, manifest.dtype)
@@ -94,6 +103,8 @@ class Backend(base.Backend):
             schedules = [read_schedule(bundle.path(ref.file)) for ref in each.schedules.values()]
             buckets.append(sized_model(seen, each.layout, schedules))
         self._graphs = {graph.spec.name: graph for graph in build_graphs(buckets, kind)}
+        if self._device != "cpu":
+            move(family, self._graphs.values(), self._device)
         self._stored = ExitStack()
         if (how := manifest.quantization) is not None:
             self._stored.enter_context(weights_as_stored(family.decoder.layers, how))
@@ -105,7 +116,7 @@ class Backend(base.Backend):
             )
 
     def allocate(self, shape: tuple[int, ...], dtype: np.dtype[Any] | type | str) -> TensorBuffer:
-        return TensorBuffer(torch.zeros(shape, dtype=getattr(torch, np.dtype(dtype).name)))
+        return TensorBuffer(torch.zeros(shape, dtype=getattr(torch, np.dtype(dtype).name), device=self._device))
 
     def run(self, graph: str, inputs: Mapping[str, base.Buffer], outputs: Mapping[str, base.Buffer]) -> None:
         known = self._graphs[graph]
@@ -120,9 +131,39 @@ class Backend(base.Backend):
                     )
                 tensor.copy_(result)
 
+    def clock(self, watch: Stopwatch, stage: str) -> AbstractContextManager[None]:
+        return watch(stage) if self._device == "cpu" else _until_done(watch, stage)
+
+    def describe(self) -> dict[str, str]:
+        if self._device == "cpu":
+            return {}
+        return {"GPU": torch.cuda.get_device_name(), "CUDA": str(torch.version.cuda), "torch": str(torch.__version__)}
+
     def close(self) -> None:
         self._stored.close()
         self._graphs = {}
+
+
+def check_cuda(who: str) -> None:
+    """Check that torch can use a GPU.
+
+    Raises:
+        BackendMissing: it was built without CUDA, or finds no device.
+    """
+    if not torch.cuda.is_available():
+        why = "finds none" if torch.version.cuda else "is built without CUDA"
+        raise BackendMissing(
+            f"{who} needs a CUDA device, and torch {torch.__version__} {why}; install a torch with CUDA on a machine "
+            "with a GPU, or use --device cpu"
+        )
+
+
+@contextmanager
+def _until_done(watch: Stopwatch, stage: str) -> Iterator[None]:
+    """Add the time until the device has finished the work of the block."""
+    with watch(stage):
+        yield
+        torch.cuda.synchronize()
 
 
 def _tensor(buffer: base.Buffer) -> torch.Tensor:
