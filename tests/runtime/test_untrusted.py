@@ -31,6 +31,8 @@ HOSTILE: list[Any] = [
     "<image>", "(a+)+$", "a*a*a*b", "(((", "Regex", [], {}, [[]], [1] * 5000, {"a": 1}, [0, 0],
     [10**9, 10**9], "vision", "full",
 ]  # fmt: skip
+REPEATED = 1 << 24
+"""Characters of a repeated list, about: the test itself must not fill the memory."""
 STEPS = ["Replace", "Split", "Prepend", "FixedLength", "Precompiled", "Sequence", "NFKC", "Metaspace", "BPE", "Unigram"]
 
 
@@ -106,7 +108,8 @@ def changed(data: st.DataObject, tree: Any) -> Any:
     elif how == "remove":
         del holder[last]
     elif how == "repeat" and isinstance(value, list):
-        holder[last] = value * data.draw(st.sampled_from([2, 100, 2000]), "times")
+        times = data.draw(st.sampled_from([2, 100, 2000]), "times")
+        holder[last] = value * min(times, 1 + REPEATED // max(len(json.dumps(value)), 1))
     elif how == "swap":
         other = tree
         for key in data.draw(st.sampled_from(places(tree)[1:]), "other"):
