@@ -99,7 +99,7 @@ class Backend(base.Backend):
             for name, buffer in (*inputs.items(), *outputs.items()):
                 self._set(opened, name, buffer)
             opened.request.infer()
-        except RuntimeError as problem:
+        except Exception as problem:
             raise SecateurError(f"graph '{graph}' failed in OpenVINO: {_reason(problem)}") from problem
 
     def describe(self) -> dict[str, str]:
@@ -115,19 +115,21 @@ class Backend(base.Backend):
     def _open(self, graph: GraphSpec) -> _Request:
         path = self._bundle.path(graph.file)
         try:
-            model = self._core.read_model(str(path))
+            # By name, because Core.read_model tries the readers of other formats on a damaged file.
+            reader = importlib.import_module("openvino.frontend").FrontEndManager().load_by_framework("onnx")
+            model = reader.convert(reader.load(str(path)))
             self._mend(graph, model)
             compiled = self._core.compile_model(model, self._device, self._options)
-        except RuntimeError as problem:
-            raise BadBundle(f"OpenVINO cannot open {path} ({_reason(problem)}); use --backend ort") from None
+        except Exception as problem:
+            raise BadBundle(
+                f"OpenVINO cannot open {path} ({_reason(problem)}); export the bundle again, or use --backend ort"
+            ) from None
         ports = self._compare(graph, graph.all_inputs, compiled.inputs)
         ports |= self._compare(graph, graph.outputs, compiled.outputs)
         opened = _Request(compiled.create_infer_request(), ports)
         for weight in graph.weights:
             # Copy on write, because OpenVINO refuses read-only memory; nothing writes to an input.
-            mapped = np.memmap(
-                self._bundle.path(weight.file), mode="c", offset=weight.offset, shape=(weight.nbytes,)
-            )
+            mapped = np.memmap(self._bundle.path(weight.file), mode="c", offset=weight.offset, shape=(weight.nbytes,))
             buffer = HostBuffer(mapped.view(weight.dtype).reshape(weight.shape))
             self._set(opened, weight.name, buffer)
             opened.weights.append(buffer)
@@ -140,8 +142,8 @@ class Backend(base.Backend):
         - Attention: query heads share keys and values, also if the number of query heads is not in the graph.
         """
         ops = importlib.import_module("openvino.opset13")
-        dimensions = self._bundle.manifest.dimensions
-        heads, kv_heads, size = dimensions.heads, dimensions.kv_heads, dimensions.head_dim
+        heads, kv_heads = self._bundle.manifest.dimensions.heads, self._bundle.manifest.dimensions.kv_heads
+        own = np.repeat(np.arange(kv_heads), heads // kv_heads)
         for node in model.get_ordered_ops():
             kind = node.get_type_name()
             if kind == "TopK" and node.output(1).get_target_inputs():
@@ -152,9 +154,7 @@ class Backend(base.Backend):
             elif kind == "ScaledDotProductAttention" and graph.kind == "segment" and heads != kv_heads:
                 for place in node.inputs()[1:3]:
                     if place.get_partial_shape()[1] == kv_heads:
-                        apart = ops.unsqueeze(place.get_source_output(), [2])
-                        each = ops.broadcast(apart, [1, 1, heads // kv_heads, 1, 1], broadcast_spec="BIDIRECTIONAL")
-                        repeated = ops.reshape(each, [0, heads, -1, size], special_zero=True)
+                        repeated = ops.gather(place.get_source_output(), own, 1)
                         place.replace_source_output(repeated.output(0))
         model.validate_nodes_and_infer_types()
 
@@ -197,19 +197,18 @@ def _find_device(core: Any, device: str | None) -> str:
     Raises:
         InputError: it is not here.
     """
-    wanted = (device or "cpu").upper()
-    available = core.available_devices
-    if not any(name == wanted or name.startswith(f"{wanted}.") for name in available):
-        here = ", ".join(name.lower() for name in available)
+    wanted = "cpu" if device is None else device
+    available = [name.lower() for name in core.available_devices]
+    if not any(wanted in (name, name.partition(".")[0]) for name in available):
+        here = ", ".join(available)
         raise InputError(f"backend 'openvino' finds no device '{device}' here; choose one of: {here}")
-    return wanted
+    return wanted.upper()
 
 
 def _reason(problem: Exception) -> str:
-    """Return the line of an OpenVINO error that says what is wrong; the lines above it say where it was raised."""
-    lines = [line.strip() for line in str(problem).splitlines() if line.strip()]
-    said = [line for line in lines if not line.startswith(("Exception from", "Check '", "While validating"))]
-    return first_line(Exception(said[0])) if said else first_line(problem)
+    """Return the last line of an OpenVINO error, which says what is wrong; the others say where it was raised."""
+    lines = [line.strip(" -") for line in str(problem).splitlines() if line.strip()]
+    return first_line(RuntimeError(lines[-1])) if lines else first_line(problem)
 
 
 def _import() -> ModuleType:
