@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -16,7 +15,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from secateur.bundle.manifest import GraphSpec, TensorSpec, WeightSpec
-from secateur.errors import BackendMissing, BadBundle, InputError, SecateurError
+from secateur.errors import BadBundle, InputError, SecateurError
 from secateur.runtime import Bundle, Pipeline
 from secateur.runtime.backends import ort
 from secateur.runtime.backends.base import BF16, register_dtype
@@ -319,9 +318,3 @@ def test_changed_files_are_found(bundle: Bundle, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(Bundle, "check_unchanged", lambda self: called.append(True))
     Backend(bundle).check_files()
     assert called
-
-
-def test_without_the_library(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "openvino", None)
-    with pytest.raises(BackendMissing, match="'openvino' needs OpenVINO; pip install openvino"):
-        Backend(bundle)
