@@ -29,10 +29,11 @@ HELP = "compare two backends on every graph of a bundle"
 
 def add_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("--against", required=True, help="reference backend: ort, torch, trt or rtx")
-    parser.add_argument("--backend", default="ort", help="backend to check: ort, torch, trt or rtx (default: ort)")
+    parser.add_argument("--against", required=True, help="reference backend: ort, openvino, torch, trt or rtx")
+    parser.add_argument("--backend", default="ort", help="backend to check, as --against (default: ort)")
     parser.add_argument(
-        "--device", help="its device: cpu (default) or cuda, for ort and torch; trt and rtx are always on cuda"
+        "--device",
+        help="its device: cpu or cuda for ort and torch; cpu, gpu or npu for openvino (default: cpu; trt, rtx: cuda)",
     )
     parser.add_argument("--model", help="checkpoint, for the backend torch (default: where the bundle came from)")
     parser.add_argument("--schedules", default="all", help="schedules, as a,b; full is always included (default: all)")

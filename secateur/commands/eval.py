@@ -30,8 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     parser.add_argument("bundle", type=_path)
     parser.add_argument("--task", default="demo", help=f"{', '.join(plugins.names(tasks))} (default: demo)")
     parser.add_argument("--schedules", default="all", help="schedules, as a,b; full is always included (default: all)")
-    parser.add_argument("--backend", default="ort", help="ort, torch, trt or rtx (default: ort)")
-    parser.add_argument("--device", help="cpu (default) or cuda, for ort and torch; trt and rtx are always on cuda")
+    parser.add_argument("--backend", default="ort", help="ort, openvino, torch, trt or rtx (default: ort)")
+    parser.add_argument(
+        "--device", help="cpu or cuda for ort and torch; cpu, gpu or npu for openvino (default: cpu; trt, rtx: cuda)"
+    )
     parser.add_argument("--threads", type=int, help="threads of the backend (default: all cores)")
     data = parser.add_argument_group("questions")
     data.add_argument("--data", type=_path, help=".jsonl with question_id, image and text, or its folder")

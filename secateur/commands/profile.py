@@ -33,8 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("--schedules", default="all", help="schedules, as a,b; full is always included (default: all)")
     here = parser.add_argument_group("timed in this process")
-    here.add_argument("--backend", help="ort, torch, trt or rtx (default: ort)")
-    here.add_argument("--device", help="cpu (default) or cuda, for ort and torch; trt and rtx are always on cuda")
+    here.add_argument("--backend", help="ort, openvino, torch, trt or rtx (default: ort)")
+    here.add_argument(
+        "--device", help="cpu or cuda for ort and torch; cpu, gpu or npu for openvino (default: cpu; trt, rtx: cuda)"
+    )
     here.add_argument("--threads", type=int, help="threads of the backend (default: all cores)")
     here.add_argument("--image", help="image file (default: noise; times do not depend on the content)")
     here.add_argument("--prompt", help="question (default: a short one)")

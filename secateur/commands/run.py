@@ -28,8 +28,10 @@ def add_arguments(parser: argparse.ArgumentParser, argv: list[str]) -> None:
     parser.add_argument("--image-size", help="one of the bundle, WIDTHxHEIGHT (default: the best for the image)")
     parser.add_argument("--prompt", required=True, help="question about the image")
     parser.add_argument("--schedule", help="schedule (default: the only one besides full)")
-    parser.add_argument("--backend", default="ort", help="ort, torch, trt or rtx (default: ort)")
-    parser.add_argument("--device", help="cpu (default) or cuda, for ort and torch; trt and rtx are always on cuda")
+    parser.add_argument("--backend", default="ort", help="ort, openvino, torch, trt or rtx (default: ort)")
+    parser.add_argument(
+        "--device", help="cpu or cuda for ort and torch; cpu, gpu or npu for openvino (default: cpu; trt, rtx: cuda)"
+    )
     parser.add_argument("--model", help="checkpoint, for the backend torch (default: where the bundle came from)")
     parser.add_argument("--threads", type=int, help="threads of the backend (default: all cores)")
     parser.add_argument("--guard", action="store_true", help="stop at the first graph and row with values out of range")

@@ -60,7 +60,7 @@ class Pipeline:
         backend    name of a file in secateur/runtime/backends
         threads    CPU threads; None: the backend decides
         verify     whether to compare the sha256 of every file with the manifest
-        device     "cpu" or "cuda", if the backend supports it; None: the default of the backend
+        device     "cpu", "cuda", "gpu" or "npu", if the backend supports it; None: the default of the backend
         schedules  names of the schedules to open besides "full" (other gates use no memory); None: all
         guard      whether to stop at the first graph output outside of its dtype's range (slow, for debugging)
         model      folder of the checkpoint, for the backend torch; None: where the bundle was exported from

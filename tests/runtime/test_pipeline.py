@@ -187,9 +187,10 @@ def test_wrong_use_of_load(bundle_path: Path, monkeypatch: pytest.MonkeyPatch) -
         Pipeline.load(bundle_path, backend="orr")
     with pytest.raises(InputError, match="threads must be"):
         Pipeline.load(bundle_path, threads=0)
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(BackendMissing, match="pip install onnxruntime"):
-        Pipeline.load(bundle_path)
+    for backend, package in (("ort", "onnxruntime"), ("openvino", "openvino")):
+        monkeypatch.setitem(sys.modules, package, None)
+        with pytest.raises(BackendMissing, match=f"'{backend}' needs .*; pip install {package}$"):
+            Pipeline.load(bundle_path, backend=backend)
 
 
 def test_a_closed_pipeline(bundle_path: Path, picture: Picture) -> None:
