@@ -223,9 +223,15 @@ def saved(family: Family, folder: Path, **options: Any) -> Path:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"repetition_penalty": 0}, "repetition_penalty must be a number above 0, got 0; correct generation_config"),
+        (
+            {"repetition_penalty": 0},
+            "repetition_penalty must be a number from 1e-30 to 1e30, got 0; correct generation_config",
+        ),
         ({"suppress_tokens": [64]}, "bans the token 64, the model has 0 to 63; correct it"),
-        ({"bad_words_ids": "no"}, "bad_words_ids must be a list of sequences of token ids, got 'no'"),
+        (
+            {"bad_words_ids": "no"},
+            "bad_words_ids must be a list of sequences of token ids, none of them empty, got 'no'",
+        ),
         ({"do_sample": True, "temperature": 0.0}, "temperature is 0 with do_sample"),
     ],
 )

@@ -71,11 +71,16 @@ class Sampling:
             self._check(name, _real, lambda x: 0 < x <= 1, "above 0 and at most 1")
         self._check("min_p", _real, lambda x: 0 <= x <= 1, "at least 0 and at most 1")
         self._check("epsilon_cutoff", _real, lambda x: 0 <= x < 1, "at least 0 and below 1")
-        self._check("repetition_penalty", _real, lambda x: x > 0, "a number above 0")
-        self._check("stop_strings", _tuple, lambda x: all(isinstance(t, str) and t for t in x), "a list of texts")
+        self._check("repetition_penalty", _real, lambda x: 1e-30 <= x <= 1e30, "a number from 1e-30 to 1e30")
+        self._check(
+            "stop_strings",
+            _tuple,
+            lambda x: all(isinstance(t, str) and t for t in x),
+            "a list of texts, none of them empty",
+        )
         for name in ("suppress_tokens", "begin_suppress_tokens"):
             self._check(name, _tuple, _ids, "a list of token ids")
-        sequences = "a list of sequences of token ids"
+        sequences = "a list of sequences of token ids, none of them empty"
         self._check("bad_words_ids", _tuple, lambda x: all(_tuple(s) and s and _ids(s) for s in x), sequences)
 
     def _check(self, name: str, kind: Any, within: Any, wanted: str) -> None:

@@ -27,6 +27,11 @@ BOUNDS = (
     (re.compile(r"size|dim|width|channels|position_embeddings|seq_length"), 1 << 28),
 )
 """Largest values of integers in config.json by their name; the first that fits counts."""
+POSITIVE = re.compile(
+    r"^(num_hidden_layers|depth|num_(attention_|key_value_)?heads|hidden_size|intermediate_size|head_dim|vocab_size"
+    r"|patch_size|image_size|spatial_merge_size|max_position_embeddings)$"
+)
+"""Names of integers in config.json that are at least 1."""
 MEND = "compare it with that of its source"
 
 
@@ -53,14 +58,17 @@ def check_config(path: Path) -> None:
     """Check the integers in a config.json before anything of that size is made.
 
     Raises:
-        BadModel: one is above its bound; names the field.
+        BadModel: one is outside its bounds; names the field.
     """
     try:
         config = json.loads(read_text(path))
     except (OSError, ValueError, RecursionError) as problem:
         raise BadModel(f"{path} cannot be read ({first_line(problem)}); download it again") from None
     for name, value in _integers(config):
-        most = next((most for pattern, most in BOUNDS if pattern.search(name.rpartition(".")[2])), None)
+        field = name.rpartition(".")[2]
+        most = next((most for pattern, most in BOUNDS if pattern.search(field)), None)
+        if value < 1 and POSITIVE.match(field):
+            raise BadModel(f"{path} has {name} = {value}, the least is 1; {MEND}")
         if most is not None and value > most:
             raise BadModel(f"{path} has {name} = {value}, the most is {most}; {MEND}")
 

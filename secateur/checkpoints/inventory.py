@@ -97,7 +97,7 @@ def about(sampling: Sampling, prompt: Prompt) -> list[Item]:
     if prompt.one_question:
         found.append(Item("template", "further questions", "refused", prompt.one_question))
     for who, rules in (("question", prompt.question), ("answer", prompt.answer)):
-        found += [Item("template", f"a {who} with {text!r}", "refused", "it is rewritten") for text in rules.rewritten]
+        found += [Item("template", f"{who} with {text!r}", "refused", "it is rewritten") for text in rules.rewritten]
     return found
 
 

@@ -17,6 +17,8 @@ from secateur.runtime.tokenizer_file import panics, read_tokenizer
 
 ANCHOR = "\U0010fffe"
 """A Unicode noncharacter: text from other programs should not contain it."""
+MOST_CHARACTERS = 1 << 20
+"""Of a question; a tokenizer takes up to 600 bytes for each."""
 
 
 class Tokenizer:
@@ -120,6 +122,8 @@ class Tokenizer:
             question.encode("utf-8")
         except UnicodeEncodeError:
             raise BadPrompt("the prompt is not valid UTF-8; send it as UTF-8 text") from None
+        if len(question) > MOST_CHARACTERS:
+            raise BadPrompt(f"the prompt has {len(question)} characters, the most is {MOST_CHARACTERS}; shorten it")
         if not question.strip():
             raise BadPrompt("the prompt is empty; give a question")
         question = without_markers(question, self.prompt.image_token, self._special.values())

@@ -28,6 +28,8 @@ def write(folder: Path, **config: Any) -> Path:
         ({"vision_config": {"image_size": [10**6, 1]}}, "vision_config.image_size = 1000000, the most is 8192"),
         ({"text_config": {"hidden_size": 10**12}}, "text_config.hidden_size = 1000000000000, the most is"),
         ({"text_config": {"num_attention_heads": 10**9}}, "num_attention_heads = 1000000000, the most is 4096"),
+        ({"text_config": {"num_hidden_layers": 0}}, "text_config.num_hidden_layers = 0, the least is 1"),
+        ({"vision_config": {"patch_size": -4}}, "vision_config.patch_size = -4, the least is 1"),
         ({"a": [{"b": {"vocab_size": 10**18}}]}, "a.b.vocab_size = 1000000000000000000"),
     ],
 )

@@ -154,6 +154,13 @@ def test_a_missing_question_is_refused(question: str) -> None:
         Tokenizer(PROMPT, byte_level()).first(question)
 
 
+def test_a_long_question_is_refused_before_it_is_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Tokenizer(PROMPT, byte_level())
+    monkeypatch.setattr(made, "_question", lambda *_: pytest.fail("it was encoded"))
+    with pytest.raises(BadPrompt, match="the prompt has 1048577 characters, the most is 1048576; shorten it"):
+        made.first("x" * ((1 << 20) + 1))
+
+
 def test_a_model_of_one_question() -> None:
     mine = Tokenizer(Prompt(("\n", "\n"), None, (2,), 0), byte_level())
     assert mine.first("red")
