@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ from secateur.bundle.prompt import SCHEMA, Prompt, TurnRules
 from secateur.bundle.strict_json import convert
 from secateur.checkpoints.bounded import OutOfBounds, bounded
 from secateur.checkpoints.template_rules import ANSWER, FURTHER, QUESTION, FurtherTurns, further_turns
-from secateur.errors import BadModel, first_line
+from secateur.errors import BadModel, SecateurWarning, first_line
 from secateur.runtime.tokenizer import Tokenizer
 
 Message = dict[str, Any]
@@ -168,6 +169,9 @@ def _rendered(processor: Any, marker: str, images: int, system: str) -> tuple[st
     The template is rendered some hundred times, all within one bound on time and memory.
     """
     template = _template(processor)
+    if "strftime_now" in template:
+        text = "the chat template shows the date (strftime_now); a bundle keeps that of its export"
+        warnings.warn(text, SecateurWarning, stacklevel=2)
 
     def probe() -> str:
         try:

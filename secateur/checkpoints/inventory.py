@@ -105,9 +105,10 @@ def files(folder: Path) -> list[Item]:
     """List the files of a checkpoint; those in subfolders only if one of them is read."""
     weights = {SINGLE} if (folder / SINGLE).is_file() else {INDEX, *weight_files(folder)}
     found = []
-    for path in sorted(folder.rglob("*")):
+    deeper = (path for pattern in FILES if "/" in pattern for path in folder.glob(pattern))
+    for path in sorted({*folder.iterdir(), *deeper}):
         name = path.relative_to(folder).as_posix()
-        if path.is_dir() or ("/" in name and not any(fnmatch(name, pattern) for pattern in FILES)):
+        if path.is_dir():
             continue
         if any(fnmatch(name, pattern) for pattern in ADAPTERS):
             found.append(Item("file", name, "refused", "an adapter, which is not merged into the weights"))

@@ -27,7 +27,7 @@ from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImag
 from secateur.checkpoints import load_processor, tiny_model, tiny_tokenizers
 from secateur.checkpoints.chat_template import ChatTemplate, check_image_tokens, check_vocabulary, conversation
 from secateur.demo import model_directory
-from secateur.errors import BadModel
+from secateur.errors import BadModel, SecateurWarning
 from secateur.families.llava import TEMPLATE
 from secateur.runtime.tokenizer import Tokenizer
 from tests.model_fixtures.processors import (
@@ -216,6 +216,13 @@ def test_a_template_without_a_system_prompt() -> None:
     apart(made, "llava")
     with pytest.raises(BadModel, match="does not show a system prompt"):
         apart(made, "llava", system="w1")
+
+
+def test_a_date_is_said_to_stay() -> None:
+    made = fresh()
+    made.chat_template = TEMPLATE.replace("{{ bos_token }}", "{{ bos_token }}{{ strftime_now('%Y') }}")
+    with pytest.warns(SecateurWarning, match="a bundle keeps that of its export"):
+        apart(made, "llava")
 
 
 def test_the_tokenizers_template_is_used_too() -> None:
