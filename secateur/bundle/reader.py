@@ -20,7 +20,7 @@ from secateur.bundle.prompt import Prompt
 from secateur.bundle.regular_file import Unreadable, open_regular, read_text
 from secateur.bundle.schedule import Schedule
 from secateur.bundle.strict_json import read_json
-from secateur.errors import BadBundle, BadSchedule, UnknownName
+from secateur.errors import BadBundle, BadSchedule, UnknownName, printable
 
 MANIFEST = "manifest.json"
 REQUIRED = ("prompt.json", "tokenizer.json")
@@ -91,7 +91,7 @@ class Bundle:
         try:
             check_graphs(manifest)
         except BadBundle as problem:
-            raise BadBundle(f"{root / MANIFEST}: {problem}; {MEND}") from None
+            raise BadBundle(f"{root / MANIFEST}: {printable(str(problem))}; {MEND}") from None
         for bucket in manifest.buckets:
             _check_schedules(root, bucket)
         prompt = read_json(Prompt, root / "prompt.json", BadBundle)
@@ -256,7 +256,7 @@ def _check_schedules(root: Path, manifest: Manifest) -> None:
         try:
             schedule = read_json(Schedule, root / ref.file, BadSchedule)
         except BadSchedule as problem:
-            raise BadBundle(f"{problem}; {MEND}") from None
+            raise BadBundle(f"{printable(str(problem))}; {MEND}") from None
         written = (schedule.name, schedule.positions, [(g.layer, g.keep, g.kind) for g in schedule.gates])
         if written != (name, ref.positions, [(g.layer, g.keep, g.kind) for g in ref.gates]):
             raise BadBundle(f"{root / ref.file} is not the schedule '{name}' of the manifest; {MEND}")

@@ -336,6 +336,7 @@ CHANGES: list[tuple[str, Callable[[dict[str, Any]], Any], str]] = [
         "number of graphs is 4097; it must be from 0 to 4096",
     ),
     ("missing", lambda m: m.pop("layout"), "lacks the field 'layout'"),
+    ("kind", lambda m: graph(m, "segment_1").update(kind="[" * 100_000), "[[[ ... [[["),
     ("images", lambda m: m["layout"].update(images=1 << 62), "do not belong to 4611686018427387904 images"),
     (
         "integer",
