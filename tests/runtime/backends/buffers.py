@@ -34,3 +34,17 @@ def segment(backend: Backend, rows: int = 3, past: int = 2, batch: int = 2) -> t
     outputs["hidden_states.out"] = backend.allocate((batch, rows, 16), np.float32)
     outputs |= {name: backend.allocate((batch, 4, 4), np.float32) for name in ("query", "text_query")}
     return inputs, outputs
+
+
+def check_rows_are_written_into_a_view(backend: Backend, past: int) -> None:
+    """New rows go to their place in a larger buffer, and nothing else there changes."""
+    inputs, outputs = segment(backend, past=past)
+    backend.run("segment_0", inputs, outputs)
+    cache = backend.allocate((past + 7, 2, 2, 4), np.float32)
+    cache.numpy()[:] = 5
+    cache.view(slice(0, past)).write(inputs["past_key.0"])
+    placed = outputs | {"new_key.0": cache.view(slice(past, past + 3))}
+    backend.run("segment_0", inputs | {"past_key.0": cache.view(slice(0, past))}, placed)
+    assert np.array_equal(cache.numpy()[past : past + 3], outputs["new_key.0"].numpy())
+    assert np.array_equal(cache.numpy()[:past], inputs["past_key.0"].numpy())
+    assert (cache.numpy()[past + 3 :] == 5).all()

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from secateur.errors import InputError, SecateurError
 from secateur.runtime import Bundle, Pipeline
 from secateur.runtime.backends.openvino import Backend
-from tests.runtime.backends.buffers import segment
+from tests.runtime.backends.buffers import check_rows_are_written_into_a_view, segment
 
 OPTIONS: dict[str, Any] = {"max_new_tokens": 8}
 
@@ -55,16 +55,7 @@ def test_answers_equal_those_of_ort(schedule: str, bundle: Bundle, vlm: Pipeline
 
 @pytest.mark.parametrize("past", [0, 1, 5])
 def test_rows_are_written_into_a_view(backend: Backend, past: int) -> None:
-    inputs, outputs = segment(backend, past=past)
-    backend.run("segment_0", inputs, outputs)
-    cache = backend.allocate((past + 7, 2, 2, 4), np.float32)
-    cache.numpy()[:] = 5
-    cache.view(slice(0, past)).write(inputs["past_key.0"])
-    placed = outputs | {"new_key.0": cache.view(slice(past, past + 3))}
-    backend.run("segment_0", inputs | {"past_key.0": cache.view(slice(0, past))}, placed)
-    assert np.array_equal(cache.numpy()[past : past + 3], outputs["new_key.0"].numpy())
-    assert np.array_equal(cache.numpy()[:past], inputs["past_key.0"].numpy())
-    assert (cache.numpy()[past + 3 :] == 5).all()
+    check_rows_are_written_into_a_view(backend, past)
 
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(1, 4), st.integers(1, 3)), min_size=1, max_size=5))
