@@ -15,9 +15,8 @@ from hypothesis import strategies as st
 from secateur.errors import InputError, SecateurError
 from secateur.runtime import Bundle, Pipeline
 from secateur.runtime.backends.openvino import Backend
+from tests.runtime.backends.answers import check_same_answers
 from tests.runtime.backends.buffers import check_rows_are_written_into_a_view, segment
-
-OPTIONS: dict[str, Any] = {"max_new_tokens": 8}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -41,16 +40,7 @@ def backend(bundle: Bundle) -> Backend:
 @pytest.mark.parametrize("schedule", ["full", "prune", "early", "none"])
 def test_answers_equal_those_of_ort(schedule: str, bundle: Bundle, vlm: Pipeline, picture: Any) -> None:
     with Pipeline(bundle, Backend(bundle, threads=1)) as pipeline:
-        for seed, question in enumerate(("what color is the seven ?", "red ?")):
-            got, want = (p.ask(picture(seed), question, schedule, **OPTIONS) for p in (pipeline, vlm))
-            assert got.tokens == want.tokens and got.kept == want.kept
-            np.testing.assert_allclose(got.first_logits, want.first_logits, rtol=1e-4, atol=1e-4)
-        batches = [p.ask([picture(0), picture(1)], ["red ?", "three"], schedule, **OPTIONS) for p in (pipeline, vlm)]
-        assert [a.tokens for a in batches[0]] == [a.tokens for a in batches[1]]
-        chats = [p.open(picture(2), schedule) for p in (pipeline, vlm)]
-        for question in ("red ?", "where is the seven ?"):
-            got, want = (chat.ask(question, **OPTIONS) for chat in chats)
-            assert got.tokens == want.tokens
+        check_same_answers(pipeline, vlm, schedule, picture, 1e-4)
 
 
 @pytest.mark.parametrize("past", [0, 1, 5])

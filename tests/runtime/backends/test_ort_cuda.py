@@ -19,8 +19,7 @@ from secateur.runtime.backends import ort
 from secateur.runtime.backends.base import BF16, register_dtype
 from secateur.runtime.device.ort_stream import PROVIDER, Cuda
 from secateur.runtime.device.stream import DeviceBuffer
-
-OPTIONS: dict[str, Any] = {"max_new_tokens": 8}
+from tests.runtime.backends.answers import OPTIONS, check_same_answers
 
 
 class Simulated(Cuda):
@@ -55,16 +54,7 @@ def test_answers_equal_those_of_the_cpu(
     schedule: str, simulated_ort: Any, bundle_path: Path, vlm: Pipeline, picture: Any
 ) -> None:
     with Pipeline.load(bundle_path, threads=1, verify=False, device="cuda") as pipeline:
-        for seed, question in enumerate(("what color is the seven ?", "red ?")):
-            got, want = (p.ask(picture(seed), question, schedule, **OPTIONS) for p in (pipeline, vlm))
-            assert got.tokens == want.tokens and got.kept == want.kept
-            assert np.array_equal(got.first_logits, want.first_logits)
-        batches = [p.ask([picture(0), picture(1)], ["red ?", "three"], schedule, **OPTIONS) for p in (pipeline, vlm)]
-        assert [a.tokens for a in batches[0]] == [a.tokens for a in batches[1]]
-        chats = [p.open(picture(2), schedule) for p in (pipeline, vlm)]
-        for question in ("red ?", "where is the seven ?"):
-            got, want = (chat.ask(question, **OPTIONS) for chat in chats)
-            assert got.tokens == want.tokens
+        check_same_answers(pipeline, vlm, schedule, picture)
 
 
 def test_buffers_are_on_the_device(simulated_ort: Any, bundle_path: Path) -> None:
